@@ -1,0 +1,26 @@
+"""What a person did wrong, said in one line."""
+
+
+class InputError(ValueError):
+    """Bad input: what was wrong, where, what was found, what is expected, what to do.
+
+    The message is one line. The command line prints it and exits with code 2; in Python it is a `ValueError`.
+
+    >>> raise InputError("--particles: found 0, expected at least 1: name how many draws to take")
+    Traceback (most recent call last):
+    ...
+    pvae.errors.InputError: --particles: found 0, expected at least 1: name how many draws to take
+    """
+
+
+def nearest(unknown: str, known: list[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, then all of them.
+
+    >>> nearest("bernouli", ["bernoulli", "gaussian"])
+    "did you mean 'bernoulli'? known: bernoulli, gaussian"
+    """
+    import difflib
+
+    close = difflib.get_close_matches(unknown.lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}known: {', '.join(sorted(known))}"
