@@ -1,1 +1,11 @@
 """Variational autoencoders as probabilistic programs."""
+
+from .base import Part
+from .errors import InputError
+from .guides import Guide, MeanField
+from .likelihoods import Bernoulli, Gaussian, Likelihood
+from .networks import ConvDecoder, ConvEncoder, Decoder, Encoder, MLPDecoder, MLPEncoder, mlp
+from .objectives import ELBO, IWAE, Objective
+from .priors import Normal, Prior
+from .vae import VAE
+from .weights import LogWeights, log_weights

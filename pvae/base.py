@@ -1,0 +1,159 @@
+"""What every part is: a member of a family, found by name, whose call returns a distribution."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+import weakref
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, nearest
+
+_families: dict[str, dict[str, type[Member]]] = {}
+
+
+class Member:
+    """A class of a family, registered under a name where the class is written.
+
+    A family's root says `family=`; a member says `name=`. Members without a name are found by import path.
+
+    >>> class Root(Member, family="example"): ...
+    >>> class One(Root, name="one"): ...
+    >>> lookup("example", "one") is One
+    True
+    """
+
+    family: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, family: str = "", name: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if family:
+            cls.family = family
+            _families[family] = {"": cls}
+        cls.name = name
+        if name:
+            _families[cls.family][name] = cls
+
+
+class Part(Member, nn.Module):
+    """A module whose call returns a distribution: the parameters live in it, the call builds the distribution.
+
+    The last dimensions of the distribution are its event; all dimensions to the left are batch
+    (particles, data) and any number of them is allowed.
+    """
+
+    def initialize(self, x: Tensor) -> None:
+        """Take what the part starts from out of the training data x (N, *shape), float32; once, before a fit."""
+
+
+def members(family: str) -> dict[str, type[Member]]:
+    """The registered members of a family by name.
+
+    >>> from pvae import priors
+    >>> sorted(members("prior"))
+    ['normal']
+    """
+    return {name: member for name, member in _families[family].items() if name}
+
+
+def lookup(family: str, name: str) -> type[Member]:
+    """The member of a family by its name, or by import path `package.module:Class`.
+
+    Raises:
+        InputError: an unknown name; a path that cannot be imported, or is not of the family.
+    """
+    known = members(family)
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        raise InputError(
+            f"--{family}: unknown {family} '{name}': {nearest(name, list(known))}; or give your own class as module:Class"
+        )
+    found = _import(family, name)
+    if not (inspect.isclass(found) and issubclass(found, _families[family][""])):
+        root = _families[family][""]
+        raise InputError(
+            f"--{family} {name}: found {found!r}, expected a subclass of {root.__module__}.{root.__name__}"
+        )
+    return found
+
+
+def path(member: type[Member]) -> str:
+    """The string that `lookup` finds a member by."""
+    return member.name or f"{member.__module__}:{member.__qualname__}"
+
+
+def _import(family: str, name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        sys.path.insert(0, str(Path.cwd()))  # a class in a file beside the user, as `python -m` would find it
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--{family} {name}: no module named '{error.name}': expected module:Class, importable from here"
+        ) from error
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        line = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(
+            f"--{family} {name}: importing it failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {line}"
+        ) from error
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, attribute):
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        raise InputError(
+            f"--{family} {name}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}"
+        )
+    return getattr(module, attribute)
+
+
+def announce(module: nn.Module, scope: str = "") -> None:
+    """Say to Pyro that a program uses the parameters of a module: one `param` site each.
+
+    Unlike `pyro.module` it leaves the parameters where they are, on the module, and out of the global parameter
+    store: two models in one process have nothing in common. Stock `pyro.infer.SVI` trains what it is told of here.
+
+    Args:
+        module: whose parameters are used.
+        scope: what the sites' names start with. Names hold the module's identity, so that two modules of one
+            class in one program do not hide one another.
+    """
+    prefix = f"{scope or type(module).__name__.lower()}[{id(module):x}]"
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            site = f"{prefix}.{name}"
+            _param(_alias(parameter), name=site)
+
+
+def _alias(parameter: nn.Parameter) -> Tensor:
+    # Pyro reads the leaf through `.unconstrained`; set on the parameter itself it would make the module unpicklable.
+    alias = parameter.detach()
+    alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    return alias
+
+
+@pyro.poutine.runtime.effectful(type="param")
+def _param(value: Tensor, **_: Any) -> Tensor:
+    return value
+
+
+def leading(module: nn.Module, x: Tensor, event_dim: int) -> Tensor:
+    """Apply a module that knows one batch dimension to x (*leading, *event): (*leading, *output).
+
+    >>> leading(nn.Conv2d(1, 4, 3), torch.zeros(5, 2, 1, 8, 8), event_dim=3).shape
+    torch.Size([5, 2, 4, 6, 6])
+    """
+    lead = x.shape[: x.dim() - event_dim]
+    if len(lead) == 1:
+        return module(x)
+    out = module(x.reshape(-1, *x.shape[len(lead) :]))
+    return out.reshape(*lead, *out.shape[1:])

@@ -1,0 +1,91 @@
+"""Guides q(z|x): an encoder and the distribution its numbers parametrize."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .base import Part, leading
+from .errors import InputError
+
+
+class Guide(Part, family="guide"):
+    """The family of amortized posteriors. A member takes `encoder` and `latent` first, then options of its own.
+
+    Its call takes data x (..., *shape) and the labels y (or None) and returns a distribution with batch shape (...)
+    and event shape (latent,).
+
+    Args:
+        encoder: a module from (..., *shape) to (..., outputs * latent).
+        latent: size of the latent.
+        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
+    """
+
+    outputs: ClassVar[int] = 2
+    """How many numbers the encoder gives for each latent dimension."""
+
+    def __init__(self, encoder: nn.Module, latent: int, event_dim: int | None = None) -> None:
+        super().__init__()
+        self.encoder, self.latent = encoder, latent
+        self.event_dim = len(getattr(encoder, "shape", (0,))) if event_dim is None else event_dim
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's numbers (..., outputs * latent) for data x (..., *shape)."""
+        out = leading(self.encoder, x, self.event_dim)
+        if out.shape[-1] != self.outputs * self.latent:
+            raise InputError(
+                f"encoder: found {out.shape[-1]} outputs, expected {self.outputs} for each of {self.latent} latent"
+                f" dimensions of {type(self).__name__}"
+            )
+        return out
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """q(z|x) or q(z|x, y): batch shape (...), event shape (latent,)."""
+        raise NotImplementedError
+
+
+class MeanField(Guide, name="mean_field"):
+    """A Gaussian with independent dimensions: q(z|x) = N(m, diag s^2), m and s from one encoder.
+
+    The scale is s = min_scale + max_scale sigmoid(a - log(max_scale - 1)) for the encoder's number a: 1 at a = 0,
+    close to exp(a) below, bounded on both sides and smooth.
+
+    Args:
+        encoder: from data to means, then numbers a: 2 * latent of them.
+        latent: size of the latent.
+        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
+        min_scale: lower bound of the scale.
+        max_scale: upper bound of the scale, above 1.
+
+    Raises:
+        InputError: bounds out of order.
+
+    >>> q = MeanField(nn.Linear(6, 4), latent=2)(torch.zeros(5, 6))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([5]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent: int,
+        event_dim: int | None = None,
+        min_scale: float = 1e-4,
+        max_scale: float = 10.0,
+    ) -> None:
+        super().__init__(encoder, latent, event_dim)
+        if not 0 < min_scale < 1 < max_scale:
+            raise InputError(
+                f"min_scale, max_scale: found {min_scale}, {max_scale}, expected 0 < min_scale < 1 < max_scale"
+            )
+        self.min_scale, self.max_scale = min_scale, max_scale
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """q(z|x): batch shape (...), event shape (latent,)."""
+        mean, raw = self.encode(x).chunk(2, -1)
+        scale = self.min_scale + self.max_scale * torch.sigmoid(raw - math.log(self.max_scale - 1))
+        return dist.Normal(mean, scale).to_event(1)

@@ -1,0 +1,173 @@
+"""Likelihoods p(x|z): a decoder and what its numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import ClassVar, Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .base import Part, leading
+from .errors import InputError
+from .networks import Decoder
+
+
+class Likelihood(Part, family="likelihood"):
+    """The family of likelihoods. A member takes `decoder` and `shape` first, then options of its own.
+
+    Its call takes a latent z (..., latent) and the labels y (or None) and returns a distribution with batch shape
+    (...) and event shape `shape`, whose `mean` is what a picture shows.
+
+    Args:
+        decoder: a module from (..., latent) to (..., *shape), or (..., outputs, *shape) where a member needs
+            several numbers for each pixel. Any module that knows one batch dimension will do, flat or shaped.
+        shape: of one datum.
+    """
+
+    outputs: ClassVar[int] = 1
+    """How many numbers the decoder gives for each pixel."""
+    binary: ClassVar[bool] = False
+    """Whether data are 0 or 1: grey pixels in [0, 1] are then binarized on the way in."""
+
+    def __init__(self, decoder: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.decoder, self.shape = decoder, torch.Size(shape)
+
+    @classmethod
+    def decoded_shape(cls, shape: Sequence[int]) -> tuple[int, ...]:
+        """What a decoder gives for one latent: `shape`, with the number of outputs before it if above one."""
+        return tuple(shape) if cls.outputs == 1 else (cls.outputs, *shape)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The decoder's numbers (..., *decoded_shape) for latents z (..., latent)."""
+        out, shape = leading(self.decoder, z, event_dim=1), self.decoded_shape(self.shape)
+        if out.shape[z.dim() - 1 :].numel() != prod(shape):
+            raise InputError(
+                f"decoder: found an output of shape {tuple(out.shape[z.dim() - 1 :])} for each latent, expected {shape}"
+                f" for {type(self).__name__} data of shape {tuple(self.shape)}"
+            )
+        return out.reshape(*z.shape[:-1], *shape)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """p(x|z) or p(x|z, y): batch shape (...), event shape `shape`."""
+        raise NotImplementedError
+
+
+class Bernoulli(Likelihood, name="bernoulli"):
+    """Each pixel is 0 or 1: log p(x|z) = sum_d x_d l_d - log(1 + exp l_d), with logits l = decoder(z).
+
+    Args:
+        decoder: from latents to logits.
+        shape: of one datum.
+
+    >>> p = Bernoulli(nn.Linear(2, 6), (2, 3))(torch.zeros(5, 4, 2))
+    >>> p.batch_shape, p.event_shape
+    (torch.Size([5, 4]), torch.Size([2, 3]))
+    """
+
+    binary = True
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """p(x|z): batch shape (...), event shape `shape`."""
+        return dist.Bernoulli(logits=self.decode(z)).to_event(len(self.shape))
+
+    def initialize(self, x: Tensor) -> None:
+        """Start the decoder's last bias at the logit of the training mean, clipped to [0.001, 0.999].
+
+        Burda, Grosse and Salakhutdinov 2015, in the authors' code.
+        """
+        if isinstance(self.decoder, Decoder):
+            self.decoder.center(x.mean(0).clamp(1e-3, 1 - 1e-3).logit())
+
+
+class Gaussian(Likelihood, name="gaussian"):
+    """Each pixel is Gaussian about the decoder's output: log p(x|z) = sum_d log N(x_d; m_d, s_d^2).
+
+    Full normalising constants, so the value is a log-density in nats with respect to the data's own units.
+
+    Args:
+        decoder: from latents to means.
+        shape: of one datum.
+        scale: s: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned), or 'optimal' (one,
+            at its maximum-likelihood value in closed form: the root of the mean squared error; Rybkin, Daniilidis
+            and Levine 2021, eq. 6).
+        min_scale: the scale is bounded below by it, as a density at a constant pixel is not.
+
+    Under 'optimal' the scale is that of the batch while training; the running mean, over about a hundred batches, is
+    what evaluation uses, so that a test datum has a density that does not depend on itself.
+
+    Raises:
+        InputError: a scale below `min_scale`, or a `min_scale` that is not positive.
+
+    >>> Gaussian(nn.Linear(2, 3), (3,), scale=0.5)(torch.zeros(4, 2)).log_prob(torch.zeros(3)).shape
+    torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        shape: Sequence[int],
+        scale: float | Literal["shared", "pixel", "optimal"] = "shared",
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(decoder, shape)
+        if not min_scale > 0:
+            raise InputError(f"min_scale: found {min_scale}, expected a positive number")
+        if not isinstance(scale, str) and not scale >= min_scale:
+            raise InputError(f"scale: found {scale}, expected at least min_scale = {min_scale}")
+        self.kind, self.min_scale = scale, min_scale
+        start = torch.full(self.shape if scale == "pixel" else (), 1.0 if isinstance(scale, str) else float(scale))
+        if scale in ("shared", "pixel"):
+            self.raw_scale = nn.Parameter(_inverse_softplus(start - min_scale))
+        else:
+            self.register_buffer("variance", start.square())
+
+    @property
+    def scale(self) -> Tensor:
+        """s, () or `shape`."""
+        if self.kind in ("shared", "pixel"):
+            return self.min_scale + nn.functional.softplus(self.raw_scale)
+        return self.variance.sqrt()
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """p(x|z): batch shape (...), event shape `shape`."""
+        mean = self.decode(z)
+        if self.kind == "optimal" and self.training:
+            normal: dist.Normal = _BatchOptimal(mean, self)
+        else:
+            normal = dist.Normal(mean, self.scale)
+        return normal.to_event(len(self.shape))
+
+    def initialize(self, x: Tensor) -> None:
+        """Start the means at the training mean, and a learned scale at the training deviation about it."""
+        if isinstance(self.decoder, Decoder):
+            self.decoder.center(x.mean(0))
+        deviation = (x - x.mean(0)).square()
+        variance = (deviation.mean(0) if self.kind == "pixel" else deviation.mean()).clamp(min=self.min_scale**2)
+        with torch.no_grad():
+            if self.kind in ("shared", "pixel"):
+                self.raw_scale.copy_(_inverse_softplus((variance.sqrt() - self.min_scale).clamp(min=1e-3)))
+            elif self.kind == "optimal":
+                self.variance.copy_(variance)
+
+
+class _BatchOptimal(dist.Normal):
+    """A normal whose scale, when a batch is scored, is the root of that batch's mean squared error."""
+
+    def __init__(self, mean: Tensor, part: Gaussian) -> None:
+        self.part = part
+        super().__init__(mean, part.scale.expand_as(mean))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # The gradient through the optimal variance is zero at the optimum: it is the optimum, so it is not followed.
+        with torch.no_grad():
+            variance = (value - self.loc).square().mean().clamp(min=self.part.min_scale**2)
+            self.part.variance.lerp_(variance, 0.01)
+        return dist.Normal(self.loc, variance.sqrt()).log_prob(value)
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))

@@ -1,0 +1,50 @@
+"""Priors p(z): parameters in `__init__`, a distribution over the latent from `forward`."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .base import Part
+
+
+class Prior(Part, family="prior"):
+    """The family of priors. A member takes `latent` first, then options of its own.
+
+    Its call takes the labels y (or None) and returns a distribution with event shape (latent,).
+
+    Args:
+        latent: size of the latent.
+    """
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.latent = latent
+
+    def forward(self, y: Tensor | None = None) -> dist.Distribution:
+        """p(z) or p(z|y): batch shape () or that of y, event shape (latent,)."""
+        raise NotImplementedError
+
+
+class Normal(Prior, name="normal"):
+    """The standard normal: p(z) = N(0, I).
+
+    Args:
+        latent: size of the latent.
+
+    >>> Normal(2)().log_prob(torch.zeros(2))
+    tensor(-1.8379)
+    """
+
+    zero: Tensor
+    one: Tensor
+
+    def __init__(self, latent: int) -> None:
+        super().__init__(latent)
+        self.register_buffer("zero", torch.zeros(latent), persistent=False)
+        self.register_buffer("one", torch.ones(latent), persistent=False)
+
+    def forward(self, y: Tensor | None = None) -> dist.Distribution:
+        """p(z): batch shape (), event shape (latent,)."""
+        return dist.Normal(self.zero, self.one).to_event(1)

@@ -1,0 +1,76 @@
+"""The variational autoencoder: three parts joined into a Pyro model and guide."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .base import announce
+from .weights import LogWeights, log_weights
+
+
+class VAE(nn.Module):
+    """A variational autoencoder as a Pyro program (Kingma and Welling 2014; Rezende et al. 2014).
+
+    Args:
+        prior: its call returns p(z).
+        likelihood: its call on z returns p(x|z).
+        guide: its call on x returns q(z|x).
+
+    The data plate is named "data", the sites "z" and "x". Data are x (B, *shape) with values as the likelihood scores
+    them, labels y (B,) or None. Parameters live on the module: two models in one process are apart.
+
+    >>> import pvae
+    >>> vae = VAE(
+    ...     pvae.Normal(2),
+    ...     pvae.Bernoulli(pvae.mlp(2, [32], 6), (6,)),
+    ...     pvae.MeanField(pvae.mlp(6, [32], 4), 2),
+    ... )
+    >>> svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+    >>> loss = svi.step(torch.ones(5, 6))
+    """
+
+    def __init__(self, prior: nn.Module, likelihood: nn.Module, guide: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+        self.likelihood = likelihood
+        self.posterior = guide
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(x, z) = p(z) p(x|z) for each datum."""
+        announce(self.prior, "prior")
+        announce(self.likelihood, "likelihood")
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior(y))
+            pyro.sample("x", self.likelihood(z, y), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(z|x) for each datum."""
+        announce(self.posterior, "guide")
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(x, y))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """q(z|x): batch shape (B,), event shape (latent,)."""
+        return self.posterior(x, y)
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
+        return self.likelihood(self.posterior(x, y).mean, y).mean
+
+    def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
+        """Data x ~ p(x|z), z ~ p(z): (n, *shape).
+
+        Args:
+            n: how many.
+            y: labels (n,), for parts that use them.
+            mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
+        """
+        p = self.likelihood(self.prior(y).expand([n]).sample(), y)
+        return p.mean if mean else p.sample()
+
+    def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
+        """log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats."""
+        return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)

@@ -1,0 +1,270 @@
+"""Log-weights from Pyro traces: log p(x|z), log p(z) and log q(z|x) for each particle and each datum.
+
+Everything else is a function of these. Any (model, guide) pair with a plate of data will do, however many latent
+sites it has. The values are unscaled, one a datum; nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from .errors import InputError
+
+Program = Callable[..., Any]
+PARTICLES = "particles"
+
+
+class LogWeights(NamedTuple):
+    """The three terms of the log-weight, each (K, B), nats."""
+
+    likelihood: Tensor
+    """log p(x|z)"""
+    prior: Tensor
+    """log p(z)"""
+    posterior: Tensor
+    """log q(z|x)"""
+
+    @property
+    def log_w(self) -> Tensor:
+        """log p(x, z) - log q(z|x), (K, B)."""
+        return self.likelihood + self.prior - self.posterior
+
+
+@dataclass(frozen=True)
+class Traces:
+    """A guide's trace and the model's, replayed on it, for K particles."""
+
+    model: Trace
+    guide: Trace
+    particles: int
+    max_plate_nesting: int
+    plate: str = ""
+    dim: int = field(init=False)
+    size: int = field(init=False)
+    scale: float = field(init=False)
+    """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
+
+    def __post_init__(self) -> None:
+        frame = _data_plate(self, self.plate)
+        object.__setattr__(self, "plate", frame.name)
+        object.__setattr__(self, "dim", frame.dim)
+        object.__setattr__(self, "size", frame.size)
+        object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size)
+
+    def by_datum(self, value: Tensor) -> Tensor:
+        """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
+        particle = -1 - self.max_plate_nesting
+        kept = (particle, self.dim)
+        others = [d for d in range(-value.dim(), 0) if d not in kept and value.shape[d] > 1]
+        value = value.sum(others, keepdim=True) if others else value
+        have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
+        return value.reshape(have).expand(self.particles, self.size)
+
+
+def trace(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    particles: int = 1,
+    plate: str = "",
+    max_plate_nesting: int | None = None,
+    **kwargs: Any,
+) -> Traces:
+    """Run the guide for K particles at once, and the model on what it drew.
+
+    Args:
+        model: p(x, z), a Pyro program.
+        guide: q(z|x), a Pyro program with the same arguments.
+        *args: theirs.
+        particles: K, how many draws for each datum.
+        plate: the plate whose elements the weights belong to; needed only where there are several.
+        max_plate_nesting: how deep the programs' plates go; found out by a run of both if not given.
+        **kwargs: theirs.
+
+    Raises:
+        InputError: particles below 1; a site outside the plate of data; a site whose log-probability is scaled;
+            sites in guide and model that do not match.
+    """
+    if particles < 1:
+        raise InputError(f"particles: found {particles}, expected at least 1")
+    if max_plate_nesting is None:
+        max_plate_nesting = plate_nesting(model, guide, *args, **kwargs)
+    with pyro.validation_enabled(False), pyro.plate(PARTICLES, particles, dim=-1 - max_plate_nesting):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return Traces(model_trace, guide_trace, particles, max_plate_nesting, plate)
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    particles: int = 1,
+    plate: str = "",
+    max_plate_nesting: int | None = None,
+    **kwargs: Any,
+) -> LogWeights:
+    """The log-weights of K draws from the guide; arguments as for `trace`.
+
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):  # the exact posterior, so that every weight is p(x)
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+    >>> x = torch.tensor([0.0, 2.0])
+    >>> w = log_weights(model, guide, x, particles=3).log_w
+    >>> torch.allclose(w, dist.Normal(0.0, 2**0.5).log_prob(x).expand(3, 2))
+    True
+    """
+    traces = trace(model, guide, *args, particles=particles, plate=plate, max_plate_nesting=max_plate_nesting, **kwargs)
+    return split(traces)
+
+
+def split(traces: Traces) -> LogWeights:
+    """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
+    likelihood, prior, posterior = [], [], []
+    for _, site in _sites(traces.guide):
+        posterior.append(log_prob(site, traces))
+    for _, site in _sites(traces.model, observed=True):
+        (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
+    return LogWeights(_sum(likelihood), _sum(prior), _sum(posterior))
+
+
+def log_prob(site: dict[str, Any], traces: Traces) -> Tensor:
+    """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
+    value = site["fn"].log_prob(site["value"])
+    if site["mask"] is not None:
+        value = scale_and_mask(value, mask=site["mask"])
+    return traces.by_datum(value)
+
+
+def kl(traces: Traces) -> Tensor:
+    """KL(q(z|x) || p(z)) for each datum, (B,): in closed form at each latent site that has one, else by its draws.
+
+    For later sites it is the mean over the draws of the sites before them. See Pyro's `TraceMeanField_ELBO`.
+    """
+    terms = []
+    for name, site in _sites(traces.guide):
+        prior = traces.model.nodes[name]
+        try:
+            value = kl_divergence(site["fn"], prior["fn"])
+        except NotImplementedError:
+            value = site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(prior["value"])
+        if site["mask"] is not None:
+            value = scale_and_mask(value, mask=site["mask"])
+        terms.append(traces.by_datum(value))
+    return _sum(terms).mean(0)
+
+
+def unreparameterized(traces: Traces) -> list[str]:
+    """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
+    return [name for name, site in _sites(traces.guide) if not getattr(site["fn"], "has_rsample", False)]
+
+
+def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
+    """How deep the plates of a pair of programs go. Draws nothing from the generators that others see."""
+    with torch.random.fork_rng(devices=_cuda_devices()), poutine.block(), torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    frames = [
+        frame
+        for traced in (guide_trace, model_trace)
+        for _, site in _sites(traced, observed=True)
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return max((-frame.dim for frame in frames), default=0)
+
+
+def _cuda_devices() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+
+
+def _sites(traced: Trace, observed: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, site in traced.nodes.items():
+        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+            continue
+        if observed or not site["is_observed"]:
+            yield name, site
+
+
+def _data_plate(traces: Traces, plate: str) -> Any:
+    """The frame of the plate of data, checked to hold every site. Names and sizes only: nothing is read back."""
+    guide, model = dict(_sites(traces.guide)), dict(_sites(traces.model, observed=True))
+    _check_match(guide, model)
+    sites = {**{f"{name} (guide)": site for name, site in guide.items()}, **model}
+    frames = {
+        frame.name: frame
+        for site in sites.values()
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and frame.name != PARTICLES
+    }
+    if not plate:
+        shared = [
+            name
+            for name in frames
+            if all(name in (f.name for f in site["cond_indep_stack"]) for site in sites.values())
+        ]
+        if len(shared) != 1:
+            plate = next(iter(frames), "")
+            _check_inside(sites, plate)
+            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
+        plate = shared[0]
+    if plate not in frames:
+        raise InputError(f"plate: no plate '{plate}' in the programs: found {', '.join(frames) or 'none'}")
+    _check_inside(sites, plate)
+    for name, site in sites.items():
+        _check_scale(name, site)
+    return frames[plate]
+
+
+def _check_match(guide: dict[str, Any], model: dict[str, Any]) -> None:
+    latents = {name for name, site in model.items() if not site["is_observed"]}
+    if missing := sorted(latents ^ set(guide)):
+        where = "model" if missing[0] in guide else "guide"
+        raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
+    if not guide:
+        raise InputError("guide: no latent site: expected at least one pyro.sample")
+    if len(latents) == len(model):
+        raise InputError("model: no observed site: expected one with obs=")
+
+
+def _check_inside(sites: dict[str, Any], plate: str) -> None:
+    for name, site in sites.items():
+        if plate not in (frame.name for frame in site["cond_indep_stack"]):
+            raise InputError(
+                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
+                " of them has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
+            )
+
+
+def _check_scale(name: str, site: dict[str, Any]) -> None:
+    expected = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized:
+            expected *= (frame.full_size or frame.size) / frame.size
+    if isinstance(site["scale"], Tensor) or abs(site["scale"] - expected) > 1e-6 * expected:
+        raise InputError(
+            f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
+            " poutine.scale out of the programs and weight the terms in the objective"
+        )
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
