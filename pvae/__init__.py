@@ -7,5 +7,6 @@ from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .networks import ConvDecoder, ConvEncoder, Decoder, Encoder, MLPDecoder, MLPEncoder, mlp
 from .objectives import ELBO, IWAE, Objective
 from .priors import Normal, Prior
+from .svi import SVI, NonFiniteError
 from .vae import VAE
 from .weights import LogWeights, log_weights

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
@@ -64,6 +63,11 @@ def members(family: str) -> dict[str, type[Member]]:
     return {name: member for name, member in _families[family].items() if name}
 
 
+def root(family: str) -> type[Member]:
+    """The class that all members of a family descend from."""
+    return _families[family][""]
+
+
 def lookup(family: str, name: str) -> type[Member]:
     """The member of a family by its name, or by import path `package.module:Class`.
 
@@ -74,15 +78,12 @@ def lookup(family: str, name: str) -> type[Member]:
     if name in known:
         return known[name]
     if ":" not in name:
-        raise InputError(
-            f"--{family}: unknown {family} '{name}': {nearest(name, list(known))}; or give your own class as module:Class"
-        )
+        hint = nearest(name, list(known))
+        raise InputError(f"--{family}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
     found = _import(family, name)
-    if not (inspect.isclass(found) and issubclass(found, _families[family][""])):
-        root = _families[family][""]
-        raise InputError(
-            f"--{family} {name}: found {found!r}, expected a subclass of {root.__module__}.{root.__name__}"
-        )
+    if not (inspect.isclass(found) and issubclass(found, root(family))):
+        expected = f"{root(family).__module__}.{root(family).__name__}"
+        raise InputError(f"--{family} {name}: found {found!r}, expected a subclass of {expected}")
     return found
 
 
@@ -121,6 +122,7 @@ def announce(module: nn.Module, scope: str = "") -> None:
 
     Unlike `pyro.module` it leaves the parameters where they are, on the module, and out of the global parameter
     store: two models in one process have nothing in common. Stock `pyro.infer.SVI` trains what it is told of here.
+    A handler that knows messages of type "module" may take note of the whole module; then one site stands for all.
 
     Args:
         module: whose parameters are used.
@@ -128,10 +130,17 @@ def announce(module: nn.Module, scope: str = "") -> None:
             class in one program do not hide one another.
     """
     prefix = f"{scope or type(module).__name__.lower()}[{id(module):x}]"
+    noted = pyro.poutine.runtime.am_i_wrapped() and _module(module, name=prefix)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            site = f"{prefix}.{name}"
-            _param(_alias(parameter), name=site)
+            _param(_alias(parameter), name=f"{prefix}.{name}")
+            if noted:
+                return
+
+
+@pyro.poutine.runtime.effectful(type="module")
+def _module(module: nn.Module, **_: Any) -> bool:
+    return False
 
 
 def _alias(parameter: nn.Parameter) -> Tensor:
@@ -149,6 +158,7 @@ def _param(value: Tensor, **_: Any) -> Tensor:
 def leading(module: nn.Module, x: Tensor, event_dim: int) -> Tensor:
     """Apply a module that knows one batch dimension to x (*leading, *event): (*leading, *output).
 
+    >>> import torch
     >>> leading(nn.Conv2d(1, 4, 3), torch.zeros(5, 2, 1, 8, 8), event_dim=3).shape
     torch.Size([5, 2, 4, 6, 6])
     """

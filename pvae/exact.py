@@ -30,8 +30,8 @@ def gaussian_kl(mean_q: Tensor, scale_q: Tensor, mean_p: Tensor, scale_p: Tensor
     """
     _require_positive(scale_q, "scale_q")
     _require_positive(scale_p, "scale_p")
-    distance = (scale_q / scale_p) ** 2 + ((mean_q - mean_p) / scale_p) ** 2
-    return torch.log(scale_p / scale_q) + distance / 2 - 0.5
+    ratio, shift = scale_q / scale_p, (mean_q - mean_p) / scale_p
+    return (ratio**2 + shift**2 - 1) / 2 - ratio.log()
 
 
 def gaussian_kl_full(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Tensor) -> Tensor:
@@ -107,9 +107,8 @@ class LinearGaussian:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw n pairs from p(z) p(x|z): z (n, k) and x (n, D)."""
-        dim, latent = self.weight.shape
         like = {"generator": generator, "dtype": self.weight.dtype, "device": self.weight.device}
-        z, noise = torch.randn(n, latent, **like), torch.randn(n, dim, **like)
+        z, noise = (torch.randn(n, size, **like) for size in reversed(self.weight.shape))
         return z, z @ self.weight.mT + self.mean + self.variance.sqrt() * noise
 
     def elbo(self, x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -117,9 +116,8 @@ class LinearGaussian:
 
         -1/2 [D ln(2 pi s2) + (|x - m - W mean|^2 + tr(W covariance W')) / s2] - KL(q || N(0, I))
 
-        `mean` (N, k); `covariance` (k, k), (N, k, k), or the diagonal of one, (k,).
-        Raises `InputError` where shapes disagree or the covariance is not symmetric positive definite.
-        Source: Lucas et al. 2019, "Don't blame the ELBO!".
+        `mean` (N, k); `covariance` (k, k), (N, k, k), or the diagonal of one, (k,). Raises `InputError` where a
+        shape is wrong or the covariance not positive definite. Source: Lucas et al. 2019.
 
         >>> model, x = fit_ppca(torch.randn(50, 4), 2), torch.randn(3, 4)
         >>> q = model.posterior(x)
@@ -131,7 +129,7 @@ class LinearGaussian:
         spread = (self.weight.mT @ self.weight * covariance).sum((-2, -1))
         error = (residual.square().sum(-1) + spread) / self.variance
         log_likelihood = -(len(self.weight) * (_LOG_2PI + self.variance.log()) + error) / 2
-        prior = torch.zeros_like(mean[0]), torch.eye(mean.shape[1]).to(mean)
+        prior = mean.new_zeros(mean.shape[1]), torch.eye(mean.shape[1]).to(mean)
         return log_likelihood - gaussian_kl_full(mean, covariance, *prior)
 
     def best_diagonal(self) -> Tensor:
@@ -169,8 +167,7 @@ class LinearGaussian:
         root_m, failed = torch.linalg.cholesky_ex(m)
         stretch = (scaled * (shift + torch.cholesky_solve(scaled, root_m))).sum((-2, -1))
         log_dets = 2 * torch.logdet(self.precision) + torch.logdet(covariance) - torch.logdet(m)
-        limit = torch.expm1((log_dets + stretch) / 2) / 2
-        return limit.where(failed == 0, limit.new_tensor(math.inf))
+        return torch.expm1((log_dets + stretch) / 2).where(failed == 0, math.inf) / 2
 
     def _centred(self, x: Tensor) -> Tensor:
         """The data less m, (N, D), in the weight's dtype."""
@@ -289,7 +286,7 @@ class LinearVAE(nn.Module):
     def set_(self, exact: LinearGaussian) -> "LinearVAE":
         """Set the model to `exact` and the guide to its optimum, in place; returns self.
 
-        A full guide becomes the exact posterior, a diagonal one `exact.best_diagonal()` round the same mean.
+        A full guide becomes the exact posterior, a diagonal one has its mean and `exact.best_diagonal()`.
         Raises `InputError` where the shapes disagree.
         """
         _require_shape(exact.weight, tuple(self.weight.shape), "weight")

@@ -7,6 +7,7 @@ plate of data subsamples). None of them waits for the device, but for `loss`, wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.infer
@@ -65,13 +66,16 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             loss.backward(retain_graph=self.retain_graph)
         return loss.detach()
 
+    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        yield self._get_trace(model, guide, args, kwargs)
+
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         traces = self._traces(model, guide, *args, **kwargs)
         return traces.model, traces.guide
 
     def _traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Traces:
         if self.max_plate_nesting is None:
-            self.max_plate_nesting = weights.plate_nesting(model, guide, *args, **kwargs)
+            self.max_plate_nesting = weights.inspect(model, guide, *args, **kwargs)
         traces = weights.trace(
             model,
             guide,

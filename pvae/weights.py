@@ -7,6 +7,7 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -71,6 +72,68 @@ class Traces:
         return value.reshape(have).expand(self.particles, self.size)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A guide's trace for K particles."""
+
+    trace: Trace
+    particles: int
+    max_plate_nesting: int
+
+    def parts(self, size: int) -> Iterator[Drawn]:
+        """The same draws in parts of at most `size` particles."""
+        if self.particles <= size:
+            yield self
+            return
+        self.trace.compute_log_prob()
+        for start in range(0, self.particles, size):
+            part = slice(start, min(start + size, self.particles))
+            sub = self.trace.copy()
+            for name, site in _sites(self.trace):
+                value = self._slice(site["value"], part, site["fn"].event_dim)
+                log_p = self._slice(site["unscaled_log_prob"], part)
+                sub.nodes[name] = {**site, "value": value, "unscaled_log_prob": log_p}
+            yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
+
+    def latent_means(self, dim: int) -> Tensor:
+        """The posterior mean of every latent number, (B, L), for data in the plate at dimension `dim`.
+
+        Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
+        """
+        means = []
+        for _, site in _sites(self.trace):
+            try:
+                mean = site["fn"].mean
+            except NotImplementedError:
+                mean = site["value"]
+            right = site["fn"].event_dim
+            mean = mean.movedim(mean.dim() - right + dim, 0)
+            particle = mean.dim() - right - self.max_plate_nesting
+            if self.particles > 1 and particle > 0:
+                mean = mean.mean(particle)
+            means.append(mean.flatten(1))
+        return torch.cat(means, -1)
+
+    def _slice(self, value: Tensor, part: slice, right: int = 0) -> Tensor:
+        dim = value.dim() - right - self.max_plate_nesting - 1
+        return value[(slice(None),) * dim + (part,)] if dim >= 0 and value.shape[dim] > 1 else value
+
+
+def draw(guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, **kwargs: Any) -> Drawn:
+    """Run the guide for K particles at once; arguments as for `trace`."""
+    if particles < 1:
+        raise InputError(f"particles: found {particles}, expected at least 1")
+    with pyro.validation_enabled(False), _vectorized(particles, max_plate_nesting):
+        return Drawn(poutine.trace(guide).get_trace(*args, **kwargs), particles, max_plate_nesting)
+
+
+def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
+    """Run the model on what a guide drew; arguments as for `trace`."""
+    with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
+        model_trace = poutine.trace(poutine.replay(model, trace=drawn.trace)).get_trace(*args, **kwargs)
+    return Traces(model_trace, drawn.trace, drawn.particles, drawn.max_plate_nesting, plate)
+
+
 def trace(
     model: Program,
     guide: Program,
@@ -95,14 +158,10 @@ def trace(
         InputError: particles below 1; a site outside the plate of data; a site whose log-probability is scaled;
             sites in guide and model that do not match.
     """
-    if particles < 1:
-        raise InputError(f"particles: found {particles}, expected at least 1")
     if max_plate_nesting is None:
-        max_plate_nesting = plate_nesting(model, guide, *args, **kwargs)
-    with pyro.validation_enabled(False), pyro.plate(PARTICLES, particles, dim=-1 - max_plate_nesting):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return Traces(model_trace, guide_trace, particles, max_plate_nesting, plate)
+        max_plate_nesting = inspect(model, guide, *args, **kwargs)
+    drawn = draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
+    return score(model, drawn, *args, plate=plate, **kwargs)
 
 
 def log_weights(
@@ -145,7 +204,7 @@ def split(traces: Traces) -> LogWeights:
 
 def log_prob(site: dict[str, Any], traces: Traces) -> Tensor:
     """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
-    value = site["fn"].log_prob(site["value"])
+    value = site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
     return traces.by_datum(value)
@@ -174,19 +233,39 @@ def unreparameterized(traces: Traces) -> list[str]:
     return [name for name, site in _sites(traces.guide) if not getattr(site["fn"], "has_rsample", False)]
 
 
-def plate_nesting(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
-    """How deep the plates of a pair of programs go. Draws nothing from the generators that others see."""
+def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
+    """Run both programs once with Pyro's validation as it is set: how deep their plates go.
+
+    Draws nothing from the generators that others see. Values and parameters outside their support are found here and
+    not in `trace`, because looking at values waits for the device.
+
+    Raises:
+        InputError: a value outside the support of its site, a parameter outside its constraint.
+    """
     with torch.random.fork_rng(devices=_cuda_devices()), poutine.block(), torch.no_grad():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    frames = [
-        frame
-        for traced in (guide_trace, model_trace)
-        for _, site in _sites(traced, observed=True)
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
+        sites = [*_sites(guide_trace), *_sites(model_trace, observed=True)]
+        for name, site in sites:
+            try:
+                site["fn"].log_prob(site["value"])
+            except ValueError as error:
+                raise InputError(f"site '{name}': {_outside(site, error)}") from error
+    frames = [frame for _, site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return max((-frame.dim for frame in frames), default=0)
+
+
+def _outside(site: dict[str, Any], error: ValueError) -> str:
+    """A refused value in one line: Pyro prints all of it."""
+    text = " ".join(str(error).partition(", but found invalid values")[0].split())[:300]
+    good = site["fn"].support.check(site["value"])
+    first = "" if good.all() else f": first found outside at {(~good).nonzero()[0].tolist()}"
+    return text + first
+
+
+def _vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
+    # one particle needs no dimension of its own: `by_datum` gives it one
+    return pyro.plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
 
 
 def _cuda_devices() -> list[int]:

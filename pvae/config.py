@@ -1,0 +1,318 @@
+"""One flat, frozen configuration; its YAML; and the model and objective that it describes.
+
+A configuration file is the command line written down: the same names, without the dashes in front.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .base import Member, lookup, members, root
+from .data import Dataset, pixels
+from .errors import InputError, nearest
+from .objectives import Objective
+from .vae import VAE
+
+FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "objective")
+
+
+def _option(default: Any, text: str, low: float | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "low": low})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on, but for where it is written.
+
+    >>> Config(latent=2).latent
+    2
+    """
+
+    data: str = _option("digits", "a named set, a .npz, .npy or .csv file, or a folder of images")
+    data_dir: str | None = _option(
+        None, "where named sets are read from and downloaded to (default: $PVAE_DATA or data)"
+    )
+    validation: float = _option(0.1, "share of the training data kept for choosing the best checkpoint", 0)
+    test: float = _option(
+        0.2, "share of all data kept for the final numbers, where a set has no test part of its own", 0
+    )
+    data_seed: int = _option(0, "of the split into parts and of the fixed binarization; apart from --seed", 0)
+    binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = _option(
+        "auto", "how pixels become 0 or 1; auto: dynamic where the likelihood is binary, else none"
+    )
+    likelihood: str = _option("bernoulli", "p(x|z)")
+    prior: str = _option("normal", "p(z)")
+    guide: str = _option("mean_field", "q(z|x)")
+    encoder: str = _option("mlp", "the guide's network")
+    decoder: str = _option("mlp", "the likelihood's network")
+    latent: int = _option(20, "size of the latent z", 1)
+    objective: str = _option("elbo", "what is maximized")
+    particles: int = _option(1, "draws of z for each datum in training", 1)
+    epochs: int | None = _option(None, "passes over the training data (default: as many as make 12,000 steps)", 1)
+    batch_size: int = _option(128, "data in a step", 1)
+    lr: float = _option(2e-3, "Adam's learning rate", 0)
+    schedule: Literal["cosine", "constant"] = _option("cosine", "of the learning rate: to zero at the end, or as it is")
+    clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm", 0)
+    seed: int = _option(0, "of the parameters, the batches and the draws in training", 0)
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "where it runs; auto: cuda where there is one")
+    save_every: int | None = _option(
+        None, "validate and write a checkpoint every so many epochs (default: a hundred times a run)", 1
+    )
+    eval_particles: Sequence[int] = _option((1, 10, 200), "every K of the final importance-weighted bounds", 1)
+    eval_chunk: int = _option(4096, "pairs of particle and datum scored at once: it bounds evaluation's memory", 128)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options of members of their own: {"likelihood": {"scale": "shared"}}."""
+
+    def __post_init__(self) -> None:
+        for option in fields():
+            value = getattr(self, option.name)
+            low = option.metadata["low"]
+            values = value if isinstance(value, tuple | list) else [value]
+            if low is not None and any(v is not None and not v >= low for v in values):
+                raise InputError(f"{flag(option.name)}: found {value}, expected at least {low}")
+        for name in ("lr", "clip_norm"):
+            if getattr(self, name) == 0:
+                raise InputError(f"{flag(name)}: found 0, expected more")
+        if not self.eval_particles:
+            raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
+
+    @property
+    def binarization(self) -> str:
+        """The binarization that `auto` stands for."""
+        if self.binarize != "auto":
+            return self.binarize
+        return "dynamic" if lookup("likelihood", self.likelihood).binary else "none"  # type: ignore[attr-defined]
+
+    def epochs_for(self, n: int) -> int:
+        """How many passes over n data: what was asked for, or enough for 12,000 steps."""
+        return self.epochs or -(-12_000 // -(-n // self.batch_size))
+
+    def save_every_for(self, epochs: int) -> int:
+        """After how many epochs a checkpoint is written: what was asked for, or a hundred times in all."""
+        return self.save_every or max(1, epochs // 100)
+
+
+def fields() -> list[dataclasses.Field]:
+    """The configuration's own fields, without the members' options."""
+    return [f for f in dataclasses.fields(Config) if f.name != "options"]
+
+
+def flag(name: str) -> str:
+    """How a field is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def member_options(family: str, member: type[Member]) -> dict[str, inspect.Parameter]:
+    """The options that a member has of its own: its constructor's arguments that its family does not share.
+
+    >>> from pvae import Gaussian
+    >>> list(member_options("likelihood", Gaussian))
+    ['scale', 'min_scale']
+    """
+    shared = inspect.signature(root(family)).parameters
+    own = inspect.signature(member, eval_str=True).parameters
+    return {
+        name: p for name, p in own.items() if name not in shared and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def member_help(member: type[Member], option: str) -> str:
+    """What a member's docstring says of one of its arguments."""
+    text = inspect.getdoc(member) or ""
+    found = re.search(rf"^    {option}: (.*(?:\n        .*)*)", text, re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """A configuration from flat names ("batch-size", "likelihood.scale") to values, which may be text.
+
+    Raises:
+        InputError: an unknown name (with the nearest known one), or a value that does not fit its type.
+    """
+    known = {f.name.replace("_", "-"): f for f in fields()}
+    types_of = typing.get_type_hints(Config)
+    own: dict[str, Any] = {}
+    for name, value in values.items():
+        if "." not in name:
+            if name not in known:
+                raise InputError(f"--{name}: unknown option: {nearest(name, list(known))}")
+            own[known[name].name] = convert(value, types_of[known[name].name], f"--{name}")
+    options: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        family, _, option = name.partition(".")
+        if option:
+            if family not in FAMILIES:
+                raise InputError(f"--{name}: unknown option: {nearest(family, list(FAMILIES))}")
+            chosen = own.get(family, known[family].default)
+            options.setdefault(family, {})[option] = _own_option(family, chosen, option, value)
+    for family in FAMILIES:
+        lookup(family, own.get(family, known[family].default))
+    return Config(**own, options=options)
+
+
+def to_flat(config: Config) -> dict[str, Any]:
+    """The inverse of `from_flat`."""
+    flat: dict[str, Any] = {}
+    for option in fields():
+        value = getattr(config, option.name)
+        flat[option.name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
+        for own, given in config.options.get(option.name, {}).items():
+            flat[f"{option.name}.{own}"] = list(given) if isinstance(given, tuple) else given
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `read` reads."""
+    return yaml.safe_dump(to_flat(config), sort_keys=False)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The flat names and values of a YAML file.
+
+    Raises:
+        InputError: no such file, or not a flat mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"--config {path}: found {type(values).__name__}, expected lines of `name: value`")
+    return {key.replace("_", "-") if "." not in key else key: value for key, value in values.items()}
+
+
+def _own_option(family: str, name: str, option: str, value: Any) -> Any:
+    known = member_options(family, lookup(family, name))
+    if option not in known:
+        others = [m for m, member in members(family).items() if option in member_options(family, member)]
+        hint = f"; it belongs to {', '.join(others)}" if others else ""
+        known_text = nearest(option, list(known)) if known else "it has no options of its own"
+        raise InputError(f"--{family}.{option}: {family} '{name}' has no such option{hint}: {known_text}")
+    return convert(value, known[option].annotation, f"--{family}.{option}")
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """A value, which may be text, as the type it should have.
+
+    >>> convert("3", int | None, "--k"), convert("1,2", Sequence[int], "--ks"), convert("shared", float | str, "--scale")
+    (3, (1, 2), 'shared')
+
+    Raises:
+        InputError: it does not fit.
+    """
+    for candidate in _alternatives(kind):
+        try:
+            return _as(value, candidate)
+        except (ValueError, TypeError):
+            continue
+    choices = [c for a in _alternatives(kind) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
+    hint = f": {nearest(str(value), choices)}" if choices and isinstance(value, str) else ""
+    raise InputError(f"{where}: found '{value}', expected {describe(kind)}{hint}")
+
+
+def describe(kind: Any) -> str:
+    """A type in words.
+
+    >>> describe(float | Literal["shared", "pixel"] | None)
+    'a number, shared, pixel or none'
+    """
+    words: list[str] = []
+    for a in _alternatives(kind):
+        if typing.get_origin(a) is Literal:
+            words += typing.get_args(a)
+        elif typing.get_origin(a) is not None:
+            words.append("whole numbers with commas" if int in typing.get_args(a) else "values with commas")
+        else:
+            words.append(
+                {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(
+                    a, getattr(a, "__name__", "any value")
+                )
+            )
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [a for arg in typing.get_args(kind) for a in _alternatives(arg)]
+    return [kind]
+
+
+def _as(value: Any, kind: Any) -> Any:
+    text = isinstance(value, str)
+    if typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise ValueError
+    if typing.get_origin(kind) is not None:
+        items = (
+            [v for v in value.split(",") if v.strip()]
+            if text
+            else value
+            if isinstance(value, list | tuple)
+            else [value]
+        )
+        return tuple(_as(item, typing.get_args(kind)[0]) for item in items)
+    if kind is type(None):
+        if value is None or (text and value.lower() in ("none", "null")):
+            return None
+        raise ValueError
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "false": False}[value.lower()] if value.lower() in ("true", "false") else _refuse()
+    if isinstance(value, bool) or value is None:
+        raise ValueError
+    if kind is int and not text and value != int(value):
+        raise ValueError
+    if kind is float and not float(value) < float("inf"):
+        raise ValueError
+    return kind(value) if kind in (int, float, str) else value
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def build(config: Config, dataset: Dataset) -> VAE:
+    """The model that a configuration describes, its sizes and starting values from the data.
+
+    Draws from torch's generator: seed it before.
+    """
+    shape, options = dataset.shape, config.options
+    part = {family: lookup(family, getattr(config, family)) for family in FAMILIES}
+    decoder = _make(part, "decoder", options, config.latent, part["likelihood"].decoded_shape(shape))
+    encoder = _make(part, "encoder", options, shape, part["guide"].outputs * config.latent)
+    vae = VAE(
+        prior=_make(part, "prior", options, config.latent),
+        likelihood=_make(part, "likelihood", options, decoder, shape),
+        guide=_make(part, "guide", options, encoder, config.latent),
+    )
+    x = pixels(dataset.train.x)
+    for member in (vae.prior, vae.likelihood, vae.posterior):
+        member.initialize(x)
+    return vae
+
+
+def objective(config: Config) -> Objective:
+    """The objective that a configuration describes."""
+    member = lookup("objective", config.objective)
+    return _make({"objective": member}, "objective", config.options, config.particles)
+
+
+def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any) -> Any:
+    try:
+        return part[family](*args, **options.get(family, {}))
+    except InputError as error:
+        raise InputError(f"--{family}.{error}") from error

@@ -1,0 +1,173 @@
+"""Bounds and diagnostics for each datum, from one set of draws; memory bounded, whatever the number of draws.
+
+Draws are made from the guide in cells of `CELL` data by `CELL` particles, each from a seed of its own, and scored by
+the model in chunks. So the numbers depend on the seed alone, not on the size of the chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import bounds, weights
+from .errors import InputError
+from .weights import LogWeights, Program
+
+CELL = 128
+"""Data, and particles, that one seed's draws are made for."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found, for each of N data; all on the CPU in float64, nats."""
+
+    elbo: Tensor
+    """(N,): the mean of log w over the draws."""
+    iw: dict[int, Tensor]
+    """(N,) for each K: the importance-weighted bound, averaged over disjoint groups of K draws."""
+    rate: Tensor
+    """(N,): log q(z|x) - log p(z), averaged: a Monte Carlo estimate of KL(q(z|x) || p(z))."""
+    distortion: Tensor
+    """(N,): -log p(x|z), averaged. ELBO = -(rate + distortion)."""
+    ess: Tensor
+    """(N,): effective sample size of all the weights, 1 / sum w^2 for weights that sum to one."""
+    latent_variance: Tensor
+    """(L,): variance over the data of the posterior mean, for each latent dimension."""
+    draws: int
+
+    @property
+    def active_units(self) -> int:
+        """Latent dimensions whose posterior mean varies by more than 0.01 (Burda et al. 2015, section 5.2)."""
+        return int((self.latent_variance > 0.01).sum())
+
+    def columns(self) -> dict[str, Tensor]:
+        """The values for each datum by name: elbo, iw.K, rate, distortion, ess."""
+        iw = {f"iw.{k}": value for k, value in self.iw.items()}
+        return {"elbo": self.elbo, **iw, "rate": self.rate, "distortion": self.distortion, "ess": self.ess}
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean over the data and its standard error, by column."""
+        return {name: mean_and_se(value) for name, value in self.columns().items()}
+
+
+def mean_and_se(value: Tensor) -> dict[str, float]:
+    """The mean of (N,) values and its standard error, NaN where N = 1.
+
+    >>> mean_and_se(torch.tensor([1.0, 3.0]))
+    {'mean': 2.0, 'se': 1.0}
+    """
+    se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
+    return {"mean": value.mean().item(), "se": se}
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    particles: Sequence[int] = (1, 100),
+    seed: int = 0,
+    chunk: int = 4096,
+) -> Evaluation:
+    """Evaluate a model and its guide on data.
+
+    Args:
+        model: p(x, z), a Pyro program of (x, y).
+        guide: q(z|x), a Pyro program of (x, y).
+        x: (N, *shape), as the likelihood scores them.
+        y: labels (N,) or None.
+        particles: every K to give the importance-weighted bound at; the largest is the number of draws.
+        seed: of the draws; the generators that others see are left as they are.
+        chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory.
+
+    Raises:
+        InputError: no data; a K below 1; a log-weight that is not a number (which datum, which term).
+
+    >>> import pvae
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> found = evaluate(vae.model, vae.guide, torch.ones(5, 6), particles=[1, 10])
+    >>> found.iw[10].shape, bool((found.iw[10] >= found.elbo).all())
+    (torch.Size([5]), True)
+    """
+    ks = sorted(set(particles))
+    if not ks or ks[0] < 1:
+        raise InputError(f"particles: found {list(particles)}, expected numbers of draws, each at least 1")
+    if not len(x):
+        raise InputError("evaluate: found no data, expected at least one datum")
+    devices = [x.device] if x.device.type == "cuda" else []
+    parts, means = [], []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        nesting = weights.inspect(model, guide, x[:1], None if y is None else y[:1])
+        for start in range(0, len(x), CELL):
+            data = (x[start : start + CELL], None if y is None else y[start : start + CELL])
+            block = _Block(model, guide, data, nesting, chunk)
+            terms, mean = block.draw(ks[-1], (seed, start // CELL))
+            _check_numbers(terms, start)
+            parts.append(_reduce(terms, ks))
+            means.append(mean)
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(
+        iw={k: columns.pop(f"iw.{k}") for k in ks},
+        latent_variance=torch.cat(means).var(0, correction=0),
+        draws=ks[-1],
+        **columns,
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of data and the programs that draw and score for it."""
+
+    model: Program
+    guide: Program
+    data: tuple[Tensor, Tensor | None]
+    nesting: int
+    chunk: int
+
+    def draw(self, draws: int, seed: tuple[int, int]) -> tuple[LogWeights, Tensor]:
+        """The log-weights of all draws, (draws, B), and the mean of the posterior, (B, L); CPU, float64."""
+        terms: list[LogWeights] = []
+        mean = torch.zeros(())
+        for cell, start in enumerate(range(0, draws, CELL)):
+            state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(state))
+            particles = min(CELL, draws - start)
+            drawn = weights.draw(self.guide, *self.data, particles=particles, max_plate_nesting=self.nesting)
+            for part in drawn.parts(max(1, self.chunk // len(self.data[0]))):
+                traces = weights.score(self.model, part, *self.data)
+                terms.append(LogWeights(*(term.double().cpu() for term in weights.split(traces))))
+            mean = mean + particles * drawn.latent_means(traces.dim).double().cpu()
+        return LogWeights(*(torch.cat(term) for term in zip(*terms, strict=True))), mean / draws
+
+
+def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:
+    log_w = terms.log_w
+    log_normalized = log_w - log_w.logsumexp(0)
+    return {
+        "elbo": bounds.elbo(log_w),
+        **{f"iw.{k}": _groups(log_w, k) for k in ks},
+        "rate": (terms.posterior - terms.prior).mean(0),
+        "distortion": -terms.likelihood.mean(0),
+        "ess": (-(2 * log_normalized).logsumexp(0)).exp(),
+    }
+
+
+def _groups(log_w: Tensor, k: int) -> Tensor:
+    """The bound at K from all draws: the mean over disjoint groups of K, so that it has the bound's expectation."""
+    groups = log_w.shape[0] // k
+    return bounds.iwae(log_w[: groups * k].reshape(groups, k, -1).transpose(0, 1)).mean(0)
+
+
+def _check_numbers(terms: LogWeights, start: int) -> None:
+    for name, term in terms._asdict().items():
+        if term.isnan().any():
+            _, datum = term.isnan().nonzero()[0].tolist()
+            raise InputError(
+                f"evaluate: the log-{name} of datum {start + datum} is not a number: the model has diverged"
+            )

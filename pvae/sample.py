@@ -1,0 +1,58 @@
+"""`python -m pvae.sample`: draw images from a run's prior.
+
+python -m pvae.sample runs/NAME -n 64 -o samples.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import cli, plots
+from .checkpoints import disk
+from .config import convert
+from .errors import InputError
+from .load import load
+from .report import sample
+
+ENDINGS = (".png", ".pdf", ".svg", ".npy")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="pvae sample", description="Draw images from a run's prior.")
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("-n", default="64", metavar="N", help="how many (default: 64)")
+    parser.add_argument(
+        "-o", default="samples.png", metavar="FILE", help=f"{', '.join(ENDINGS)} (default: samples.png)"
+    )
+    parser.add_argument("--draw", action="store_true", help="draw x from p(x|z) too, in place of its mean")
+    parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code."""
+    found = _parser().parse(argv)
+    n, seed = convert(found.n, int, "-n"), convert(found.seed, int, "--seed")
+    if n < 1:
+        raise InputError(f"-n: found {n}, expected at least 1")
+    out = Path(found.o)
+    if out.suffix not in ENDINGS:
+        raise InputError(f"-o {out}: found the ending '{out.suffix}', expected one of {', '.join(ENDINGS)}")
+    device = cli.device(found.device)
+    vae, dataset, _ = load(found.run, device)
+    images = sample(vae, n, seed, dataset.test, mean=not found.draw)
+    with disk(out):
+        if out.suffix == ".npy":
+            import numpy as np
+
+            np.save(out, images.cpu().numpy())
+        else:
+            plots.save(plots.image_grid(images.cpu().numpy()), out)
+    print(f"{n} samples in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "sample")

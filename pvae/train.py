@@ -1,0 +1,155 @@
+"""The training loop: yields a record an epoch, and can be stopped and continued anywhere, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .data import Dataset, batches, binarize, pixels
+from .errors import InputError
+from .evaluate import evaluate
+from .svi import SVI, NonFiniteError
+from .vae import VAE
+
+VALIDATION_PARTICLES = (1, 10)
+
+
+@dataclass
+class Position:
+    """Where training is: what resuming needs beside parameters, optimizer and generators."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    total: float = 0.0
+    """The sum of the loss over them, nats."""
+    count: int = 0
+    """The number of data in them."""
+    best: dict[str, Any] | None = field(default=None)
+    """Where the best validation ELBO was seen: {"steps", "epoch", "elbo"}."""
+
+
+class Training:
+    """A model, its SVI and where they are; `records` runs it.
+
+    Args:
+        vae: on the device it trains on.
+        svi: of its model and guide.
+        dataset: on the same device, binarized where it is fixed.
+        config: batch size, epochs, seeds, binarization.
+    """
+
+    def __init__(self, vae: VAE, svi: SVI, dataset: Dataset, config: Config) -> None:
+        self.vae, self.svi, self.dataset, self.config = vae, svi, dataset, config
+        self.epochs = config.epochs_for(len(dataset.train.x))
+        self.save_every = config.save_every_for(self.epochs)
+        self.at = Position()
+
+    def records(self, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
+        """Train to the end, a record for each epoch; returns early, after a step, once `stop()` is true.
+
+        Raises:
+            InputError: a loss or gradient that is not finite: names epoch, batch, step and site.
+        """
+        while self.at.epoch < self.epochs and not stop():
+            if not self._epoch(stop):
+                return
+            at = self.at
+            record = {"epoch": at.epoch + 1, "steps": self.svi.steps, "train": -at.total / at.count}
+            self.at = Position(epoch=at.epoch + 1, best=at.best)
+            if self.saves:
+                record |= self._validate()
+            yield record
+
+    @property
+    def saves(self) -> bool:
+        """Whether a checkpoint is due: every so many epochs, and at the end."""
+        at = self.at
+        return at.batch == 0 and at.epoch > 0 and (at.epoch % self.save_every == 0 or at.epoch == self.epochs)
+
+    def _epoch(self, stop: Callable[[], bool]) -> bool:
+        """Run this epoch from where it is; False if stopped within it."""
+        config, at = self.config, self.at
+        draw = config.binarization if config.binarization == "dynamic" else "none"
+        size = config.batch_size
+        number = -(-len(self.dataset.train.x) // size)
+        for x, y in batches(self.dataset.train, size, config.seed, at.epoch, start=at.batch):
+            try:
+                at.total += self.svi.step(binarize(pixels(x), draw), y)
+            except NonFiniteError as error:
+                where = f"epoch {at.epoch + 1}, batch {at.batch + 1} of {number}"
+                raise InputError(
+                    f"{where}, {error}: training stopped before it: lower --lr, or set --clip-norm"
+                ) from error
+            at.count += len(x)
+            at.batch += 1
+            if stop() and at.batch < number:
+                return False
+        return True
+
+    def _validate(self) -> dict[str, Any]:
+        x, y = self.dataset.validation
+        if not len(x):
+            self.at.best = None
+            return {}
+        self.vae.eval()
+        found = evaluate(
+            self.vae.model,
+            self.vae.guide,
+            pixels(x),
+            y,
+            particles=VALIDATION_PARTICLES,
+            seed=self.config.data_seed,
+            chunk=self.config.eval_chunk,
+        )
+        self.vae.train()
+        summary = found.summary()
+        elbo = summary["elbo"]["mean"]
+        if self.at.best is None or elbo > self.at.best["elbo"]:
+            self.at.best = {"steps": self.svi.steps, "epoch": self.at.epoch, "elbo": elbo}
+        means = {f"validation.{name}": value["mean"] for name, value in summary.items() if name != "iw.1"}
+        return {**means, "validation.active_units": found.active_units}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the weights: position, optimizer, generators; loads with `weights_only=True`."""
+        cuda = next(self.vae.parameters()).device.type == "cuda"
+        return {
+            **asdict(self.at),
+            **self.svi.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.at = Position(**{key: state[key] for key in asdict(self.at)})
+        self.svi.load_state_dict({key: state[key] for key in ("steps", "optimizer")})
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_cuda"])
+
+
+def svi(vae: VAE, objective: Any, config: Config, steps: int) -> SVI:
+    """Adam over all parameters, with the schedule and the clipping of a configuration."""
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + cos(pi * min(step, steps) / steps))
+
+    # the loss is a sum over the batch, and Adam's step does not depend on its scale
+    def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=config.lr, fused=True)
+
+    return SVI(
+        vae.model,
+        vae.guide,
+        adam,
+        objective,
+        clip_norm=config.clip_norm,
+        schedule=cosine if config.schedule == "cosine" else None,
+    )

@@ -1,0 +1,50 @@
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import pvae
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data: MNIST and Frey Faces."""
+    for path in (os.environ.get("PVAE_DATA"), Path(__file__).parents[2] / "shared" / "data"):
+        if path and Path(path).is_dir():
+            return Path(path)
+    pytest.skip("no real data: neither $PVAE_DATA nor ../shared/data is a folder")
+
+
+@pytest.fixture
+def x():
+    return torch.bernoulli(torch.rand(7, 4, 5))
+
+
+@pytest.fixture
+def vae():
+    return make_vae()
+
+
+def make_vae(seed=0, latent=3, shape=(4, 5), likelihood=pvae.Bernoulli):
+    torch.manual_seed(seed)
+    decoder = pvae.MLPDecoder(latent, shape, [16])
+    encoder = pvae.MLPEncoder(shape, 2 * latent, [16])
+    return pvae.VAE(pvae.Normal(latent), likelihood(decoder, shape), pvae.MeanField(encoder, latent))

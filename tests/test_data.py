@@ -1,0 +1,730 @@
+import gzip
+import os
+import pickle
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pvae import data
+from pvae.data import Dataset, Split, batches, binarize, check, fix_binarization, load, order, pixels
+from pvae.errors import InputError
+
+SHARED = Path(os.environ.get("PVAE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DIGITS_SHA256 = "b818888a5106e524533f4efbe3284fbfc6a190d036680e36ec2a1f13a88fa325"
+MNIST_SHA256 = "e196c835b1e00872372085abc6ca9b0f48f28f67f5b38d2c04bf2d7d4a9db0cb"
+
+
+def needs(name):
+    where = SHARED / name
+    return pytest.mark.skipif(not where.exists(), reason=f"{where} is not there (it is found through PVAE_DATA)")
+
+
+def refused(text):
+    """The error is an InputError of one line that contains `text`."""
+    return pytest.raises(InputError, match=rf"\A(?=.*{re.escape(text)})[^\n]+\Z")
+
+
+def grey(n=20, shape=(4, 3)):
+    return np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8)
+
+
+def labels(n=20):
+    return np.arange(n) % 3
+
+
+def everything(dataset, field="x"):
+    return torch.cat([getattr(getattr(dataset, part), field) for part in data.PARTS])
+
+
+def same(a: Dataset, b: Dataset) -> bool:
+    pairs = [(getattr(a, part), getattr(b, part)) for part in data.PARTS]
+    return all(torch.equal(p.x, q.x) and (p.y is q.y or torch.equal(p.y, q.y)) for p, q in pairs)
+
+
+def floats(x) -> Dataset:
+    x = torch.as_tensor(x, dtype=torch.float32)
+    return Dataset("mine", Split(x, None), Split(x[:0], None), Split(x[:1].clone(), None), "")
+
+
+# ---- named sets -----------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    digits = load()
+    assert digits.name == "digits"
+    assert digits.shape == (8, 8)
+    assert digits.sizes == {"train": 1294, "validation": 144, "test": 359}
+    assert digits.train.x.dtype == torch.float32
+    assert digits.train.y.dtype == torch.int64
+    assert sorted(digits.train.y.unique().tolist()) == list(range(10))
+    assert everything(digits).min() == 0
+    assert everything(digits).max() == 1
+    assert digits.sha256 == DIGITS_SHA256
+
+
+def test_named():
+    assert data.NAMED == ("digits", "mnist", "fashion-mnist", "kmnist", "emnist", "omniglot", "cifar10", "svhn")
+
+
+@needs("MNIST")
+def test_mnist_is_read_in_place():
+    mnist = load("mnist", SHARED)
+    assert mnist.sizes == {"train": 54000, "validation": 6000, "test": 10000}
+    assert mnist.shape == (28, 28)
+    assert mnist.train.x.dtype == torch.uint8
+    assert mnist.test.y[:5].tolist() == [7, 2, 1, 0, 4]
+    assert mnist.sha256 == MNIST_SHA256
+    assert load("mnist", SHARED, validation=0, seed=3).train.y[:5].tolist() == [5, 0, 4, 1, 9]
+    assert pixels(mnist.test.x).mean().item() == pytest.approx(0.1325, abs=1e-3)
+
+
+@needs("MNIST")
+def test_mnist_is_what_torchvision_reads(tmp_path):
+    from torchvision.datasets import MNIST
+
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (SHARED / "MNIST" / "raw").glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    theirs = MNIST(tmp_path, train=False, download=False)
+    ours = load("mnist", tmp_path)
+    assert torch.equal(ours.test.x, theirs.data)
+    assert torch.equal(ours.test.y, theirs.targets)
+    assert ours.sha256 == MNIST_SHA256
+
+
+@needs("freyfaces.npz")
+def test_frey_faces():
+    faces = load(str(SHARED / "freyfaces.npz"))
+    assert faces.shape == (28, 20)
+    assert sum(faces.sizes.values()) == 1965
+    assert faces.train.x.dtype == torch.uint8
+    assert faces.train.y is None
+
+
+def write_idx(path, array, packed=False):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = head + array.astype(np.uint8).tobytes()
+    if packed:
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
+    else:
+        path.write_bytes(content)
+
+
+IDX = {
+    "mnist": ("MNIST", "train", "t10k"),
+    "fashion-mnist": ("FashionMNIST", "train", "t10k"),
+    "kmnist": ("KMNIST", "train", "t10k"),
+    "emnist": ("EMNIST", "emnist-balanced-train", "emnist-balanced-test"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
+@pytest.mark.parametrize("name", IDX)
+def test_idx_sets(tmp_path, name, packed):
+    folder, *prefixes = IDX[name]
+    x, y = grey(30, (28, 28)), labels(30)
+    for prefix, rows in zip(prefixes, (slice(0, 20), slice(20, 30)), strict=True):
+        write_idx(tmp_path / folder / "raw" / f"{prefix}-images-idx3-ubyte", x[rows], packed)
+        write_idx(tmp_path / folder / "raw" / f"{prefix}-labels-idx1-ubyte", y[rows], packed)
+    loaded = load(name, tmp_path, validation=0)
+    upright = x.transpose(0, 2, 1) if name == "emnist" else x
+    assert np.array_equal(loaded.train.x, upright[:20])
+    assert np.array_equal(loaded.test.x, upright[20:])
+    assert np.array_equal(loaded.test.y, y[20:])
+
+
+def test_data_dir_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PVAE_DATA", str(tmp_path))
+    with refused(str(tmp_path / "MNIST" / "raw")):
+        monkeypatch.setattr(urllib.request, "urlopen", no_network)
+        load("mnist")
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images = grey(5, (3, 32, 32))
+    for file, _ in CIFAR10.train_list + CIFAR10.test_list:
+        with (folder / file).open("wb") as f:
+            pickle.dump({"data": images.reshape(5, -1), "labels": [0, 1, 2, 0, 1]}, f)
+    with (folder / "batches.meta").open("wb") as f:
+        pickle.dump({"label_names": ["a", "b", "c"]}, f)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    cifar = load("cifar10", tmp_path, validation=0.2)
+    assert cifar.sizes == {"train": 20, "validation": 5, "test": 5}
+    assert np.array_equal(cifar.test.x, images)
+    assert cifar.test.y.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_svhn(tmp_path, monkeypatch):
+    import scipy.io
+
+    images = grey(6, (32, 32, 3))
+    for part in ("train", "test"):
+        content = {"X": images.transpose(1, 2, 3, 0), "y": np.array([[10], [1], [2], [3], [4], [5]])}
+        scipy.io.savemat(tmp_path / f"{part}_32x32.mat", content)
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *args: True)
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda *args: True)
+    svhn = load("svhn", tmp_path)
+    assert svhn.shape == (3, 32, 32)
+    assert np.array_equal(svhn.test.x, images.transpose(0, 3, 1, 2))
+    assert svhn.test.y.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_omniglot(tmp_path, monkeypatch):
+    for part in ("images_background", "images_evaluation"):
+        for character in ("character01", "character02"):
+            folder = tmp_path / "omniglot-py" / part / "Latin" / character
+            folder.mkdir(parents=True)
+            for i in range(3):
+                image = Image.new("1", (105, 105), 1)
+                image.paste(0, (40, 10, 60, 90))
+                image.save(folder / f"{i}.png")
+    monkeypatch.setattr("torchvision.datasets.omniglot.check_integrity", lambda *args: True)
+    omniglot = load("omniglot", tmp_path, validation=0)
+    assert omniglot.shape == (28, 28)
+    assert omniglot.train.x.dtype == torch.uint8
+    assert omniglot.train.x[0, 0, 0] == 0
+    assert omniglot.train.x[0, 14, 13] == 255
+    assert sorted(omniglot.train.y.unique().tolist()) == [0, 1]
+    assert sorted(omniglot.test.y.unique().tolist()) == [2, 3]
+
+
+def no_network(*args, **options):
+    raise URLError("no network here")
+
+
+@pytest.mark.parametrize("name", [name for name in data.NAMED if name != "digits"])
+def test_download_fails(tmp_path, monkeypatch, name):
+    expected = {"omniglot": "images_background.zip", "cifar10": "cifar-10-batches-py", "svhn": "train_32x32.mat"}
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    with refused("no network here") as error:
+        load(name, tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert "could not be downloaded" in str(error.value)
+    assert "place there by hand" in str(error.value)
+    assert expected.get(name, "images-idx3-ubyte") in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no idx", b"\0\0\x08\x03\0\0\0\x05", bytes([0, 0, 8, 1, 0, 0, 0, 5, 1])])
+@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
+def test_damaged_idx(tmp_path, content, packed):
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-images-idx3-ubyte", grey(5), packed)
+        write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-labels-idx1-ubyte", labels(5), packed)
+    bad = tmp_path / "MNIST" / "raw" / ("t10k-images-idx3-ubyte" + ".gz" * packed)
+    bad.write_bytes(content)
+    with refused(f"{bad}: cannot be read"):
+        load("mnist", tmp_path)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------
+
+DTYPES = {
+    "uint8": (np.uint8, torch.uint8),
+    "bool": (bool, torch.uint8),
+    "int64": (np.int64, torch.float32),
+    "float16": (np.float16, torch.float32),
+    "float64": (np.float64, torch.float32),
+    "big-endian": (np.dtype(">f4"), torch.float32),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(tmp_path, dtype):
+    before, after = DTYPES[dtype]
+    array = (grey() > 100).astype(before)
+    np.save(tmp_path / "mine.npy", array)
+    x = everything(load(str(tmp_path / "mine.npy")))
+    assert x.dtype == after
+    assert x.sum() == array.sum() * (255 if dtype == "bool" else 1)
+
+
+def test_npz_with_labels(tmp_path):
+    np.savez_compressed(tmp_path / "mine.npz", x=grey(), y=labels().astype(np.float32), other=np.zeros(3))
+    mine = load(str(tmp_path / "mine.npz"), validation=0)
+    assert mine.sizes == {"train": 16, "validation": 0, "test": 4}
+    assert mine.shape == (4, 3)
+    assert mine.train.y.dtype == torch.int64
+    rows = {image.tobytes(): int(label) for image, label in zip(grey(), labels(), strict=True)}
+    assert [rows[x.numpy().tobytes()] for x in mine.train.x] == mine.train.y.tolist()
+
+
+def test_npz_of_one_array(tmp_path):
+    np.savez(tmp_path / "mine.npz", images=grey())
+    assert load(tmp_path / "mine.npz").shape == (4, 3)
+
+
+def test_npz_in_parts(tmp_path):
+    x, y = grey(30), labels(30)
+    np.savez(tmp_path / "a.npz", x_train=x[:20], x_test=x[20:], y_train=y[:20], y_test=y[20:])
+    mine = load(str(tmp_path / "a.npz"), test=0)
+    assert mine.sizes == {"train": 18, "validation": 2, "test": 10}
+    assert np.array_equal(mine.test.x, x[20:])
+    np.savez(tmp_path / "b.npz", x_train=x[:20], x_validation=x[20:25], x_test=x[25:])
+    mine = load(str(tmp_path / "b.npz"), validation=0.5)
+    assert mine.sizes == {"train": 20, "validation": 5, "test": 5}
+    assert np.array_equal(mine.validation.x, x[20:25])
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("1,2.5\n3,4\n5,6\n")
+    mine = load(str(path), validation=0)
+    assert sorted(everything(mine).tolist()) == [[1, 2.5], [3, 4], [5, 6]]
+    assert mine.train.y is None
+    path.write_text('\ufeff"a","Label",b\r\n1,0,2.5\r\n3,1,4\r\n5,2,6\r\n', encoding="utf-8")
+    mine = load(str(path), validation=0)
+    assert sorted(everything(mine).tolist()) == [[1, 2.5], [3, 4], [5, 6]]
+    assert sorted(everything(mine, "y").tolist()) == [0, 1, 2]
+
+
+def write_images(folder, mode, names, size=(3, 4), suffix="png"):
+    for i, name in enumerate(names):
+        path = folder / f"{name}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, color=i if mode in "LP" else (i, 0, 0, 9)[: len(mode)]).save(path)
+
+
+def test_grey_images(tmp_path):
+    write_images(tmp_path, "L", ["b", "a", ".hidden", "c"])
+    (tmp_path / "notes.txt").write_text("not an image")
+    mine = load(str(tmp_path), validation=0, test=0.1)
+    assert mine.shape == (4, 3)
+    assert sorted(everything(mine)[:, 0, 0].tolist()) == [0, 1, 3]
+    assert mine.train.y is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colour_images_in_folders(tmp_path, mode):
+    write_images(tmp_path, mode, ["dog/2", "cat/1", "cat/deep/3"])
+    mine = load(str(tmp_path), validation=0, test=0.1)
+    assert mine.shape == (3, 4, 3)
+    found = zip(everything(mine)[:, 0, 0, 0].tolist(), everything(mine, "y").tolist(), strict=True)
+    assert sorted(found) == [(0, 1), (1, 0), (2, 0)]
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_unknown_name():
+    with refused("data: unknown name 'minst': did you mean 'mnist'? known: cifar10, digits, ") as error:
+        load("minst")
+    assert "or give a path to a .npz, .npy or .csv file or to a folder of images" in str(error.value)
+
+
+def test_empty_name():
+    with refused("data: unknown name '': known: cifar10, digits, "):
+        load("")
+
+
+@pytest.mark.parametrize("path", ["missing.npz", "folder/missing"])
+def test_missing_file(path):
+    with refused(f"{path}: no such file or folder (looked for {Path(path).absolute()})"):
+        load(path)
+
+
+def test_unknown_kind_of_file(tmp_path):
+    (tmp_path / "mine.h5").write_bytes(b"")
+    with refused("cannot read files of kind '.h5', expected a path to a .npz, .npy or .csv"):
+        load(str(tmp_path / "mine.h5"))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("suffix", ["npz", "npy", "png"])
+def test_truncated(tmp_path, suffix, kept):
+    path = tmp_path / f"mine.{suffix}"
+    if suffix == "png":
+        Image.fromarray(grey(1, (40, 40))[0]).save(path)
+    else:
+        (np.save if suffix == "npy" else np.savez)(path, grey(200))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with refused(f"{path}: cannot be read"):
+        load(str(tmp_path if suffix == "png" else path))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_corrupt(tmp_path, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    (np.save if suffix == "npy" else np.savez_compressed)(path, grey(200))
+    whole = path.read_bytes()
+    path.write_bytes(b"\0" * 40 + whole[40:])
+    with refused(f"{path}: cannot be read"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_pickled_arrays(tmp_path, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    (np.save if suffix == "npy" else np.savez)(path, np.array([grey(), None], dtype=object))
+    with refused(f"{path}: cannot be read: found pickled objects or no array at all"):
+        load(str(path))
+
+
+CSVS = {
+    "words": ("1,2\n3,four\n", "could not convert string 'four'"),
+    "ragged": ("1,2\n3,4\n5\n", "the number of columns changed from 2 to 1"),
+    "missing": ("1,\n3,4\n", "could not convert string ''"),
+    "names": ("a,b,c\n1,2\n3,4\n", "found 3 names over 2 columns"),
+    "empty": ("", "found 0 data, expected at least 2"),
+    "header": ("a,b\n", "found 0 data, expected at least 2"),
+    "one": ("a,b\n1,2\n", "found 1 data, expected at least 2"),
+    "labels": ("x,y\n1,0\n2,0.5\n", "y: found 0.5 at 1, expected whole numbers as labels"),
+    "only-labels": ("y\n1\n2\n", "x has shape (2, 0), expected (N, ...)"),
+    "bytes": ("\udcff\udcfe,1\n", "UnicodeDecodeError"),
+}
+
+
+@pytest.mark.parametrize("case", CSVS)
+def test_bad_csv(tmp_path, case):
+    content, text = CSVS[case]
+    path = tmp_path / "mine.csv"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with refused(text) as error:
+        load(str(path))
+    assert str(path) in str(error.value)
+
+
+ARRAYS = {
+    "complex": ({"x": np.ones((5, 2), complex)}, "x has dtype complex128, expected bool, integers or floats"),
+    "strings": ({"x": np.full((5, 2), "a")}, "x has dtype <U1, expected bool, integers or floats"),
+    "0-d": ({"x": np.array(1.0)}, "x has shape (), expected (N, ...)"),
+    "1-d": ({"x": np.ones(5)}, "x has shape (5,), expected (N, ...)"),
+    "no pixels": ({"x": np.ones((5, 0))}, "x has shape (5, 0), expected (N, ...)"),
+    "empty": ({"x": np.ones((0, 2))}, "found 0 data, expected at least 2"),
+    "one": ({"x": np.ones((1, 2))}, "found 1 data, expected at least 2"),
+    "y length": ({"x": grey(), "y": labels(19)}, "y has shape (19,), expected (20,)"),
+    "y one-hot": ({"x": grey(), "y": np.eye(20)}, "y has shape (20, 20), expected (20,)"),
+    "y strings": ({"x": grey(), "y": np.full(20, "a")}, "y has dtype <U1, expected whole numbers"),
+    "y fractions": ({"x": grey(), "y": labels() / 2}, "y: found 0.5 at 1, expected whole numbers"),
+    "y nan": ({"x": grey(), "y": np.full(20, np.inf)}, "y: found inf at 0, expected whole numbers"),
+    "names": ({"a": grey(), "b": grey()}, "found arrays a, b; expected x (and y), or x_train and x_test"),
+    "no arrays": ({}, "found arrays none; expected x"),
+    "no test": ({"x_train": grey(), "x_validation": grey()}, "found arrays x_train, x_validation; expected x"),
+    "empty test": ({"x_train": grey(), "x_test": grey(0)}, "test part: found 0 data, expected at least 1"),
+    "shapes": ({"x_train": grey(), "x_test": grey(5, (4, 4))}, "the test part is uint8 of shape (4, 4)"),
+    "labels": ({"x_train": grey(), "y_train": labels(), "x_test": grey()}, "without labels, expected uint8"),
+    "1-d part": ({"x_train": grey(), "x_test": np.ones(5)}, "x_test has shape (5,)"),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_bad_arrays(tmp_path, case):
+    arrays, text = ARRAYS[case]
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with refused(text) as error:
+        load(str(tmp_path / "mine.npz"))
+    assert str(tmp_path / "mine.npz") in str(error.value)
+
+
+def test_images_of_differing_size(tmp_path):
+    write_images(tmp_path, "L", ["a", "b"])
+    write_images(tmp_path, "L", ["c", "d"], size=(5, 5))
+    with refused(f"{tmp_path / 'c.png'}: found an image of shape (5, 5), expected (4, 3) like a.png"):
+        load(str(tmp_path))
+
+
+def test_folder_without_images(tmp_path):
+    with refused(f"{tmp_path}: found no image"):
+        load(str(tmp_path))
+
+
+def test_one_image(tmp_path):
+    write_images(tmp_path, "L", ["a"])
+    with refused(f"{tmp_path}: found 1 data, expected at least 2"):
+        load(str(tmp_path))
+
+
+def test_images_of_16_bits(tmp_path):
+    Image.fromarray(grey().astype(np.uint16)[0]).save(tmp_path / "deep.png")
+    with refused("deep.png: found I;16 pixels, expected 8 bits a channel"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0, float("nan")])
+def test_fractions(name, fraction):
+    with refused(f"{name}: found {fraction}, expected a fraction in [0, 1)"):
+        load(**{name: fraction})
+
+
+def test_no_test_part():
+    with refused("test: found 0, but digits has no test part of its own"):
+        load(test=0)
+
+
+def test_negative_seed():
+    with refused("seed: found -1, expected a whole number of at least 0"):
+        load(seed=-1)
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.99, 0.01), (0.5, 0.99)])
+def test_two_data_suffice(tmp_path, validation, test):
+    np.save(tmp_path / "two.npy", grey(2))
+    sizes = load(str(tmp_path / "two.npy"), validation=validation, test=test).sizes
+    assert sizes == {"train": 1, "validation": 0, "test": 1}
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------
+
+
+def test_parts_depend_on_the_seed_alone():
+    a = load(seed=1)
+    torch.manual_seed(7)
+    np.random.seed(7)
+    assert same(a, load(seed=1))
+    assert not same(a, load(seed=2))
+    assert a.sha256 == load(seed=2, test=0.5, validation=0).sha256
+
+
+def test_parts_are_disjoint_and_whole(tmp_path):
+    np.save(tmp_path / "mine.npy", np.arange(200.0).reshape(100, 2))
+    mine = load(str(tmp_path / "mine.npy"))
+    assert mine.sizes == {"train": 72, "validation": 8, "test": 20}
+    assert everything(mine)[:, 0].sort().values.tolist() == list(range(0, 200, 2))
+    assert mine.train.x[:, 0].tolist() == sorted(mine.train.x[:, 0].tolist())
+
+
+def test_sha256_sees_values_labels_shape_and_dtype(tmp_path):
+    def digest(**arrays):
+        np.savez(tmp_path / "mine.npz", **arrays)
+        return load(str(tmp_path / "mine.npz")).sha256
+
+    x, y = grey(), labels()
+    other = x.copy()
+    other[3, 2, 1] ^= 1
+    cases = [{"x": x}, {"x": other}, {"x": x, "y": y}, {"x": x, "y": y[::-1]}, {"x": x.reshape(20, 12)}]
+    cases.append({"x": x.astype(np.float32)})
+    assert len({digest(**case) for case in cases}) == len(cases)
+    assert digest(x=x.astype("<f4")) == digest(x=np.asfortranarray(x.astype(">f4")))
+
+
+def test_nothing_reads_or_moves_the_global_generators():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    digits = fix_binarization(load(), "static", seed=0)
+    list(batches(digits.train, 100, seed=0, epoch=0))
+    order(10, 0, 0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_to():
+    moved = load().to("meta")
+    assert moved.test.x.device.type == moved.test.y.device.type == "meta"
+    assert moved.sizes == load().sizes
+    unlabelled = floats(torch.rand(3, 2)).to("meta")
+    assert unlabelled.test.y is None
+
+
+# ---- pixels, binarization -------------------------------------------------------------------------------------
+
+
+def test_pixels():
+    x = torch.arange(256, dtype=torch.uint8)
+    assert pixels(x).dtype == torch.float32
+    assert pixels(x)[[0, 255]].tolist() == [0, 1]
+    assert torch.equal((pixels(x) * 255).round().byte(), x)
+    y = torch.rand(3)
+    assert pixels(y) is y
+
+
+def test_pixels_and_binarize_are_traceable():
+    x = torch.arange(256, dtype=torch.uint8)
+    traced = torch.compile(lambda x: binarize(pixels(x), "dynamic"), backend="eager", fullgraph=True)
+    assert set(traced(x).unique().tolist()) == {0, 1}
+
+
+def test_binarize_draws_with_the_right_mean():
+    grey = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).expand(100_000, 5)
+    drawn = binarize(grey, "dynamic", torch.Generator().manual_seed(0))
+    assert set(drawn.unique().tolist()) == {0, 1}
+    assert drawn.mean(0).tolist() == pytest.approx(grey[0].tolist(), abs=5 * 0.5 / 100_000**0.5)
+    assert drawn.mean(0)[[0, 4]].tolist() == [0, 1]
+    assert torch.equal(drawn, binarize(grey, "static", torch.Generator().manual_seed(0)))
+
+
+def test_binarize_otherwise():
+    x = torch.tensor([0.0, 0.5, 0.51, 1.0])
+    assert binarize(x, "threshold").tolist() == [0, 0, 1, 1]
+    assert binarize(x, "none") is x
+
+
+@pytest.mark.parametrize("call", [lambda m: binarize(torch.ones(2), m), lambda m: fix_binarization(load(), m, 0)])
+def test_unknown_mode(call):
+    with refused("binarize: unknown mode 'dynamik': did you mean 'dynamic'? known: dynamic, none, static, threshold"):
+        call("dynamik")
+
+
+BINARY = {"dynamic": {"validation", "test"}, "static": set(data.PARTS), "threshold": set(data.PARTS), "none": set()}
+
+
+@pytest.mark.parametrize("mode", data.BINARIZATIONS)
+def test_fix_binarization(mode):
+    digits = load()
+    torch.manual_seed(1)
+    fixed = fix_binarization(digits, mode, seed=5)
+    torch.manual_seed(2)
+    assert same(fixed, fix_binarization(digits, mode, seed=5))
+    for part in data.PARTS:
+        before, after = getattr(digits, part), getattr(fixed, part)
+        assert after.y is before.y
+        if part in BINARY[mode]:
+            assert after.x.dtype == torch.uint8
+            assert after.x.unique().tolist() == [0, 255]
+            assert pixels(after.x).unique().tolist() == [0, 1]
+            assert torch.equal(binarize(pixels(after.x), "dynamic"), pixels(after.x))
+        else:
+            assert after.x is before.x
+    assert fixed.sha256 == digits.sha256
+    assert mode in ("threshold", "none") or not same(fixed, fix_binarization(digits, mode, seed=6))
+
+
+def test_fixed_draws_have_the_right_mean_in_every_block():
+    shades = torch.tensor([0, 51, 102, 255], dtype=torch.uint8)
+    x = shades.expand(10_000, 4)
+    fixed = fix_binarization(Dataset("mine", Split(x, None), Split(x[:0], None), Split(x, None), ""), "static", 0)
+    assert pixels(fixed.train.x).mean(0).tolist() == pytest.approx([0, 0.2, 0.4, 1], abs=5 * 0.5 / 100)
+    assert len(fixed.validation.x) == 0
+    assert not torch.equal(fixed.train.x, fixed.test.x)
+    assert not torch.equal(fixed.train.x[:4096], fixed.train.x[4096:8192])
+
+
+def test_threshold_agrees_with_binarize():
+    digits = load()
+    fixed = fix_binarization(digits, "threshold", seed=0)
+    assert torch.equal(pixels(fixed.test.x), binarize(digits.test.x, "threshold"))
+
+
+# ---- the batch order ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 1000])
+def test_order_is_a_permutation(n):
+    drawn = order(n, seed=3, epoch=2)
+    assert drawn.dtype == torch.int64
+    assert drawn.sort().values.tolist() == list(range(n))
+
+
+def test_order_is_a_function_of_its_arguments():
+    torch.manual_seed(1)
+    a = order(100, 0, 0)
+    torch.manual_seed(2)
+    assert torch.equal(a, order(100, 0, 0))
+    others = {tuple(order(100, seed, epoch).tolist()) for seed in range(10) for epoch in range(10)}
+    assert len(others) == 100
+    assert order(10, 0, 0).tolist() == [9, 6, 0, 2, 1, 4, 7, 5, 3, 8]
+
+
+def test_order_is_uniform():
+    places = torch.stack([order(4, seed, epoch) for seed in range(60) for epoch in range(100)])
+    counts = torch.stack([(places == i).sum(0) for i in range(4)]) / len(places)
+    assert counts.flatten().tolist() == pytest.approx([0.25] * 16, abs=5 * (0.25 * 0.75 / 6000) ** 0.5)
+
+
+def test_batches_cover_the_epoch_once():
+    x = torch.arange(23).reshape(23, 1)
+    found = list(batches(Split(x, x[:, 0]), 5, seed=1, epoch=2))
+    assert [len(b) for b, _ in found] == [5, 5, 5, 5, 3]
+    assert torch.equal(torch.cat([b for b, _ in found])[:, 0], order(23, 1, 2))
+    assert all(torch.equal(b[:, 0], y) for b, y in found)
+
+
+@pytest.mark.parametrize("start", [0, 2, 4, 5, 9])
+def test_batches_resume(start):
+    split = Split(torch.rand(23, 4), None)
+    whole, rest = (list(batches(split, 5, 1, 2, start=s)) for s in (0, start))
+    assert len(rest) == max(5 - start, 0)
+    assert all(torch.equal(a, b) and y is None for (a, y), (b, _) in zip(rest, whole[start:], strict=True))
+
+
+def test_batches_keep_the_stored_dtype():
+    x, _ = next(batches(Split(torch.zeros(5, 2, 2, dtype=torch.uint8), None), 9, 0, 0))
+    assert x.dtype == torch.uint8
+    assert x.shape == (5, 2, 2)
+    assert not list(batches(Split(torch.zeros(0, 2), None), 9, 0, 0))
+
+
+def test_batches_refuse_at_the_call():
+    with refused("batch size: found 0, expected at least 1"):
+        batches(load().test, 0, 0, 0)
+    with refused("start: found -1, expected at least 0"):
+        batches(load().test, 10, 0, 0, start=-1)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_the_device():
+    digits = load()
+    there = digits.to("cuda")
+    assert same(fix_binarization(there, "static", 0).to("cpu"), fix_binarization(digits, "static", 0))
+    wanted = list(batches(digits.train, 100, 0, 0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [(pixels(x), y) for x, y in batches(there.train, 100, 0, 0)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a.cpu(), b) for (a, _), (b, _) in zip(found, wanted, strict=True))
+
+
+# ---- the checks at the door -----------------------------------------------------------------------------------
+
+
+def test_check_passes():
+    check(load(), unit_interval=True)
+    x = torch.full((3, 2), 255, dtype=torch.uint8)
+    check(Dataset("mine", Split(x, None), Split(x[:0], None), Split(x, None), ""), unit_interval=True)
+    check(floats([[0.0, 16.0]]), unit_interval=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("unit_interval", [False, True])
+def test_check_finite(value, unit_interval):
+    x = torch.rand(9, 4, 3)
+    x[7, 2, 1] = value
+    text = f"mine: datum 7 of the train part, position (2, 1): found {value:g}, expected a finite number"
+    with refused(text):
+        check(floats(x), unit_interval=unit_interval)
+
+
+@pytest.mark.parametrize("value", [16.0, -0.5])
+def test_check_unit_interval(value):
+    x = torch.rand(9, 4)
+    x[5, 3] = x[6, 0] = value
+    text = f"mine: datum 5 of the train part, position (3): found {value:g}, expected a pixel in [0, 1] under Bernoulli"
+    with refused(text) as error:
+        check(floats(x), unit_interval=True)
+    assert "--likelihood gaussian" in str(error.value)
+    with refused(text):
+        fix_binarization(floats(x), "dynamic", 0)
+
+
+def test_check_names_the_part():
+    dataset = floats(torch.rand(3, 2))
+    dataset.test.x[0, 1] = 2
+    with refused("datum 0 of the test part, position (1): found 2"):
+        check(dataset, unit_interval=True)
+
+
+def test_overflow_is_found(tmp_path):
+    np.save(tmp_path / "mine.npy", np.full((5, 2), 1e300))
+    with refused("datum 0 of the train part, position (0): found inf"):
+        check(load(str(tmp_path / "mine.npy")), unit_interval=False)
+
+
+def test_import_is_lean():
+    code = "import sys, pvae.data; print([m for m in ('torchvision', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

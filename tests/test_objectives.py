@@ -1,0 +1,377 @@
+"""Bounds against closed forms, and against Pyro's own objectives at the same seed."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+
+import pvae
+from pvae import bounds, exact, weights
+
+SAME = [
+    (pvae.ELBO(), Trace_ELBO()),
+    (pvae.ELBO(5), Trace_ELBO(num_particles=5, max_plate_nesting=1, vectorize_particles=True)),
+    (pvae.ELBO(analytic_kl=True), TraceMeanField_ELBO()),
+    (
+        pvae.ELBO(5, analytic_kl=True),
+        TraceMeanField_ELBO(num_particles=5, max_plate_nesting=1, vectorize_particles=True),
+    ),
+    (pvae.IWAE(5), RenyiELBO(alpha=0, num_particles=5, max_plate_nesting=1, vectorize_particles=True)),
+    (pvae.IWAE(1), Trace_ELBO()),
+]
+
+
+def loss_and_gradient(vae, objective, *args):
+    vae.zero_grad()
+    torch.manual_seed(1)
+    loss = objective.loss_and_grads(vae.model, vae.guide, *args)
+    return float(loss), torch.cat([p.grad.flatten() for p in vae.parameters()])
+
+
+@pytest.mark.parametrize(("ours", "pyros"), SAME, ids=lambda o: f"{type(o).__name__}{o.num_particles}")
+def test_value_and_gradient_are_pyros_at_the_same_seed(vae, x, ours, pyros):
+    loss, gradient = loss_and_gradient(vae, ours, x)
+    expected_loss, expected_gradient = loss_and_gradient(vae, pyros, x)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+    assert gradient.norm() > 1
+
+
+@pytest.mark.parametrize("objective", [pvae.ELBO(3), pvae.IWAE(3)])
+def test_an_objective_is_a_differentiable_module_and_a_number(vae, x, objective):
+    torch.manual_seed(1)
+    module_loss = objective(vae.model, vae.guide)(x)
+    assert module_loss.requires_grad
+    torch.manual_seed(1)
+    assert objective.loss(vae.model, vae.guide, x) == pytest.approx(module_loss.item())
+    torch.manual_seed(1)
+    assert -objective.bounds(vae.model, vae.guide, x).sum().item() == pytest.approx(module_loss.item())
+
+
+# Linear-Gaussian truth ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linear():
+    """A linear VAE with a rotated decoder, whose best diagonal guide has a gap; data from the model; exact log p."""
+    weight = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype=torch.float64)
+    truth = exact.LinearGaussian(weight, torch.zeros(4, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
+    vae = exact.LinearVAE(4, 2, covariance="diagonal").double().set_(truth)
+    _, x = truth.sample(400, torch.Generator().manual_seed(3))
+    return vae, truth, x
+
+
+def assert_mean(values, expected, errors=4.0):
+    """The mean of values (repetitions, ...) is the expected one within its own standard error."""
+    se = values.std(0) / math.sqrt(len(values))
+    z = (values.mean(0) - expected) / se
+    assert z.abs().max() < errors, f"off by {z.abs().max():.1f} standard errors"
+    return se
+
+
+def test_elbo_is_log_p_less_the_exact_gap(linear):
+    vae, truth, x = linear
+    with torch.no_grad():
+        found = torch.stack([pvae.ELBO(50).bounds(vae.model, vae.guide, x).mean() for _ in range(30)])
+    assert truth.gap() > 0.05
+    assert_mean(found, truth.log_prob(x).mean() - truth.gap())
+
+
+def test_elbo_with_analytic_kl_has_the_same_expectation(linear):
+    vae, truth, x = linear
+    with torch.no_grad():
+        found = torch.stack(
+            [pvae.ELBO(50, analytic_kl=True).bounds(vae.model, vae.guide, x).mean() for _ in range(30)]
+        )
+    assert_mean(found, truth.log_prob(x).mean() - truth.gap())
+
+
+def test_bounds_rise_with_k_to_log_p(linear):
+    vae, truth, x = linear
+    with torch.no_grad():
+        draws = [weights.log_weights(vae.model, vae.guide, x, particles=64).log_w for _ in range(20)]
+    ks = (1, 2, 8, 64)
+    # paired: every K from the same draws, in disjoint groups
+    found = {k: torch.stack([bounds.iwae(w.reshape(-1, k, 400).transpose(0, 1)).mean() for w in draws]) for k in ks}
+    for low, high in ((1, 2), (2, 8), (8, 64)):
+        rise = found[high] - found[low]
+        assert rise.mean() > 4 * rise.std() / math.sqrt(len(rise)), f"L_{high} is not above L_{low}"
+    left = truth.log_prob(x).mean() - found[64]
+    assert left.mean() > -4 * left.std() / math.sqrt(len(left))
+
+
+def test_large_k_closes_the_gap_as_theory_says(linear):
+    """K (log p - L_K) tends to half the variance of the weights."""
+    vae, truth, x = linear
+    x, k = x[:50], 200
+    with torch.no_grad():
+        vae.guide_log_scales.add_(0.5 * math.log(1.5))  # wider than the posterior, so that the weights have light tails
+        found = torch.stack([pvae.IWAE(k).bounds(vae.model, vae.guide, x).mean() for _ in range(400)])
+    limit = truth.iwae_limit(x, truth.posterior(x).mean, 1.5 * truth.best_diagonal()).mean()
+    scaled = k * (truth.log_prob(x).mean() - found)
+    se = scaled.std() / math.sqrt(len(scaled))
+    # of order 1/K beside the sampling error
+    assert abs(scaled.mean() - limit) < 4 * se + 3 * limit / k
+
+
+def test_every_weight_is_log_p_under_the_exact_guide(linear):
+    _, truth, x = linear
+    vae = exact.LinearVAE(4, 2, covariance="full").double().set_(truth)
+    log_w = pvae.log_weights(vae.model, vae.guide, x, particles=3).log_w
+    torch.testing.assert_close(log_w, truth.log_prob(x).expand(3, -1), rtol=0, atol=1e-9)
+
+
+def test_the_elbos_gradient_is_that_of_the_exact_elbo(linear):
+    """In expectation over draws, by autograd through the closed form."""
+    vae, _, x = linear
+    x = x[:20]
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    parameters = list(vae.parameters())
+
+    def gradient(value):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+
+    q = guide_distribution(vae, x)
+    model = exact.LinearGaussian(vae.weight, vae.mean, (2 * vae.log_scale).exp())
+    expected = gradient(model.elbo(x, q.mean, q.variance[0]).sum())
+    draws = torch.stack([gradient(pvae.ELBO(20).bounds(vae.model, vae.guide, x).sum()) for _ in range(100)])
+    noisy = draws.std(0) > 1e-9
+    assert_mean(draws[:, noisy], expected[noisy], errors=4.5)
+
+
+def guide_distribution(vae, x):
+    traced = poutine.trace(vae.guide).get_trace(x)
+    return traced.nodes["z"]["fn"].base_dist
+
+
+def test_a_fitted_linear_vae_reaches_probabilistic_pca(linear):
+    _, truth, _ = linear
+    x = truth.sample(500, torch.Generator().manual_seed(5))[1]
+    vae = exact.LinearVAE(4, 2, covariance="full", mean=x.mean(0)).double()
+    svi = pvae.SVI(
+        vae.model,
+        vae.guide,
+        pyro.optim.Adam({"lr": 2e-2}),
+        pvae.ELBO(),
+        schedule=lambda step: 0.5 * (1 + math.cos(math.pi * min(1, step / 2500))),
+    )
+    for _ in range(2500):
+        svi.step(x)
+    assert exact.ppca_log_likelihood(x, 2) - vae.exact().log_prob(x).mean() < 0.01
+
+
+# Programs of other shapes ---------------------------------------------------------------------------------------------
+
+
+def hierarchy(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        with pyro.plate("time", 3):
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x.T)
+
+
+def hierarchy_guide(x):
+    with pyro.plate("data", len(x)):
+        b = pyro.sample("b", dist.Normal(x.mean(-1), 0.5))
+        pyro.sample("a", dist.Normal(b / 2, 0.7))
+
+
+def test_several_latent_sites_and_an_inner_plate():
+    x = torch.randn(6, 3)
+    found = pvae.log_weights(hierarchy, hierarchy_guide, x, particles=4, plate="data")
+    assert found.log_w.shape == (4, 6)
+    torch.manual_seed(2)
+    ours = pvae.ELBO(plate="data").loss(hierarchy, hierarchy_guide, x)
+    torch.manual_seed(2)
+    assert ours == pytest.approx(Trace_ELBO().loss(hierarchy, hierarchy_guide, x), rel=1e-5)
+    # marginally x_t = b + noise with b ~ N(0, 2)
+    covariance = 2 * torch.ones(3, 3) + torch.eye(3)
+    truth = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x)
+    many = pvae.log_weights(hierarchy, hierarchy_guide, x, particles=20_000, plate="data").log_w
+    torch.testing.assert_close(bounds.iwae(many), truth, rtol=0, atol=0.05)
+
+
+def test_a_masked_site_counts_where_the_mask_is():
+    mask = torch.tensor([True, False, True])
+
+    def masked(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.mask(mask=mask):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    found = pvae.log_weights(masked, guide, torch.randn(3), particles=2)
+    assert found.likelihood[:, 1].eq(0).all()
+    assert found.likelihood[:, 0].ne(0).all()
+
+
+def test_a_subsampled_plate_gives_unscaled_weights_and_a_scaled_loss():
+    data = torch.randn(10)
+
+    def model(x):
+        with pyro.plate("data", 10, subsample_size=4) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    def guide(x):
+        with pyro.plate("data", 10, subsample_size=4) as index:
+            pyro.sample("z", dist.Normal(x[index] / 2, 0.5**0.5))
+
+    found = pvae.log_weights(model, guide, data, particles=3)
+    truth = dist.Normal(0.0, 2**0.5).log_prob(data)
+    assert found.log_w.shape == (3, 4)
+    for value in found.log_w[0]:  # the exact guide: every weight is p(x) of some datum, not 2.5 times it
+        assert (value - truth).abs().min() < 1e-5
+    loss = pvae.IWAE(3).loss(model, guide, data)
+    assert -10 * truth.max() - 1e-3 < loss < -10 * truth.min() + 1e-3
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def simple_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def simple_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def global_model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def global_guide(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def discrete_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def discrete_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+
+def scaled_model(x):
+    with poutine.scale(scale=0.5):
+        simple_model(x)
+
+
+def two_plates(x):
+    with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def two_plates_guide(x):
+    with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (global_model, global_guide, r"site 'z \(guide\)': outside the plate of data 'data'"),
+        (discrete_model, discrete_guide, "site 'z': IWAE needs draws that are reparameterized, and Bernoulli"),
+        (scaled_model, simple_guide, "site 'z': its log-probability is scaled by 0.5"),
+        (simple_model, lambda x: None, "site 'z': missing in the guide"),
+        (simple_guide, simple_guide, "model: no observed site"),
+        (two_plates, two_plates_guide, "plate: found rows, columns, expected the name of the one"),
+    ],
+)
+def test_programs_without_a_bound_are_refused(model, guide, message):
+    x = torch.randn(2, 3) if model is two_plates else torch.randn(5)
+    with pytest.raises(pvae.InputError, match=message) as found:
+        pvae.IWAE(2).loss(model, guide, x)
+    assert "\n" not in str(found.value)
+
+
+def test_either_of_two_plates_can_be_the_datas():
+    x = torch.randn(2, 3)
+    for plate, size in (("rows", 2), ("columns", 3)):
+        found = pvae.log_weights(two_plates, two_plates_guide, x, particles=4, plate=plate)
+        assert found.log_w.shape == (4, size)
+    with pytest.raises(pvae.InputError, match="no plate 'planes' in the programs: found rows, columns"):
+        pvae.log_weights(two_plates, two_plates_guide, x, plate="planes")
+
+
+def test_no_particles_are_refused():
+    with pytest.raises(pvae.InputError, match="particles: found 0, expected at least 1"):
+        pvae.IWAE(0)
+    with pytest.raises(pvae.InputError, match="particles: found 0"):
+        pvae.log_weights(simple_model, simple_guide, torch.zeros(2), particles=0)
+
+
+def test_a_value_outside_its_support_is_one_line(vae, x):
+    x[3, 1, 2] = 0.5
+    with pytest.raises(pvae.InputError, match=r"site 'x'.*Boolean") as found:
+        pvae.ELBO().loss(vae.model, vae.guide, x)
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 400
+
+
+def test_finding_out_the_plates_draws_nothing(vae, x):
+    state = torch.get_rng_state()
+    assert weights.inspect(vae.model, vae.guide, x) == 1
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# Without waiting for the device ---------------------------------------------------------------------------------------
+
+
+class NoReading(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails where a tensor's value is read on the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read on the host"
+        assert func is not torch.ops.aten.nonzero.default, "a shape that depends on values"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", [pvae.ELBO(), pvae.ELBO(4, analytic_kl=True), pvae.IWAE(4)])
+def test_objectives_never_read_values_on_the_host(vae, x, objective):
+    objective.loss_and_grads(vae.model, vae.guide, x)  # the first call looks at the programs
+    with NoReading():
+        objective.loss_and_grads(vae.model, vae.guide, x)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("objective", [pvae.ELBO(), pvae.ELBO(4, analytic_kl=True), pvae.IWAE(4)])
+def test_objectives_never_synchronise_with_the_device(vae, x, objective):
+    vae, x = vae.cuda(), x.cuda()
+    objective.loss_and_grads(vae.model, vae.guide, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        objective.loss_and_grads(vae.model, vae.guide, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+def test_evaluation_on_the_device_agrees_with_the_cpus(vae, x):
+    from pvae.evaluate import evaluate
+
+    on_cpu = evaluate(vae.model, vae.guide, x, particles=[1, 500])
+    vae, x = vae.cuda(), x.cuda()
+    on_gpu = evaluate(vae.model, vae.guide, x, particles=[1, 500])
+    assert abs(on_cpu.iw[500].mean() - on_gpu.iw[500].mean()) < 0.1

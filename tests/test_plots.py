@@ -1,0 +1,259 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pvae import plots
+from pvae.errors import InputError
+
+RNG = np.random.default_rng(0)
+GREY, COLOUR, PROFILES = RNG.random((13, 8, 8)), RNG.random((13, 3, 8, 8)), RNG.normal(size=(11, 50))
+DIGITS = RNG.integers(0, 10, 200)
+KS = [1, 10, 100]
+BOUND, ERROR = {"vae": [-90, -88, -87], "iwae": [-89, -87.5, -86.8]}, {"vae": [0.1] * 3, "iwae": [0.1] * 3}
+
+# every figure that a run can ask for, edges included; the key is the test's id
+FIGURES = {
+    "curves": lambda: plots.learning_curves([1, 2, 3], {"train": [-9, -8, -7], "gaps": [-9, np.nan, -7]}),
+    "curves, one epoch": lambda: plots.learning_curves([1], {"train": [-200.0]}),
+    "curves, flat": lambda: plots.learning_curves([1, 2], {"train": [0, 0]}),
+    "curves, many": lambda: plots.learning_curves([1, 2], {f"run {i}": [0, i] for i in range(25)}),
+    "reconstructions": lambda: plots.reconstructions(GREY, GREY),
+    "reconstructions, one": lambda: plots.reconstructions(GREY[:1], GREY[:1]),
+    "reconstructions, colour": lambda: plots.reconstructions(COLOUR, COLOUR, columns=4),
+    "reconstructions, profiles": lambda: plots.reconstructions(PROFILES, PROFILES),
+    "images": lambda: plots.image_grid(GREY, title="samples"),
+    "images, one": lambda: plots.image_grid(GREY[:1], title="a title that is wider than the one image"),
+    "images, scaled": lambda: plots.image_grid(GREY * 3 - 1),
+    "images, constant": lambda: plots.image_grid(np.full((2, 4, 4), 7)),
+    "images, colour": lambda: plots.image_grid(COLOUR * 3 - 1),
+    "images, large": lambda: plots.image_grid(RNG.random((9, 1, 500, 500))),
+    "images, profiles": lambda: plots.image_grid(PROFILES, title="profiles"),
+    "images, one profile of two": lambda: plots.image_grid([[1, 2]]),
+    "plane": lambda: plots.latent_plane(GREY[:12], [-2, -1, 1, 2], [-1, 0, 1], title="decoder"),
+    "plane, one": lambda: plots.latent_plane(GREY[:1], [0.37], [0.37]),
+    "scatter": lambda: plots.latent_scatter(RNG.normal(size=(200, 2)), DIGITS, title="posterior"),
+    "scatter, no labels": lambda: plots.latent_scatter(RNG.normal(size=(200, 2))),
+    "scatter, components": lambda: plots.latent_scatter(RNG.normal(size=(200, 5)), DIGITS),
+    "scatter, 30 labels": lambda: plots.latent_scatter(RNG.normal(size=(200, 5)), np.arange(200) % 30),
+    "scatter, one datum": lambda: plots.latent_scatter([[1, 2, 3]]),
+    "scatter, collapsed": lambda: plots.latent_scatter(np.zeros((9, 3))),
+    "histogram": lambda: plots.latent_scatter(RNG.normal(size=(200, 1)), DIGITS),
+    "histogram, one value": lambda: plots.latent_scatter(np.zeros((9, 1))),
+    "one unit, numbers": lambda: plots.latent_scatter(RNG.normal(size=(200, 1)), RNG.normal(size=200)),
+    "units": lambda: plots.active_units([1.0, 0.5, 1e-4, 0.0]),
+    "units, none": lambda: plots.active_units(np.zeros(8)),
+    "units, one": lambda: plots.active_units([0.7]),
+    "bound": lambda: plots.bound_against_k(KS, BOUND, ERROR, exact=-86.5),
+    "bound, one K": lambda: plots.bound_against_k([50], {"vae": [-88]}, {"vae": [0.1]}),
+}
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
+def test_every_figure_is_drawn_within_its_page(make, tmp_path):
+    figure = make()
+    assert isinstance(figure, Figure)
+    path = plots.save(figure, tmp_path / "new folder" / "figure.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    page, ink = figure.bbox_inches, figure.get_tightbbox()
+    assert ink.x0 >= -0.02
+    assert ink.y0 >= -0.02
+    assert ink.x1 <= page.x1 + 0.02
+    assert ink.y1 <= page.y1 + 0.02
+    assert page.width <= 8
+
+
+@pytest.mark.parametrize("name", ["curves", "images, scaled", "scatter", "units"])
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_same_figure_is_the_same_file(name, ending, tmp_path):
+    make = {**FIGURES, "scatter": lambda: plots.latent_scatter(PROFILES, DIGITS[:11])}[name]
+    first = plots.save(make(), tmp_path / f"first.{ending}").read_bytes()
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.dpi": 30}):
+        figure = make()
+        second = plots.save(figure, tmp_path / f"second.{ending}").read_bytes()
+        again = plots.save(figure, tmp_path / f"again.{ending}").read_bytes()
+        assert matplotlib.rcParams["font.size"] == 20
+    assert first == second == again
+
+
+def test_pyplot_is_never_touched_and_matplotlib_only_when_drawing(tmp_path):
+    program = """if True:
+    import sys, types
+    alone = types.ModuleType("pvae")  # the package without what its __init__ imports
+    alone.__path__ = [sys.argv[2]]
+    sys.modules["pvae"] = alone
+    import pvae.plots as plots
+    assert not {"matplotlib", "torch", "pyro"} & set(sys.modules), "imported too early"
+    plots.save(plots.image_grid([[0, 1, 1, 0]]), sys.argv[1])
+    assert "matplotlib.pyplot" not in sys.modules, "pyplot was imported"
+    """
+    subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png", Path(plots.__file__).parent], check=True)
+
+
+def test_learning_curves_zoom_to_the_late_part_and_say_so():
+    epochs = np.arange(1, 101)
+    curve = -90 - 500 * np.exp(-epochs / 3)
+    axes = plots.learning_curves(epochs, {"train ELBO": curve, "validation ELBO": curve - 2}, title="fit").axes[0]
+    low, high = axes.get_ylim()
+    assert -100 < low < -92 < -90 < high < -85
+    assert axes.texts[0].get_text().startswith("early values outside the axes: ")
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("fit", "epoch", "bound (nats / datum)")
+
+
+def test_learning_curves_show_everything_where_that_costs_little():
+    axes = plots.learning_curves(range(10), {"a": np.linspace(-100, -90, 10)}).axes[0]
+    assert axes.get_ylim()[0] < -100
+    assert not axes.texts
+
+
+def test_learning_curves_join_over_gaps_in_the_order_of_the_epochs():
+    figure = plots.learning_curves([3, 1, 2], {"a": [-7, -9, np.nan], "b": [-1, -np.inf, None], "none": [None] * 3})
+    a, b = figure.axes[0].get_lines()
+    assert a.get_xydata().tolist() == [[1, -9], [3, -7]]
+    assert b.get_xydata().tolist() == [[3, -1]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b\n−1.00", "a\n−7.00"]
+
+
+def test_reconstructions_name_every_row_and_keep_pairs():
+    x = np.zeros((13, 8, 8))
+    axes = plots.reconstructions(x, x + 1, columns=5, titles=("test", "mean")).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["test", "mean"] * 3
+    image, rows = axes.images[0].get_array(), axes.get_yticks().astype(int)
+    assert image[rows[::2], 50].max() == 0
+    assert image[rows[1::2], 50].min() == 1
+
+
+def test_reconstructions_of_profiles_lie_over_the_data():
+    figure = plots.reconstructions(PROFILES, PROFILES + 1)
+    assert len(figure.axes) == 11
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["data", "reconstruction"]
+    assert len(figure.legends) == 1
+
+
+def test_reconstructions_are_clipped_where_the_data_lie_in_the_unit_interval():
+    assert len(plots.reconstructions(GREY, GREY * 1.3 - 0.1).axes) == 1
+    assert len(plots.reconstructions(GREY * 2, GREY).axes) == 2
+
+
+def test_image_grid_shows_each_pixel_exactly_once_magnified():
+    axes = plots.image_grid(GREY[:4]).axes[0]
+    image = np.asarray(axes.images[0].get_array())
+    np.testing.assert_array_equal(image[:200:25, :200:25, 0], GREY[0])
+    np.testing.assert_array_equal(image[204::25, 204::25, 2], GREY[3])
+    assert (image[200:204] == 1).all()
+    assert len(axes.get_xticks()) == 0
+
+
+def test_image_grid_scales_by_one_range_with_a_colour_bar():
+    figure = plots.image_grid(np.stack([np.zeros((4, 4)), np.full((4, 4), -2.0), np.full((4, 4), 2.0)]))
+    labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert labels == ["−2", "2"]
+    assert figure.axes[0].images[0].get_array()[0, 0, 0] == 0.5
+
+
+def test_vectors_are_square_images_or_profiles():
+    assert len(plots.image_grid(np.zeros((5, 49))).axes[0].images) == 1
+    panels = plots.image_grid(np.zeros((5, 50)), columns=2).axes
+    assert [len(panel.get_lines()) for panel in panels] == [1] * 5
+    assert panels[0].get_shared_y_axes().joined(panels[0], panels[4])
+
+
+def test_latent_plane_puts_each_image_at_its_coordinates():
+    grid_x, grid_y = np.array([-1.5, -0.2, 0.0, 1.0]), np.array([0.0, 2.0])
+    value = (np.arange(8) / 10).reshape(2, 4)  # [y, x]
+    images = np.broadcast_to(value[..., None, None], (2, 4, 5, 5))
+    for given in (images, images.reshape(8, 5, 5)):
+        axes = plots.latent_plane(given, grid_x, grid_y).axes[0]
+        shown = axes.images[0].get_array()[..., 0]
+        x = {t.get_text(): at for t, at in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)}
+        y = {t.get_text(): at for t, at in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
+        assert shown[int(y["0"]), int(x["1"])] == value[0, 3]
+        assert shown[int(y["2"]), int(x["0"])] == value[1, 2]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+        assert y["2"] < y["0"]
+
+
+def test_latent_scatter_names_classes_up_to_twenty_and_numbers_above():
+    z = RNG.normal(size=(300, 2))
+    few, many = plots.latent_scatter(z, np.arange(300) % 20), plots.latent_scatter(z, np.arange(300) % 21)
+    assert [text.get_text() for text in few.legends[0].get_texts()] == [str(i) for i in range(20)]
+    assert (len(few.axes), len(many.axes), many.legends) == (1, 2, [])
+    assert len(few.axes[0].collections[0].get_offsets()) == 300
+    assert not plots.latent_scatter(z).legends
+    assert few.axes[0].get_aspect() == 1
+
+
+def test_latent_scatter_gives_each_point_the_colour_of_its_class():
+    z = RNG.normal(size=(50, 2))
+    dots = plots.latent_scatter(z, z[:, 0] > 0).axes[0].collections[0]
+    blue = dots.get_facecolors()[:, 2] > 0.5
+    np.testing.assert_array_equal(blue, np.asarray(dots.get_offsets())[:, 0] <= 0)
+
+
+def test_latent_scatter_projects_on_principal_components():
+    z = RNG.normal(size=(500, 4)) * [1, 3, 0, 0] + 7
+    axes = plots.latent_scatter(z).axes[0]
+    share = z.var(0) / z.var(0).sum()
+    assert axes.get_xlabel() == f"principal component 1 ({share[1]:.0%} of variance)"
+    points = np.asarray(axes.collections[0].get_offsets())
+    assert points.var(0).sum() == pytest.approx(z.var(0).sum())
+
+
+def test_a_single_latent_unit_is_a_histogram_by_label():
+    axes = plots.latent_scatter([[0.0], [1.0], [1.0]], ["a", "b", "b"], title="one").axes[0]
+    assert (axes.get_ylabel(), axes.get_title(), len(axes.patches)) == ("number of data", "one", 4)
+    assert sum(axes.patches[2].get_data().values) == 2
+
+
+def test_active_units_are_counted_and_sorted():
+    axes = plots.active_units([0.01, 0.5, 0.0, 2.0], threshold=0.01).axes[0]
+    assert axes.get_title() == "2 of 4 latent units active"
+    active, inactive, line = axes.get_lines()
+    assert active.get_ydata().tolist() == [2.0, 0.5]
+    assert len(inactive.get_ydata()) == 2
+    assert set(line.get_ydata()) == {0.01}
+    assert axes.get_yscale() == "log"
+
+
+def test_bound_against_k_draws_each_run_and_the_exact_value():
+    figure = plots.bound_against_k([100, 1, 10], {"vae": [-87, -90, np.nan]}, {"vae": [0.1, 0.2, 0.1]}, exact=-86)
+    axes = figure.axes[0]
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xydata().tolist() == [[1, -90], [100, -87]]
+    assert axes.get_lines()[-1].get_linestyle() == "--"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["100", "10", "1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["exact\n−86.00", "vae\n−87.00"]
+
+
+WRONG = {
+    "curves: found no finite value": lambda: plots.learning_curves([1], {}),
+    r"curve 'a': found shape \(3,\), expected \(2,\)": lambda: plots.learning_curves([1, 2], {"a": [1, 2, 3]}),
+    r"epochs: found shape \(1, 1\), expected \(N,\)": lambda: plots.learning_curves([[1]], {"a": [1]}),
+    r"images: found shape \(2, 8, 8, 3\), expected \(N, H": lambda: plots.image_grid(np.zeros((2, 8, 8, 3))),
+    "images: found the empty shape": lambda: plots.image_grid(np.zeros((0, 8, 8))),
+    "images: found 2 values that are NaN": lambda: plots.image_grid([[0, np.nan, np.inf, 1]]),
+    "images: found no array of numbers": lambda: plots.image_grid(["a"]),
+    "columns: found 0, expected at least 1": lambda: plots.image_grid(GREY, columns=0),
+    r"reconstruction: found shape \(2, 8, 8\), expected \(13,": lambda: plots.reconstructions(GREY, GREY[:2]),
+    "images: found shape .* expected 4 images": lambda: plots.latent_plane(GREY, [0, 1], [0, 1]),
+    "grid_y: found values that do not increase": lambda: plots.latent_plane(GREY[:2], [0], [1, 1]),
+    r"z: found shape \(3,\), expected \(N, L\)": lambda: plots.latent_scatter([1, 2, 3]),
+    r"labels: found shape \(1,\), expected \(2,\)": lambda: plots.latent_scatter([[1], [2]], [0]),
+    "labels .*21 differ": lambda: plots.latent_scatter(np.zeros((21, 2)), [f"class {i}" for i in range(21)]),
+    "variance, threshold: found the smallest -1": lambda: plots.active_units([1, -1]),
+    "errors: found runs": lambda: plots.bound_against_k(KS, BOUND, {}),
+    "ks: found 0, expected at least 1": lambda: plots.bound_against_k([0, 1, 2], BOUND, ERROR),
+    "no negative error": lambda: plots.bound_against_k([1], {"a": [1]}, {"a": [-1]}),
+    "path: found the ending '.gif', expected one of .png": lambda: plots.save(Figure(), "figure.gif"),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_input_is_one_line(text):
+    with pytest.raises(InputError, match=text) as error:
+        WRONG[text]()
+    assert "\n" not in str(error.value)
