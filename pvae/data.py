@@ -229,7 +229,7 @@ def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
     if not inside.all():
         at = tuple(int(i) for i in np.unravel_index(int(inside.flatten().byte().argmin()), x.shape))
         where = f"{data}: datum {at[0]} of the {part} part, position ({', '.join(map(str, at[1:]))})"
-        raise InputError(f"{where}: found {pixels(x[at]).item():g}, expected {expected}")
+        raise InputError(f"{where}: found {pixels(x[at]).item():.7g}, expected {expected}")
 
 
 # Each within the one before. True where stored data lie in it, and the end of the message where they do not.

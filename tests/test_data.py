@@ -682,46 +682,79 @@ def test_on_the_device():
 # ---- the checks at the door -----------------------------------------------------------------------------------
 
 
-def test_check_passes():
-    check(load(), unit_interval=True)
-    x = torch.full((3, 2), 255, dtype=torch.uint8)
-    check(Dataset("mine", Split(x, None), Split(x[:0], None), Split(x, None), ""), unit_interval=True)
-    check(floats([[0.0, 16.0]]), unit_interval=False)
+SUPPORTS = ("real", "unit_interval", "binary")
+
+
+@pytest.mark.parametrize(
+    ("x", "narrowest"),
+    [
+        (torch.tensor([[-3.0, 16.0]]), 0),
+        (torch.tensor([[0.0, 0.5, 1.0]]), 1),
+        (torch.tensor([[0.0, 1.0]]), 2),
+        (torch.arange(256, dtype=torch.uint8).reshape(1, 256), 1),
+        (torch.tensor([[0, 255]], dtype=torch.uint8), 2),
+        (torch.zeros(0, 2), 2),
+    ],
+    ids=["real", "unit interval", "binary", "grey uint8", "binary uint8", "empty"],
+)
+def test_check_holds_up_to_the_narrowest_support(x, narrowest):
+    dataset = Dataset("mine", Split(x, None), Split(x[:0], None), Split(x, None), "")
+    for i, support in enumerate(SUPPORTS):
+        if i <= narrowest:
+            check(dataset, support=support)
+        else:
+            with refused("mine: datum 0 of the train part"):
+                check(dataset, support=support)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("unit_interval", [False, True])
-def test_check_finite(value, unit_interval):
-    x = torch.rand(9, 4, 3)
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_check_finite(value, support):
+    x = torch.zeros(9, 4, 3)
     x[7, 2, 1] = value
-    text = f"mine: datum 7 of the train part, position (2, 1): found {value:g}, expected a finite number"
-    with refused(text):
-        check(floats(x), unit_interval=unit_interval)
+    with refused(f"mine: datum 7 of the train part, position (2, 1): found {value:g}, expected a finite number"):
+        check(floats(x), support=support)
 
 
 @pytest.mark.parametrize("value", [16.0, -0.5])
-def test_check_unit_interval(value):
-    x = torch.rand(9, 4)
+@pytest.mark.parametrize("support", SUPPORTS[1:])
+def test_check_unit_interval(value, support):
+    x = torch.rand(9, 4).round()
     x[5, 3] = x[6, 0] = value
     text = f"mine: datum 5 of the train part, position (3): found {value:g}, expected a pixel in [0, 1] under Bernoulli"
     with refused(text) as error:
-        check(floats(x), unit_interval=True)
+        check(floats(x), support=support)
     assert "--likelihood gaussian" in str(error.value)
     with refused(text):
         fix_binarization(floats(x), "dynamic", 0)
 
 
-def test_check_names_the_part():
-    dataset = floats(torch.rand(3, 2))
-    dataset.test.x[0, 1] = 2
-    with refused("datum 0 of the test part, position (1): found 2"):
-        check(dataset, unit_interval=True)
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        (torch.tensor([[0, 255], [51, 128]], dtype=torch.uint8), "0.2"),
+        (torch.tensor([[0.0, 1], [0.9999999, 0]]), "0.9999999"),
+    ],
+    ids=["uint8", "float"],
+)
+def test_check_binary(x, found):
+    dataset = Dataset("mine", Split(x[:1], None), Split(x[:0], None), Split(x, None), "")
+    with refused(f"mine: datum 1 of the test part, position (0): found {found}, expected 0 or 1") as error:
+        check(dataset, support="binary")
+    for advice in ("--binarize dynamic", "static", "threshold", "--likelihood gaussian"):
+        assert advice in str(error.value)
+    check(fix_binarization(dataset, "static", 0), support="binary")
+
+
+def test_check_unknown_support():
+    with refused("support: unknown name 'binari': did you mean 'binary'? known: binary, real, unit_interval"):
+        check(load(), support="binari")
 
 
 def test_overflow_is_found(tmp_path):
     np.save(tmp_path / "mine.npy", np.full((5, 2), 1e300))
     with refused("datum 0 of the train part, position (0): found inf"):
-        check(load(str(tmp_path / "mine.npy")), unit_interval=False)
+        check(load(str(tmp_path / "mine.npy")), support="real")
 
 
 def test_import_is_lean():

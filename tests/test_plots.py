@@ -11,7 +11,7 @@ from pvae import plots
 from pvae.errors import InputError
 
 RNG = np.random.default_rng(0)
-GREY, COLOUR, PROFILES = RNG.random((13, 8, 8)), RNG.random((13, 3, 8, 8)), RNG.normal(size=(11, 50))
+GREY, COLOUR, PROFILES = RNG.random((13, 8, 8)), RNG.random((5, 3, 8, 8)), RNG.normal(size=(11, 50))
 DIGITS = RNG.integers(0, 10, 200)
 KS = [1, 10, 100]
 BOUND, ERROR = {"vae": [-90, -88, -87], "iwae": [-89, -87.5, -86.8]}, {"vae": [0.1] * 3, "iwae": [0.1] * 3}
@@ -25,14 +25,14 @@ FIGURES = {
     "reconstructions": lambda: plots.reconstructions(GREY, GREY),
     "reconstructions, one": lambda: plots.reconstructions(GREY[:1], GREY[:1]),
     "reconstructions, colour": lambda: plots.reconstructions(COLOUR, COLOUR, columns=4),
-    "reconstructions, profiles": lambda: plots.reconstructions(PROFILES, PROFILES),
+    "reconstructions, profiles": lambda: plots.reconstructions(PROFILES[:7], PROFILES[:7]),
     "images": lambda: plots.image_grid(GREY, title="samples"),
     "images, one": lambda: plots.image_grid(GREY[:1], title="a title that is wider than the one image"),
     "images, scaled": lambda: plots.image_grid(GREY * 3 - 1),
     "images, constant": lambda: plots.image_grid(np.full((2, 4, 4), 7)),
     "images, colour": lambda: plots.image_grid(COLOUR * 3 - 1),
-    "images, large": lambda: plots.image_grid(RNG.random((9, 1, 500, 500))),
-    "images, profiles": lambda: plots.image_grid(PROFILES, title="profiles"),
+    "images, large": lambda: plots.image_grid(RNG.random((2, 1, 700, 700))),
+    "images, profiles": lambda: plots.image_grid(PROFILES[:7], title="profiles"),
     "images, one profile of two": lambda: plots.image_grid([[1, 2]]),
     "plane": lambda: plots.latent_plane(GREY[:12], [-2, -1, 1, 2], [-1, 0, 1], title="decoder"),
     "plane, one": lambda: plots.latent_plane(GREY[:1], [0.37], [0.37]),
@@ -67,10 +67,19 @@ def test_every_figure_is_drawn_within_its_page(make, tmp_path):
     assert page.width <= 8
 
 
-@pytest.mark.parametrize("name", ["curves", "images, scaled", "scatter", "units"])
-@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+SAME = {
+    "curves": FIGURES["curves"],
+    "images, scaled": FIGURES["images, scaled"],
+    "scatter": lambda: plots.latent_scatter(PROFILES, DIGITS[:11]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("curves", "png"), ("scatter", "png"), ("scatter", "pdf"), ("images, scaled", "svg"), ("curves", "svg")],
+)
 def test_the_same_figure_is_the_same_file(name, ending, tmp_path):
-    make = {**FIGURES, "scatter": lambda: plots.latent_scatter(PROFILES, DIGITS[:11])}[name]
+    make = SAME[name]
     first = plots.save(make(), tmp_path / f"first.{ending}").read_bytes()
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.dpi": 30}):
         figure = make()
@@ -91,7 +100,8 @@ def test_pyplot_is_never_touched_and_matplotlib_only_when_drawing(tmp_path):
     plots.save(plots.image_grid([[0, 1, 1, 0]]), sys.argv[1])
     assert "matplotlib.pyplot" not in sys.modules, "pyplot was imported"
     """
-    subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png", Path(plots.__file__).parent], check=True)
+    package = Path(plots.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png", package], check=True)
 
 
 def test_learning_curves_zoom_to_the_late_part_and_say_so():

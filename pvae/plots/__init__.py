@@ -1,0 +1,20 @@
+"""Figures for a paper, from plain arrays: each function takes arrays and returns a matplotlib `Figure`.
+
+Nothing here touches pyplot: no backend starts, no figure outlives its last reference, no screen is needed. The
+look is one (`style`) and owes nothing to the settings of whoever runs it.
+"""
+
+from pvae.plots.charts import active_units, bound_against_k, latent_scatter, learning_curves
+from pvae.plots.pictures import image_grid, latent_plane, reconstructions
+from pvae.plots.style import save
+
+__all__ = [
+    "active_units",
+    "bound_against_k",
+    "image_grid",
+    "latent_plane",
+    "latent_scatter",
+    "learning_curves",
+    "reconstructions",
+    "save",
+]

@@ -1,0 +1,228 @@
+"""Charts: lines, points and histograms of what was measured, against epoch, particles, unit or code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pvae.errors import InputError
+from pvae.plots.style import CLASSES, FAINT, INK, LINES, formatted, numbers, page, settled, styled, vector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.figure import Figure
+
+
+@styled()
+def learning_curves(epochs: ArrayLike, curves: Mapping[str, ArrayLike], *, title: str = "") -> Figure:
+    """Bounds against epoch, zoomed so that the late part can be read; what the zoom leaves out is counted.
+
+    `epochs` is (E,); each curve is (E,), in nats per datum, NaN where it was not measured (the line joins the
+    neighbours). Raises `InputError` for other shapes, and where no curve has a value.
+
+    >>> figure = learning_curves([1, 2, 3], {"train ELBO": [-210, -120, -104], "IWAE": [None, None, -99]})
+    >>> figure.axes[0].get_ylabel()
+    'bound (nats / datum)'
+    """
+    at = vector(epochs, "epochs")
+    order = np.argsort(at, kind="stable")
+    rows = {n: vector(v, f"curve {n!r}", length=len(at), gaps=True)[order] for n, v in curves.items()}
+    shown = {n: (at[order][np.isfinite(y)], y[np.isfinite(y)]) for n, y in rows.items() if np.isfinite(y).any()}
+    if not shown:
+        raise InputError("curves: found no finite value, expected at least one")
+    figure, axes = page(5.6, 2.9, title)
+    for i, (name, (x, y)) in enumerate(shown.items()):
+        axes.plot(x, y, label=name, marker="o" if len(x) <= 25 else "", **_look(i))
+    low, high = _zoom([y for _, y in shown.values()])
+    axes.set(xlabel="epoch", ylabel="bound (nats / datum)", ylim=(low, high))
+    axes.set_xlim((at[0] - 0.5, at[0] + 0.5) if at.min() == at.max() else None)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    if outside := sum(((y < low) | (y > high)).sum() for _, y in shown.values()):
+        note = {"transform": axes.transAxes, "ha": "right", "color": "#6a6a6a", "size": 7}
+        axes.text(0.985, 0.03, f"early values outside the axes: {outside}", **note)
+    _legend(figure, axes, {name: y[-1] for name, (_, y) in shown.items()})
+    return settled(figure)
+
+
+@styled()
+def bound_against_k(
+    ks: ArrayLike, means: Mapping[str, ArrayLike], errors: Mapping[str, ArrayLike], *, exact: float | None = None
+) -> Figure:
+    """The bound of each run against the number of particles K, and the exact value where it is known.
+
+    `ks` (M,) is at least 1; `means[run]` and their standard errors `errors[run]` are (M,), in nats per datum,
+    NaN where not measured. Raises `InputError` for other shapes, and for runs that only one of them names.
+
+    >>> bound_against_k([1, 10], {"vae": [-90, -88]}, {"vae": [0.1, 0.1]}, exact=-87).axes[0].get_xscale()
+    'log'
+    """
+    at = vector(ks, "ks")
+    if set(means) != set(errors) or not means:
+        raise InputError(f"errors: found runs {sorted(errors)}, expected those of means, {sorted(means)}")
+    if at.min() < 1:
+        raise InputError(f"ks: found {at.min():g}, expected at least 1 particle")
+    figure, axes = page(5.6, 2.9)
+    last, order = {}, np.argsort(at, kind="stable")
+    for i, run in enumerate(means):
+        y = vector(means[run], f"means[{run!r}]", length=len(at), gaps=True)[order]
+        error = np.nan_to_num(vector(errors[run], f"errors[{run!r}]", length=len(at), gaps=True)[order])
+        keep = np.isfinite(y)
+        if not keep.any() or (error < 0).any():
+            raise InputError(f"means[{run!r}], errors[{run!r}]: expected a finite mean and no negative error")
+        bars = {"elinewidth": 0.8, "capsize": 2}
+        axes.errorbar(at[order][keep], y[keep], error[keep], label=run, marker="o", **bars, **_look(i))
+        last[run] = y[keep][-1]
+    if exact is not None:
+        axes.axhline(exact, color=INK, ls="--", lw=0.9, label="exact")
+        last["exact"] = exact
+    edge = max((at.max() / at.min()) ** 0.04, 1.1)
+    axes.set(xscale="log", xlim=(at.min() / edge, at.max() * edge))
+    axes.set(xlabel="number of particles K", ylabel="bound ± standard error (nats / datum)")
+    ticks = _ticks(at)
+    axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
+    axes.minorticks_off()
+    _legend(figure, axes, last)
+    return settled(figure)
+
+
+@styled()
+def active_units(variance: ArrayLike, *, threshold: float = 0.01) -> Figure:
+    """How far the posterior mean of each latent unit moves with the data, largest first.
+
+    `variance` is (L,): the variance over the data of the mean of q(z|x). A unit is active above the threshold
+    (Burda, Grosse and Salakhutdinov, 2016, section 5.2). Raises `InputError` for other shapes or negative values.
+
+    >>> active_units([1.2, 0.7, 1e-5, 0.0]).axes[0].get_title()
+    '2 of 4 latent units active'
+    """
+    values = np.sort(vector(variance, "variance"))[::-1]
+    if values[-1] < 0 or threshold <= 0:
+        found = f"the smallest {values[-1]:g} and {threshold:g}"
+        raise InputError(f"variance, threshold: found {found}, expected at least 0 and more than 0")
+    active, rank = values > threshold, np.arange(1, len(values) + 1)
+    floor = max(min(values[values > 0].min(initial=threshold), threshold / 10) / 3, threshold * 1e-6)
+    figure, axes = page(3.6, 2.6, f"{active.sum()} of {len(values)} latent units active")
+    size = np.clip(160 / len(values), 1.5, 5)
+    for keep, colour in ((active, LINES[0]), (~active, FAINT)):
+        if not keep.any():
+            continue  # an empty line would still take up room in the layout
+        heights = np.maximum(values[keep], floor)
+        axes.vlines(rank[keep], floor, heights, color=colour, lw=size / 4)
+        axes.plot(rank[keep], heights, "o", ms=size, color=colour, clip_on=False)
+    axes.axhline(threshold, color=LINES[1], ls="--", lw=0.9)
+    at = {"xycoords": ("axes fraction", "data"), "va": "center", "color": LINES[1]}
+    axes.annotate(f"{threshold:g}", (1.01, threshold), **at)
+    axes.set(yscale="log", xlabel="latent unit, by rank", ylabel="variance of the posterior mean")
+    axes.set(xlim=(0.3, len(values) + 0.7), ylim=(floor, 2 * max(values[0], threshold)))
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    return settled(figure)
+
+
+@styled()
+def latent_scatter(z: ArrayLike, labels: ArrayLike | None = None, *, title: str = "") -> Figure:
+    """Latent codes (N, L) by label: a histogram for L = 1, a plane for 2, two principal components above.
+
+    `labels` (N,) are classes with a legend while at most 20 differ, else numbers with a colour bar (for L = 1,
+    against z). Raises `InputError` for other shapes, and for more than 20 labels that are no numbers.
+
+    >>> figure = latent_scatter([[0, 1], [2, 3], [4, 5]], ["cat", "dog", "cat"])
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['cat', 'dog']
+    """
+    from matplotlib.lines import Line2D
+
+    z = numbers(z, "z")
+    if z.ndim != 2:
+        raise InputError(f"z: found shape {z.shape}, expected (N, L)")
+    tags = np.zeros(len(z)) if labels is None else np.asarray(labels)
+    if tags.shape != (len(z),):
+        raise InputError(f"labels: found shape {tags.shape}, expected ({len(z)},), one for each row of z")
+    tags = tags.astype(str) if tags.dtype == object else tags
+    names, codes = np.unique(tags, return_inverse=True)
+    classes = len(names) <= len(CLASSES)
+    figure, axes = page(4.4, 3.4, title)
+    if z.shape[1] == 1 and classes:
+        _histogram(axes, z[:, 0], codes)
+    elif classes:
+        _scatter(axes, z, codes, np.array(CLASSES)[codes])
+    else:
+        values = vector(tags, f"labels ({len(names)} differ, too many for a legend)")
+        figure.colorbar(_scatter(axes, z, values, values), label="label", pad=0.02).solids.set_alpha(1)
+    if classes and labels is not None:
+        dot = {"xdata": [], "ydata": [], "ls": "", "marker": "o", "ms": 5}
+        handles = [Line2D(color=CLASSES[i], label=str(name), **dot) for i, name in enumerate(names)]
+        figure.legend(handles=handles, loc="outside right upper", handletextpad=0.1, labelspacing=0.3)
+    return settled(figure)
+
+
+def _histogram(axes: Axes, z: np.ndarray, codes: np.ndarray) -> None:
+    """Of one latent unit, a step line for each class, all on the same bins."""
+    bins = np.histogram_bin_edges(z, bins=min(60, 10 + len(z) // 20))
+    for code in range(codes.max() + 1):
+        heights = np.histogram(z[codes == code], bins)[0]
+        axes.stairs(heights, bins, fill=True, alpha=0.15, color=CLASSES[code])
+        axes.stairs(heights, bins, color=CLASSES[code], lw=1.1)
+    axes.set(xlabel="$z_1$", ylabel="number of data")
+
+
+def _scatter(axes: Axes, z: np.ndarray, values: np.ndarray, colours: np.ndarray) -> PathCollection:
+    """A dot for each datum; one latent unit stands against the values."""
+    points, names = z, ["$z_1$", "$z_2$"]
+    if z.shape[1] == 1:
+        points, names = np.column_stack([z, values]), ["$z_1$", "label"]
+    elif z.shape[1] > 2:
+        points, names = _principal(z)
+    order = np.random.default_rng(0).permutation(len(z))  # so that no class hides another
+    look = {"s": np.clip(8000 / len(z), 3, 18), "alpha": np.clip(40 / len(z) ** 0.5, 0.2, 0.8), "lw": 0}
+    dots = axes.scatter(*points[order].T, c=colours[order], rasterized=True, **look)
+    axes.set(xlabel=names[0], ylabel=names[1])
+    if z.shape[1] > 1:
+        axes.set_aspect("equal", adjustable="datalim")
+    return dots
+
+
+def _look(i: int) -> dict[str, str]:
+    """Of the i-th line: seven colours, then the same ones dashed, then dotted."""
+    return {"color": LINES[i % 7], "ls": ["-", "--", ":"][i // 7 % 3]}
+
+
+def _ticks(ks: np.ndarray) -> list[float]:
+    """Those K, from the largest down, whose labels have room on a logarithmic axis."""
+    ticks, span = [ks.max()], np.log(ks.max() / ks.min())
+    for k in np.unique(ks)[-2::-1]:
+        room = 0.012 * len(f"{k:g}{ticks[-1]:g}") + 0.01
+        ticks += [k] if np.log(ticks[-1] / k) > room * span else []
+    return ticks
+
+
+def _legend(figure: Figure, axes: Axes, last: Mapping[str, float]) -> None:
+    """Beside the axes, each line's name and last value, in the order in which the lines end."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = sorted(last, key=last.__getitem__, reverse=True)
+    labels = [f"{name}{'  ' if len(last) > 7 else chr(10)}{formatted(last[name])}" for name in names]
+    figure.set_figheight(max(figure.get_figheight(), 0.18 * len(last) + 0.2))
+    figure.legend([handles[n] for n in names], labels, loc="outside right upper", handlelength=1.4)
+
+
+def _zoom(curves: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Limits that leave the first fifth of the curves out, unless they can be had for little."""
+    late, whole = np.concatenate([curve[len(curve) // 5 :] for curve in curves]), np.concatenate(curves)
+    low, high, slack = late.min(), late.max(), 0.5 * np.ptp(late)
+    low = whole.min() if whole.min() >= low - slack else low
+    high = whole.max() if whole.max() <= high + slack else high
+    pad = 0.06 * (high - low) or 0.01 * abs(high) or 1.0
+    return low - pad, high + pad
+
+
+def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The first two principal components (N, 2) and their names with the share of variance each explains."""
+    centred = z - z.mean(0)
+    _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[: len(spread)] * np.sign(directions.sum(1, keepdims=True) + 1e-300)  # settles the sign
+    share = spread**2 / max((spread**2).sum(), 1e-300)
+    scores, share = np.pad(centred @ directions.T, ((0, 0), (0, 1)))[:, :2], np.pad(share, (0, 1))
+    return scores, [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
