@@ -122,7 +122,7 @@ def announce(module: nn.Module, scope: str = "") -> None:
 
     Unlike `pyro.module` it leaves the parameters where they are, on the module, and out of the global parameter
     store: two models in one process have nothing in common. Stock `pyro.infer.SVI` trains what it is told of here.
-    A handler that knows messages of type "module" may take note of the whole module; then one site stands for all.
+    A handler that knows messages of type "module" may take note of the whole module and make the sites unnecessary.
 
     Args:
         module: whose parameters are used.
@@ -130,12 +130,11 @@ def announce(module: nn.Module, scope: str = "") -> None:
             class in one program do not hide one another.
     """
     prefix = f"{scope or type(module).__name__.lower()}[{id(module):x}]"
-    noted = pyro.poutine.runtime.am_i_wrapped() and _module(module, name=prefix)
+    if pyro.poutine.runtime.am_i_wrapped() and _module(module, name=prefix):
+        return
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             _param(_alias(parameter), name=f"{prefix}.{name}")
-            if noted:
-                return
 
 
 @pyro.poutine.runtime.effectful(type="module")

@@ -8,10 +8,12 @@ plate of data subsamples). None of them waits for the device, but for `loss`, wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pyro.infer
 import torch
+from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -33,6 +35,9 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         InputError: K below 1; programs without a bound for each datum (see `pvae.weights.trace`); a site of the guide
             that is not reparameterized.
     """
+
+    needs_param_sites = False
+    """Parameters get their gradient by autograd alone; programs need not say which they use."""
 
     def __init__(self, num_particles: int = 1, *, plate: str = "", max_plate_nesting: int | None = None) -> None:
         if num_particles < 1:
@@ -70,8 +75,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        traces = self._traces(model, guide, *args, **kwargs)
-        return traces.model, traces.guide
+        particles = pyro.plate(weights.PARTICLES, self.num_particles, dim=-1 - (self.max_plate_nesting or 0))
+        with particles if self.num_particles > 1 else nullcontext():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        return model_trace, guide_trace
 
     def _traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Traces:
         if self.max_plate_nesting is None:
@@ -88,7 +96,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         if sites := weights.unreparameterized(traces):
             raise InputError(
                 f"site '{sites[0]}': {type(self).__name__} needs draws that are reparameterized, and"
-                f" {type(traces.guide.nodes[sites[0]]['fn']).__name__} has none: the guide's gradient would be wrong:"
+                f" {type(traces.guide[sites[0]]['fn']).__name__} has none: the guide's gradient would be wrong:"
                 " use pyro.infer.Trace_ELBO, or a continuous relaxation"
             )
         return traces
@@ -143,5 +151,5 @@ class IWAE(Objective, name="iwae"):
     """
 
     def bound(self, traces: Traces) -> Tensor:
-        """log 1/K sum_k w_k: (B,), nats."""
+        """Log 1/K sum_k w_k: (B,), nats."""
         return bounds.iwae(weights.split(traces).log_w)

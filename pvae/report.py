@@ -80,7 +80,7 @@ def results(
         traces = weights.trace(vae.model, vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
     terms = weights.split(traces)
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
-    z = traces.guide.nodes["z"]["value"]
+    z = traces.guide["z"]["value"]
     constant = {"x": (("shown", *pixel), x)}
     if y is not None:
         constant["label"] = (("shown",), y)

@@ -13,8 +13,8 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
 from pyro.params.param_store import normalize_param_name
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
@@ -76,7 +76,8 @@ class SVI(pyro.infer.SVI):
         self.optimizer: torch.optim.Optimizer | None = None
         self._elbo = loss if isinstance(loss, ELBO) else None
         self._names: dict[Tensor, str] = {}
-        self._used = _Parameters()
+        # Pyro's own objectives take a gradient only where they see param sites
+        self._used = _Parameters(noting=not getattr(loss, "needs_param_sites", True))
         self._rates: list[float] = []
         self._waiting: dict[str, Any] | None = None
 
@@ -181,8 +182,9 @@ class SVI(pyro.infer.SVI):
 class _Parameters(Messenger):
     """Collects the parameters that programs use: each the first time it is seen, a known module's at no cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, noting: bool) -> None:
         super().__init__()
+        self.noting = noting
         self._known: set[Any] = set()
         self.new: dict[Tensor, str] = {}
 
@@ -198,7 +200,7 @@ class _Parameters(Messenger):
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     self._add(parameter, f"{msg['name']}.{name}")
-        msg["value"], msg["done"] = True, True
+        msg["value"], msg["done"] = self.noting, True
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         self._add(msg["value"].unconstrained(), msg["name"])

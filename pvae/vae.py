@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from .base import announce
@@ -72,5 +71,5 @@ class VAE(nn.Module):
         return p.mean if mean else p.sample()
 
     def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
-        """log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats."""
+        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats."""
         return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)

@@ -15,13 +15,15 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
 
 Program = Callable[..., Any]
+Site = dict[str, Any]
+"""A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
 PARTICLES = "particles"
 
 
@@ -37,16 +39,42 @@ class LogWeights(NamedTuple):
 
     @property
     def log_w(self) -> Tensor:
-        """log p(x, z) - log q(z|x), (K, B)."""
+        """Log p(x, z) - log q(z|x), (K, B)."""
         return self.likelihood + self.prior - self.posterior
+
+
+class _Run(Messenger):
+    """Runs a program and collects its sample sites, with the values of another run where it has them.
+
+    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick.
+    """
+
+    def __init__(self, program: Program, values: dict[str, Site] | None = None) -> None:
+        super().__init__()
+        self.program, self.values = program, values or {}
+        self.sites: dict[str, Site] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
+        with self:
+            self.program(*args, **kwargs)
+        return self.sites
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["name"] in self.sites:
+            raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
+        self.sites[msg["name"]] = msg
 
 
 @dataclass(frozen=True)
 class Traces:
-    """A guide's trace and the model's, replayed on it, for K particles."""
+    """A guide's sites and the model's, run on what the guide drew, for K particles."""
 
-    model: Trace
-    guide: Trace
+    model: dict[str, Site]
+    guide: dict[str, Site]
     particles: int
     max_plate_nesting: int
     plate: str = ""
@@ -74,9 +102,9 @@ class Traces:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A guide's trace for K particles."""
+    """A guide's sites for K particles."""
 
-    trace: Trace
+    sites: dict[str, Site]
     particles: int
     max_plate_nesting: int
 
@@ -85,14 +113,13 @@ class Drawn:
         if self.particles <= size:
             yield self
             return
-        self.trace.compute_log_prob()
+        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in _sites(self.sites)}
         for start in range(0, self.particles, size):
             part = slice(start, min(start + size, self.particles))
-            sub = self.trace.copy()
-            for name, site in _sites(self.trace):
+            sub = dict(self.sites)
+            for name, site in _sites(self.sites):
                 value = self._slice(site["value"], part, site["fn"].event_dim)
-                log_p = self._slice(site["unscaled_log_prob"], part)
-                sub.nodes[name] = {**site, "value": value, "unscaled_log_prob": log_p}
+                sub[name] = {**site, "value": value, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
 
     def latent_means(self, dim: int) -> Tensor:
@@ -101,7 +128,7 @@ class Drawn:
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
         means = []
-        for _, site in _sites(self.trace):
+        for _, site in _sites(self.sites):
             try:
                 mean = site["fn"].mean
             except NotImplementedError:
@@ -124,14 +151,14 @@ def draw(guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int,
     if particles < 1:
         raise InputError(f"particles: found {particles}, expected at least 1")
     with pyro.validation_enabled(False), _vectorized(particles, max_plate_nesting):
-        return Drawn(poutine.trace(guide).get_trace(*args, **kwargs), particles, max_plate_nesting)
+        return Drawn(_Run(guide)(*args, **kwargs), particles, max_plate_nesting)
 
 
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
     """Run the model on what a guide drew; arguments as for `trace`."""
     with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
-        model_trace = poutine.trace(poutine.replay(model, trace=drawn.trace)).get_trace(*args, **kwargs)
-    return Traces(model_trace, drawn.trace, drawn.particles, drawn.max_plate_nesting, plate)
+        sites = _Run(model, drawn.sites)(*args, **kwargs)
+    return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate)
 
 
 def trace(
@@ -195,16 +222,17 @@ def log_weights(
 def split(traces: Traces) -> LogWeights:
     """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
     likelihood, prior, posterior = [], [], []
-    for _, site in _sites(traces.guide):
-        posterior.append(log_prob(site, traces))
-    for _, site in _sites(traces.model, observed=True):
-        (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
+    with pyro.validation_enabled(False):
+        for _, site in _sites(traces.guide):
+            posterior.append(log_prob(site, traces))
+        for _, site in _sites(traces.model, observed=True):
+            (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
     return LogWeights(_sum(likelihood), _sum(prior), _sum(posterior))
 
 
-def log_prob(site: dict[str, Any], traces: Traces) -> Tensor:
+def log_prob(site: Site, traces: Traces) -> Tensor:
     """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
-    value = site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
+    value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
     return traces.by_datum(value)
@@ -217,7 +245,7 @@ def kl(traces: Traces) -> Tensor:
     """
     terms = []
     for name, site in _sites(traces.guide):
-        prior = traces.model.nodes[name]
+        prior = traces.model[name]
         try:
             value = kl_divergence(site["fn"], prior["fn"])
         except NotImplementedError:
@@ -243,9 +271,8 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
         InputError: a value outside the support of its site, a parameter outside its constraint.
     """
     with torch.random.fork_rng(devices=_cuda_devices()), poutine.block(), torch.no_grad():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        sites = [*_sites(guide_trace), *_sites(model_trace, observed=True)]
+        drawn = _Run(guide)(*args, **kwargs)
+        sites = [*_sites(drawn), *_sites(_Run(model, drawn)(*args, **kwargs), observed=True)]
         for name, site in sites:
             try:
                 site["fn"].log_prob(site["value"])
@@ -255,7 +282,7 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     return max((-frame.dim for frame in frames), default=0)
 
 
-def _outside(site: dict[str, Any], error: ValueError) -> str:
+def _outside(site: Site, error: ValueError) -> str:
     """A refused value in one line: Pyro prints all of it."""
     text = " ".join(str(error).partition(", but found invalid values")[0].split())[:300]
     good = site["fn"].support.check(site["value"])
@@ -272,11 +299,9 @@ def _cuda_devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
 
-def _sites(traced: Trace, observed: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, site in traced.nodes.items():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-            continue
-        if observed or not site["is_observed"]:
+def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
+    for name, site in sites.items():
+        if type(site["fn"]).__name__ != "_Subsample" and (observed or not site["is_observed"]):
             yield name, site
 
 
@@ -310,7 +335,7 @@ def _data_plate(traces: Traces, plate: str) -> Any:
     return frames[plate]
 
 
-def _check_match(guide: dict[str, Any], model: dict[str, Any]) -> None:
+def _check_match(guide: dict[str, Site], model: dict[str, Site]) -> None:
     latents = {name for name, site in model.items() if not site["is_observed"]}
     if missing := sorted(latents ^ set(guide)):
         where = "model" if missing[0] in guide else "guide"
@@ -321,7 +346,7 @@ def _check_match(guide: dict[str, Any], model: dict[str, Any]) -> None:
         raise InputError("model: no observed site: expected one with obs=")
 
 
-def _check_inside(sites: dict[str, Any], plate: str) -> None:
+def _check_inside(sites: dict[str, Site], plate: str) -> None:
     for name, site in sites.items():
         if plate not in (frame.name for frame in site["cond_indep_stack"]):
             raise InputError(
@@ -330,7 +355,7 @@ def _check_inside(sites: dict[str, Any], plate: str) -> None:
             )
 
 
-def _check_scale(name: str, site: dict[str, Any]) -> None:
+def _check_scale(name: str, site: Site) -> None:
     expected = 1.0
     for frame in site["cond_indep_stack"]:
         if frame.vectorized:

@@ -84,9 +84,7 @@ def test_elbo_is_log_p_less_the_exact_gap(linear):
 def test_elbo_with_analytic_kl_has_the_same_expectation(linear):
     vae, truth, x = linear
     with torch.no_grad():
-        found = torch.stack(
-            [pvae.ELBO(50, analytic_kl=True).bounds(vae.model, vae.guide, x).mean() for _ in range(30)]
-        )
+        found = torch.stack([pvae.ELBO(50, analytic_kl=True).bounds(vae.model, vae.guide, x).mean() for _ in range(30)])
     assert_mean(found, truth.log_prob(x).mean() - truth.gap())
 
 
