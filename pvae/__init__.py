@@ -1,5 +1,6 @@
 """Variational autoencoders as probabilistic programs."""
 
+from . import bounds, data, evaluate, exact
 from .base import Part
 from .errors import InputError
 from .guides import Guide, MeanField
@@ -10,3 +11,34 @@ from .priors import Normal, Prior
 from .svi import SVI, NonFiniteError
 from .vae import VAE
 from .weights import LogWeights, log_weights
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "SVI",
+    "VAE",
+    "Bernoulli",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Decoder",
+    "Encoder",
+    "Gaussian",
+    "Guide",
+    "InputError",
+    "Likelihood",
+    "LogWeights",
+    "MLPDecoder",
+    "MLPEncoder",
+    "MeanField",
+    "NonFiniteError",
+    "Normal",
+    "Objective",
+    "Part",
+    "Prior",
+    "bounds",
+    "data",
+    "evaluate",
+    "exact",
+    "log_weights",
+    "mlp",
+]

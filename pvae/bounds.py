@@ -17,6 +17,7 @@ def elbo(log_w: Tensor) -> Tensor:
 
     Kingma and Welling 2014, eq. 2.
 
+    >>> import torch
     >>> elbo(torch.tensor([[0.0], [-2.0]]))
     tensor([-1.])
     """
@@ -33,6 +34,7 @@ def iwae(log_w: Tensor) -> Tensor:
 
     Burda, Grosse and Salakhutdinov 2015, eq. 8.
 
+    >>> import torch
     >>> iwae(torch.tensor([[1.0], [1.0]]))
     tensor([1.])
     """

@@ -65,7 +65,7 @@ def table(evaluations: dict[str, Evaluation], shared: dict[str, Any]) -> str:
     first, *others = columns
     width = max(12, *(len(name) for name in columns)) + 2
     lines = [
-        f"test, {shared['sizes']['test']:,} data of {shared['data']}, binarization {shared['binarization']}, nats / datum"
+        f"test, {shared['sizes']['test']:,} data of {shared['data']}, binarization {shared['binarization']}, nats/datum"
     ]
     lines += [f"{'':<14}" + "".join(f"{name:>{width + 8}}" for name in columns)]
     for key in columns[first]:

@@ -58,9 +58,10 @@ class Evaluation:
 def mean_and_se(value: Tensor) -> dict[str, float]:
     """The mean of (N,) values and its standard error, NaN where N = 1.
 
-    >>> mean_and_se(torch.tensor([1.0, 3.0]))
-    {'mean': 2.0, 'se': 1.0}
+    >>> mean_and_se(torch.tensor([0.0, 4.0]))
+    {'mean': 2.0, 'se': 2.0}
     """
+    value = value.double()
     se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
     return {"mean": value.mean().item(), "se": se}
 

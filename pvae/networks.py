@@ -6,6 +6,7 @@ Every network takes any number of leading dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Literal
 
@@ -43,7 +44,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation
     """
     sizes = [inputs, *hidden]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), _activation(activation)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
@@ -160,7 +161,7 @@ class ConvEncoder(Encoder, name="conv"):
         _check_image(self.shape)
         planes = [prod(self.shape[:-2]), *channels]
         layers: list[nn.Module] = []
-        for before, after in zip(planes, planes[1:], strict=False):
+        for before, after in pairwise(planes):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), _activation(activation)]
         smallest = _halvings(self.shape[-2:], len(channels))[-1]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(planes[-1] * prod(smallest), outputs))

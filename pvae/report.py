@@ -30,7 +30,8 @@ def opening(run: Run, training: Training) -> str:
     parameters = sum(p.numel() for p in training.vae.parameters())
     parts = f"{config.prior} prior, {config.likelihood} likelihood, {config.guide} guide, {parameters:,} parameters"
     device = next(training.vae.parameters()).device
-    data = f"{config.data} ({', '.join(f'{n:,} {part}' for part, n in sizes.items())}; binarization: {config.binarization})"
+    counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
+    data = f"{config.data} ({counts}; binarization: {config.binarization})"
     return f"{data}\n{parts}; {config.objective}, {training.epochs:,} epochs on {device}, into {run.folder}"
 
 
@@ -150,7 +151,7 @@ def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
 
 
 def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True) -> Tensor:
-    """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own; with labels of data where there are any."""
+    """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own; with the labels of data, if any."""
     device = next(vae.parameters()).device
     y = None if split.y is None else split.y.repeat(-(-n // len(split.y)))[:n]
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

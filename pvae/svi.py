@@ -240,9 +240,10 @@ def _optimizer(optim: Any, parameters: dict[Tensor, str]) -> torch.optim.Optimiz
     constructor, groups = optim.pt_optim_constructor, _groups(optim, parameters)
     defaults = {} if callable(optim.pt_optim_args) else dict(optim.pt_optim_args)
     known = inspect.signature(constructor).parameters
-    if "fused" in known and not {"fused", "foreach", "capturable", "differentiable"} & set().union(*groups, defaults):
-        if all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
-            defaults["fused"] = True
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & set().union(*groups, defaults)
+    fits = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    if "fused" in known and fits and not chosen:
+        defaults["fused"] = True
     return constructor(groups, **defaults)
 
 

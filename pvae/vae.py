@@ -21,7 +21,7 @@ class VAE(nn.Module):
     The data plate is named "data", the sites "z" and "x". Data are x (B, *shape) with values as the likelihood scores
     them, labels y (B,) or None. Parameters live on the module: two models in one process are apart.
 
-    >>> import pvae
+    >>> import pvae, torch
     >>> vae = VAE(
     ...     pvae.Normal(2),
     ...     pvae.Bernoulli(pvae.mlp(2, [32], 6), (6,)),

@@ -1,0 +1,113 @@
+"""The rooms of the package and what each may know of the others."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pvae
+
+PACKAGE = Path(pvae.__file__).parent
+
+# room: the rooms it may import from
+ROOMS = {
+    "errors": set(),
+    "bounds": set(),
+    "svi": set(),
+    "sources": {"errors"},
+    "data": {"errors", "sources"},
+    "plots": {"errors"},
+    "base": {"errors"},
+    "exact": {"errors", "base"},
+    "networks": {"errors", "base"},
+    "weights": {"errors"},
+    "priors": {"errors", "base", "networks"},
+    "likelihoods": {"errors", "base", "networks"},
+    "guides": {"errors", "base", "networks"},
+    "objectives": {"errors", "base", "bounds", "weights"},
+    "vae": {"errors", "base", "weights"},
+    "evaluate": {"errors", "bounds", "weights"},
+    "config": {"errors", "base", "data", "objectives", "vae"},
+    "checkpoints": {"errors"},
+    "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
+    "runs": {"errors", "config", "data", "checkpoints"},
+    "load": {"errors", "base", "config", "data", "runs", "vae"},
+    "report": {"weights", "data", "evaluate", "checkpoints", "runs", "train", "vae", "plots"},
+    "cli": {"errors", "base", "config"},
+    "progress": {"train"},
+    "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
+    "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
+    "compare": {"errors", "checkpoints", "cli", "config", "data", "evaluate", "load", "plots", "runs"},
+    "__main__": {"errors", "cli"},
+    "__init__": None,
+}
+ONLY_IN = {
+    "matplotlib": {"plots"},
+    "arviz": set(),
+    "xarray": {"runs"},
+    "argparse": {"cli", "fit", "sample", "compare"},
+    "rich": {"progress"},
+    "sklearn": {"sources"},
+    "torchvision": {"sources"},
+    "safetensors": {"checkpoints"},
+    "yaml": {"config"},
+}
+PRINTS = {"cli", "fit", "sample", "compare", "progress", "__main__"}
+
+
+def files():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield pytest.param(parts[0], path, id="/".join(parts))
+
+
+def imports(path, room):
+    """(own rooms, other packages) that a file imports, at any depth of its code."""
+    own, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = path.parent != PACKAGE
+            if node.level == 0:
+                first, *rest = (node.module or "").split(".")
+                (own if first == "pvae" else others).add(rest[0] if first == "pvae" and rest else first)
+            elif node.level == 1 and inside:
+                continue  # a room's own files
+            else:
+                own |= {node.module.partition(".")[0]} if node.module else {alias.name for alias in node.names}
+    return own - {room, "pvae"}, others
+
+
+@pytest.mark.parametrize(("room", "path"), files())
+def test_a_room_knows_only_those_below_it(room, path):
+    assert room in ROOMS, f"a new room: say in {Path(__file__).name} what it may import"
+    own, others = imports(path, room)
+    if ROOMS[room] is not None:
+        assert own <= ROOMS[room]
+    for package, rooms in ONLY_IN.items():
+        assert package not in others or room in rooms, f"{package} belongs in {rooms}"
+
+
+@pytest.mark.parametrize(("room", "path"), files())
+def test_only_commands_print(room, path):
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert not calls or room in PRINTS
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ["matplotlib", "arviz", "xarray", "sklearn", "torchvision", "rich", "h5netcdf"]
+    code = f"import sys, pvae; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_documented():
+    for name in pvae.__all__:
+        assert getattr(pvae, name).__doc__, name
