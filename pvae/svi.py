@@ -78,7 +78,6 @@ class SVI(pyro.infer.SVI):
         self._names: dict[Tensor, str] = {}
         # Pyro's own objectives take a gradient only where they see param sites
         self._used = _Parameters(noting=not getattr(loss, "needs_param_sites", True))
-        self._rates: list[float] = []
         self._waiting: dict[str, Any] | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -96,6 +95,8 @@ class SVI(pyro.infer.SVI):
         if self._used.new:
             self._take(self._used.taken())
         parameters = [p for p in self._names if p.grad is not None]
+        if not parameters:
+            raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters])))
         value, finite = _read(loss, norm)
         if not finite:
@@ -105,8 +106,8 @@ class SVI(pyro.infer.SVI):
         self._clip(parameters, norm)
         if self.schedule is not None:
             factor = self.schedule(self.steps)
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * factor
+            for group in self.optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.optimizer.step()
         for parameter in self._names:
             parameter.grad = None
@@ -136,13 +137,9 @@ class SVI(pyro.infer.SVI):
                 self.optimizer.load_state_dict(self._waiting["optimizer"])
             self._waiting = None
             _attach_scheduler(self.optim, self.optimizer)
-            self._rates = [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["initial_lr"] = rate
         elif isinstance(self.optim, PyroOptim):
             for group in _groups(self.optim, new):
                 self.optimizer.add_param_group(group)
-                self._rates.append(self.optimizer.param_groups[-1]["lr"])
         _warn_untrained(self.optimizer, new)
 
     def _clip(self, parameters: list[Tensor], norm: Tensor) -> None:

@@ -43,6 +43,12 @@ def vae():
     return make_vae()
 
 
+@pytest.fixture
+def new_vae():
+    """Makes VAEs: (seed, latent, shape, likelihood)."""
+    return make_vae
+
+
 def make_vae(seed=0, latent=3, shape=(4, 5), likelihood=pvae.Bernoulli):
     torch.manual_seed(seed)
     decoder = pvae.MLPDecoder(latent, shape, [16])

@@ -81,7 +81,7 @@ def imports(path, room):
     return own - {room, "pvae"}, others
 
 
-@pytest.mark.parametrize(("room", "path"), files())
+@pytest.mark.parametrize(("room", "path"), list(files()))
 def test_a_room_knows_only_those_below_it(room, path):
     assert room in ROOMS, f"a new room: say in {Path(__file__).name} what it may import"
     own, others = imports(path, room)
@@ -91,7 +91,7 @@ def test_a_room_knows_only_those_below_it(room, path):
         assert package not in others or room in rooms, f"{package} belongs in {rooms}"
 
 
-@pytest.mark.parametrize(("room", "path"), files())
+@pytest.mark.parametrize(("room", "path"), list(files()))
 def test_only_commands_print(room, path):
     calls = [
         node

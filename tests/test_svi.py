@@ -1,0 +1,286 @@
+"""pvae.SVI against Pyro's own, on programs of every kind; and what it refuses."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
+
+import pvae
+
+
+def regression(data):
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        pyro.sample("y", dist.Normal(data[:, :2] @ weight, scale), obs=data[:, 2])
+
+
+def regression_guide(data):
+    mean = pyro.param("mean", torch.zeros(2))
+    spread = pyro.param("spread", torch.tensor(0.5), constraint=constraints.positive)
+    pyro.sample("weight", dist.Normal(mean, spread).to_event(1))
+    pyro.sample("scale", dist.LogNormal(pyro.param("log_scale", torch.tensor(0.0)), 0.1))
+
+
+def score_function_model(data):
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Normal(2 * z, 1.0), obs=data[:, 2])
+
+
+def score_function_guide(data):
+    logit = pyro.param("logit", torch.tensor(0.1))
+    with pyro.plate("data", len(data)):
+        pyro.sample("z", dist.Bernoulli(logits=logit * data[:, 0]))
+
+
+class Regression(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+        self.linear = torch.nn.Linear(2, 1)
+
+    def forward(self, data):
+        mean = self.linear(data[:, :2]).squeeze(-1)
+        with pyro.plate("data", len(data)):
+            pyro.sample("y", dist.Normal(mean, self.scale), obs=data[:, 2])
+
+
+def nothing(data):
+    pass
+
+
+PROGRAMS = {
+    "param": lambda: (regression, regression_guide),
+    "autoguide": lambda: (regression, AutoNormal(regression)),
+    "score function": lambda: (score_function_model, score_function_guide),
+    "PyroModule": lambda: (Regression(), nothing),
+}
+OPTIMIZERS = {
+    "Adam": lambda: pyro.optim.Adam({"lr": 0.05}),
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9, "clip_norm": 0.5}),
+    "SGD": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9}),
+    "AdagradRMSProp": lambda: pyro.optim.AdagradRMSProp({"eta": 0.1}),
+    "per-tensor clipping": lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.1}),
+}
+
+
+def run(svi_class, program, optim, loss, steps=5):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    data = torch.randn(20, 3)
+    model, guide = PROGRAMS[program]()
+    svi = svi_class(model, guide, OPTIMIZERS[optim](), loss)
+    losses = [svi.step(data) for _ in range(steps)]
+    return losses, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("optim", ["Adam", "SGD"])
+def test_pyros_programs_train_as_under_pyro(program, optim):
+    expected, expected_params = run(pyro.infer.SVI, program, optim, Trace_ELBO())
+    found, params = run(pvae.SVI, program, optim, Trace_ELBO())
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert params.keys() == expected_params.keys()
+    for name in params:
+        torch.testing.assert_close(params[name], expected_params[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_pyros_optimizers_take_the_same_steps(optim):
+    expected, _ = run(pyro.infer.SVI, "param", optim, Trace_ELBO())
+    found, _ = run(pvae.SVI, "param", optim, Trace_ELBO())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [Trace_ELBO(num_particles=3), TraceMeanField_ELBO(), RenyiELBO(num_particles=4)],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_pyros_objectives_run_and_improve(loss):
+    losses, _ = run(pvae.SVI, "param", "Adam", loss, steps=60)
+    assert sum(losses[-10:]) < sum(losses[:10]) - 10
+
+
+def test_a_loss_that_is_a_function(vae, x):
+    def simple(model, guide, *args):
+        guide_trace = poutine.trace(guide).get_trace(*args)
+        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
+        return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), simple)
+    losses = [svi.step(x) for _ in range(100)]
+    assert losses[-1] < losses[0] - 5
+
+
+# One optimizer --------------------------------------------------------------------------------------------------------
+
+
+def test_one_fused_optimizer_over_all_parameters(vae, x):
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO())
+    svi.step(x)
+    (group,) = svi.optimizer.param_groups
+    assert group["fused"]
+    assert {id(p) for p in group["params"]} == {id(p) for p in vae.parameters()}
+
+
+def test_arguments_by_parameter_become_groups(vae, x):
+    names = []
+
+    def arguments(name):
+        names.append(name)
+        return {"lr": 1e-2} if "decoder" in name else {"lr": 1e-3}
+
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam(arguments), pvae.ELBO())
+    svi.step(x)
+    assert [(group["lr"], len(group["params"])) for group in svi.optimizer.param_groups] == [(1e-3, 4), (1e-2, 4)]
+    assert "likelihood.decoder.layers.0.weight" in names
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.AdamW(p, lr=1e-2), None])
+def test_torch_optimizers_are_taken(vae, x, make):
+    optim = make or torch.optim.SGD(vae.parameters(), lr=1e-3)
+    svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
+    losses = [svi.step(x) for _ in range(50)]
+    assert losses[-1] < losses[0]
+
+
+def test_parameters_left_out_of_a_torch_optimizer_are_named(vae, x):
+    optim = torch.optim.SGD(vae.posterior.parameters(), lr=1e-3)
+    svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
+    with pytest.warns(UserWarning, match="4 parameters of the program are not in the torch optimizer.*decoder"):
+        svi.step(x)
+
+
+def test_parameters_that_turn_up_later_train(x):
+    steps = []
+
+    def model(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("x", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0), obs=data)
+        if len(steps) > 1:
+            pyro.sample("extra", dist.Normal(pyro.param("late", torch.tensor(0.0)), 1.0), obs=torch.tensor(3.0))
+
+    svi = pvae.SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(4):
+        steps.append(svi.step(torch.ones(5)))
+    assert pyro.param("late").item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_gradients_are_clipped_by_their_global_norm(vae, x):
+    svi = pvae.SVI(vae.model, vae.guide, lambda p: torch.optim.SGD(p, lr=1.0), pvae.ELBO(), clip_norm=0.01)
+    before = torch.cat([p.detach().flatten().clone() for p in vae.parameters()])
+    svi.step(x)
+    after = torch.cat([p.detach().flatten() for p in vae.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_schedule_scales_the_rates(vae, x):
+    svi = pvae.SVI(
+        vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), pvae.ELBO(), schedule=lambda step: 1 / (1 + step)
+    )
+    rates = []
+    for _ in range(3):
+        svi.step(x)
+        rates += [svi.optimizer.param_groups[0]["lr"]]
+    assert rates == pytest.approx([0.1, 0.05, 0.1 / 3])
+
+
+def test_a_pyro_scheduler_goes_on_working(vae, x):
+    optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.5})
+    svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
+    svi.step(x)
+    optim.step()
+    assert svi.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_two_fits_in_one_process_do_not_disturb_each_other(new_vae, x):
+    one, two = new_vae(1), new_vae(2)
+    first = pvae.SVI(one.model, one.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO())
+    second = pvae.SVI(two.model, two.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO())
+    before = [p.detach().clone() for p in two.parameters()]
+    first.step(x)
+    assert all(torch.equal(p, q) for p, q in zip(two.parameters(), before, strict=True))
+    second.step(x)
+    assert not any(torch.equal(p, q) for p, q in zip(two.parameters(), before, strict=True))
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_state_continues_bit_for_bit(new_vae, x):
+    def fit(steps, state=None, weights=None):
+        vae = new_vae()
+        svi = pvae.SVI(
+            vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO(), schedule=lambda step: 0.9**step
+        )
+        if state is not None:
+            vae.load_state_dict(weights)
+            svi.load_state_dict(state["svi"])
+            torch.set_rng_state(state["random"])
+        else:
+            torch.manual_seed(5)
+        losses = [svi.step(x) for _ in range(steps)]
+        return losses, vae, {"svi": svi.state_dict(), "random": torch.get_rng_state()}
+
+    whole, vae, _ = fit(6)
+    half, half_vae, state = fit(3)
+    rest, resumed, _ = fit(3, state, half_vae.state_dict())
+    assert half + rest == whole
+    assert all(torch.equal(p, q) for p, q in zip(vae.parameters(), resumed.parameters(), strict=True))
+
+
+# Steps that are not finite --------------------------------------------------------------------------------------------
+
+
+def nan_program(where):
+    def model(data):
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z / (data * 0) if where == "model" else z
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
+
+    def guide(data):
+        mean = pyro.param("mean", torch.tensor(0.5))
+        with pyro.plate("data", len(data)):
+            if where == "gradient":
+                mean = mean + (mean * 0).sqrt()
+            scale = torch.tensor(math.nan) if where == "guide" else torch.tensor(1.0)
+            pyro.sample("z", dist.Normal(mean, scale, validate_args=False))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("model", r"step 1: the loss is .*: in the model, site 'x': its log_prob is"),
+        ("guide", r"step 1: the loss is nan: in the guide, site 'z': its value is nan at \[0"),
+        ("gradient", r"step 1: the loss is .*: the gradient of 'mean' is not finite"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message):
+    model, guide = nan_program(where)
+    optim = pyro.optim.Adam({"lr": 0.1})
+    svi = pvae.SVI(model, guide, optim, pvae.ELBO(max_plate_nesting=1))
+    with pytest.raises(pvae.NonFiniteError, match=message) as found:
+        svi.step(torch.ones(4))
+    assert found.value.step == 1
+    assert pyro.param("mean").item() == 0.5, "the step was taken"
+    assert svi.steps == 0
+
+
+def test_programs_without_parameters_are_refused():
+    def model(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=data)
+
+    svi = pvae.SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(ValueError, match="no parameter of model or guide has a gradient"):
+        svi.step(torch.ones(3))
