@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -136,7 +137,7 @@ def _torch(task: Task, *, fused: bool = True, compiled: bool = False) -> Contest
 
 
 def _pvae(task: Task) -> Contestant:
-    """This package, as `python -m pvae.fit` trains."""
+    """`pvae`, as `python -m pvae.fit` trains."""
     vae = common.vae(task.network)
     _copy(list(vae.posterior.parameters()), task.encoder)
     _copy(list(vae.likelihood.parameters()), task.decoder)
@@ -224,13 +225,13 @@ def _numpyro(task: Task, *, scan: bool) -> Contestant:
     step = jax.jit(lambda state, rows: jax.lax.scan(update, state, rows)) if scan else jax.jit(update)
     batches = list(rows.reshape(-1, unit, task.network.batch) if scan else rows)
 
-    def run(first: int, count: int) -> list[Any]:
+    def run(first: int, count: int) -> Any:
         nonlocal state
         losses = []
         for i in range(first // unit, (first + count) // unit):
             state, loss = step(state, batches[i % len(batches)])
             losses.append(loss)
-        return list(jax.numpy.concatenate(losses)) if scan else losses
+        return jax.numpy.concatenate(losses) if scan else losses
 
     return Contestant(run, unit)
 
@@ -310,7 +311,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=partial(names, list(CONTESTANTS)), default=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=1.0, help="that each contestant runs in each round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--check-steps", type=int, help="before timing (300, but 30 for C on a CPU)")
+    parser.add_argument("--check-steps", type=int, help="before timing (400, but 30 for C on a CPU)")
     parser.add_argument("--tolerance", type=float, default=0.03, help="by how much losses may differ")
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
     return parser.parse_args()
@@ -332,7 +333,7 @@ def _task(network: Network, device: str) -> Task:
     sizes = (PIXELS, *network.hidden)
     layers = []
     for ends in ((*sizes, 2 * network.latent), (network.latent, *sizes[::-1])):
-        linear = [nn.Linear(before, after) for before, after in zip(ends, ends[1:], strict=False)]
+        linear = [nn.Linear(before, after) for before, after in pairwise(ends)]
         layers.append([(m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy()) for m in linear])
     data = common.images(10_000)
     rows = np.random.default_rng(0).integers(len(data), size=(BATCHES, network.batch))
@@ -345,7 +346,7 @@ def _measure(task: Task, options: argparse.Namespace) -> tuple[dict[str, Timing]
     contestants: dict[str, Contestant] = {}
     losses: dict[str, float] = {}
     skipped: dict[str, str] = {}
-    check = options.check_steps or (300 if task.scan == 200 else 30)
+    check = options.check_steps or (400 if task.scan == 200 else 30)
     for who in options.only:
         try:
             contestant = CONTESTANTS[who](task)

@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +50,11 @@ class Part(Member, nn.Module):
     (particles, data) and any number of them is allowed.
     """
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the distribution; within a Pyro program, say that it uses the part's parameters."""
+        announce(self, self.family)
+        return super().__call__(*args, **kwargs)
+
     def initialize(self, x: Tensor) -> None:
         """Take what the part starts from out of the training data x (N, *shape), float32; once, before a fit."""
 
@@ -77,11 +83,11 @@ def lookup(family: str, name: str) -> type[Member]:
     known = members(family)
     if name in known:
         return known[name]
-    if ":" not in name:
+    if ":" not in name.strip(":"):
         hint = nearest(name, list(known))
         raise InputError(f"--{family}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
     found = _import(family, name)
-    if not (inspect.isclass(found) and issubclass(found, root(family))):
+    if not (inspect.isclass(found) and issubclass(found, root(family)) and found is not root(family)):
         expected = f"{root(family).__module__}.{root(family).__name__}"
         raise InputError(f"--{family} {name}: found {found!r}, expected a subclass of {expected}")
     return found
@@ -94,21 +100,24 @@ def path(member: type[Member]) -> str:
 
 def _import(family: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())  # a class in a file beside the user, as `python -m` would find it
     try:
-        sys.path.insert(0, str(Path.cwd()))  # a class in a file beside the user, as `python -m` would find it
+        sys.path.insert(0, here)
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
             f"--{family} {name}: no module named '{error.name}': expected module:Class, importable from here"
         ) from error
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        # a syntax error is at no frame of its own
+        at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
         line = str(error).splitlines()[0] if str(error) else ""
         raise InputError(
-            f"--{family} {name}: importing it failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {line}"
+            f"--{family} {name}: importing it failed at {at.filename}:{at.lineno}: {type(error).__name__}: {line}"
         ) from error
     finally:
-        sys.path.pop(0)
+        with suppress(ValueError):
+            sys.path.remove(here)
     if not hasattr(module, attribute):
         classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
         raise InputError(
@@ -126,15 +135,24 @@ def announce(module: nn.Module, scope: str = "") -> None:
 
     Args:
         module: whose parameters are used.
-        scope: what the sites' names start with. Names hold the module's identity, so that two modules of one
-            class in one program do not hide one another.
+        scope: what the sites' names start with; a second module of the same scope gets a number, so that two in one
+            program do not hide one another.
     """
-    prefix = f"{scope or type(module).__name__.lower()}[{id(module):x}]"
-    if pyro.poutine.runtime.am_i_wrapped() and _module(module, name=prefix):
+    if not pyro.poutine.runtime.am_i_wrapped():
+        return
+    if module not in _scopes:
+        scope = scope or type(module).__name__.lower()
+        number = 1 + sum(taken.rpartition("#")[0] == scope for taken in _scopes.values())
+        _scopes[module] = f"{scope}#{number}"
+    prefix = _scopes[module].removesuffix("#1")
+    if _module(module, name=prefix):
         return
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             _param(_alias(parameter), name=f"{prefix}.{name}")
+
+
+_scopes: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @pyro.poutine.runtime.effectful(type="module")

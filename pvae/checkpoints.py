@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from .errors import InputError
 
 FORMAT = "pvae checkpoint 1"
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
@@ -40,46 +43,55 @@ def save(folder: Path, name: str, weights: dict[str, Tensor], state: dict[str, A
 
     Args:
         folder: where checkpoints go.
-        name: of this one; names sort by time.
+        name: of this one, `step-` and the number of steps.
         weights: a module's `state_dict`.
         state: tensors, numbers, text, and lists and dictionaries of them.
 
     Raises:
         InputError: a weight that is not finite; a disk that is full. What was there before stays.
     """
-    from safetensors.torch import save_file
-
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"checkpoint {name}: '{key}' is not finite: nothing was saved, earlier checkpoints stay")
     aside, target = folder / f".{name}.writing", folder / name
+    if _is_whole(target):  # a run that stopped again where it was resumed
+        return target
     with disk(folder):
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in (target, *folder.glob(".step-*.writing")):  # damaged, or of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         aside.mkdir(parents=True)
         try:
-            save_file(
-                {key: value.detach().contiguous().cpu().clone() for key, value in weights.items()}, aside / WEIGHTS
-            )
-            torch.save(state, aside / STATE)
-            sums = {part: _sync_and_sum(aside / part) for part in (WEIGHTS, STATE)}
-            (aside / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
-            _sync_and_sum(aside / MANIFEST)
+            for part, content in _contents(weights, state).items():
+                with open(aside / part, "wb") as file:
+                    file.write(content)
+                    os.fsync(file.fileno())
             _sync_folder(aside)
-            if target.exists():
-                os.rename(target, folder / f".{name}.old")
             os.rename(aside, target)
             _sync_folder(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(folder / f".{name}.old", ignore_errors=True)
     return target
 
 
+def _contents(weights: dict[str, Tensor], state: dict[str, Any]) -> dict[str, bytes]:
+    """The files by name; made in memory, as torch and safetensors hide why a write failed."""
+    from safetensors.torch import save
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    whole = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    contents = {WEIGHTS: save(whole), STATE: buffer.getvalue()}
+    sums = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
+    return {**contents, MANIFEST: json.dumps({"format": FORMAT, "sha256": sums}, indent=1).encode()}
+
+
 def names(folder: Path) -> list[str]:
-    """The checkpoints of a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The checkpoints of a folder, oldest first; what else lies there is left alone."""
+    return sorted((path.name for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_steps)
+
+
+def _steps(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def keep(folder: Path, wanted: set[str]) -> None:
@@ -95,12 +107,13 @@ def verify(path: Path) -> None:
     Raises:
         InputError: it is not a checkpoint, or a part of it is missing, truncated or changed.
     """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such checkpoint")
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"{path}: not a checkpoint: no {MANIFEST} in it")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        expected = manifest["sha256"]
-        found = manifest["format"]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not a checkpoint: no {MANIFEST} in it") from error
+        found, expected = manifest["format"], dict(manifest["sha256"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path}: damaged: its {MANIFEST} cannot be read") from error
     if found != FORMAT:
@@ -124,20 +137,26 @@ def load(path: Path) -> Checkpoint:
         verify(path)
     except InputError as error:
         raise InputError(f"{error}{_offer(path)}") from error
-    # weights_only: a file that somebody else made runs no code
-    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    return Checkpoint(path, load_file(path / WEIGHTS), state)
+    try:
+        # weights_only: a file that somebody else made runs no code
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        return Checkpoint(path, load_file(path / WEIGHTS), state)
+    except Exception as error:  # the parsers raise a dozen unrelated types
+        raise InputError(f"{path}: foreign: its manifest holds, but it is not what this program writes") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except InputError:
+        return False
+    return True
 
 
 def _offer(path: Path) -> str:
-    for name in reversed(names(path.parent)):
-        if name != path.name:
-            try:
-                verify(path.parent / name)
-            except InputError:
-                continue
-            return f": the newest whole one is {path.parent / name}: name it in place of the run"
-    return ""
+    whole = (path.parent / name for name in reversed(names(path.parent)) if name != path.name)
+    found = next(filter(_is_whole, whole), None)
+    return f": the newest whole one is {found}: name it in place of the run" if found else ""
 
 
 @contextlib.contextmanager
@@ -145,24 +164,12 @@ def disk(where: Path) -> Iterator[None]:
     """Say it in one line where a disk is full or a folder cannot be written to."""
     try:
         yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error)
-        # torch's writer hides the cause of a failed write
-        hidden = isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error)
-        if full or hidden:
-            raise InputError(
-                f"{where}: the disk is full: free some space, then resume; what was saved stays"
-            ) from error
-        if isinstance(error, PermissionError) or number == errno.EROFS:
-            raise InputError(f"{where}: cannot be written to ({error.strerror}): choose another folder") from error
-        raise
-
-
-def _sync_and_sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return _sum(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = "the disk is full: free some space, then resume; what was saved stays"
+        else:
+            text = f"cannot be written to ({error.strerror or error}): choose another place"
+        raise InputError(f"{where}: {text}") from error
 
 
 def _sum(path: Path) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import inspect
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from . import config
-from .base import lookup, members
+from .base import members
 from .config import FAMILIES, Config, describe, flag, member_help, member_options
 from .errors import InputError
 
@@ -27,18 +30,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of printing the usage."""
-        raise InputError(f"{message}: see {self.prog} --help")
+        raise InputError(f"{message.removeprefix('argument ')}: see {self.prog} --help")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse; refuse what is left over, naming the nearest known option."""
+        """Parse; refuse what is left over."""
         found, rest = self.parse_known_args([_normal(word) for word in argv])
-        if rest:
-            known = [word for action in self._actions for word in action.option_strings]
-            name = rest[0].partition("=")[0]
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
-            raise InputError(f"{rest[0]}: unknown option: {hint}")
+        self.refuse(rest)
         return found
+
+    def refuse(self, rest: Sequence[str]) -> None:
+        """Refuse words that nothing has taken, naming the nearest known option."""
+        if not rest:
+            return
+        if not rest[0].startswith("-"):
+            raise InputError(f"{rest[0]}: found one word too many, expected options: see {self.prog} --help")
+        known = [word for action in self._actions for word in action.option_strings]
+        name = rest[0].partition("=")[0]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        raise InputError(f"{rest[0]}: unknown option: {hint}")
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -106,41 +116,31 @@ def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | No
         if value is not None and (("." in name) or name in {f.name for f in config.fields()})
     }
     given |= extra
-    base = config.read(file) if file else {}
+    base = {} if file is None else config.read(file)
+    try:
+        config.from_flat(base)
+    except InputError as error:
+        raise InputError(f"--config {file}: {error}") from error
     for family in FAMILIES:
         if family in given and given[family] != base.get(family):
             base = {name: value for name, value in base.items() if not name.startswith(f"{family}.")}
     return config.from_flat({**base, **given})
 
 
-def foreign_options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split off options of a member that is named by import path: (the rest, {"prior.scale": "0.1"})."""
-    argv = [_normal(word) for word in argv]
-    paths = {family: name for family in FAMILIES if ":" in (name := _value(argv, f"--{family}"))}
-    known = {f"{f}.{o}" for f in FAMILIES for m in members(f).values() for o in member_options(f, m)}
-    own: dict[str, Any] = {}
-    for family, name in paths.items():
-        own |= {f"{family}.{o}": p for o, p in member_options(family, lookup(family, name)).items()}
-    rest, extra = [], {}
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in own and name not in known:
-            if not equals:
-                value = "true" if own[name].annotation is bool else next(words, "")
-            extra[name] = value
-        else:
-            rest.append(word)
-    return rest, extra
+def parse_with_members(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse, and gather the options of members that the parser does not know: {"prior.scale": "0.1"}.
 
-
-def _value(argv: Sequence[str], option: str) -> str:
-    for i, word in enumerate(argv):
-        if word.startswith(option + "="):
-            return word.partition("=")[2]
-        if word == option and i + 1 < len(argv):
-            return argv[i + 1]
-    return ""
+    They are those of a class named by import path, or mistakes; `config.from_flat` knows which.
+    """
+    found, rest = parser.parse_known_args([_normal(word) for word in argv])
+    own = {}
+    while rest and (family := rest[0].partition(".")[0]) != rest[0] and family.removeprefix("--") in FAMILIES:
+        name, equals, value = rest.pop(0).removeprefix("--").partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        own[name] = value
+    parser.refuse(rest)
+    return found, own
 
 
 def device(name: str) -> torch.device:
@@ -155,6 +155,14 @@ def device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def whole(text: str, where: str, least: int) -> int:
+    """A whole number that is at least `least`."""
+    found = config.convert(text, int, where)
+    if found < least:
+        raise InputError(f"{where}: found {found}, expected at least {least}")
+    return found
+
+
 def numbers(text: str, where: str) -> tuple[int, ...]:
     """Whole numbers with commas, each at least 1."""
     found = config.convert(text, Sequence[int], where)
@@ -163,33 +171,63 @@ def numbers(text: str, where: str) -> tuple[int, ...]:
     return found
 
 
+def output(name: str, option: str, endings: Sequence[str]) -> Path:
+    """Where a file is to be written, looked at before the work begins.
+
+    Raises:
+        InputError: another ending, or no folder to write into.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{option} {path}: found the ending '{path.suffix}', expected one of {', '.join(endings)}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{option} {path}: cannot be written there, expected a file in a folder that exists: make it")
+    return path
+
+
 def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command's main; what a person did wrong is one line and exit code 2."""
     try:
-        code = main(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
-        code = _complain(name, str(error))
-    except torch.OutOfMemoryError:
-        code = _complain(name, f"out of device memory: {_LOWER}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        try:
+            code = main(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        code = _complain(name, "interrupted: nothing to resume was written", 128 + (*error.args, 2)[0])
+    except BrokenPipeError:  # a reader like `head` has gone: so that the interpreter does not complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        message = _explain(name, error)
+        if message is None:
             raise
-        code = _complain(name, f"out of memory: {_LOWER}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        code = _complain(
-            name, f"the disk is full ({error.filename}): free some space; checkpoints that were written stay"
-        )
-    except BrokenPipeError:
-        code = 0
+        code = _complain(name, message, 2)
     raise SystemExit(code)
 
 
-_LOWER = "lower --particles or --batch-size (in training), or --eval-chunk (in evaluation)"
+def _explain(name: str, error: Exception) -> str | None:
+    """What a person can do about an error; None where it is a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    memory = any(words in str(error) for words in ("allocate memory", "Storage size calculation overflowed"))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or memory:
+        return f"out of memory: {_LOWER[name]}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'output'}: the disk is full: free some space; checkpoints that were written stay"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
-def _complain(name: str, message: str) -> int:
-    sys.stdout.flush()
-    print(f"pvae {name}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+_LOWER = {
+    "fit": "lower --batch-size, --particles or the model's size; if it was in evaluation, --resume with a lower "
+    "--eval-chunk",
+    "compare": "lower --eval-chunk",
+    "sample": "lower -n",
+}
+
+
+def _complain(name: str, message: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"pvae {name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code

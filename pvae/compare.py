@@ -14,22 +14,22 @@ from torch import Tensor
 
 from . import cli, plots
 from .checkpoints import disk
-from .config import convert
 from .data import pixels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate, mean_and_se
 from .load import load
 from .runs import protocol
 
+ENDINGS = (".json", ".png", ".pdf", ".svg")
+
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     found = _parser().parse(argv)
     particles = cli.numbers(found.particles, "--particles")
-    seed, chunk = convert(found.seed, int, "--seed"), convert(found.eval_chunk, int, "--eval-chunk")
-    if chunk < 128:
-        raise InputError(f"--eval-chunk: found {chunk}, expected at least 128")
+    seed, chunk = cli.whole(found.seed, "--seed", 0), cli.whole(found.eval_chunk, "--eval-chunk", 128)
     device = cli.device(found.device)
+    out = None if found.out is None else cli.output(found.out, "--out", ENDINGS)
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     protocols = {name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()}
     check_protocols(protocols)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         evaluations[name] = evaluate(vae.model, vae.guide, x, y, particles=particles, seed=seed, chunk=chunk)
     shared = next(iter(protocols.values()))
     print(table(evaluations, shared))
-    _write(found.out, evaluations, shared)
+    _write(out, evaluations, shared)
     return 0
 
 
@@ -90,10 +90,9 @@ def _cell(value: Tensor) -> str:
     return f"{found['mean']:.3f} +- {found['se']:.3f}"
 
 
-def _write(out: str | None, evaluations: dict[str, Evaluation], shared: dict[str, Any]) -> None:
-    if out is None:
+def _write(path: Path | None, evaluations: dict[str, Evaluation], shared: dict[str, Any]) -> None:
+    if path is None:
         return
-    path = Path(out)
     with disk(path):
         if path.suffix == ".json":
             runs = {
@@ -119,7 +118,7 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="pvae compare", description="Evaluate runs on the same test data, side by side.")
-    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("runs", nargs="+", help="run folders, or checkpoints of them")
     parser.add_argument("--particles", default="1,10,100", metavar="K,...", help="every K (default: 1,10,100)")
     parser.add_argument(
         "--out", metavar="FILE", help="write it: .json (numbers), or .png, .pdf, .svg (bound against K)"

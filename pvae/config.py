@@ -6,6 +6,7 @@ A configuration file is the command line written down: the same names, without t
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 import types
@@ -60,9 +61,9 @@ class Config:
     particles: int = _option(1, "draws of z for each datum in training", 1)
     epochs: int | None = _option(None, "passes over the training data (default: as many as make 12,000 steps)", 1)
     batch_size: int = _option(128, "data in a step", 1)
-    lr: float = _option(2e-3, "Adam's learning rate", 0)
+    lr: float = _option(2e-3, "Adam's learning rate")
     schedule: Literal["cosine", "constant"] = _option("cosine", "of the learning rate: to zero at the end, or as it is")
-    clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm", 0)
+    clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm")
     seed: int = _option(0, "of the parameters, the batches and the draws in training", 0)
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where it runs; auto: cuda where there is one")
     save_every: int | None = _option(
@@ -74,15 +75,16 @@ class Config:
     """Options of members of their own: {"likelihood": {"scale": "shared"}}."""
 
     def __post_init__(self) -> None:
+        for name in ("lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{flag(name)}: found {value}, expected more than 0")
         for option in fields():
             value = getattr(self, option.name)
             low = option.metadata["low"]
             values = value if isinstance(value, tuple | list) else [value]
             if low is not None and any(v is not None and not v >= low for v in values):
                 raise InputError(f"{flag(option.name)}: found {value}, expected at least {low}")
-        for name in ("lr", "clip_norm"):
-            if getattr(self, name) == 0:
-                raise InputError(f"{flag(name)}: found 0, expected more")
         if not self.eval_particles:
             raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
 
@@ -150,13 +152,16 @@ def from_flat(values: Mapping[str, Any]) -> Config:
     options: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         family, _, option = name.partition(".")
-        if option:
+        if "." in name:
             if family not in FAMILIES:
                 raise InputError(f"--{name}: unknown option: {nearest(family, list(FAMILIES))}")
             chosen = own.get(family, known[family].default)
             options.setdefault(family, {})[option] = _own_option(family, chosen, option, value)
     for family in FAMILIES:
-        lookup(family, own.get(family, known[family].default))
+        name = own.get(family, known[family].default)
+        for option, p in member_options(family, lookup(family, name)).items():
+            if p.default is p.empty and option not in options.get(family, {}):
+                raise InputError(f"--{family}.{option}: found none, but {family} '{name}' needs it: give it a value")
     return Config(**own, options=options)
 
 
@@ -200,7 +205,10 @@ def _own_option(family: str, name: str, option: str, value: Any) -> Any:
         hint = f"; it belongs to {', '.join(others)}" if others else ""
         known_text = nearest(option, list(known)) if known else "it has no options of its own"
         raise InputError(f"--{family}.{option}: {family} '{name}' has no such option{hint}: {known_text}")
-    return convert(value, known[option].annotation, f"--{family}.{option}")
+    kind = known[option].annotation
+    if kind is inspect.Parameter.empty:  # what it looks like
+        kind = int | float | bool | None | str
+    return convert(value, kind, f"--{family}.{option}")
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
@@ -215,10 +223,11 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     for candidate in _alternatives(kind):
         try:
             return _as(value, candidate)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, AttributeError):
             continue
     choices = [c for a in _alternatives(kind) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
-    hint = f": {nearest(str(value), choices)}" if choices and isinstance(value, str) else ""
+    close = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
+    hint = f": did you mean '{close[0]}'?" if close else ""
     raise InputError(f"{where}: found '{value}', expected {describe(kind)}{hint}")
 
 
@@ -272,9 +281,9 @@ def _as(value: Any, kind: Any) -> Any:
         if isinstance(value, bool):
             return value
         return {"true": True, "false": False}[value.lower()] if value.lower() in ("true", "false") else _refuse()
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool) or value is None or (kind is str and isinstance(value, dict | list)):
         raise ValueError
-    if kind is int and not text and value != int(value):
+    if kind is int and ((not text and value != int(value)) or abs(int(value)) >= 2**63):
         raise ValueError
     if kind is float and not float(value) < float("inf"):
         raise ValueError
@@ -294,15 +303,11 @@ def build(config: Config, dataset: Dataset) -> VAE:
     part = {family: lookup(family, getattr(config, family)) for family in FAMILIES}
     decoder = _make(part, "decoder", options, config.latent, part["likelihood"].decoded_shape(shape))
     encoder = _make(part, "encoder", options, shape, part["guide"].outputs * config.latent)
-    vae = VAE(
+    return VAE(
         prior=_make(part, "prior", options, config.latent),
         likelihood=_make(part, "likelihood", options, decoder, shape),
         guide=_make(part, "guide", options, encoder, config.latent),
-    )
-    x = pixels(dataset.train.x)
-    for member in (vae.prior, vae.likelihood, vae.posterior):
-        member.initialize(x)
-    return vae
+    ).initialize(pixels(dataset.train.x))
 
 
 def objective(config: Config) -> Objective:

@@ -72,6 +72,7 @@ def load(
     validation: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
+    support: Support = "real",
 ) -> Dataset:
     """The data set of that name or at that path, divided in three.
 
@@ -84,10 +85,12 @@ def load(
         validation: fraction in [0, 1) of what is left for training; 0 gives an empty part.
         test: fraction in (0, 1) of everything; unused where the set has a test part of its own.
         seed: draws the parts, and nothing else.
+        support: what every pixel must lie in, as in `check`, held before the division so that a datum that does
+            not is named by its place in the file.
 
     Raises:
         InputError: unknown name, missing or damaged file, wrong dtype or shape, too few data, a fraction out of
-            range, or a download that failed.
+            range, a pixel outside `support`, or a download that failed.
 
     >>> load("digits", validation=0.0, test=0.5).sizes
     {'train': 899, 'validation': 0, 'test': 898}
@@ -97,6 +100,9 @@ def load(
             raise InputError(f"{name}: found {fraction}, expected a fraction in [0, 1): name a share of the data")
     data = str(data)
     parts = read(data, data_dir)
+    for part, arrays in parts.items():
+        for name in _supports_to(support):
+            _check_part(data, part, _tensors(*arrays).x, name)
     sha256 = _sha256(parts)
     if "all" in parts:
         if test == 0:
@@ -213,12 +219,17 @@ def check(dataset: Dataset, *, support: Support) -> None:
 
     >>> check(load("digits"), support="unit_interval")
     """
+    for name in _supports_to(support):
+        for part in PARTS:
+            _check_part(dataset.name, part, getattr(dataset, part).x, name)
+
+
+def _supports_to(support: str) -> list[str]:
+    """From the widest to this one, so that the advice fits what was found."""
     names = list(_SUPPORTS)
     if support not in names:
         raise InputError(f"support: unknown name {support!r}: {nearest(support, names)}")
-    for name in names[: names.index(support) + 1]:  # from the widest, so that the advice fits what was found
-        for part in PARTS:
-            _check_part(dataset.name, part, getattr(dataset, part).x, name)
+    return names[: names.index(support) + 1]
 
 
 def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
@@ -228,7 +239,8 @@ def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
     inside = holds(x)
     if not inside.all():
         at = tuple(int(i) for i in np.unravel_index(int(inside.flatten().byte().argmin()), x.shape))
-        where = f"{data}: datum {at[0]} of the {part} part, position ({', '.join(map(str, at[1:]))})"
+        of = "" if part == "all" else f" of the {part} part"
+        where = f"{data}: datum {at[0]}{of}, position ({', '.join(map(str, at[1:]))})"
         raise InputError(f"{where}: found {pixels(x[at]).item():.7g}, expected {expected}")
 
 

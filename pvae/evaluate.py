@@ -73,17 +73,20 @@ def evaluate(
     y: Tensor | None = None,
     *,
     particles: Sequence[int] = (1, 100),
+    draws: int | None = None,
     seed: int = 0,
     chunk: int = 4096,
 ) -> Evaluation:
     """Evaluate a model and its guide on data.
 
     Args:
-        model: p(x, z), a Pyro program of (x, y).
-        guide: q(z|x), a Pyro program of (x, y).
+        model: p(x, z), a Pyro program of x, or of (x, y) if there are labels.
+        guide: q(z|x), a Pyro program of the same.
         x: (N, *shape), as the likelihood scores them.
         y: labels (N,) or None.
-        particles: every K to give the importance-weighted bound at; the largest is the number of draws.
+        particles: every K to give the importance-weighted bound at.
+        draws: how many draws for each datum, at least the largest K, which is the default; a bound at K is the mean
+            over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory.
 
@@ -99,16 +102,19 @@ def evaluate(
     ks = sorted(set(particles))
     if not ks or ks[0] < 1:
         raise InputError(f"particles: found {list(particles)}, expected numbers of draws, each at least 1")
+    draws = ks[-1] if draws is None else draws
+    if draws < ks[-1]:
+        raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
     devices = [x.device] if x.device.type == "cuda" else []
     parts, means = [], []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        nesting = weights.inspect(model, guide, x[:1], None if y is None else y[:1])
+        data = (x,) if y is None else (x, y)
+        nesting = weights.inspect(model, guide, *(part[:1] for part in data))
         for start in range(0, len(x), CELL):
-            data = (x[start : start + CELL], None if y is None else y[start : start + CELL])
-            block = _Block(model, guide, data, nesting, chunk)
-            terms, mean = block.draw(ks[-1], (seed, start // CELL))
+            block = _Block(model, guide, tuple(part[start : start + CELL] for part in data), nesting, chunk)
+            terms, mean = block.draw(draws, (seed, start // CELL))
             _check_numbers(terms, start)
             parts.append(_reduce(terms, ks))
             means.append(mean)
@@ -116,7 +122,7 @@ def evaluate(
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
         latent_variance=torch.cat(means).var(0, correction=0),
-        draws=ks[-1],
+        draws=draws,
         **columns,
     )
 
@@ -127,7 +133,7 @@ class _Block:
 
     model: Program
     guide: Program
-    data: tuple[Tensor, Tensor | None]
+    data: tuple[Tensor, ...]
     nesting: int
     chunk: int
 

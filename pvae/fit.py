@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,28 +22,36 @@ from .config import Config
 from .errors import InputError
 from .load import read_data, run_data
 from .progress import Progress
-from .runs import Run, load_weights
+from .runs import Run, check_free, load_weights
 from .train import Training, svi
+
+RESUMABLE = ("device", "eval_chunk")
+"""What may change in a resumed run: where it runs and its memory, no number."""
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = _parser()
-    rest, extra = cli.foreign_options(argv)
-    found = parser.parse(rest)
-    if found.resume:
-        return _resume(found, argv)
-    settings = cli.config_from(found, extra, found.config)
+    found, own = cli.parse_with_members(_parser(), argv)
+    if found.resume is not None:
+        return _resume(found, own)
+    settings = cli.config_from(found, own, found.config)
     if found.print_config:
         print(config.to_yaml(settings), end="")
         return 0
     device = cli.device(settings.device)
+    check_free(found.out)
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)
     vae = config.build(settings, dataset).to(device)
     training = _training(vae, settings, dataset.to(device))
-    run = Run.create(found.out, settings, dataset, device)
-    return _fit(run, training)
+    with _Signals() as signals:
+        run = Run.create(found.out, settings)
+        try:
+            run.describe(dataset, device)
+            return _fit(run, training, signals)
+        except BaseException:
+            run.remove_if_empty()
+            raise
 
 
 def _parser() -> cli.Parser:
@@ -48,7 +59,9 @@ def _parser() -> cli.Parser:
     group = parser.add_argument_group("the run")
     group.add_argument("--out", metavar="DIR", help="the run folder (default: a fresh one under runs/)")
     group.add_argument("--config", metavar="FILE", help="a configuration file; options override it")
-    group.add_argument("--resume", metavar="DIR", help="continue a run, or one of its checkpoints")
+    group.add_argument(
+        "--resume", metavar="DIR", help="continue a run, or one of its checkpoints: from then on it is the newest"
+    )
     group.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
     cli.add_config_options(parser)
     return parser
@@ -59,64 +72,94 @@ def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
     return Training(vae, svi(vae, config.objective(settings), settings, steps), dataset, settings)
 
 
-def _resume(found: Any, argv: Sequence[str]) -> int:
-    given = [
-        name for name, value in vars(found).items() if value not in (None, False) and name not in ("resume", "device")
-    ]
+def _resume(found: Namespace, own: dict[str, str]) -> int:
+    given = {name: value for name, value in {**vars(found), **own}.items() if value not in (None, False)}
+    path = given.pop("resume", "")
+    changes = {name: given.pop(name) for name in RESUMABLE if name in given}
+    run, checkpoint = Run.at(path)
     if given:
         raise InputError(
-            f"--resume with --{given[0].replace('_', '-')}: a resumed run keeps its configuration: leave it out, or"
-            f" start a new run with --config {found.resume}/config.yaml"
+            f"--resume with {config.flag(next(iter(given)))}: a resumed run keeps its configuration: leave it out, or"
+            f" start a new run with --config {run.folder}/config.yaml"
         )
-    run, checkpoint = Run.at(found.resume)
-    settings = run.config
-    device = cli.device(found.device or settings.device)
+    settings = config.from_flat({**config.to_flat(run.config), **{k.replace("_", "-"): v for k, v in changes.items()}})
+    device = cli.device(settings.device)
     dataset = run_data(run)
     vae = config.build(settings, dataset).to(device)
     load_weights(vae, checkpoint)
     training = _training(vae, settings, dataset.to(device))
-    training.load_state_dict(checkpoint.state)
-    run.forget_metrics_after(training.at.epoch)
-    return _fit(run, training)
+    try:
+        training.load_state_dict(checkpoint.state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{checkpoint.path}: foreign: its state is not one that this program writes") from error
+    with _Signals() as signals:
+        run.rewind(checkpoint)
+        return _fit(replace(run, config=settings), training, signals)
 
 
-def _fit(run: Run, training: Training) -> int:
+def _fit(run: Run, training: Training, signals: _Signals) -> int:
     print(report.opening(run, training), flush=True)
-    with _signals() as caught, Progress(training) as progress:
-        for record in training.records(stop=lambda: bool(caught)):
-            run.log(record)
-            progress.show(record)
-            if training.saves:
-                run.save(training.vae, training.state_dict())
-        if caught and training.at.epoch < training.epochs:
-            run.save(training.vae, training.state_dict())
-            return _interrupted(run, training, caught[0])
-        load_weights(training.vae, run.best())
-        report.write(run, training, progress.say)
-    print(report.closing(run))
-    return 128 + caught[0] if caught else 0
+    try:
+        _train(run, training, signals)
+        signals.at_once = True
+        if not signals.number:
+            load_weights(training.vae, run.best())
+            report.write(run, training, lambda text: print(text, flush=True))
+            print(report.closing(run))
+            return 0
+    except KeyboardInterrupt:
+        if run.is_empty():
+            raise
+    return _interrupted(run, training, signals.number)
+
+
+def _train(run: Run, training: Training, signals: _Signals) -> None:
+    """To the end, or to the first signal, after which the step is finished and saved."""
+    try:
+        with Progress(training) as progress:
+            for record in training.records(stop=lambda: bool(signals.number)):
+                run.log(record)
+                if training.saves:
+                    run.save(training.vae, training.state_dict())
+                progress.show(record)
+    except BrokenPipeError:  # nobody reads on
+        signals.number = signal.SIGPIPE
+    if signals.number:
+        run.save(training.vae, training.state_dict())
 
 
 def _interrupted(run: Run, training: Training, number: int) -> int:
-    at, name = training.at, signal.Signals(number).name
-    print(
-        f"\n{name}: saved at epoch {at.epoch + 1}, batch {at.batch}: continue with\n"
-        f"  python -m pvae.fit --resume {shlex.quote(str(run.folder))}",
-        flush=True,
-    )
+    at, again = training.at, f"  python -m pvae.fit --resume {shlex.quote(str(run.folder))}"
+    where = f"at epoch {at.epoch + 1}, batch {at.batch}" if at.epoch < training.epochs else "after training"
+    with suppress(BrokenPipeError):
+        print(
+            f"{signal.Signals(number).name}: stopped {where}, checkpoint {run.names()[-1]}: continue with\n{again}",
+            file=sys.stderr,
+        )
     return 128 + number
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are noted; whoever is at work stops at its next good point."""
-    caught: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: caught.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """Notes the first SIGINT or SIGTERM: training stops at its next good point. A second one stops at once.
+
+    With `at_once` so does the first.
+    """
+
+    at_once = False
+    number = 0
+
+    def __enter__(self) -> _Signals:
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        again, self.number = self.at_once or self.number, number
+        if again:
+            raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ class Guide(Part, family="guide"):
 class MeanField(Guide, name="mean_field"):
     """A Gaussian with independent dimensions: q(z|x) = N(m, diag s^2), m and s from one encoder.
 
-    The scale is s = min_scale + max_scale sigmoid(a - log(max_scale - 1)) for the encoder's number a: 1 at a = 0,
-    close to exp(a) below, bounded on both sides and smooth.
+    The scale is s = min_scale + (max_scale - min_scale) sigmoid(a - log((max_scale - 1) / (1 - min_scale))) for the
+    encoder's number a: 1 at a = 0, close to exp(a) below, bounded on both sides and smooth.
 
     Args:
         encoder: from data to means, then numbers a: 2 * latent of them.
@@ -83,9 +83,10 @@ class MeanField(Guide, name="mean_field"):
                 f"min_scale, max_scale: found {min_scale}, {max_scale}, expected 0 < min_scale < 1 < max_scale"
             )
         self.min_scale, self.max_scale = min_scale, max_scale
+        self._shift = math.log((max_scale - 1) / (1 - min_scale))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (...), event shape (latent,)."""
         mean, raw = self.encode(x).chunk(2, -1)
-        scale = self.min_scale + self.max_scale * torch.sigmoid(raw - math.log(self.max_scale - 1))
+        scale = self.min_scale + (self.max_scale - self.min_scale) * torch.sigmoid(raw - self._shift)
         return dist.Normal(mean, scale).to_event(1)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from .base import Part, leading
-from .errors import InputError
+from .errors import InputError, nearest
 from .networks import Decoder
 
 
@@ -95,22 +96,19 @@ class _Bernoulli(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # within vmap nothing can be done in place
+            return super().log_prob(value)
         logits, value = torch.broadcast_tensors(self.base_dist.logits, value)
-        return _BernoulliLogProb.apply(logits, value).flatten(-len(self.event_shape)).sum(-1)
+        return sum_rightmost(_BernoulliLogProb.apply(logits, value), len(self.event_shape))
 
 
 class _BernoulliLogProb(torch.autograd.Function):
     """x l - log(1 + exp l), elementwise, with the gradient x - sigmoid(l)."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(logits: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
         return nn.functional.softplus(logits).neg_().addcmul_(logits, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -118,7 +116,7 @@ class _BernoulliLogProb(torch.autograd.Function):
         logits, x = ctx.saved_tensors
         residual = torch.sigmoid(logits)
         torch.sub(x, residual, out=residual)
-        return residual.mul_(grad), grad * logits if ctx.needs_input_grad[1] else None
+        return residual * grad, grad * logits if ctx.needs_input_grad[1] else None
 
 
 class Gaussian(Likelihood, name="gaussian"):
@@ -138,7 +136,7 @@ class Gaussian(Likelihood, name="gaussian"):
     what evaluation uses, so that a test datum has a density that does not depend on itself.
 
     Raises:
-        InputError: a scale below `min_scale`, or a `min_scale` that is not positive.
+        InputError: an unknown scale, or one below `min_scale`, or a `min_scale` that is not positive.
 
     >>> Gaussian(nn.Linear(2, 3), (3,), scale=0.5)(torch.zeros(4, 2)).log_prob(torch.zeros(3)).shape
     torch.Size([4])
@@ -154,12 +152,14 @@ class Gaussian(Likelihood, name="gaussian"):
         super().__init__(decoder, shape)
         if not min_scale > 0:
             raise InputError(f"min_scale: found {min_scale}, expected a positive number")
+        if isinstance(scale, str) and scale not in (known := ["shared", "pixel", "optimal"]):
+            raise InputError(f"scale: found '{scale}', expected a number or a known word: {nearest(scale, known)}")
         if not isinstance(scale, str) and not scale >= min_scale:
             raise InputError(f"scale: found {scale}, expected at least min_scale = {min_scale}")
         self.kind, self.min_scale = scale, min_scale
         start = torch.full(self.shape if scale == "pixel" else (), 1.0 if isinstance(scale, str) else float(scale))
         if scale in ("shared", "pixel"):
-            self.raw_scale = nn.Parameter(_inverse_softplus(start - min_scale))
+            self.raw_scale = nn.Parameter(_inverse_softplus((start - min_scale).clamp(min=1e-3)))
         else:
             self.register_buffer("variance", start.square())
 
@@ -199,11 +199,14 @@ class _BatchOptimal(dist.Normal):
         self.part = part
         super().__init__(mean, part.scale.expand_as(mean))
 
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> _BatchOptimal:
+        return _BatchOptimal(self.loc.expand(batch_shape), self.part)
+
     def log_prob(self, value: Tensor) -> Tensor:
         # The gradient through the optimal variance is zero at the optimum: it is the optimum, so it is not followed.
         with torch.no_grad():
             variance = (value - self.loc).square().mean().clamp(min=self.part.min_scale**2)
-            self.part.variance.lerp_(variance, 0.01)
+            self.part.variance.lerp_(variance.where(variance.isfinite(), self.part.variance), 0.01)
         return dist.Normal(self.loc, variance.sqrt()).log_prob(value)
 
 

@@ -22,14 +22,16 @@ def read_data(settings: Config) -> Dataset:
         InputError: it cannot be read, or does not fit the likelihood.
     """
     binary = lookup("likelihood", settings.likelihood).binary  # type: ignore[attr-defined]
+    drawn = settings.binarization != "none"
     dataset = data.load(
-        settings.data, settings.data_dir, validation=settings.validation, test=settings.test, seed=settings.data_seed
+        settings.data,
+        settings.data_dir,
+        validation=settings.validation,
+        test=settings.test,
+        seed=settings.data_seed,
+        support="unit_interval" if drawn else "binary" if binary else "real",
     )
-    data.check(dataset, support="unit_interval" if settings.binarization != "none" else "real")
-    dataset = data.fix_binarization(dataset, settings.binarization, settings.data_seed)
-    if binary and settings.binarization == "none":
-        data.check(dataset, support="binary")
-    return dataset
+    return data.fix_binarization(dataset, settings.binarization, settings.data_seed)
 
 
 def run_data(run: Run) -> Dataset:
@@ -42,8 +44,8 @@ def run_data(run: Run) -> Dataset:
     expected = run.read_json("environment.json")["data"]["sha256"]
     if dataset.sha256 != expected:
         raise InputError(
-            f"{run.folder}: its data '{run.config.data}' have changed since it was fitted: found SHA-256 "
-            f"{dataset.sha256[:12]}, expected {expected[:12]}: put the data of then back"
+            f"{run.folder}: the data '{run.config.data}' have changed since the run began: found SHA-256 "
+            f"{dataset.sha256[:12]}, expected {expected[:12]}: restore them, or start a new run"
         )
     return dataset
 
@@ -51,12 +53,16 @@ def run_data(run: Run) -> Dataset:
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, Dataset, Run]:
     """A run's model with the weights of its best checkpoint, in evaluation mode, its data, and the run.
 
+    Args:
+        folder: a run, or a checkpoint of it to take in place of the best.
+        device: where model and data go.
+
     Raises:
         InputError: no run is there, its checkpoint is damaged, or its data have changed.
     """
-    run = Run.open(folder)
+    run, checkpoint = Run.at(folder)
     dataset = run_data(run)
     with torch.random.fork_rng(devices=[]):
         vae = config.build(run.config, dataset)
-    load_weights(vae, run.best())
+    load_weights(vae, checkpoint if checkpoint.path == Path(folder) else run.best())
     return vae.to(device).eval(), dataset.to(torch.device(device)), run

@@ -42,6 +42,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation
     >>> mlp(4, [8, 8], 2)(torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
+    _check_sizes("hidden", hidden)
     sizes = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
@@ -144,7 +145,8 @@ class ConvEncoder(Encoder, name="conv"):
         shape: of one image, (height, width) or (channels, height, width).
         outputs: how many numbers it gives.
         channels: of each convolution; each halves height and width, rounding up.
-        activation: after each convolution.
+        activation: after each convolution; smooth by default, because rectifiers of a decoder that is all noise at
+            first die in the first hundred steps, and the posterior collapses for good.
 
     >>> ConvEncoder((3, 27, 20), 40)(torch.zeros(5, 2, 3, 27, 20)).shape
     torch.Size([5, 2, 40])
@@ -155,10 +157,11 @@ class ConvEncoder(Encoder, name="conv"):
         shape: Sequence[int],
         outputs: int,
         channels: Sequence[int] = (32, 64),
-        activation: Activation = "relu",
+        activation: Activation = "silu",
     ) -> None:
         super().__init__(shape, outputs)
         _check_image(self.shape)
+        _check_sizes("channels", channels)
         planes = [prod(self.shape[:-2]), *channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(planes):
@@ -182,7 +185,7 @@ class ConvDecoder(Decoder, name="conv"):
         inputs: size of the latent.
         shape: of one image, (height, width) or (channels, height, width).
         channels: of each transposed convolution's input; each doubles height and width.
-        activation: before each transposed convolution.
+        activation: before each transposed convolution; smooth by default, as the encoder's.
 
     >>> ConvDecoder(20, (3, 27, 20))(torch.zeros(5, 2, 20)).shape
     torch.Size([5, 2, 3, 27, 20])
@@ -193,10 +196,11 @@ class ConvDecoder(Decoder, name="conv"):
         inputs: int,
         shape: Sequence[int],
         channels: Sequence[int] = (64, 32),
-        activation: Activation = "relu",
+        activation: Activation = "silu",
     ) -> None:
         super().__init__(inputs, shape)
         _check_image(self.shape)
+        _check_sizes("channels", channels)
         sizes = _halvings(self.shape[-2:], len(channels))[::-1]
         planes = [*channels, prod(self.shape[:-2])]
         layers: list[nn.Module] = [
@@ -231,3 +235,8 @@ def _check_image(shape: tuple[int, ...]) -> None:
             f"conv: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
             "use mlp for vectors"
         )
+
+
+def _check_sizes(name: str, sizes: Sequence[int]) -> None:
+    if any(size < 1 for size in sizes):
+        raise InputError(f"{name}: found {','.join(map(str, sizes))}, expected each to be at least 1")

@@ -1,20 +1,24 @@
-"""Progress of a fit: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a fit: two live lines on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.live import Live
+from rich.text import Text
 
 from .train import Training
 
+WIDTH = 20
+"""Of the bar, in characters."""
+
 
 class Progress:
-    """Shows records as they come; a context manager.
+    """Shows records as they come, and on a terminal the batches between them; a context manager.
 
     Args:
         training: whose records they are.
@@ -26,45 +30,47 @@ class Progress:
         self.training, self.every = training, every
         self.console = console or Console(file=sys.stdout)
         self.images = len(training.dataset.train.x)
-        self.first = training.at.epoch
+        self.first = self._done()
         self.began = self.shown = time.monotonic()
-        self._bar: Bar | None = None
-        self._task = TaskID(0)
-        self._held = ""
+        self._numbers = self._held = ""
+        live = Live(get_renderable=self._drawn, console=self.console, refresh_per_second=4)
+        self._live = live if self.console.is_terminal else None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
-            columns = [
-                TextColumn("epoch {task.completed}/{task.total}"),
-                BarColumn(20),
-                TextColumn("{task.fields[line]}"),
-            ]
-            self._bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
-            self._task = self._bar.add_task("", total=self.training.epochs, completed=self.first, line="")
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def show(self, record: dict[str, Any]) -> None:
         """Show the record of an epoch that has ended."""
         if "validation.elbo" in record:
-            self._held = (
-                f"validation ELBO {record['validation.elbo']:.2f}, IW bound (K=10) {record['validation.iw.10']:.2f}"
-            )
-        rate = self.images * (record["epoch"] - self.first) / (time.monotonic() - self.began)
-        name = self.training.config.objective.upper()
-        line = ", ".join(filter(None, [f"train {name} {record['train']:.2f}", self._held])) + " nats/datum"
-        line += f", {rate:,.0f} images/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["epoch"], line=line)
-        elif time.monotonic() - self.shown >= self.every or record["epoch"] == self.training.epochs:
+            elbo, iw = record["validation.elbo"], record["validation.iw.10"]
+            self._held = f", validation ELBO {elbo:.2f}, IW bound (K=10) {iw:.2f}"
+        name = self.training.config.objective.rpartition(":")[2].upper()
+        self._numbers = f"train {name} {record['train']:.2f}{self._held} nats/datum"
+        last = record["epoch"] == self.training.epochs
+        if self._live is None and (last or time.monotonic() - self.shown >= self.every):
             self.shown = time.monotonic()
-            left = (self.training.epochs - record["epoch"]) * self.images / rate
-            print(f"epoch {record['epoch']}/{self.training.epochs}: {line}, {left:.0f} s left", flush=True)
+            print(f"epoch {record['epoch']}/{self.training.epochs}: {self._numbers}, {self._pace()}", flush=True)
 
-    def say(self, text: str) -> None:
-        """A line of what comes after training."""
-        print(text, flush=True) if self._bar is None else self.console.print(text)
+    def _done(self) -> int:
+        """Images seen, from the first epoch on."""
+        return self.training.at.epoch * self.images + self.training.at.count
+
+    def _pace(self) -> str:
+        rate = (self._done() - self.first) / max(time.monotonic() - self.began, 1e-9)
+        if not rate:
+            return "starting"
+        left = (self.training.epochs * self.images - self._done()) / rate
+        return f"{rate:,.0f} images/s, {timedelta(seconds=round(left))} left"
+
+    def _drawn(self) -> Text:
+        epochs, done = self.training.epochs, self._done()
+        full = WIDTH * done // (epochs * self.images)
+        bar = "━" * full + "─" * (WIDTH - full)
+        line = f"epoch {min(self.training.at.epoch + 1, epochs)}/{epochs} {bar} {self._pace()}"
+        return Text("\n".join(filter(None, [line, self._numbers])), no_wrap=True, overflow="ellipsis")

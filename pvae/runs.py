@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +22,9 @@ from .checkpoints import Checkpoint, disk
 from .config import Config
 from .data import Dataset
 from .errors import InputError
+
+BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}
+"""What a run folder holds before its first checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +46,42 @@ class Run:
     config: Config
 
     @classmethod
-    def create(cls, folder: str | Path | None, config_: Config, dataset: Dataset, device: torch.device) -> Run:
+    def create(cls, folder: str | Path | None, config_: Config) -> Run:
         """Make a run folder; a fresh one under `runs/` if none is named.
 
         Raises:
             InputError: the folder holds something already, or cannot be written to.
         """
-        path = Path(folder) if folder is not None else _fresh(config_)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / "config.yaml").exists()
-            hint = f"continue it with --resume {path}, or choose" if is_run else "choose"
-            raise InputError(f"--out {path}: exists and is not empty: {hint} another folder")
+        check_free(folder)
+        path = Path(folder) if folder is not None else Path("runs") / _name_of(config_)
+        stem, i = path.name, 1
         with disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, config_)
-            run.write_config()
-            run.write_json("environment.json", _environment(config_, dataset, device))
-            (path / "metrics.jsonl").touch()
-        return run
+            while True:
+                try:
+                    path.mkdir(parents=True, exist_ok=folder is not None)
+                    return cls(path, config_)
+                except FileExistsError:  # another run began in this second
+                    path, i = path.with_name(f"{stem}-{i}"), i + 1
+
+    def describe(self, dataset: Dataset, device: torch.device) -> None:
+        """Write what is known before the first step: configuration, environment, no metrics yet."""
+        with disk(self.folder):
+            self._write("config.yaml", config.to_yaml(self.config))
+            self.write_json("environment.json", _environment(self.config, dataset, device))
+            self._write("metrics.jsonl", "")
+
+    def is_empty(self) -> bool:
+        """Whether it has no checkpoint: nothing to resume from, and nothing to lose."""
+        return not self.names()
+
+    def names(self) -> list[str]:
+        """The names of its checkpoints, oldest first."""
+        return checkpoints.names(self.folder / "checkpoints")
+
+    def remove_if_empty(self) -> None:
+        """Delete the folder of a run that ended before its first checkpoint."""
+        if self.is_empty():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -76,30 +99,36 @@ class Run:
 
     @classmethod
     def at(cls, path: str | Path) -> tuple[Run, Checkpoint]:
-        """A run and the checkpoint to continue from: the newest of a run folder, or the one that is named.
-
-        A checkpoint that is named is the newest from then on: later ones are deleted.
+        """A run and a checkpoint of it: the newest of a run folder, or the one that is named.
 
         Raises:
             InputError: no run is there, or its checkpoint is damaged.
         """
-        path = Path(path)
-        if path.parent.name != "checkpoints":
+        inside = Path(path).absolute().parent
+        if inside.name != "checkpoints":
             run = cls.open(path)
             return run, run.last()
-        run, checkpoint = cls.open(path.parent.parent), checkpoints.load(path)
-        checkpoints.keep(path.parent, {name for name in checkpoints.names(path.parent) if name <= path.name})
-        return run, checkpoint
+        return cls.open(inside.parent), checkpoints.load(Path(path))
 
-    def write_config(self) -> None:
-        """Write `config.yaml`."""
-        (self.folder / "config.yaml").write_text(config.to_yaml(self.config))
+    def rewind(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers."""
+        path = self.folder / "metrics.jsonl"
+        with disk(self.folder):
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            self._write("metrics.jsonl", "".join(lines[: checkpoint.state["epoch"]]))
+            for name in ("summary.json", "results.nc"):
+                (self.folder / name).unlink(missing_ok=True)
+            earlier = {name for name in self.names() if name <= checkpoint.path.name}
+            checkpoints.keep(self.folder / "checkpoints", earlier)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
+        self._write(name, json.dumps(value, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
         with disk(self.folder):
             aside = self.folder / f".{name}.writing"
-            aside.write_text(json.dumps(value, indent=1) + "\n")
+            aside.write_text(text)
             os.replace(aside, self.folder / name)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -121,24 +150,23 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        """The lines of `metrics.jsonl`.
 
-    def forget_metrics_after(self, epochs: int) -> None:
-        """Keep the first lines of `metrics.jsonl`: those of the epochs that a checkpoint has seen."""
+        Raises:
+            InputError: it is missing or damaged.
+        """
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        aside = path.with_suffix(".writing")
-        aside.write_text("".join(lines[:epochs]))
-        os.replace(aside, path)
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: missing or damaged: expected a line of JSON for each epoch") from error
 
     def save(self, vae: torch.nn.Module, state: dict[str, Any]) -> None:
         """Write a checkpoint; keep the last two and the best."""
         folder = self.folder / "checkpoints"
         checkpoints.save(folder, _name(state["steps"]), vae.state_dict(), state)
         best = {_name(state["best"]["steps"])} if state["best"] is not None else set()
-        checkpoints.keep(folder, {*checkpoints.names(folder)[-2:], *best})
+        checkpoints.keep(folder, {*self.names()[-2:], *best})
 
     def last(self) -> Checkpoint:
         """The newest checkpoint.
@@ -146,21 +174,37 @@ class Run:
         Raises:
             InputError: there is none, or it is damaged (the newest whole one is offered).
         """
-        folder = self.folder / "checkpoints"
-        names = checkpoints.names(folder)
-        if not names:
-            raise InputError(
-                f"{self.folder}: no checkpoint to resume from: start again with --config {self.folder}/config.yaml"
-            )
-        return checkpoints.load(folder / names[-1])
+        if self.is_empty():
+            again = f"--config {self.folder}/config.yaml --out {self.folder}"
+            raise InputError(f"{self.folder}: no checkpoint to resume from: start again with {again}")
+        return checkpoints.load(self.folder / "checkpoints" / self.names()[-1])
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation ELBO; the newest where there was no validation."""
         last = self.last()
         best = last.state["best"]
-        if best is None or best["steps"] == last.state["steps"]:
-            return last
-        return checkpoints.load(last.path.parent / _name(best["steps"]))
+        name = _name(best["steps"]) if best is not None else last.path.name
+        # a run that went back to an older checkpoint may no longer have what was the best then
+        return checkpoints.load(last.path.parent / name) if name in self.names() else last
+
+
+def check_free(folder: str | Path | None) -> None:
+    """Whether a run may begin there: nothing is there, or what a run leaves that ended before its first checkpoint.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    path = Path(folder or "runs")
+    with disk(path):
+        if not path.exists() or (folder is None and path.is_dir()):
+            return
+        if not path.is_dir():
+            raise InputError(f"--out {path}: found a file, expected a folder that is empty or not there yet")
+        found = {file.name.removeprefix(".").removesuffix(".writing") for file in path.iterdir()}
+        if found <= BEGINNING and not checkpoints.names(path / "checkpoints"):
+            return
+    hint = f"continue it with --resume {path}, or choose" if (path / "config.yaml").exists() else "choose"
+    raise InputError(f"--out {path}: exists and is not empty: {hint} another folder")
 
 
 def load_weights(vae: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -213,6 +257,9 @@ def write_results(
     }
     tree["/"] = xarray.Dataset(attrs=attributes)
     with disk(path):
+        size = sum(value.nbytes for group in groups.values() for _, value in group.values())
+        if shutil.disk_usage(path.parent).free < size + 2**20:  # HDF5 would crash
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         aside = path.with_suffix(".writing")
         xarray.DataTree.from_dict(tree).to_netcdf(aside, engine="h5netcdf")
         os.replace(aside, path)
@@ -222,13 +269,9 @@ def _name(steps: int) -> str:
     return f"step-{steps:09d}"
 
 
-def _fresh(config_: Config) -> Path:
-    stem = f"{Path(config_.data).stem}-{config_.likelihood.rpartition(':')[2]}-{config_.objective.rpartition(':')[2]}"
-    base = Path("runs") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, i = base, 1
-    while path.exists():
-        path, i = base.with_name(f"{base.name}-{i}"), i + 1
-    return path
+def _name_of(config_: Config) -> str:
+    parts = [Path(config_.data).stem, *(name.rpartition(":")[2] for name in (config_.likelihood, config_.objective))]
+    return "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S}"])
 
 
 def _environment(config_: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:

@@ -6,12 +6,9 @@ python -m pvae.sample runs/NAME -n 64 -o samples.png
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from . import cli, plots
 from .checkpoints import disk
-from .config import convert
-from .errors import InputError
 from .load import load
 from .report import sample
 
@@ -20,7 +17,7 @@ ENDINGS = (".png", ".pdf", ".svg", ".npy")
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="pvae sample", description="Draw images from a run's prior.")
-    parser.add_argument("run", help="a run folder")
+    parser.add_argument("run", help="a run folder, or one of its checkpoints")
     parser.add_argument("-n", default="64", metavar="N", help="how many (default: 64)")
     parser.add_argument(
         "-o", default="samples.png", metavar="FILE", help=f"{', '.join(ENDINGS)} (default: samples.png)"
@@ -34,12 +31,8 @@ def _parser() -> cli.Parser:
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     found = _parser().parse(argv)
-    n, seed = convert(found.n, int, "-n"), convert(found.seed, int, "--seed")
-    if n < 1:
-        raise InputError(f"-n: found {n}, expected at least 1")
-    out = Path(found.o)
-    if out.suffix not in ENDINGS:
-        raise InputError(f"-o {out}: found the ending '{out.suffix}', expected one of {', '.join(ENDINGS)}")
+    n, seed = cli.whole(found.n, "-n", 1), cli.whole(found.seed, "--seed", 0)
+    out = cli.output(found.o, "-o", ENDINGS)
     device = cli.device(found.device)
     vae, dataset, _ = load(found.run, device)
     images = sample(vae, n, seed, dataset.test, mean=not found.draw)

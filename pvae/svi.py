@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,14 +114,23 @@ class SVI(pyro.infer.SVI):
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside the parameters: the optimizer's state and the number of steps taken."""
+        """What resuming needs beside the parameters: the optimizer's state and the number of steps taken.
+
+        And how deep the programs' plates go: to find it they run once more, which may change a module's buffers.
+        """
         if self._waiting is not None:
             return self._waiting
-        return {"steps": self.steps, "optimizer": self.optimizer.state_dict() if self.optimizer else None}
+        return {
+            "steps": self.steps,
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "max_plate_nesting": getattr(self._elbo, "max_plate_nesting", None),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the optimizer takes it over at the first step, when it is built."""
         self.steps = state["steps"]
+        if self._elbo is not None and state.get("max_plate_nesting") is not None:
+            self._elbo.max_plate_nesting = state["max_plate_nesting"]
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
@@ -251,7 +259,7 @@ def _groups(optim: PyroOptim, parameters: dict[Tensor, str]) -> Groups:
     groups: Groups = []
     for parameter, name in parameters.items():
         if optim.pt_optim_args_argc == 1:
-            args = optim.pt_optim_args(normalize_param_name(_plain(name)))
+            args = optim.pt_optim_args(normalize_param_name(name))
         else:
             args = optim.pt_optim_args(*_module_and_name(name))
         same = next((g for g in groups if {k: v for k, v in g.items() if k != "params"} == args), None)
@@ -262,13 +270,8 @@ def _groups(optim: PyroOptim, parameters: dict[Tensor, str]) -> Groups:
     return groups
 
 
-def _plain(name: str) -> str:
-    """A site's name without the identity in brackets that tells two modules of one class apart."""
-    return re.sub(r"\[[0-9a-f]+\]", "", name)
-
-
 def _module_and_name(name: str) -> tuple[str, str]:
-    module, _, own = _plain(name).replace("$$$", ".").partition(".")
+    module, _, own = name.replace("$$$", ".").partition(".")
     return (module, own) if own else ("", module)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from math import cos, pi
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -99,15 +100,20 @@ class Training:
             self.at.best = None
             return {}
         self.vae.eval()
-        found = evaluate(
-            self.vae.model,
-            self.vae.guide,
-            pixels(x),
-            y,
-            particles=VALIDATION_PARTICLES,
-            seed=self.config.data_seed,
-            chunk=self.config.eval_chunk,
-        )
+        try:
+            with pyro.validation_enabled(False):  # what is not a number is found in the sums, and named
+                found = evaluate(
+                    self.vae.model,
+                    self.vae.guide,
+                    pixels(x),
+                    y,
+                    particles=VALIDATION_PARTICLES,
+                    seed=self.config.data_seed,
+                    chunk=self.config.eval_chunk,
+                )
+        except InputError as error:
+            where = f"validation after epoch {self.at.epoch}, step {self.svi.steps}"
+            raise InputError(f"{where}: {error}: lower --lr, or set --clip-norm") from error
         self.vae.train()
         summary = found.summary()
         elbo = summary["elbo"]["mean"]
@@ -129,7 +135,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.at = Position(**{key: state[key] for key in asdict(self.at)})
-        self.svi.load_state_dict({key: state[key] for key in ("steps", "optimizer")})
+        self.svi.load_state_dict({key: state[key] for key in self.svi.state_dict()})
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"])

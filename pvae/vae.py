@@ -6,7 +6,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .base import announce
+from .base import Part
+from .errors import InputError
 from .weights import LogWeights, log_weights
 
 
@@ -16,7 +17,10 @@ class VAE(nn.Module):
     Args:
         prior: its call returns p(z).
         likelihood: its call on z returns p(x|z).
-        guide: its call on x returns q(z|x).
+        guide: its call on x returns q(z|x); the attribute is `posterior`, as `guide` is the program.
+
+    Raises:
+        InputError: something that is not a part.
 
     The data plate is named "data", the sites "z" and "x". Data are x (B, *shape) with values as the likelihood scores
     them, labels y (B,) or None. Parameters live on the module: two models in one process are apart.
@@ -31,23 +35,34 @@ class VAE(nn.Module):
     >>> loss = svi.step(torch.ones(5, 6))
     """
 
-    def __init__(self, prior: nn.Module, likelihood: nn.Module, guide: nn.Module) -> None:
+    def __init__(self, prior: Part, likelihood: Part, guide: Part) -> None:
         super().__init__()
+        for name, part in (("prior", prior), ("likelihood", likelihood), ("guide", guide)):
+            if not isinstance(part, Part):
+                raise InputError(
+                    f"{name}: found {type(part).__name__}, expected a pvae.Part: subclass pvae.{name.title()}"
+                )
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = guide
 
+    def initialize(self, x: Tensor) -> VAE:
+        """Let every part take what it starts from out of the training data x (N, *shape); once, before a fit.
+
+        A Bernoulli decoder's last bias starts at the logit of the training mean, for one. Returns self.
+        """
+        for part in (self.prior, self.likelihood, self.posterior):
+            part.initialize(x)
+        return self
+
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) = p(z) p(x|z) for each datum."""
-        announce(self.prior, "prior")
-        announce(self.likelihood, "likelihood")
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(y))
             pyro.sample("x", self.likelihood(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
-        announce(self.posterior, "guide")
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 

@@ -753,8 +753,17 @@ def test_check_unknown_support():
 
 def test_overflow_is_found(tmp_path):
     np.save(tmp_path / "mine.npy", np.full((5, 2), 1e300))
-    with refused("datum 0 of the train part, position (0): found inf"):
-        check(load(str(tmp_path / "mine.npy")), support="real")
+    with refused("datum 0, position (0): found inf"):
+        load(str(tmp_path / "mine.npy"))
+
+
+def test_a_bad_pixel_is_named_by_its_place_in_the_file(tmp_path):
+    x = np.zeros((30, 4))
+    x[17, 2] = 3
+    np.save(tmp_path / "mine.npy", x)
+    load(str(tmp_path / "mine.npy"))
+    with refused("mine.npy: datum 17, position (2): found 3, expected a pixel in [0, 1]"):
+        load(str(tmp_path / "mine.npy"), support="unit_interval")
 
 
 def test_import_is_lean():

@@ -1,0 +1,739 @@
+"""The commands: what a person did wrong is one line; what was interrupted goes on as if it had not been."""
+
+import builtins
+import errno
+import io
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+import pvae
+from pvae import checkpoints, cli, compare, config, fit, report, runs, sample, svi
+
+SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
+COMMANDS = {"fit": fit.main, "compare": compare.main, "sample": sample.main}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Without figures: they take most of a small run's time."""
+    monkeypatch.setattr(report, "figures", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "figures", lambda *_: None)
+        assert fit.main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, here):
+    """A copy of it, to harm."""
+    return Path(shutil.copytree(finished, here / "run"))
+
+
+def go(*argv, command="fit"):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(COMMANDS[command], command, [str(word) for word in argv])
+    return ended.value.code
+
+
+def refused(capsys, *argv, command="fit"):
+    """The one line that a command refuses with; nothing was written."""
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+    assert go(*argv, command=command) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\n") in (0, 2)  # at most what is about to happen
+    assert err.count("\n") == 1
+    assert err.startswith(f"pvae {command}: error: ")
+    assert sorted(path for path in Path().rglob("*") if "__pycache__" not in str(path)) == before
+    return err
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_equal_runs(a, b):
+    """Bit for bit: weights, optimizer, generators, metrics, final numbers."""
+    for last in (runs.Run.open(a).last(), runs.Run.open(a).best()):
+        other = checkpoints.load(Path(b) / "checkpoints" / last.path.name)
+        assert same(last.weights, other.weights)
+        assert same(last.state, other.state)
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (Path(a) / name).read_text() == (Path(b) / name).read_text()
+
+
+def after_step(monkeypatch, number, do):
+    """Do something once, right after a step."""
+    real, done = svi.SVI.step, []
+
+    def step(self, *args, **kwargs):
+        loss = real(self, *args, **kwargs)
+        if self.steps == number and not done:
+            done.append(True)
+            do()
+        return loss
+
+    monkeypatch.setattr(svi.SVI, "step", step)
+
+
+def send(*signals):
+    return lambda: [os.kill(os.getpid(), number) for number in signals]
+
+
+# what a person can get wrong ----------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "--likelihood bernouli": "did you mean 'bernoulli'?",
+    "--prior norml": "did you mean 'normal'?",
+    "--objective iwea": "did you mean 'iwae'?",
+    "--prior ''": "unknown prior ''",
+    "--prior nosuchmodule:Prior": "no module named 'nosuchmodule'",
+    "--prior os:getcwd": "expected a subclass of pvae.priors.Prior",
+    "--prior pvae.likelihoods:Gaussian": "expected a subclass of pvae.priors.Prior",
+    "--encoder.activation rleu": "did you mean 'relu'?",
+    "--data mnits": "did you mean 'mnist'?",
+    "--data nosuch.npz": "no such file",
+    "--schedule cosin": "did you mean 'cosine'?",
+    "--binarize dynamc": "did you mean 'dynamic'?",
+    "--device gpu": "found 'gpu', expected auto, cpu or cuda",
+    "--epoch 3": "did you mean --epochs?",
+    "--epochs": "--epochs: expected one argument",
+    "--epochs ten": "--epochs: found 'ten', expected a whole number",
+    "--epochs 1.5": "--epochs: found '1.5'",
+    "--epochs 0": "--epochs: found 0, expected at least 1",
+    "--latent 0": "--latent: found 0, expected at least 1",
+    "--latent 4611686018427387904": "out of memory",
+    "--particles 0": "--particles: found 0, expected at least 1",
+    "--batch-size -3": "--batch-size: found -3, expected at least 1",
+    "--lr 0": "--lr: found 0.0, expected more than 0",
+    "--lr -1": "--lr: found -1.0, expected more than 0",
+    "--lr nan": "--lr: found 'nan', expected a number",
+    "--clip-norm 0": "--clip-norm: found 0.0, expected more than 0",
+    "--seed -1": "--seed: found -1, expected at least 0",
+    "--seed 99999999999999999999": "--seed: found '99999999999999999999', expected a whole number",
+    "--eval-particles 0,5": "--eval-particles: found (0, 5), expected at least 1",
+    "--eval-particles ,": "--eval-particles: found none",
+    "--eval-chunk 5": "--eval-chunk: found 5, expected at least 128",
+    "--validation 1": "validation: found 1.0, expected a fraction",
+    "--test 0": "test: found 0",
+    "--encoder.hidden 0": "--encoder.hidden: found 0, expected each to be at least 1",
+    "--encoder.hidden 5,-5": "--encoder.hidden: found 5,-5",
+    "--encoder.channels 3": "it belongs to conv",
+    "--likelihood.scale 3": "it belongs to gaussian",
+    "--likelihood.scal 3": "likelihood 'bernoulli' has no such option",
+    "--likelihood gaussian --likelihood.scale opt": "did you mean 'optimal'?",
+    "--likelihood gaussian --likelihood.scale -1": "--likelihood.scale: found -1.0",
+    "--objective.analytic_kl maybe": "expected true or false",
+    "--prior.scale 3": "prior 'normal' has no such option",
+    "--prior.scale 3 --zzz": "--zzz: unknown option",
+    "--lik.scale 3": "--lik.scale: unknown option",
+    "stray": "stray: found one word too many",
+    "--config nosuch.yaml": "--config nosuch.yaml: cannot be read",
+    "--resume nosuch": "nosuch: no such run folder",
+}
+
+
+@pytest.mark.parametrize("line", OPTIONS)
+def test_a_wrong_option(line, capsys):
+    assert (
+        OPTIONS[line] in refused(capsys, *shlex.split(line), "--epochs", "1")
+        if "--epochs" not in line
+        else (OPTIONS[line] in refused(capsys, *shlex.split(line)))
+    )
+
+
+X = np.random.default_rng(0).random((40, 4, 4), dtype=np.float32)
+
+
+def changed(value):
+    x = X.copy()
+    x[17, 2, 3] = value
+    return x
+
+
+ARRAYS = {
+    "pixels outside [0, 1]": (changed(3), [], ["datum 17, position (2, 3): found 3", "--likelihood gaussian"]),
+    "grey": (X, ["--binarize", "none"], ["found 0.6", "expected 0 or 1", "--binarize dynamic"]),
+    "nan": (changed(np.nan), [], ["datum 17, position (2, 3): found nan, expected a finite number"]),
+    "infinite": (changed(np.inf), ["--likelihood", "gaussian"], ["datum 17, position (2, 3): found inf"]),
+    "a vector": (X[:, 0, 0], [], ["shape (40,)", "expected (N, ...)"]),
+    "text": (np.array([["a"], ["b"]]), [], ["dtype <U1"]),
+    "no data": (X[:0], [], ["found 0 data, expected at least 2"]),
+    "one datum": (X[:1], [], ["found 1 data, expected at least 2"]),
+    "objects": (np.array([{}, 2], dtype=object), [], ["pickled objects"]),
+    "not an image": (X[:, 0], ["--encoder", "conv"], ["expected images"]),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_wrong_data(case, here, capsys):
+    x, options, texts = ARRAYS[case]
+    np.savez("mine.npz", x=x)
+    message = refused(capsys, "--data", "mine.npz", *options)
+    assert "mine.npz" in message or case == "not an image"
+    for text in texts:
+        assert text in message
+
+
+def test_damaged_data(here, capsys):
+    np.savez("mine.npz", x=X)
+    Path("mine.npz").write_bytes(Path("mine.npz").read_bytes()[:400])
+    assert "mine.npz: cannot be read" in refused(capsys, "--data", "mine.npz")
+
+
+CONFIGS = {
+    "epoch: 3": "did you mean 'epochs'?",
+    "epochs: ten": "--epochs: found 'ten'",
+    "likelihood.scale: 3": "it belongs to gaussian",
+    "likelihood: {name: gaussian}": "--likelihood: found",
+    "- 1": "found list",
+    "": "found NoneType",
+    "a: [1": "not YAML",
+    "\0": "not YAML",
+}
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_a_wrong_configuration_file(text, here, capsys):
+    Path("mine.yaml").write_text(text)
+    message = refused(capsys, "--config", "mine.yaml")
+    assert "--config mine.yaml: " in message
+    assert CONFIGS[text] in message
+
+
+def test_out_is_taken(here, run, capsys, monkeypatch):
+    (here / "file").touch()
+    (here / "full").mkdir()
+    (here / "full" / "mine").touch()
+    monkeypatch.setattr(fit, "read_data", None)  # refused before any work
+    assert "found a file" in refused(capsys, "--out", "file")
+    assert "choose another folder" in refused(capsys, "--out", "full")
+    assert f"continue it with --resume {run}" in refused(capsys, "--out", run)
+
+
+def test_out_cannot_be_written(here, capsys):
+    (here / "file").touch()
+    assert "cannot be written to" in refused(capsys, *SMALL, "--out", "file/run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda(run, capsys):
+    for command, argv in {"fit": [], "compare": [run], "sample": [run]}.items():
+        assert "no CUDA device is there" in refused(capsys, *argv, "--device", "cuda", command=command)
+
+
+def test_resume_keeps_the_configuration(run, capsys):
+    for given in (["--epochs", "5"], ["--prior.scale", "1"], ["--out", "x"], ["--print-config"]):
+        assert f"--resume with {given[0]}" in refused(capsys, "--resume", run, *given)
+
+
+def test_resume_of_what_is_no_run(here, run, capsys):
+    assert "not a run folder" in refused(capsys, "--resume", here)
+    assert "no such checkpoint" in refused(capsys, "--resume", run / "checkpoints" / "step-000000001")
+    shutil.rmtree(run / "checkpoints")
+    message = refused(capsys, "--resume", run)
+    assert f"start again with --config {run}/config.yaml" in message
+
+
+def test_resume_of_another_model(run, capsys):
+    Path(run / "config.yaml").write_text((run / "config.yaml").read_text().replace("latent: 2", "latent: 3"))
+    assert "of another model: 'likelihood.decoder" in refused(capsys, "--resume", run)
+
+
+def test_resume_of_a_foreign_state(run, capsys):
+    last = runs.Run.open(run).last()
+    shutil.rmtree(last.path)
+    checkpoints.save(last.path.parent, last.path.name, last.weights, {"epoch": 3})
+    assert "foreign" in refused(capsys, "--resume", run)
+
+
+def test_data_have_changed(here, capsys, plain):
+    np.savez("mine.npz", x=X)
+    assert go(*SMALL, "--data", "mine.npz", "--out", "run") == 0
+    np.savez("mine.npz", x=X + 0)
+    assert go("--resume", "run") == 0
+    np.savez("mine.npz", x=X[::-1])
+    for command, argv in {"fit": ["--resume", "run"], "compare": ["run"], "sample": ["run"]}.items():
+        assert "have changed since the run began" in refused(capsys, *argv, command=command)
+
+
+OTHERS = {
+    "compare": "the following arguments are required: runs",
+    "compare RUN RUN": "found one of them twice",
+    "compare RUN nosuch": "nosuch: no such run folder",
+    "compare RUN --particles 0": "--particles: found '0'",
+    "compare RUN --seed -1": "--seed: found -1, expected at least 0",
+    "compare RUN --eval-chunk 3": "--eval-chunk: found 3, expected at least 128",
+    "compare RUN --out x.txt": "--out x.txt: found the ending '.txt'",
+    "compare RUN --out nodir/x.png": "--out nodir/x.png: cannot be written there",
+    "sample RUN -n 0": "-n: found 0, expected at least 1",
+    "sample RUN -n ten": "-n: found 'ten'",
+    "sample RUN -n 100000000000": "out of memory: lower -n",
+    "sample RUN --seed -1": "--seed: found -1",
+    "sample RUN -o x.txt": "-o x.txt: found the ending '.txt'",
+    "sample RUN -o nodir/x.png": "-o nodir/x.png: cannot be written there",
+    "sample RUN other": "other: found one word too many",
+}
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_a_wrong_option_of_the_others(line, finished, capsys):
+    command, *argv = line.replace("RUN", str(finished)).split()
+    assert OTHERS[line] in refused(capsys, *argv, command=command)
+
+
+def test_an_unknown_command():
+    done = subprocess.run([sys.executable, "-m", "pvae", "fti"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'fit'?" in done.stderr
+
+
+# what goes wrong by itself ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_out_of_memory_in_training(error, capsys, monkeypatch):
+    def step(*_):
+        raise error
+
+    monkeypatch.setattr(svi.SVI, "step", step)
+    message = refused(capsys, *SMALL, "--out", "new")  # and leaves no folder
+    assert "out of memory: lower --batch-size, --particles" in message
+
+
+def test_out_of_memory_in_evaluation(capsys, monkeypatch, plain, finished):
+    def evaluate(*_, **__):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "evaluate", evaluate)
+        assert go(*SMALL, "--out", "new") == 2
+    assert "--resume with a lower --eval-chunk" in capsys.readouterr().err
+    assert go("--resume", "new", "--eval-chunk", "200") == 0
+    assert_equal_runs(finished, "new")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(fit, "read_data", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(fit.main, "fit", SMALL)
+
+
+def test_nan_at_once(capsys):
+    message = refused(capsys, *SMALL, "--lr", "1e30", "--out", "new")
+    assert "epoch 1, batch 2 of 11, step 2: the loss is nan: in the guide, site 'z'" in message
+    assert "lower --lr" in message
+
+
+def test_nan_found_by_validation(capsys):
+    message = refused(capsys, *SMALL, "--lr", "1e30", "--batch-size", "5000", "--out", "new")
+    assert "validation after epoch 1, step 1" in message
+
+
+def test_nan_later_leaves_the_last_checkpoint(capsys, monkeypatch, plain, finished):
+    real = svi.SVI.step
+
+    def step(self, x, y):
+        return real(self, x * (float("nan") if self.steps == 25 else 1), y)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(svi.SVI, "step", step)
+        assert go(*SMALL, "--out", "new") == 2
+    assert "epoch 3, batch 4 of 11, step 26: the loss is nan" in capsys.readouterr().err
+    assert runs.Run.open("new").names() == ["step-000000011", "step-000000022"]
+    for name in runs.Run.open("new").names():
+        found = checkpoints.load(Path("new/checkpoints") / name)
+        assert all(value.isfinite().all() for value in found.weights.values())
+    assert go("--resume", "new") == 0
+    assert_equal_runs(finished, "new")
+
+
+def fill_the_disk(monkeypatch, after):
+    """Every write but the first few fails, as on a full disk."""
+    real, writes = builtins.open, []
+
+    def full(file, mode="r", *args, **kwargs):
+        opened = real(file, mode, *args, **kwargs)
+        if set("wa") & set(mode) and "new" in str(file):
+            writes.append(file)
+            if len(writes) > after:
+                opened.close()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        return opened
+
+    monkeypatch.setattr(builtins, "open", full)
+    monkeypatch.setattr(io, "open", full)
+
+
+@pytest.mark.parametrize("after", [0, 2, 4, 6, 7, 9, 11, 14])
+def test_the_disk_is_full(after, capsys, monkeypatch, plain, finished):
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, after)
+        assert go(*SMALL, "--out", "new") == 2
+    err = capsys.readouterr().err
+    assert "the disk is full: free some space" in err
+    assert err.count("\n") == 1
+    assert Path("new").exists() == (after > 6)  # three files, a line of metrics and three of a checkpoint
+    assert go(*(["--resume", "new"] if after > 6 else [*SMALL, "--out", "new"])) == 0
+    assert_equal_runs(finished, "new")
+
+
+def test_results_on_a_full_disk(capsys, monkeypatch, plain, finished):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+        assert go(*SMALL, "--out", "new") == 2
+    assert "new/results.nc: the disk is full" in capsys.readouterr().err
+    assert go("--resume", "new") == 0
+    assert_equal_runs(finished, "new")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint(damage, run, finished, capsys, plain):
+    last = runs.Run.open(run).last().path / checkpoints.STATE
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.unlink() if damage == "remove" else last.write_bytes(content if damage == "flip" else content[:99])
+    message = refused(capsys, "--resume", run)
+    assert "step-000000033: damaged" in message
+    offered = re.search(r"newest whole one is (\S+):", message)[1]
+    assert offered.endswith("step-000000022")
+    refused(capsys, run, command="sample")
+    assert go(offered, "-o", "x.npy", command="sample") == 0
+    assert go("--resume", offered) == 0
+    assert_equal_runs(finished, run)
+
+
+# resuming -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 11, 17, 22, 33], ids=lambda n: f"step {n}")
+def test_interrupted_and_resumed(number, capsys, monkeypatch, plain, finished):
+    after_step(monkeypatch, number, send(signal.SIGTERM))
+    assert go(*SMALL, "--out", "new") == 143
+    err = capsys.readouterr().err
+    assert "SIGTERM: stopped" in err
+    command = shlex.split(err.splitlines()[-1])
+    assert command == ["python", "-m", "pvae.fit", "--resume", "new"]
+    assert runs.Run.open("new").names()[-1] == f"step-{number:09d}"
+    assert go(*command[3:]) == 0
+    assert_equal_runs(finished, "new")
+
+
+def test_interrupted_again_and_again(monkeypatch, plain):
+    options = [*SMALL, "--likelihood", "gaussian", "--likelihood.scale", "optimal", "--objective", "iwae"]
+    options += ["--particles", "3", "--clip-norm", "5", "--save-every", "2"]
+    assert go(*options, "--out", "whole") == 0
+    argv = [*options, "--out", "new"]
+    for number in (1, 2, 11, 12, 30):
+        after_step(monkeypatch, number, send(signal.SIGINT))
+        assert go(*argv) == 130
+        argv = ["--resume", "new"]
+    assert go(*argv) == 0
+    assert_equal_runs("whole", "new")
+
+
+def test_a_second_signal_stops_at_once(monkeypatch, capsys, plain, finished):
+    with monkeypatch.context() as patch:
+        after_step(patch, 5, send(signal.SIGINT, signal.SIGINT))
+        assert go(*SMALL, "--out", "new") == 130
+    assert not Path("new").exists()
+    with monkeypatch.context() as patch:
+        after_step(patch, 25, send(signal.SIGTERM, signal.SIGTERM))
+        assert go(*SMALL, "--out", "new") == 143
+    assert "checkpoint step-000000022: continue with" in capsys.readouterr().err
+    assert go("--resume", "new") == 0
+    assert_equal_runs(finished, "new")
+
+
+def test_a_signal_during_evaluation(monkeypatch, capsys, plain, finished):
+    real = report.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "evaluate", lambda *a, **k: (send(signal.SIGINT)(), real(*a, **k)))
+        assert go(*SMALL, "--out", "new") == 130
+    assert "SIGINT: stopped after training" in capsys.readouterr().err
+    assert not Path("new/summary.json").exists()
+    assert go("--resume", "new") == 0
+    assert_equal_runs(finished, "new")
+
+
+def test_a_signal_before_training(monkeypatch, capsys):
+    def read_data(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "read_data", read_data)
+    assert go(*SMALL, "--out", "new") == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("new").exists()
+
+
+def test_killed_at_any_moment(finished):
+    """`kill -9` wherever it falls: what is left resumes, or starts cleanly under the same name."""
+    draw = random.Random(0)
+    body = """if True:
+        import os, sys, random
+        import pvae.fit as fit, pvae.checkpoints as c, pvae.runs as runs, pvae.report as report
+        report.figures = lambda *_: None
+        left = [int(sys.argv[1])]
+        def deadly(where, name):
+            real = getattr(where, name)
+            def call(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0: os.kill(os.getpid(), 9)
+                return real(*args, **kwargs)
+            setattr(where, name, call)
+        for name in ("fsync", "rename", "replace", "mkdir", "open"): deadly(os, name)
+        for name in ("log", "save", "write_json"): deadly(runs.Run, name)
+        for kills in map(int, sys.argv[2].split(",")):
+            pid = os.fork()
+            if not pid:
+                left[0] = kills
+                names = os.path.isdir("new/checkpoints") and c.names(__import__("pathlib").Path("new/checkpoints"))
+                os._exit(fit.main(["--resume", "new"] if names else sys.argv[3:]))
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        """
+    moments = [draw.randrange(1, 40) for _ in range(12)] + [10**9]
+    argv = [sys.executable, "-c", body, str(10**9), ",".join(map(str, moments)), *SMALL, "--out", "new"]
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    codes = [int(line) for line in done.stdout.splitlines() if re.fullmatch(r"-?\d+", line)]
+    assert set(codes) <= {0, -9}, done.stderr
+    assert codes.count(-9) > 3
+    assert codes[-1] == 0
+    if torch.get_num_threads() == 1:
+        assert_equal_runs(finished, "new")
+
+
+def test_going_back_to_an_older_checkpoint(run, finished, plain):
+    assert go("--resume", run / "checkpoints" / "step-000000022") == 0
+    assert_equal_runs(finished, run)
+
+
+def test_a_refused_resume_deletes_nothing(run, capsys):
+    before = runs.Run.open(run).names()
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["sha256"] = "0" * 64
+    (run / "environment.json").write_text(json.dumps(environment))
+    refused(capsys, "--resume", run / "checkpoints" / before[0])
+    assert runs.Run.open(run).names() == before
+
+
+def test_the_last_two_and_the_best_are_kept(plain, monkeypatch):
+    real = fit.Training._validate
+
+    def validate(self):
+        found = real(self)
+        if self.at.epoch > 2:
+            self.at.best = {"steps": 22, "epoch": 2, "elbo": 0.0}
+        return found
+
+    monkeypatch.setattr(fit.Training, "_validate", validate)
+    assert go(*SMALL, "--epochs", "6", "--out", "new") == 0
+    assert runs.Run.open("new").names() == ["step-000000022", "step-000000055", "step-000000066"]
+    assert json.loads(Path("new/summary.json").read_text())["epoch"] == 2
+
+
+# what works ---------------------------------------------------------------------------------------------------------
+
+
+def test_configuration_round_trip(capsys):
+    options = "--likelihood gaussian --likelihood.scale optimal --lr 1e-3 --eval-particles 1,7 --encoder.hidden 8,9"
+    assert go(*options.split(), "--print_config") == 0
+    printed = capsys.readouterr().out
+    Path("mine.yaml").write_text(printed)
+    assert go("--config", "mine.yaml", "--print-config") == 0
+    assert capsys.readouterr().out == printed
+    assert go("--config", "mine.yaml", "--lr", "5e-3", "--likelihood", "bernoulli", "--print-config") == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["lr"] == 5e-3
+    assert found["encoder.hidden"] == [8, 9]
+    assert "likelihood.scale" not in found  # it went with its member
+
+
+def test_a_run_of_anothers_configuration(finished, plain):
+    argv = ["--config", finished / "config.yaml", "--epochs", "1", "--objective", "iwae", "--particles", "50"]
+    assert go(*argv, "--out", "new") == 0
+    found = runs.Run.open("new").config
+    assert (found.latent, found.epochs, found.objective, found.particles) == (2, 1, "iwae", 50)
+
+
+MYLAB = '''
+import pyro.distributions as dist
+import torch
+from pvae.priors import Prior
+
+class Horseshoe(Prior):
+    """Heavy tails.
+
+    Args:
+        latent: size of the latent.
+        scale: of each latent.
+    """
+
+    def __init__(self, latent: int, scale: float, degrees=3, wide: bool = False) -> None:
+        super().__init__(latent)
+        self.scale, self.degrees, self.wide = scale, degrees, wide
+        assert type(scale) is float and type(degrees) is int and wide is True
+
+    def forward(self, y=None):
+        return dist.StudentT(self.degrees, torch.zeros(self.latent), self.scale).to_event(1)
+'''
+
+
+def test_a_class_of_ones_own(here, capsys, monkeypatch, plain):
+    Path("mylab_of_this_test.py").write_text(MYLAB)
+    name = "mylab_of_this_test:Horseshoe"
+    assert "--prior.scale: found none" in refused(capsys, "--prior", name)
+    assert "did you mean 'scale'?" in refused(capsys, "--prior", name, "--prior.scal", "1")
+    assert "--prior.scale: found 'two', expected a number" in refused(capsys, "--prior", name, "--prior.scale", "two")
+    own = ["--prior", name, "--prior.scale", "0.5", "--prior.degrees=4", "--prior.wide"]
+    assert go(*SMALL, *own, "--out", "whole") == 0
+    with monkeypatch.context() as patch:
+        after_step(patch, 17, send(signal.SIGTERM))
+        assert go(*SMALL, *own, "--out", "new") == 143
+    assert go("--resume", "new") == 0
+    assert_equal_runs("whole", "new")
+    assert go("new", "-n", "3", "-o", "x.npy", command="sample") == 0
+    assert np.load("x.npy").shape == (3, 8, 8)
+    assert runs.Run.open("new").config.options["prior"] == {"scale": 0.5, "degrees": 4, "wide": True}
+
+
+def test_frey_faces(real_data, plain):
+    argv = ["--data", real_data / "freyfaces.npz", "--likelihood", "gaussian", "--likelihood.scale", "optimal"]
+    assert go(*SMALL, *argv, "--epochs", "1", "--out", "new") == 0
+    assert json.loads(Path("new/summary.json").read_text())["protocol"]["density"] == "density"
+
+
+def test_help_lists_every_option(capsys):
+    assert go("--help") == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 110
+    for option in config.fields():
+        assert f"{config.flag(option.name)} " in text
+        if option.default is not None and not isinstance(option.default, tuple):
+            described = text.partition(f"\n  {config.flag(option.name)} ")[2].partition("\n  --")[0]
+            assert f"(default: {option.default})" in " ".join(described.split())
+    for family in config.FAMILIES:
+        for member in pvae.base.members(family).values():
+            for option in config.member_options(family, member):
+                assert f"--{family}.{option} " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_console_script(command):
+    done = subprocess.run([sys.executable, "-m", "pvae", command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: pvae {command}")
+
+
+def test_compare(finished, run, capsys):
+    other = run.rename(run.with_name("other"))
+    assert go(finished, other, "--particles", "1,5", "--out", "x.json", command="compare") == 0
+    out = capsys.readouterr().out
+    assert "IW, K=5" in out
+    assert "other - whole, paired by datum" in out
+    found = json.loads(Path("x.json").read_text())
+    assert found["runs"]["whole"]["iw.5"] == found["runs"]["other"]["iw.5"]
+    assert go(finished, other, "--particles", "1,5", "--out", "x.png", command="compare") == 0
+    assert Path("x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_refuses_different_protocols(finished, capsys, plain):
+    assert go(*SMALL, "--binarize", "threshold", "--out", "other") == 0
+    message = refused(capsys, finished, "other", command="compare")
+    assert "binarization is dynamic and threshold" in message
+    assert "--binarize" in message
+
+
+def test_sample(finished):
+    assert go(finished, "-n", "5", "-o", "x.png", command="sample") == 0
+    assert go(finished, "-n", "5", "-o", "x.npy", "--draw", command="sample") == 0
+    assert set(np.unique(np.load("x.npy"))) <= {0.0, 1.0}
+
+
+# what is shown ------------------------------------------------------------------------------------------------------
+
+
+def shown(monkeypatch, terminal, width=80):
+    """What a small fit shows of its progress."""
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=terminal, width=width)
+    real = fit.Progress
+    monkeypatch.setattr(fit, "Progress", lambda training: real(training, console, every=0.0))
+    assert go(*SMALL, "--out", "new") == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.getvalue())
+
+
+def test_plain_lines(monkeypatch, capsys, plain):
+    assert shown(monkeypatch, terminal=False) == ""
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    number = r"-?[\d.,:]+"
+    assert len(lines) == 3
+    assert re.fullmatch(
+        f"epoch 1/3: train ELBO {number}, validation ELBO {number}, IW bound \\(K=10\\) {number} nats/datum, "
+        f"{number} images/s, {number} left",
+        lines[0],
+    )
+
+
+def test_live_lines(monkeypatch, plain):
+    drawn = shown(monkeypatch, terminal=True)
+    assert "epoch 3/3 ━━━━━━━━━━━━━━━━━━━━ " in drawn
+    for words in ("train ELBO ", "validation ELBO ", "IW bound (K=10) ", "nats/datum", "images/s", " left"):
+        assert words in drawn
+    assert "…" not in drawn
+
+
+@pytest.mark.parametrize("argv", [["--help"], [*SMALL, "--epochs", "2000", "--out", "new"]], ids=["help", "fit"])
+def test_a_reader_that_goes(argv):
+    fit_ = [sys.executable, "-m", "pvae.fit", *argv]
+    code = "import pvae.progress, pvae.fit, pvae.cli, functools as f; pvae.fit.Progress = f.partial(pvae.progress."
+    code += f"Progress, every=0.0); pvae.cli.run(pvae.fit.main, 'fit', {argv})"
+    fit_ = [sys.executable, "-c", code]
+    with subprocess.Popen(fit_, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        while "new" in argv and process.poll() is None and not checkpoints.names(Path("new/checkpoints")):
+            time.sleep(0.01)
+        process.stdout.close()
+        err = process.stderr.read()
+    assert "Traceback" not in err
+    assert "Exception" not in err
+    if "new" in argv:
+        assert process.returncode == 141
+        assert err.splitlines()[-1].strip() == "python -m pvae.fit --resume new"
+        assert runs.Run.open("new").last().state["steps"] > 0
