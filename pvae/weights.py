@@ -138,7 +138,7 @@ class Drawn:
             particle = mean.dim() - right - self.max_plate_nesting
             if self.particles > 1 and particle > 0:
                 mean = mean.mean(particle)
-            means.append(mean.flatten(1))
+            means.append(mean.reshape(len(mean), -1))
         return torch.cat(means, -1)
 
     def _slice(self, value: Tensor, part: slice, right: int = 0) -> Tensor:

@@ -301,7 +301,6 @@ def test_several_latent_sites_each_count():
     assert found.elbo.mean() < truth.mean()
 
 
-@pytest.mark.xfail(strict=True, reason="Drawn.latent_means in weights.py flattens (B,) from dimension 1")
 def test_a_latent_number_without_an_event_dimension_is_one_unit():
     def model(x):
         with pyro.plate("data", len(x)):
