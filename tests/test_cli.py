@@ -28,9 +28,18 @@ SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "-
 COMMANDS = {"fit": fit.main, "compare": compare.main, "sample": sample.main}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # slow where others write to the same disk
     return tmp_path
 
 
@@ -186,7 +195,7 @@ def changed(value):
 
 ARRAYS = {
     "pixels outside [0, 1]": (changed(3), [], ["datum 17, position (2, 3): found 3", "--likelihood gaussian"]),
-    "grey": (X, ["--binarize", "none"], ["found 0.6", "expected 0 or 1", "--binarize dynamic"]),
+    "grey": (X, ["--binarize", "none"], ["expected 0 or 1", "--binarize dynamic"]),
     "nan": (changed(np.nan), [], ["datum 17, position (2, 3): found nan, expected a finite number"]),
     "infinite": (changed(np.inf), ["--likelihood", "gaussian"], ["datum 17, position (2, 3): found inf"]),
     "a vector": (X[:, 0, 0], [], ["shape (40,)", "expected (N, ...)"]),
@@ -511,6 +520,7 @@ def test_killed_at_any_moment(finished):
         import pvae.fit as fit, pvae.checkpoints as c, pvae.runs as runs, pvae.report as report
         report.figures = lambda *_: None
         left = [int(sys.argv[1])]
+        os.fsync = lambda _: None
         def deadly(where, name):
             real = getattr(where, name)
             def call(*args, **kwargs):
@@ -528,15 +538,14 @@ def test_killed_at_any_moment(finished):
                 os._exit(fit.main(["--resume", "new"] if names else sys.argv[3:]))
             print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
         """
-    moments = [draw.randrange(1, 40) for _ in range(12)] + [10**9]
+    moments = [draw.randrange(1, 25) for _ in range(15)] + [10**9]
     argv = [sys.executable, "-c", body, str(10**9), ",".join(map(str, moments)), *SMALL, "--out", "new"]
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     codes = [int(line) for line in done.stdout.splitlines() if re.fullmatch(r"-?\d+", line)]
     assert set(codes) <= {0, -9}, done.stderr
     assert codes.count(-9) > 3
     assert codes[-1] == 0
-    if torch.get_num_threads() == 1:
-        assert_equal_runs(finished, "new")
+    assert_equal_runs(finished, "new")
 
 
 def test_going_back_to_an_older_checkpoint(run, finished, plain):
@@ -721,11 +730,11 @@ def test_live_lines(monkeypatch, plain):
 
 @pytest.mark.parametrize("argv", [["--help"], [*SMALL, "--epochs", "2000", "--out", "new"]], ids=["help", "fit"])
 def test_a_reader_that_goes(argv):
-    fit_ = [sys.executable, "-m", "pvae.fit", *argv]
     code = "import pvae.progress, pvae.fit, pvae.cli, functools as f; pvae.fit.Progress = f.partial(pvae.progress."
     code += f"Progress, every=0.0); pvae.cli.run(pvae.fit.main, 'fit', {argv})"
-    fit_ = [sys.executable, "-c", code]
-    with subprocess.Popen(fit_, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.readline()
         while "new" in argv and process.poll() is None and not checkpoints.names(Path("new/checkpoints")):
             time.sleep(0.01)
