@@ -40,7 +40,10 @@ class Member:
             _families[family] = {"": cls}
         cls.name = name
         if name:
-            _families[cls.family][name] = cls
+            before = _families[cls.family].setdefault(name, cls)
+            if path_of(before) != path_of(cls):
+                raise InputError(f"{cls.family} '{name}': the name is taken by {path_of(before)}: choose another")
+            _families[cls.family][name] = cls  # the same class again, as in a notebook
 
 
 class Part(Member, nn.Module):
@@ -93,9 +96,9 @@ def lookup(family: str, name: str) -> type[Member]:
     return found
 
 
-def path(member: type[Member]) -> str:
-    """The string that `lookup` finds a member by."""
-    return member.name or f"{member.__module__}:{member.__qualname__}"
+def path_of(member: type) -> str:
+    """Where a class is written: `package.module:Class`."""
+    return f"{member.__module__}:{member.__qualname__}"
 
 
 def _import(family: str, name: str) -> Any:

@@ -220,7 +220,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     Raises:
         InputError: it does not fit.
     """
-    for candidate in _alternatives(kind):
+    for candidate in sorted(_alternatives(kind), key=lambda a: a is not type(None)):  # "none" is also text
         try:
             return _as(value, candidate)
         except (ValueError, TypeError, OverflowError, AttributeError):

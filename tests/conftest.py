@@ -7,8 +7,7 @@ import torch
 
 import pvae
 
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+torch.set_num_threads(1)  # networks this small gain nothing from more, and workers would fight
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ def test_parameters_that_turn_up_later_train(x):
 
     svi = pvae.SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     for _ in range(4):
-        steps.append(svi.step(torch.ones(5)))
+        steps += [svi.step(torch.ones(5))]
     assert pyro.param("late").item() == pytest.approx(0.2, abs=0.01)
 
 
