@@ -313,6 +313,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--check-steps", type=int, help="before timing (400, but 30 for C on a CPU)")
     parser.add_argument("--tolerance", type=float, default=0.03, help="by how much losses may differ")
+    parser.add_argument("--flush-denormals", action="store_true", help="in torch on the CPU; XLA always does")
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
     return parser.parse_args()
 
@@ -320,6 +321,8 @@ def _options() -> argparse.Namespace:
 def _prepare(options: argparse.Namespace) -> str:
     """Give everyone the same processors and threads; before JAX starts, which counts the processors it may use."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    if options.flush_denormals:
+        torch.set_flush_denormal(True)  # before torch's threads start: they take it over
     torch.set_num_threads(options.threads)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = common.choose_device(options.device)

@@ -89,11 +89,16 @@ class Config:
             raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
 
     @property
+    def binary(self) -> bool:
+        """Whether the likelihood scores 0 or 1 with a probability, or numbers with a density."""
+        return lookup("likelihood", self.likelihood).binary  # type: ignore[attr-defined]
+
+    @property
     def binarization(self) -> str:
         """The binarization that `auto` stands for."""
         if self.binarize != "auto":
             return self.binarize
-        return "dynamic" if lookup("likelihood", self.likelihood).binary else "none"  # type: ignore[attr-defined]
+        return "dynamic" if self.binary else "none"
 
     def epochs_for(self, n: int) -> int:
         """How many passes over n data: what was asked for, or enough for 12,000 steps."""

@@ -234,7 +234,7 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
         "sizes": dataset.sizes,
         "data_seed": config_.data_seed,
         "binarization": config_.binarization,
-        "density": "mass" if config_.binarization != "none" else "density",
+        "measure": "probability" if config_.binary else "density",
         "unit": "nats / datum",
     }
 
