@@ -38,4 +38,7 @@ def iwae(log_w: Tensor) -> Tensor:
     >>> iwae(torch.tensor([[1.0], [1.0]]))
     tensor([1.])
     """
+    # Weights this far below the largest add nothing to the sum, in float64 either. But their gradients are denormal
+    # numbers, which a CPU multiplies at a quarter of its speed.
+    log_w = log_w.masked_fill(log_w < log_w.detach().amax(0) - 60, -math.inf)
     return log_w.logsumexp(0) - math.log(log_w.shape[0])

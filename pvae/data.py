@@ -127,9 +127,9 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
     """Pixels in [0, 1] made 0 or 1: drawn as Bernoulli(x), or cut at 0.5.
 
     Args:
-        x: floats in [0, 1], any shape.
+        x: floats in [0, 1], or stored uint8, any shape.
         mode: `dynamic` and `static` draw (they differ in how often: see `fix_binarization`), `threshold` is
-            x > 0.5, `none` returns x.
+            x > 0.5, `none` returns the pixels as they are.
         generator: on the device of x; by default torch's global one.
 
     Raises:
@@ -143,8 +143,12 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
     """
     _check_mode(mode)
     if mode == "none":
-        return x
-    return (x > 0.5).to(x.dtype) if mode == "threshold" else torch.bernoulli(x, generator=generator)
+        return pixels(x)
+    if mode == "threshold":
+        return (pixels(x) > 0.5).to(torch.float32)
+    if x.dtype == torch.uint8:  # 1 with probability x / 255, without a float for each pixel
+        return (torch.empty_like(x).random_(0, 255, generator=generator) < x).to(torch.float32)
+    return torch.bernoulli(x, generator=generator)
 
 
 def fix_binarization(dataset: Dataset, mode: str, seed: int) -> Dataset:

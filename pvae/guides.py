@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Part, leading
+from .distributions import DiagonalNormal
 from .errors import InputError
 
 
@@ -89,4 +90,4 @@ class MeanField(Guide, name="mean_field"):
         """q(z|x): batch shape (...), event shape (latent,)."""
         mean, raw = self.encode(x).chunk(2, -1)
         scale = self.min_scale + (self.max_scale - self.min_scale) * torch.sigmoid(raw - self._shift)
-        return dist.Normal(mean, scale).to_event(1)
+        return DiagonalNormal(mean, scale)

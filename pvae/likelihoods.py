@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from .base import Part, leading
+from .distributions import IndependentBernoulli
 from .errors import InputError, nearest
 from .networks import Decoder
 
@@ -73,7 +73,7 @@ class Bernoulli(Likelihood, name="bernoulli"):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z): batch shape (...), event shape `shape`."""
-        return _Bernoulli(self.decode(z), len(self.shape))
+        return IndependentBernoulli(self.decode(z), len(self.shape))
 
     def initialize(self, x: Tensor) -> None:
         """Start the decoder's last bias at the logit of the training mean, clipped to [0.001, 0.999].
@@ -82,41 +82,6 @@ class Bernoulli(Likelihood, name="bernoulli"):
         """
         if isinstance(self.decoder, Decoder):
             self.decoder.center(x.mean(0).clamp(1e-3, 1 - 1e-3).logit())
-
-
-class _Bernoulli(dist.Independent):
-    """`dist.Bernoulli(logits=logits).to_event(event_dim)`, whose log_prob allocates two arrays in place of ten."""
-
-    def __init__(self, logits: Tensor, event_dim: int, validate_args: bool | None = None) -> None:
-        super().__init__(dist.Bernoulli(logits=logits), event_dim, validate_args=validate_args)
-
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> _Bernoulli:
-        return _Bernoulli(self.base_dist.logits.expand(*batch_shape, *self.event_shape), len(self.event_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # within vmap nothing can be done in place
-            return super().log_prob(value)
-        logits, value = torch.broadcast_tensors(self.base_dist.logits, value)
-        return sum_rightmost(_BernoulliLogProb.apply(logits, value), len(self.event_shape))
-
-
-class _BernoulliLogProb(torch.autograd.Function):
-    """x l - log(1 + exp l), elementwise, with the gradient x - sigmoid(l)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, x)
-        return nn.functional.softplus(logits).neg_().addcmul_(logits, x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits, x = ctx.saved_tensors
-        residual = torch.sigmoid(logits)
-        torch.sub(x, residual, out=residual)
-        return residual * grad, grad * logits if ctx.needs_input_grad[1] else None
 
 
 class Gaussian(Likelihood, name="gaussian"):

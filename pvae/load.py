@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from . import config, data
-from .base import lookup
 from .config import Config
 from .data import Dataset
 from .errors import InputError
@@ -21,7 +20,6 @@ def read_data(settings: Config) -> Dataset:
     Raises:
         InputError: it cannot be read, or does not fit the likelihood.
     """
-    binary = lookup("likelihood", settings.likelihood).binary  # type: ignore[attr-defined]
     drawn = settings.binarization != "none"
     dataset = data.load(
         settings.data,
@@ -29,7 +27,7 @@ def read_data(settings: Config) -> Dataset:
         validation=settings.validation,
         test=settings.test,
         seed=settings.data_seed,
-        support="unit_interval" if drawn else "binary" if binary else "real",
+        support="unit_interval" if drawn else "binary" if settings.binary else "real",
     )
     return data.fix_binarization(dataset, settings.binarization, settings.data_seed)
 

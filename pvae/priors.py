@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Part
+from .distributions import StandardNormal
 
 
 class Prior(Part, family="prior"):
@@ -47,4 +48,4 @@ class Normal(Prior, name="normal"):
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
-        return dist.Normal(self.zero, self.one).to_event(1)
+        return StandardNormal(self.zero, self.one)

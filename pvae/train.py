@@ -82,7 +82,7 @@ class Training:
         number = -(-len(self.dataset.train.x) // size)
         for x, y in batches(self.dataset.train, size, config.seed, at.epoch, start=at.batch):
             try:
-                at.total += self.svi.step(binarize(pixels(x), draw), y)
+                at.total += self.svi.step(binarize(x, draw), y)
             except NonFiniteError as error:
                 where = f"epoch {at.epoch + 1}, batch {at.batch + 1} of {number}"
                 raise InputError(

@@ -645,7 +645,7 @@ def test_a_class_of_ones_own(here, capsys, monkeypatch, plain):
 def test_frey_faces(real_data, plain):
     argv = ["--data", real_data / "freyfaces.npz", "--likelihood", "gaussian", "--likelihood.scale", "optimal"]
     assert go(*SMALL, *argv, "--epochs", "1", "--out", "new") == 0
-    assert json.loads(Path("new/summary.json").read_text())["protocol"]["density"] == "density"
+    assert json.loads(Path("new/summary.json").read_text())["protocol"]["measure"] == "density"
 
 
 def test_help_lists_every_option(capsys):

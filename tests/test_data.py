@@ -770,3 +770,14 @@ def test_import_is_lean():
     code = "import sys, pvae.data; print([m for m in ('torchvision', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_stored_pixels_are_drawn_with_their_own_probability():
+    x = torch.tensor([0, 1, 51, 254, 255], dtype=torch.uint8).expand(100_000, 5)
+    drawn = data.binarize(x, "dynamic")
+    assert drawn.dtype == torch.float32
+    p = data.pixels(x[0])
+    se = (p * (1 - p) / len(x)).sqrt()
+    assert ((drawn.mean(0) - p).abs() <= 4 * se).all()  # 0 and 255 exactly
+    assert torch.equal(data.binarize(x, "threshold")[0], torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]))
+    assert torch.equal(data.binarize(x, "none"), data.pixels(x))
