@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import pvae
-from pvae.data import binarize, pixels
+from pvae.data import binarize
 
 from . import common
 from .common import NETWORKS, PIXELS, Network
@@ -147,7 +147,7 @@ def _pvae(task: Task) -> Contestant:
     data, rows = _resident(task)
 
     def step(i: int) -> float:
-        return svi.step(binarize(pixels(data.index_select(0, rows[i % BATCHES])), "dynamic"))
+        return svi.step(binarize(data.index_select(0, rows[i % BATCHES]), "dynamic"))
 
     return Contestant(lambda first, count: [step(i) for i in range(first, first + count)])
 

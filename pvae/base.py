@@ -143,11 +143,11 @@ def announce(module: nn.Module, scope: str = "") -> None:
     """
     if not pyro.poutine.runtime.am_i_wrapped():
         return
-    if module not in _scopes:
-        scope = scope or type(module).__name__.lower()
-        number = 1 + sum(taken.rpartition("#")[0] == scope for taken in _scopes.values())
-        _scopes[module] = f"{scope}#{number}"
-    prefix = _scopes[module].removesuffix("#1")
+    prefix = _scopes.get(module)
+    if prefix is None:
+        taken = set(_scopes.values())
+        numbered = (f"{scope or type(module).__name__.lower()}{number}" for number in ("", *range(2, len(taken) + 3)))
+        prefix = _scopes[module] = next(name for name in numbered if name not in taken)
     if _module(module, name=prefix):
         return
     for name, parameter in module.named_parameters():

@@ -63,6 +63,8 @@ class StandardNormal(DiagonalNormal):
         if self._validate_args:
             self._validate_sample(value)
         squared = value.square().sum(-1).mul(-0.5) - self._constant
+        if squared.shape == self.batch_shape:
+            return squared
         return squared.expand(torch.broadcast_shapes(squared.shape, self.batch_shape))
 
 

@@ -92,6 +92,8 @@ class Traces:
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
+        if value.shape == (self.particles, self.size) and self.max_plate_nesting == 1:
+            return value
         particle = -1 - self.max_plate_nesting
         kept = (particle, self.dim)
         others = [d for d in range(-value.dim(), 0) if d not in kept and value.shape[d] > 1]
