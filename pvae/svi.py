@@ -17,6 +17,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
+FLUSH_EVERY = 200
+"""Steps between two looks for denormal numbers in the optimizer's state."""
 Groups = list[dict[str, Any]]
 
 
@@ -111,6 +113,8 @@ class SVI(pyro.infer.SVI):
         for parameter in self._names:
             parameter.grad = None
         self.steps += 1
+        if self.steps % FLUSH_EVERY == 0:
+            _flush(self.optimizer)
         return value
 
     def state_dict(self) -> dict[str, Any]:
@@ -273,6 +277,18 @@ def _groups(optim: PyroOptim, parameters: dict[Tensor, str]) -> Groups:
 def _module_and_name(name: str) -> tuple[str, str]:
     module, _, own = name.replace("$$$", ".").partition(".")
     return (module, own) if own else ("", module)
+
+
+def _flush(optimizer: torch.optim.Optimizer) -> None:
+    """Set denormal numbers in the optimizer's state to zero.
+
+    The momentum of a parameter whose gradient has become zero, as of a rectifier that is off for all data, decays to
+    a denormal number and stays there by rounding; a CPU computes with those many times slower.
+    """
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.device.type == "cpu":
+                value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)
 
 
 def _attach_scheduler(optim: Any, optimizer: torch.optim.Optimizer) -> None:

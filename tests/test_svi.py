@@ -202,6 +202,19 @@ def test_a_pyro_scheduler_goes_on_working(vae, x):
     assert svi.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
+def test_momentum_that_has_decayed_to_nothing_is_zero(vae, x):
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO())
+    for step in range(1, 201):
+        svi.step(x)
+        state = svi.optimizer.state[next(vae.likelihood.parameters())]["exp_avg"]
+        if step == 199:
+            state.view(-1)[0] = 1e-41  # its next value is denormal too, if the gradient is zero
+            kept = state.view(-1)[1].item()
+            vae.likelihood.requires_grad_(False)
+    assert state.view(-1)[0] == 0
+    assert state.view(-1)[1] == kept != 0
+
+
 def test_two_fits_in_one_process_do_not_disturb_each_other(new_vae, x):
     one, two = new_vae(1), new_vae(2)
     first = pvae.SVI(one.model, one.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO())
