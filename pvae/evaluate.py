@@ -139,8 +139,9 @@ class _Block:
 
     def draw(self, draws: int, seed: tuple[int, int]) -> tuple[LogWeights, Tensor]:
         """The log-weights of all draws, (draws, B), and the mean of the posterior, (B, L); CPU, float64."""
-        terms: list[LogWeights] = []
-        mean = torch.zeros(())
+        # room for all of it at once: what is kept would else pin the heap between the chunks' large arrays
+        terms = LogWeights(*torch.empty(3, draws, len(self.data[0]), dtype=torch.float64))
+        mean, done = torch.zeros(()), 0
         for cell, start in enumerate(range(0, draws, CELL)):
             state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(state))
@@ -148,9 +149,11 @@ class _Block:
             drawn = weights.draw(self.guide, *self.data, particles=particles, max_plate_nesting=self.nesting)
             for part in drawn.parts(max(1, self.chunk // len(self.data[0]))):
                 traces = weights.score(self.model, part, *self.data)
-                terms.append(LogWeights(*(term.double().cpu() for term in weights.split(traces))))
+                for term, found in zip(terms, weights.split(traces), strict=True):
+                    term[done : done + part.particles] = found
+                done += part.particles
             mean = mean + particles * drawn.latent_means(traces.dim).double().cpu()
-        return LogWeights(*(torch.cat(term) for term in zip(*terms, strict=True))), mean / draws
+        return terms, mean / draws
 
 
 def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:
