@@ -1,6 +1,8 @@
 """The code in the README runs as it stands there."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -42,3 +44,9 @@ def test_members_that_are_listed_are_those_there_are():
     for family in ("prior", "likelihood", "guide", "encoder", "decoder", "objective"):
         for name in base.members(family):
             assert f"`{name}`" in table, f"{family} {name}"
+
+
+def test_measured_figures_are_the_newest_results():
+    command = [sys.executable, "-c", "from benchmarks.readme import measured; print(measured())"]
+    found = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() in README, "run python -m benchmarks.readme"

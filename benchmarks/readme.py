@@ -1,0 +1,87 @@
+"""Write the README's measured figures from the newest results.
+
+python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT, table
+
+BEGIN, END = "<!-- measured: python -m benchmarks.readme -->", "<!-- end of measured -->"
+
+
+def newest(name: str) -> dict[str, Any]:
+    """The newest result of that name on a CPU."""
+    return json.loads(max(RESULTS.glob(f"{name}-cpu-20*.json")).read_text())
+
+
+def where(result: dict[str, Any]) -> str:
+    """Where and when a result was taken, and the command."""
+    env = result["environment"]
+    device = env["device"]
+    name = device.get("gpu") or f"{device['cpu']}, {device['threads']} threads"
+    return f"{name}, torch {env['versions']['torch']}, {env['date'][:10]}"
+
+
+def steps(result: dict[str, Any]) -> str:
+    """A row for each contestant, milliseconds a step and the ratio to torch by hand for each network."""
+    networks = result["networks"]
+    names = next(iter(networks.values()))["contestants"]
+    rows = []
+    for name in names:
+        found = [network["contestants"].get(name) for network in networks.values()]
+        rows.append([name, *(f"{c['microseconds'] / 1000:.1f} ({c['ratio']:.2f})" if c else "" for c in found)])
+    return table(["ms a step (over `torch`)", *networks], rows)
+
+
+def fits(result: dict[str, Any]) -> str:
+    """A row for each fit."""
+    rows = [
+        [
+            name,
+            f"{job['seconds']:.0f} s",
+            *(f"{job[key]['mean']:.2f} ± {job[key]['se']:.2f}" for key in ("elbo", "iw.200")),
+        ]
+        for name, job in result["jobs"].items()
+    ]
+    return table(["fit, from start to figures", "wall time", "test ELBO", "test IW bound, K=200"], rows)
+
+
+def measured() -> str:
+    """The section as text."""
+    fit, step, evaluation, flushed_ = (newest(name) for name in ("fit", "step", "evaluate", "step-flushed"))
+    flushed = " and ".join(f"{n['contestants']['pvae']['ratio']:.2f} for {k}" for k, n in flushed_["networks"].items())
+    memory = max(evaluation["results"], key=lambda row: row["particles"])
+    return f"""{BEGIN}
+
+Nats / datum, dynamic binarization (`python -m benchmarks.fit`; {where(fit)}):
+
+{fits(fit)}
+
+One training step (gather, binarize, forward, backward, Adam) on three networks: A = 784-400-20, batch 128, ELBO;
+B = 784-200-200-50, batch 20, IWAE with K=50; C = B with batch 256 and K=64 (`python -m benchmarks.step`;
+{where(step)}; medians of interleaved rounds):
+
+{steps(step)}
+
+`torch` is by hand with the same fused Adam, and like Pyro it is slowed on a CPU by denormal numbers, which `pvae`
+avoids; with `--flush-denormals` the ratio is {flushed} (`benchmarks/NOTES.md`). Evaluating the bound at
+K={memory["particles"]:,} on {memory["images"]:,} MNIST images takes {memory["over_mib"]:.0f} MiB over the baseline
+(`python -m benchmarks.evaluate`).
+
+{END}"""
+
+
+def main() -> None:
+    """The command."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    before, _, rest = text.partition(BEGIN)
+    path.write_text(before + measured() + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()
