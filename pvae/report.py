@@ -17,6 +17,7 @@ from .evaluate import Evaluation, evaluate
 from .runs import Run, protocol, write_results
 from .train import Training
 from .vae import VAE
+from .weights import LogWeights
 
 SHOWN = 100
 """Test data whose draws go into the results."""
@@ -50,7 +51,8 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
         "epoch": best["epoch"] if best else training.at.epoch,
         "protocol": {**protocol(config, dataset), "seed": config.seed, "K": list(found.iw), "draws": found.draws},
     }
-    write_results(run.folder / "results.nc", results(vae, dataset.test, found, config.data_seed), attributes(summary))
+    arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
+    write_results(run.folder / "results.nc", arrays, attributes(summary))
     figures(run, vae, dataset.test, found)
     run.write_json("summary.json", summary)
 
@@ -71,22 +73,23 @@ def attributes(summary: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def results(
-    vae: VAE, split: Split, found: Evaluation, seed: int
+    vae: VAE, split: Split, found: Evaluation, seed: int, chunk: int
 ) -> dict[str, dict[str, tuple[tuple[str, ...], Tensor]]]:
     """The arrays of a results file: bounds of every test datum, draws and reconstructions of the first of them."""
     x = pixels(split.x)[:SHOWN]
     y = None if split.y is None else split.y[:SHOWN]
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        traces = weights.trace(vae.model, vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
-    terms = weights.split(traces)
+        drawn = weights.draw(vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
+    parts = drawn.parts(max(1, chunk // len(x)))
+    scored = [weights.split(weights.score(vae.model, part, x, y)) for part in parts]
+    terms = LogWeights(*(torch.cat(term) for term in zip(*scored, strict=True)))
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
-    z = traces.guide["z"]["value"]
     constant = {"x": (("shown", *pixel), x)}
     if y is not None:
         constant["label"] = (("shown",), y)
     return {
-        "posterior": {"z": ((*draws, "latent"), z.unsqueeze(0))},
+        "posterior": {"z": ((*draws, "latent"), drawn.sites["z"]["value"].unsqueeze(0))},
         "log_likelihood": {"x": (draws, terms.likelihood.unsqueeze(0))},
         "sample_stats": {
             "log_weight": (draws, terms.log_w.unsqueeze(0)),
