@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs."""
 
-from . import bounds, data, evaluate, exact
+from . import bounds, data, evaluate, exact, load
 from .base import Part
 from .errors import InputError
 from .guides import Guide, MeanField
@@ -39,6 +39,7 @@ __all__ = [
     "data",
     "evaluate",
     "exact",
+    "load",
     "log_weights",
     "mlp",
 ]

@@ -7,7 +7,7 @@ the model in chunks. So the numbers depend on the seed alone, not on the size of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,9 @@ CELL = 128
 """Data, and particles, that one seed's draws are made for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """What `evaluate` found, for each of N data; all on the CPU in float64, nats."""
+    """What `evaluate` found, for each of N data; all on the CPU in float64, nats. Prints as means and errors."""
 
     elbo: Tensor
     """(N,): the mean of log w over the draws."""
@@ -40,9 +40,17 @@ class Evaluation:
     """(L,): variance over the data of the posterior mean, for each latent dimension."""
     draws: int
 
+    def __repr__(self) -> str:
+        rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
+        units = f"{self.active_units} of {len(self.latent_variance)}"
+        return "\n".join([*rows, f"active units {units}; {len(self.elbo)} data, {self.draws} draws each"])
+
     @property
     def active_units(self) -> int:
-        """Latent dimensions whose posterior mean varies by more than 0.01 (Burda et al. 2015, section 5.2)."""
+        """Latent dimensions whose posterior mean varies by more than 0.01 (Burda et al. 2015, section 5.2).
+
+        The threshold is meant for a prior of unit scale.
+        """
         return int((self.latent_variance > 0.01).sum())
 
     def columns(self) -> dict[str, Tensor]:
@@ -76,6 +84,7 @@ def evaluate(
     draws: int | None = None,
     seed: int = 0,
     chunk: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model and its guide on data.
 
@@ -88,6 +97,7 @@ def evaluate(
         draws: how many draws for each datum, at least the largest K, which is the default; a bound at K is the mean
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
         seed: of the draws; the generators that others see are left as they are.
+        progress: called after every block of data with how many are done, and of how many.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory.
 
     Raises:
@@ -118,6 +128,8 @@ def evaluate(
             _check_numbers(terms, start)
             parts.append(_reduce(terms, ks))
             means.append(mean)
+            if progress is not None:
+                progress(start + len(means[-1]), len(x))
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ def opening(run: Run, training: Training) -> str:
     device = next(training.vae.parameters()).device
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     data = f"{config.data} ({counts}; binarization: {config.binarization})"
-    return f"{data}\n{parts}; {config.objective}, {training.epochs:,} epochs on {device}, into {run.folder}"
+    resumed = f" from epoch {training.at.epoch + 1:,}" if training.at.epoch or training.at.batch else ""
+    objective = f"{config.objective} with K={config.particles}"
+    return f"{data}\n{parts}; {objective}, {training.epochs:,} epochs{resumed} on {device}, into {run.folder}"
 
 
 def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
@@ -42,7 +46,14 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     say(f"evaluating {len(dataset.test.x):,} test data with {max(config.eval_particles)} draws each")
     x, y = pixels(dataset.test.x), dataset.test.y
     found = evaluate(
-        vae.model, vae.guide, x, y, particles=config.eval_particles, seed=config.data_seed, chunk=config.eval_chunk
+        vae.model,
+        vae.guide,
+        x,
+        y,
+        particles=config.eval_particles,
+        seed=config.data_seed,
+        chunk=config.eval_chunk,
+        progress=_pace(say),
     )
     best = training.at.best
     summary = {
@@ -55,6 +66,21 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     write_results(run.folder / "results.nc", arrays, attributes(summary))
     figures(run, vae, dataset.test, found)
     run.write_json("summary.json", summary)
+
+
+def _pace(say: Callable[[str], None], every: float = 10.0) -> Callable[[int, int], None]:
+    """Says how far an evaluation is, every so many seconds."""
+    began = shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= every and done < total:
+            shown = now
+            left = timedelta(seconds=round((now - began) * (total - done) / done))
+            say(f"evaluated {done:,} of {total:,}, {left} left (--eval-particles with a smaller largest K is quicker)")
+
+    return progress
 
 
 def nested(found: Evaluation) -> dict[str, Any]:
@@ -122,7 +148,7 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
                 _numpy(x[few]), _numpy(vae.reconstruct(x[few], None if y is None else y[few]))
             ),
             "samples": plots.image_grid(
-                _numpy(sample(vae, 100, run.config.seed, test)), title="Samples from the prior"
+                picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
             ),
             "latent_space": plots.latent_scatter(
                 _numpy(vae.encode(x[:5000], None if y is None else y[:5000]).mean),
@@ -131,7 +157,7 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             ),
             "active_units": plots.active_units(_numpy(found.latent_variance)),
         }
-        if run.config.latent == 2:
+        if run.config.latent == 2 and x.dim() > 2:  # a mosaic of pictures
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
@@ -160,6 +186,12 @@ def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True) -> T
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return vae.sample(n, y, mean=mean)
+
+
+def picture(images: Tensor, split: Split) -> Any:
+    """Images as an array, cut to the range that data have: a few stray pixels would else grey all the others."""
+    x = pixels(split.x)
+    return _numpy(images.clamp(x.min(), x.max()))
 
 
 def plane(vae: VAE, device: torch.device, side: int = 20) -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from . import cli, plots
 from .checkpoints import disk
 from .load import load
-from .report import sample
+from .report import picture, sample
 
 ENDINGS = (".png", ".pdf", ".svg", ".npy")
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
             np.save(out, images.cpu().numpy())
         else:
-            plots.save(plots.image_grid(images.cpu().numpy()), out)
+            plots.save(plots.image_grid(picture(images, dataset.test)), out)
     print(f"{n} samples in {out}")
     return 0
 

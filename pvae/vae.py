@@ -42,6 +42,11 @@ class VAE(nn.Module):
                 raise InputError(
                     f"{name}: found {type(part).__name__}, expected a pvae.Part: subclass pvae.{name.title()}"
                 )
+        sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
+        if len(set(sizes.values())) > 1:
+            raise InputError(
+                f"latent: found size {sizes['prior']} of the prior, {sizes['guide']} of the guide: expected one"
+            )
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = guide
@@ -86,5 +91,8 @@ class VAE(nn.Module):
         return p.mean if mean else p.sample()
 
     def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
-        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats."""
+        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
+
+        They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
+        """
         return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)

@@ -407,3 +407,12 @@ def test_memory_is_bounded_by_the_chunk_whatever_the_draws(new_vae, draws, likel
         evaluate(vae.model, vae.guide, x, particles=[1, draws], chunk=chunk)
     assert draws * n < chunk * pixels  # the log-weights are smaller than a chunk's pixels
     assert largest.numel == chunk * pixels
+
+
+def test_an_evaluation_prints_as_a_table_and_tells_how_far_it_is(vae, x):
+    told = []
+    found = evaluate(vae.model, vae.guide, x, particles=[1, 5], progress=lambda *at: told.append(at))
+    assert told == [(7, 7)]
+    lines = repr(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["elbo", "iw.1", "iw.5", "rate", "distortion", "ess", "active"]
+    assert lines[-1].endswith("of 3; 7 data, 5 draws each")

@@ -33,9 +33,9 @@ def test_the_program_in_research_code():
 
 
 def test_a_part_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "mylab.py").write_text(block("class Horseshoe"))
+    (tmp_path / "mylab.py").write_text(block("class Laplace"))
     monkeypatch.chdir(tmp_path)
-    prior = base.lookup("prior", "mylab:Horseshoe")(4, scale=0.1)
+    prior = base.lookup("prior", "mylab:Laplace")(4, scale=0.7)
     assert prior().log_prob(torch.zeros(3, 4)).shape == (3,)
 
 

@@ -422,3 +422,11 @@ def test_it_moves_to_another_dtype(vae, x):
     found = vae.log_weights(x.double(), particles=2)
     assert found.log_w.dtype == torch.float64
     assert vae.sample(2).dtype == torch.float64
+
+
+def test_parts_of_different_sizes_are_refused():
+    encoder, decoder = pvae.mlp(6, [], 8), pvae.mlp(4, [], 6)
+    with pytest.raises(pvae.InputError, match="latent: found size 3 of the prior, 4 of the guide"):
+        pvae.VAE(pvae.Normal(3), pvae.Bernoulli(decoder, (6,)), pvae.MeanField(encoder, 4))
+    with pytest.raises(pvae.InputError, match=r"prior: found Linear, expected a pvae.Part"):
+        pvae.VAE(torch.nn.Linear(1, 1), pvae.Bernoulli(decoder, (6,)), pvae.MeanField(encoder, 4))

@@ -1,0 +1,93 @@
+"""What a finished run leaves behind."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from pvae import fit
+from pvae.data import Split
+from pvae.load import load
+from pvae.report import picture
+from pvae.weights import log_weights
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    command = "--epochs 2 --latent 2 --decoder.hidden 16 --encoder.hidden 16 --eval-particles 1,5,20 --eval-chunk 700"
+    assert fit.main([*command.split(), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_summary_holds_the_final_numbers_and_their_protocol(run):
+    summary = json.loads((run / "summary.json").read_text())
+    test, protocol = summary["test"], summary["protocol"]
+    assert set(test["iw"]) == {"1", "5", "20"}
+    assert test["elbo"].keys() == test["iw"]["20"].keys() == {"mean", "se"}
+    assert test["iw"]["1"]["mean"] == pytest.approx(test["elbo"]["mean"])
+    assert test["iw"]["1"]["mean"] < test["iw"]["5"]["mean"] < test["iw"]["20"]["mean"]
+    assert test["rate"]["mean"] + test["distortion"]["mean"] == pytest.approx(-test["elbo"]["mean"])
+    assert protocol["sizes"] == {"train": 1294, "validation": 144, "test": 359}
+    assert (protocol["data"], protocol["binarization"], protocol["seed"]) == ("digits", "dynamic", 0)
+    assert protocol["K"] == [1, 5, 20]
+
+
+def test_the_results_open_with_arviz(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # arviz 0.23 announces arviz 1
+        import arviz
+    found = arviz.from_netcdf(run / "results.nc")
+    assert found["posterior"]["z"].sizes == {"chain": 1, "draw": 200, "shown": 100, "latent": 2}
+    stats, constant = found["sample_stats"], found["constant_data"]
+    total = found["log_likelihood"]["x"] + stats["log_prior"] - stats["log_posterior"]
+    np.testing.assert_allclose(total, stats["log_weight"], rtol=1e-4, atol=1e-4)
+    summary = json.loads((run / "summary.json").read_text())["test"]
+    assert float(constant["iw_20"].mean()) == pytest.approx(summary["iw"]["20"]["mean"])
+    assert constant["reconstruction"].sizes == {"shown": 100, "x_0": 8, "x_1": 8}
+    assert found["observed_data"]["label"].sizes == {"shown": 100}
+
+
+def test_the_results_draws_are_the_guides(run):
+    """Their log-weights are what the program gives for the same latents."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+    found = arviz.from_netcdf(run / "results.nc")
+    vae, _, _ = load(run)
+    z = torch.tensor(found["posterior"]["z"].values[0])
+    x = torch.tensor(found["observed_data"]["x"].values)
+    with torch.no_grad():
+        expected = vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - vae.encode(x).log_prob(z)
+        again = log_weights(vae.model, vae.guide, x, particles=200, max_plate_nesting=1).log_w
+    log_w = torch.tensor(found["sample_stats"]["log_weight"].values[0])
+    torch.testing.assert_close(log_w, expected, rtol=1e-4, atol=1e-4)
+    assert abs(again.mean() - log_w.mean()) < 0.05
+
+
+def test_the_figures_are_drawn(run):
+    names = {path.stem for path in (run / "figures").iterdir()}
+    assert names == {
+        "active_units",
+        "latent_plane",
+        "latent_space",
+        "learning_curves",
+        "reconstructions",
+        "samples",
+    }
+
+
+def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32))
+    command = f"--data {tmp_path}/rows.npy --likelihood gaussian --latent 2 --epochs 1 --out {tmp_path}/run"
+    assert fit.main(command.split()) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
+
+
+def test_pictures_are_cut_to_the_range_of_the_data():
+    split = Split(torch.tensor([[0.0, 1.0]]), None)
+    found = picture(torch.tensor([[-3.0, 0.5], [0.2, 7.0]]), split)
+    np.testing.assert_allclose(found, [[0.0, 0.5], [0.2, 1.0]])
