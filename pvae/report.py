@@ -194,11 +194,11 @@ def picture(images: Tensor, split: Split) -> Any:
     return _numpy(images.clamp(x.min(), x.max()))
 
 
-def plane(vae: VAE, device: torch.device, side: int = 20) -> tuple[Any, Any, Any]:
+def plane(vae: VAE, device: torch.device, side: int = 15) -> tuple[Any, Any, Any]:
     """Means of p(x|z) on a grid over the plane of a two-dimensional latent, and the grid."""
     grid = torch.linspace(-2.5, 2.5, side)
-    z = torch.cartesian_prod(grid, grid).to(device)
-    images = vae.likelihood(z).mean
+    images = vae.likelihood(torch.cartesian_prod(grid, grid).to(device)).mean
+    images = torch.nn.functional.pad(images, (0, 1, 0, 1), value=images.max().item())  # a line between neighbours
     # rows of the mosaic are z2, columns z1
     images = images.reshape(side, side, *images.shape[1:]).transpose(0, 1)
     return _numpy(images), grid.numpy(), grid.numpy()
