@@ -20,14 +20,6 @@ WEIGHT = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype
 N = 200
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these arrays are small: more threads wait for one another
-    yield
-    torch.set_num_threads(threads)
-
-
 def linear(covariance="diagonal", spread=1.0, n=N):
     """A linear VAE with its best guide (its scale times `spread`), the truth it was set to, and data from it."""
     truth = exact.LinearGaussian(WEIGHT, torch.zeros(4).double(), torch.tensor(0.5).double())

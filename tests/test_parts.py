@@ -24,14 +24,6 @@ FAMILIES = ("prior", "likelihood", "guide", "encoder", "decoder")
 LEADS = [(), (4,), (2, 4), (3, 2, 4)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these arrays are small: more threads wait for one another
-    yield
-    torch.set_num_threads(threads)
-
-
 def variants(family):
     """Every member with its defaults, and with each choice of each option that is a choice."""
     for name, member in members(family).items():

@@ -33,14 +33,6 @@ stock_objectives = pytest.mark.parametrize("objective", list(STOCK.values()), id
 both_svi = pytest.mark.parametrize("svi", [pyro.infer.SVI, pvae.SVI], ids=["pyro", "pvae"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these arrays are small: more threads wait for one another
-    yield
-    torch.set_num_threads(threads)
-
-
 def conv_vae(shape=SHAPE):
     return pvae.VAE(
         pvae.Normal(LATENT),
