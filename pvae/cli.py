@@ -11,13 +11,14 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from . import config
-from .base import members
+from .base import lookup, members
 from .config import FAMILIES, Config, describe, flag, member_help, member_options
 from .errors import InputError
 
@@ -65,8 +66,11 @@ def _normal(word: str) -> str:
     return "--" + first.replace("_", "-") + dot + own.replace("-", "_") + equals + value
 
 
-def add_config_options(parser: Parser) -> None:
-    """An option for each field of the configuration and each option of a member."""
+def add_config_options(parser: Parser, argv: Sequence[str] = ()) -> None:
+    """An option for each field of the configuration and each option of a member.
+
+    Of classes that `argv` names by import path too, so that `--help` shows theirs.
+    """
     group = parser.add_argument_group("options, also names in a configuration file")
     types_of = typing.get_type_hints(Config)
     for option in config.fields():
@@ -85,6 +89,12 @@ def add_config_options(parser: Parser) -> None:
     for family in FAMILIES:
         for name, member in members(family).items():
             _add_member_options(group, family, name, member, taken)
+        # "--prior=mylab:Mine" or "--prior mylab:Mine"
+        given = [word.removeprefix(f"--{family}=") for word in argv if word.startswith(f"--{family}=")]
+        given += [after for word, after in pairwise(argv) if word == f"--{family}"]
+        for name in given:
+            if ":" in name.strip(":"):
+                _add_member_options(group, family, name, lookup(family, name), taken)
 
 
 def _add_member_options(group: Any, family: str, name: str, member: Any, taken: dict[str, argparse.Action]) -> None:
@@ -94,7 +104,8 @@ def _add_member_options(group: Any, family: str, name: str, member: Any, taken: 
         if word in taken:  # another member's option of the same name: one entry says both
             taken[word].help = f"{name}{default}; {taken[word].help}"
             continue
-        text = f"{name}{default}: {member_help(member, option)} [{describe(parameter.annotation)}]"
+        kind = "" if parameter.annotation is parameter.empty else f" [{describe(parameter.annotation)}]"
+        text = f"{name}{default}: {member_help(member, option)}{kind}"
         bare = {"nargs": "?", "const": "true"} if parameter.annotation is bool else {}
         taken[word] = group.add_argument(
             word, dest=f"{family}.{option}", metavar=option.upper(), help=text.replace("%", "%%"), default=None, **bare

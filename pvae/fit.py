@@ -31,7 +31,7 @@ RESUMABLE = ("device", "eval_chunk")
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    found, own = cli.parse_with_members(_parser(), argv)
+    found, own = cli.parse_with_members(_parser(argv), argv)
     if found.resume is not None:
         return _resume(found, own)
     settings = cli.config_from(found, own, found.config)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             raise
 
 
-def _parser() -> cli.Parser:
+def _parser(argv: Sequence[str]) -> cli.Parser:
     parser = cli.Parser(prog="pvae fit", description="Fit a variational autoencoder, evaluate it, draw it.")
     group = parser.add_argument_group("the run")
     group.add_argument("--out", metavar="DIR", help="the run folder (default: a fresh one under runs/)")
@@ -63,7 +63,7 @@ def _parser() -> cli.Parser:
         "--resume", metavar="DIR", help="continue a run, or one of its checkpoints: from then on it is the newest"
     )
     group.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
-    cli.add_config_options(parser)
+    cli.add_config_options(parser, argv)
     return parser
 
 

@@ -746,3 +746,15 @@ def test_a_reader_that_goes(argv):
         assert process.returncode == 141
         assert err.splitlines()[-1].strip() == "python -m pvae.fit --resume new"
         assert runs.Run.open("new").last().state["steps"] > 0
+
+
+def test_help_shows_the_options_of_a_class_of_ones_own(tmp_path, monkeypatch, capsys):
+    source = 'import pvae\nclass Wide(pvae.Prior):\n    """Wide.\n\n    Args:\n        width: how wide.\n    """\n'
+    source += "    def __init__(self, latent, width: float = 2.0):\n        super().__init__(latent)\n"
+    (tmp_path / "helplab.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    for words in (["--prior", "helplab:Wide"], ["--prior=helplab:Wide"]):
+        with pytest.raises(SystemExit) as ended:
+            fit.main([*words, "--help"])
+        assert ended.value.code == 0
+        assert "helplab:Wide (default: 2.0): how wide. [a number]" in " ".join(capsys.readouterr().out.split())
