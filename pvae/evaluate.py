@@ -97,11 +97,12 @@ def evaluate(
         draws: how many draws for each datum, at least the largest K, which is the default; a bound at K is the mean
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
         seed: of the draws; the generators that others see are left as they are.
-        progress: called after every block of data with how many are done, and of how many.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory.
+        progress: called after every block of data with how many are done, and of how many.
 
     Raises:
-        InputError: no data; a K below 1; a log-weight that is not a number (which datum, which term).
+        InputError: no data; a K below 1; fewer draws than the largest K; a log-weight that is not a number (which
+            datum, which term).
 
     >>> import pvae
     >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))

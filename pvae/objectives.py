@@ -148,6 +148,11 @@ class IWAE(Objective, name="iwae"):
         max_plate_nesting: how deep the programs' plates go; found out at the first call if not given.
 
     Burda, Grosse and Salakhutdinov 2015, eqs. 8 and 14.
+
+    >>> import pvae
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> IWAE(50).differentiable_loss(vae.model, vae.guide, torch.ones(5, 6)).shape
+    torch.Size([])
     """
 
     def bound(self, traces: Traces) -> Tensor:

@@ -20,7 +20,7 @@ class VAE(nn.Module):
         guide: its call on x returns q(z|x); the attribute is `posterior`, as `guide` is the program.
 
     Raises:
-        InputError: something that is not a part.
+        InputError: something that is not a part; a prior and a guide of different sizes.
 
     The data plate is named "data", the sites "z" and "x". Data are x (B, *shape) with values as the likelihood scores
     them, labels y (B,) or None. Parameters live on the module: two models in one process are apart.

@@ -248,10 +248,11 @@ def kl(traces: Traces) -> Tensor:
     terms = []
     for name, site in _sites(traces.guide):
         prior = traces.model[name]
-        try:
-            value = kl_divergence(site["fn"], prior["fn"])
-        except NotImplementedError:
-            value = site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(prior["value"])
+        with pyro.validation_enabled(False):
+            try:
+                value = kl_divergence(site["fn"], prior["fn"])
+            except NotImplementedError:
+                value = site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(prior["value"])
         if site["mask"] is not None:
             value = scale_and_mask(value, mask=site["mask"])
         terms.append(traces.by_datum(value))
@@ -302,8 +303,11 @@ def _cuda_devices() -> list[int]:
 
 
 def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
+    """The sites that are random or scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
     for name, site in sites.items():
-        if type(site["fn"]).__name__ != "_Subsample" and (observed or not site["is_observed"]):
+        if type(site["fn"]).__name__ == "_Subsample" or site["infer"].get("_deterministic"):
+            continue
+        if observed or not site["is_observed"]:
             yield name, site
 
 

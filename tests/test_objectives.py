@@ -235,6 +235,43 @@ def test_a_subsampled_plate_gives_unscaled_weights_and_a_scaled_loss():
     assert -10 * truth.max() - 1e-3 < loss < -10 * truth.min() + 1e-3
 
 
+def test_what_is_only_written_down_counts_for_nothing():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.deterministic("total", z.sum())  # outside the plate
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.tensor([0.0, 2.0])
+    found = pvae.log_weights(model, guide, x, particles=3).log_w
+    torch.testing.assert_close(found, dist.Normal(0.0, 2**0.5).log_prob(x).expand(3, 2))
+
+
+def test_a_kl_without_a_closed_form_is_sampled_and_reads_nothing():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.StudentT(3.0, 0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.randn(6)
+    analytic, sampled = pvae.ELBO(analytic_kl=True), pvae.ELBO()
+    analytic.loss(model, guide, x)  # the first call looks at the programs
+    torch.manual_seed(1)
+    expected = sampled.bounds(model, guide, x)
+    torch.manual_seed(1)
+    with NoReading():
+        found = analytic.bounds(model, guide, x)
+    torch.testing.assert_close(found, expected)
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
