@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pvae
+from pvae import base
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and workers would fight
 
@@ -13,6 +14,7 @@ torch.set_num_threads(1)  # networks this small gain nothing from more, and work
 @pytest.fixture(autouse=True)
 def _seeded():
     pyro.clear_param_store()
+    base._scopes.clear()  # a module of another test that is still alive would make this one's names "guide2"
     torch.manual_seed(0)
 
 
