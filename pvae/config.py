@@ -66,6 +66,12 @@ class Config:
     clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm")
     seed: int = _option(0, "of the parameters, the batches and the draws in training", 0)
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where it runs; auto: cuda where there is one")
+    compile: Literal["auto", "off", "graph", "full"] = _option(
+        "auto", "how steps run: eagerly, as a replayed graph, that compiled as well; auto: what is worth building"
+    )
+    precision: Literal["float32", "tf32", "bf16"] = _option(
+        "float32", "of the networks' products in training; bounds and their sums are float32"
+    )
     save_every: int | None = _option(
         None, "validate and write a checkpoint every so many epochs (default: a hundred times a run)", 1
     )

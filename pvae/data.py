@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
     if mode == "threshold":
         return (pixels(x) > 0.5).to(torch.float32)
     if x.dtype == torch.uint8:  # 1 with probability x / 255, without a float for each pixel
-        return (torch.empty_like(x).random_(0, 255, generator=generator) < x).to(torch.float32)
+        return (torch.empty_like(x).random_(255, generator=generator) < x).to(torch.float32)
     return torch.bernoulli(x, generator=generator)
 
 
@@ -187,26 +187,35 @@ def order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(drawn.astype(np.int64, copy=False))
 
 
-def batches(
-    split: Split, size: int, seed: int, epoch: int, *, start: int = 0
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The batches of one epoch: x (size, *shape) and y (size,), as stored, on the device of the split.
+def batch_rows(n: int, size: int, seed: int, epoch: int, *, start: int = 0, device: Any = "cpu") -> list[Tensor]:
+    """Which data each batch of one epoch takes: (size,) int64 on the device, the last maybe smaller.
 
-    Each datum comes once, in the order of `order`; the last batch may be smaller. `start` skips that many
-    batches, to go on in mid-epoch. One copy of the permutation to the device an epoch, and no synchronization.
+    Each datum comes once, in the order of `order`; `start` skips that many batches, to go on in mid-epoch. One copy of
+    the permutation to the device, and no synchronization.
 
     Raises:
         InputError: size below 1 or start below 0.
 
-    >>> [len(x) for x, y in batches(load("digits").test, size=100, seed=0, epoch=0, start=1)]
+    >>> [len(rows) for rows in batch_rows(359, 100, seed=0, epoch=0, start=1)]
     [100, 100, 59]
     """
     for name, value, least in (("batch size", size, 1), ("start", start, 0)):
         if value < least:
             raise InputError(f"{name}: found {value}, expected at least {least}")
-    rows = order(len(split.x), seed, epoch).to(split.x.device, non_blocking=True)
-    some = (rows[first : first + size] for first in range(start * size, len(rows), size))
+    rows = order(n, seed, epoch).to(device, non_blocking=True)
+    return [rows[first : first + size] for first in range(start * size, n, size)]
+
+
+def batches(
+    split: Split, size: int, seed: int, epoch: int, *, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The batches of one epoch: x (size, *shape) and y (size,), as stored; arguments and order as of `batch_rows`.
+
+    >>> [len(x) for x, y in batches(load("digits").test, size=100, seed=0, epoch=0, start=1)]
+    [100, 100, 59]
+    """
     x, y = split
+    some = batch_rows(len(x), size, seed, epoch, start=start, device=x.device)
     return ((x.index_select(0, i), None if y is None else y.index_select(0, i)) for i in some)
 
 

@@ -69,7 +69,8 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
     steps = settings.epochs_for(len(dataset.train.x)) * -(-len(dataset.train.x) // settings.batch_size)
-    return Training(vae, svi(vae, config.objective(settings), settings, steps), dataset, settings)
+    made = svi(vae, config.objective(settings), settings, steps, lambda line: print(f"step: {line}", flush=True))
+    return Training(vae, made, dataset, settings)
 
 
 def _resume(found: Namespace, own: dict[str, str]) -> int:

@@ -42,7 +42,7 @@ class Guide(Part, family="guide"):
                 f"encoder: found {out.shape[-1]} outputs, expected {self.outputs} for each of {self.latent} latent"
                 f" dimensions of {type(self).__name__}"
             )
-        return out
+        return out.float() if out.dtype == torch.bfloat16 else out  # under autocast
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x) or q(z|x, y): batch shape (...), event shape (latent,)."""

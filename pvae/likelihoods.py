@@ -50,6 +50,7 @@ class Likelihood(Part, family="likelihood"):
                 f"decoder: found an output of shape {tuple(out.shape[z.dim() - 1 :])} for each latent, expected {shape}"
                 f" for {type(self).__name__} data of shape {tuple(self.shape)}"
             )
+        out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
         return out.reshape(*z.shape[:-1], *shape)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import Config
-from .data import Dataset, batches, binarize, pixels
+from .data import Dataset, batch_rows, binarize, pixels
 from .errors import InputError
 from .evaluate import evaluate
 from .svi import SVI, NonFiniteError
@@ -28,8 +28,8 @@ class Position:
     epoch: int = 0
     batch: int = 0
     """Batches of this epoch that are done."""
-    total: float = 0.0
-    """The sum of the loss over them, nats."""
+    total: float | Tensor = 0.0
+    """The sum of the loss over them, nats; on CUDA on the device until it is asked for."""
     count: int = 0
     """The number of data in them."""
     best: dict[str, Any] | None = field(default=None)
@@ -77,22 +77,30 @@ class Training:
     def _epoch(self, stop: Callable[[], bool]) -> bool:
         """Run this epoch from where it is; False if stopped within it."""
         config, at = self.config, self.at
-        draw = config.binarization if config.binarization == "dynamic" else "none"
-        size = config.batch_size
-        number = -(-len(self.dataset.train.x) // size)
-        for x, y in batches(self.dataset.train, size, config.seed, at.epoch, start=at.batch):
-            try:
-                at.total += self.svi.step(binarize(x, draw), y)
-            except NonFiniteError as error:
-                where = f"epoch {at.epoch + 1}, batch {at.batch + 1} of {number}"
-                raise InputError(
-                    f"{where}, {error}: training stopped before it: lower --lr, or set --clip-norm"
-                ) from error
-            at.count += len(x)
-            at.batch += 1
-            if stop() and at.batch < number:
-                return False
+        x, y = self.dataset.train
+        rows = batch_rows(len(x), config.batch_size, config.seed, at.epoch, start=at.batch, device=x.device)
+        number = at.batch + len(rows)
+        try:
+            for losses in self.svi.run(rows, x, y, prepare=self._prepare):
+                at.total += losses.sum(dtype=torch.float64) if losses.is_cuda else losses.item()
+                at.batch += len(losses)
+                at.count = min(at.batch * config.batch_size, len(x))
+                if stop() and at.batch < number:
+                    return False
+            at.total = float(at.total)
+            self.svi.check()
+        except NonFiniteError as error:
+            epoch, batch = divmod(error.step - 1, number)
+            raise InputError(
+                f"epoch {epoch + 1}, batch {batch + 1} of {number}, {error}: training stopped before it: lower --lr, or"
+                " set --clip-norm"
+            ) from error
         return True
+
+    def _prepare(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A batch as the programs take it."""
+        draw = self.config.binarization if self.config.binarization == "dynamic" else "none"
+        return binarize(x, draw), y
 
     def _validate(self) -> dict[str, Any]:
         x, y = self.dataset.validation
@@ -127,6 +135,7 @@ class Training:
         cuda = next(self.vae.parameters()).device.type == "cuda"
         return {
             **asdict(self.at),
+            "total": float(self.at.total),
             **self.svi.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if cuda else None,
@@ -141,8 +150,8 @@ class Training:
             torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def svi(vae: VAE, objective: Any, config: Config, steps: int) -> SVI:
-    """Adam over all parameters, with the schedule and the clipping of a configuration."""
+def svi(vae: VAE, objective: Any, config: Config, steps: int, notice: Callable[[str], None] = lambda line: None) -> SVI:
+    """Adam over all parameters, with the schedule, the clipping and the compilation of a configuration."""
 
     def cosine(step: int) -> float:
         return 0.5 * (1 + cos(pi * min(step, steps) / steps))
@@ -158,4 +167,8 @@ def svi(vae: VAE, objective: Any, config: Config, steps: int) -> SVI:
         objective,
         clip_norm=config.clip_norm,
         schedule=cosine if config.schedule == "cosine" else None,
+        compile=config.compile,
+        steps=steps,
+        precision=config.precision,
+        notice=notice,
     )

@@ -190,7 +190,7 @@ def test_a_schedule_scales_the_rates(vae, x):
     rates = []
     for _ in range(3):
         svi.step(x)
-        rates += [svi.optimizer.param_groups[0]["lr"]]
+        rates += [float(svi.optimizer.param_groups[0]["lr"])]
     assert rates == pytest.approx([0.1, 0.05, 0.1 / 3])
 
 
@@ -199,7 +199,7 @@ def test_a_pyro_scheduler_goes_on_working(vae, x):
     svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
     svi.step(x)
     optim.step()
-    assert svi.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    assert float(svi.optimizer.param_groups[0]["lr"]) == pytest.approx(0.05)
 
 
 def test_momentum_that_has_decayed_to_nothing_is_zero(vae, x):

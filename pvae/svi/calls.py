@@ -1,0 +1,168 @@
+"""What a step is taken on, and what of Python it has seen: by these a graph is known to be still the right one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+FLAGS = ("training", "p")
+"""What may change of a module of torch's own."""
+DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tensors that a step is taken on, and how the programs' arguments come of them."""
+
+    inputs: tuple[Tensor, ...]
+    arguments: Callable[..., tuple[tuple, dict[str, Any]]]
+    key: Hashable
+    """Calls of one key differ in the values of their tensors alone. None: cannot be told from others."""
+    label: str
+    """The key as it is known in another process."""
+
+
+def of_arguments(args: tuple, kwargs: dict[str, Any]) -> Call:
+    """A call with a step's own arguments; tensors are found in lists, tuples and dicts."""
+    leaves, tree = tree_flatten((args, kwargs))
+    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    parts = [_part(leaf) for leaf in leaves]
+    key = None if None in parts else (str(tree), *parts)
+
+    def arguments(*inputs: Tensor) -> tuple[tuple, dict[str, Any]]:
+        given = iter(inputs)
+        return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
+
+    return Call(tensors, arguments, key, str(key))
+
+
+def of_rows(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> Call:
+    """A call with some rows of data that stay where they are."""
+    key = ("rows", _part(rows), _identity(prepare), *(id(d) for d in data))
+    chosen = functools.partial(take, data=data, prepare=prepare)
+    return Call((rows,), chosen, key, f"rows {tuple(rows.shape)}")
+
+
+def take(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> tuple[tuple, dict[str, Any]]:
+    """The programs' arguments for some rows of the data."""
+    batch = prepare(*(None if d is None else d.index_select(0, rows) for d in data))
+    return (batch if isinstance(batch, tuple) else (batch,)), {}
+
+
+def _identity(function: Any) -> Hashable:
+    """The same for a function that is written once and made often, as a lambda in a loop or a bound method."""
+    inner = getattr(function, "__func__", function)
+    if not inspect.isfunction(inner):
+        return id(function)
+    cells = tuple(id(cell.cell_contents) for cell in inner.__closure__ or ())
+    return (inner.__code__, id(getattr(function, "__self__", None)), cells)
+
+
+def _part(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return (tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device), leaf.requires_grad)
+    return (type(leaf).__name__, leaf) if isinstance(leaf, CONSTANTS) else None
+
+
+class Seen:
+    """The numbers and flags of Python that programs can reach, and their parameters, as they were when this was made.
+
+    A graph holds them as they were: `changed` names the first that no longer is.
+    """
+
+    def __init__(self, programs: Sequence[Any], parameters: dict[Tensor, str]) -> None:
+        self.modules: list[nn.Module] = []
+        self._values: list[tuple[str, Any, str, Any]] = []
+        self._lengths: list[tuple[str, Any, int]] = []
+        known: set[int] = set()
+        for program in programs:
+            self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
+        self._parameters = [(name, p, p.data_ptr(), p.requires_grad) for p, name in parameters.items()]
+
+    def changed(self) -> str:
+        """The name of what is no longer as it was; empty if all is."""
+        for name, holder, length in self._lengths:
+            if len(holder) != length:
+                return f"the length of {name} (was {length}, is {len(holder)})"
+        for name, holder, key, value in self._values:
+            now = holder.get(key) if type(holder) is dict else getattr(holder, key, None)
+            if now is not value and now != value:
+                return f"{name} (was {value}, is {now})"
+        for name, parameter, where, trained in self._parameters:
+            if parameter.data_ptr() != where or parameter.requires_grad != trained:
+                return f"parameter {name}"
+        return ""
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of all modules, which a step may change."""
+        return [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
+
+    def _look(self, name: str, value: Any, known: set[int], depth: int) -> None:
+        if id(value) in known or depth > DEPTH or isinstance(value, type | types.ModuleType | Tensor):
+            return
+        known.add(id(value))
+        if isinstance(value, functools.partial):
+            children: Any = [(name, value.func), *value.keywords.items(), *((name, a) for a in value.args)]
+        elif inspect.ismethod(value):
+            children = [(name, value.__self__), (name, value.__func__)]
+        elif inspect.isfunction(value):
+            children = self._function(name, value)
+        elif isinstance(value, nn.Module):
+            children = self._module(name, value)
+        elif isinstance(value, list | tuple | dict | set):
+            self._lengths.append((name, value, len(value)))
+            children = [(name, item) for item in (value.values() if isinstance(value, dict) else value)]
+        elif hasattr(value, "__dict__"):
+            children = self._attributes(name, vars(value))
+        else:
+            children = []
+        for child, found in children:
+            self._look(child, found, known, depth + 1)
+
+    def _function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # not yet filled
+                continue
+            if isinstance(value, CONSTANTS):
+                self._values.append((f"'{key}' of {name}", cell, "cell_contents", value))
+            else:
+                yield key, value
+        if function.__module__.partition(".")[0] in ("torch", "pyro"):
+            return
+        for key in function.__code__.co_names:
+            if key in function.__globals__:
+                value = function.__globals__[key]
+                if isinstance(value, CONSTANTS):
+                    self._values.append((f"global '{key}'", function.__globals__, key, value))
+                elif not inspect.isfunction(value) or value.__module__.partition(".")[0] not in ("torch", "pyro"):
+                    yield key, value
+
+    def _module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+        for path, child in module.named_modules():
+            if any(child is m for m in self.modules):
+                continue
+            self.modules.append(child)
+            full = f"{name}.{path}" if path else name
+            if type(child).__module__.startswith("torch."):
+                own = {key: vars(child)[key] for key in FLAGS if key in vars(child)}
+                self._values += [(f"{full}.{key}", vars(child), key, value) for key, value in own.items()]
+            else:
+                yield from self._attributes(full, vars(child))
+
+    def _attributes(self, name: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, CONSTANTS):
+                self._values.append((f"{name}.{key}", values, key, value))
+            elif not key.startswith("_") or isinstance(value, nn.Module):  # what is private says nothing of the program
+                yield f"{name}.{key}", value

@@ -1,0 +1,420 @@
+"""`SVI`: a Pyro program's training step, written down once as a graph and replayed. Any Pyro model and guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
+
+from . import calls, optimizers
+from .calls import Call, Seen
+from .faults import NonFiniteError, blame
+from .graphs import Graph, Graphs
+from .loss import Loss
+from .parameters import Parameters, Snapshot, random_state, set_random_state
+from .replay import Captured
+
+MODES = ("auto", "off", "graph", "full")
+PRECISIONS = ("float32", "tf32", "bf16")
+FLUSH_EVERY = 200
+"""Steps between two looks for denormal numbers in the optimizer's state."""
+CHECK_EVERY = {"cpu": 1, "cuda": 100}
+"""Steps between two looks whether losses were finite: reading one makes a GPU wait."""
+
+
+class SVI(pyro.infer.SVI):
+    """`pyro.infer.SVI`, fast: same constructor, same `step`; a step is traced once and then replayed.
+
+    Args:
+        model: a Pyro program.
+        guide: a Pyro program with the same arguments.
+        optim: a `pyro.optim.PyroOptim` (its optimizer and arguments are taken over; per-parameter arguments become
+            parameter groups); a torch optimizer; or a function from parameters to a torch optimizer.
+        loss: a `pyro.infer.ELBO`, Pyro's or ours, or a function of (model, guide, *args) to a loss.
+        loss_and_grads: as in Pyro, with a loss that is a function.
+        clip_norm: clip the gradient to this global norm.
+        schedule: a function from the number of steps taken to a factor of the learning rates.
+        compile: `off`: eager. `graph`: operations of the traced step, replayed (on CUDA captured as a graph); ready in
+            under a second. `full`: compiled by inductor as well, in some seconds. `auto`: one of the two, by what
+            compiling would save in the `steps` to come.
+        steps: how many steps are to come; only `auto` asks.
+        precision: of products and convolutions: `float32`, `tf32` (CUDA), or `bf16` (autocast).
+        check_every: steps between two looks whether all losses were finite (default: 1 on a CPU, 100 on CUDA).
+        notice: called with a line of text when a graph is built, and why.
+
+    Raises:
+        ValueError: an unknown mode or precision.
+        NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
+
+    What a program does in Python is fixed when it is traced: tensors are its inputs. Arguments of another shape, and
+    numbers in attributes, closures and globals that change, get a graph of their own or run eagerly; from time to time
+    a step is taken eagerly too and compared. A program that cannot be traced runs eagerly, with one warning.
+
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 0.5))
+    >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+    >>> losses = [float(svi.step(torch.ones(10))) for _ in range(3)]
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
+        loss: ELBO | Callable,
+        loss_and_grads: Callable | None = None,
+        *,
+        clip_norm: float | None = None,
+        schedule: Callable[[int], float] | None = None,
+        compile: str = "auto",
+        steps: int | None = None,
+        precision: str = "float32",
+        check_every: int | None = None,
+        notice: Callable[[str], None] = lambda line: None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, known in (("compile", compile, MODES), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+        stand_in = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {"lr": 0.0})
+        super().__init__(model, guide, stand_in, loss, loss_and_grads, **kwargs)
+        self.optim = optim
+        self.clip_norm, self.schedule = clip_norm, schedule
+        self.compile, self.steps_to_come, self.precision = compile, steps, precision
+        self.check_every, self.notice = check_every, notice
+        self.steps = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._rates: Tensor | None = None
+        self._elbo = loss if isinstance(loss, ELBO) else None
+        self._names: dict[Tensor, str] = {}
+        # Pyro's own objectives take a gradient only where they see param sites
+        self._used = Parameters(noting=not getattr(loss, "needs_param_sites", True))
+        self._waiting: dict[str, Any] | None = None
+        self._clock: Tensor | None = None
+        self._graphs = Graphs(self)
+        self._safe: Snapshot | None = None
+        self._since: list[Call] = []
+        self._bad: Tensor | None = None
+
+    # The step.
+
+    def step(self, *args: Any, **kwargs: Any) -> float | Loss:
+        """Take one gradient step; args and kwargs go to model and guide.
+
+        Returns:
+            The loss before the step, as Pyro's: on a CPU a float, on CUDA a number that is read when it is asked for.
+
+        Raises:
+            NonFiniteError: the loss or the gradient is not finite; the parameters are those before that step. On CUDA
+                it may be a step up to `check_every` before.
+        """
+        (loss,) = self._advance([calls.of_arguments(args, kwargs)])
+        return Loss(loss) if isinstance(loss, Tensor) else loss
+
+    def run(self, rows: Tensor, *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x) -> Iterator[Tensor]:
+        """Take a step on each batch of rows of data that stay on the device; yields losses, a block at a time.
+
+        Args:
+            rows: (steps, B) or a sequence of (B,): which data each step takes, int64.
+            data: tensors (N, ...), or None.
+            prepare: from the rows' data to the programs' arguments (a tuple, or the one argument); traced as well.
+
+        Yields:
+            The losses (block,) of the next steps, not yet read; a step is taken when they are asked for.
+
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     pyro.sample("x", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0).expand([len(x)]).to_event(1),
+        ...                 obs=x)
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+        >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
+        2
+        """
+        every = [calls.of_rows(batch, data, prepare) for batch in rows]
+        start = 0
+        while start < len(every):
+            stop = start + self._graphs.block(every[start:])
+            losses = self._advance(every[start:stop])
+            yield losses if isinstance(losses, Tensor) else torch.tensor(losses)
+            start = stop
+
+    def check(self) -> None:
+        """Look whether all losses so far were finite; else go back to where they last were, and step from there.
+
+        Raises:
+            NonFiniteError: by the step that it was.
+        """
+        since, bad = self._since, self._bad
+        self._since, self._bad = [], None
+        safe, self._safe = self._safe, None
+        if bad is not None and bad.item():
+            safe.restore()
+            self.steps -= len(since)
+            for call in since:
+                self._eager(call)
+
+    def _advance(self, block: list[Call]) -> Any:
+        """Take a step on each call; returns their losses, a list of floats or a tensor."""
+        self._set_clock(block[0])
+        graph = self._graphs.find(block[0], len(block))
+        if graph is None:
+            return [self._eager(call) for call in block]
+        if self._every(block[0]) > 1 or block[0].inputs[0].is_cuda:
+            return self._play(graph, block)
+        return [self._replay(graph, call) for call in block]
+
+    def _eager(self, call: Call) -> float:
+        random = random_state()
+        loss, norm = self._gradients(*call.arguments(*call.inputs))
+        self._set_rates()
+        value, finite = _read(loss, norm)
+        if not finite:
+            raise self._fault(call, value, random)
+        self._update(norm)
+        self._stepped(1)
+        return value
+
+    def _replay(self, graph: Graph, call: Call) -> float:
+        """A step whose loss is looked at before anything is changed."""
+        random = random_state()
+        expected = self._expected(call) if graph.due() else None
+        self._set_rates()
+        head, *gradients = graph.forward(*call.inputs)
+        value, norm = head.tolist()
+        if expected is not None and (difference := graph.differs(expected, (value, norm))):
+            self._graphs.give_up(difference)
+            set_random_state(random)
+            return self._eager(call)
+        if not _finite(value, norm):
+            raise self._fault(call, value, random)
+        graph.update(head, *gradients)
+        self._stepped(1)
+        return value
+
+    def _play(self, graph: Graph, block: list[Call]) -> Any:
+        """Steps whose losses are looked at later."""
+        expected = None
+        if graph.due():
+            self.check()
+            expected = self._expected(block[0])
+        if self._safe is None:
+            self._safe = Snapshot(self._changing())
+        heads = self._heads(graph, block)
+        if expected is not None and (difference := graph.differs(expected, heads[0].tolist())):
+            self._graphs.give_up(difference)
+            self._safe.restore()
+            return [self._eager(call) for call in block]
+        bad = ~heads.isfinite().all()
+        self._bad = bad if self._bad is None else self._bad | bad
+        self._since += block
+        self._stepped(len(block))
+        if len(self._since) >= self._every(block[0]):
+            self.check()
+        return heads[:, 0].clone()
+
+    def _heads(self, graph: Graph, block: list[Call]) -> Tensor:
+        """Loss and norm of the gradient of each step (block, 2)."""
+        if not block[0].inputs[0].is_cuda:
+            heads = []
+            for ahead, call in enumerate(block):
+                self._set_rates(ahead)
+                head, *gradients = graph.forward(*call.inputs)
+                graph.update(head, *gradients)
+                heads.append(head)
+            return torch.stack(heads)
+        captured = graph.captures.get(len(block))
+        if captured is None:
+            self._set_rates()
+            rates = self._rates if self.schedule is not None else None
+            update = graph.update if graph.replayable else None
+            with self._undone():
+                captured = Captured(graph.forward, update, block[0].inputs, rates, len(block))
+            graph.captures[len(block)] = captured
+        if not graph.replayable:
+            self._set_rates()
+        heads = captured.play([call.inputs for call in block], self._scheduled(len(block)))
+        if not graph.replayable:
+            graph.update(heads[0], *captured.gradients)
+        return heads
+
+    def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The loss, and the norm of the gradient, which is left on the parameters."""
+        with self._used, self._precisely():
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        if self._used.new:
+            self._take(self._used.taken())
+        grads = [p.grad for p in self._names if p.grad is not None]
+        if not grads:
+            raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
+        return loss, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+    def _expected(self, call: Call) -> tuple[float, float]:
+        """Loss and norm of the gradient as the program itself has them, from the same random numbers."""
+        with self._undone():
+            loss, norm = self._gradients(*call.arguments(*call.inputs))
+            return float(loss.detach() if isinstance(loss, Tensor) else loss), norm.item()
+
+    def _update(self, norm: Tensor) -> None:
+        """Clip the gradients on the parameters, take the optimizer's step, forget them."""
+        having = {p: name for p, name in self._names.items() if p.grad is not None}
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(list(having), self.clip_norm, norm, foreach=True)
+        optimizers.clip_each(self.optim, having)
+        self.optimizer.step()
+        for parameter in having:
+            parameter.grad = None
+        if self._clock is not None:
+            self._clock.add_(1)
+
+    def _stepped(self, count: int) -> None:
+        before = self.steps // FLUSH_EVERY
+        self.steps += count
+        if self.steps // FLUSH_EVERY > before:
+            optimizers.flush(self.optimizer)
+
+    def _fault(self, call: Call, value: float, random: list[Tensor]) -> NonFiniteError:
+        set_random_state(random)
+        where = blame(self._names, self._elbo, self.model, self.guide, *call.arguments(*call.inputs))
+        for parameter in self._names:
+            parameter.grad = None
+        return NonFiniteError(self.steps + 1, value, where)
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Within it steps may be tried: parameters, state, buffers and generators are put back."""
+        before = Snapshot(self._changing())
+        try:
+            yield
+        finally:
+            before.restore()
+            for parameter in self._names:
+                parameter.grad = None
+
+    def _changing(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        state = optimizers.state_tensors(self.optimizer) if self.optimizer is not None else []
+        buffers = Seen((self.model, self.guide, self.loss), {}).buffers()
+        return [*self._names, *state, *buffers, *([] if self._clock is None else [self._clock])]
+
+    # Rates, the clock, precision.
+
+    def _set_rates(self, ahead: int = 0) -> None:
+        """The learning rates of the step that is `ahead` of the next."""
+        if self.schedule is not None:
+            optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
+        optimizers.hold(self.optimizer, self._rates)
+
+    def _scheduled(self, count: int) -> Tensor | None:
+        """The rates (count, groups) of the next steps, where they have a schedule."""
+        if self.schedule is None:
+            optimizers.hold(self.optimizer, self._rates)
+            return None
+        factors = torch.tensor([[self.schedule(self.steps + ahead)] for ahead in range(count)])
+        return factors * torch.tensor([group["initial_lr"] for group in self.optimizer.param_groups])
+
+    def _set_clock(self, call: Call) -> None:
+        """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
+        if self._clock is None and hasattr(self._elbo, "clock"):
+            device = call.inputs[0].device if call.inputs else "cpu"
+            self._clock = self._elbo.clock = torch.tensor(self.steps, device=device)
+
+    def _every(self, call: Call) -> int:
+        device = call.inputs[0].device.type if call.inputs else "cpu"
+        return self.check_every or CHECK_EVERY.get(device, 1)
+
+    @contextmanager
+    def _precisely(self) -> Iterator[None]:
+        device = next((p.device.type for p in self._names), "cpu")
+        if self.precision == "float32":
+            yield
+        elif self.precision == "bf16":
+            with torch.autocast(device, torch.bfloat16):
+                yield
+        else:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+    # What resuming needs.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the parameters: the optimizer's state and the number of steps taken.
+
+        And how deep the programs' plates go (to find it they run once more, which may change a module's buffers), and
+        which arguments have graphs.
+
+        Raises:
+            NonFiniteError: as `check`.
+        """
+        self.check()
+        if self._waiting is not None:
+            return self._waiting
+        return {
+            "steps": self.steps,
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "max_plate_nesting": getattr(self._elbo, "max_plate_nesting", None),
+            "graphs": dict(self._graphs.counts),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; the optimizer takes it over at the first step, when it is built."""
+        self.steps = state["steps"]
+        self._graphs.counts = dict(state.get("graphs", {}))
+        if self._clock is not None:
+            self._clock.fill_(self.steps)
+        if self._elbo is not None and state.get("max_plate_nesting") is not None:
+            self._elbo.max_plate_nesting = state["max_plate_nesting"]
+        if self.optimizer is None:
+            self._waiting = state
+        elif state["optimizer"] is not None:
+            self._restore_optimizer(state["optimizer"])
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+        self._rates = optimizers.prepare(self.optimizer)
+        self._graphs.forget()  # they hold the tensors of the state before
+
+    def _take(self, new: dict[Tensor, str]) -> None:
+        """Build the optimizer over the parameters seen first; add those that turn up later."""
+        self._names.update(new)
+        if self.optimizer is None:
+            self.optimizer = optimizers.build(self.optim, new)
+            self._rates = optimizers.prepare(self.optimizer)
+            if self._waiting is not None and self._waiting["optimizer"] is not None:
+                self._restore_optimizer(self._waiting["optimizer"])
+            self._waiting = None
+            optimizers.attach_scheduler(self.optim, self.optimizer)
+        elif isinstance(self.optim, PyroOptim):
+            for group in optimizers.groups(self.optim, new):
+                self.optimizer.add_param_group(group)
+            self._rates = optimizers.prepare(self.optimizer)
+            self._graphs.forget()
+        optimizers.warn_untrained(self.optimizer, new)
+
+
+def _read(loss: Any, norm: Tensor) -> tuple[float, bool]:
+    """The loss as a number, and whether it and the gradient's norm are finite; one wait for the device."""
+    if isinstance(loss, Tensor):
+        value, norm = torch.stack([loss.detach().to(norm), norm]).tolist()
+    else:
+        value, norm = float(loss), norm.item()
+    return value, _finite(value, norm)
+
+
+def _finite(value: float, norm: float) -> bool:
+    return abs(value) < float("inf") and norm < float("inf")

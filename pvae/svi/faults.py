@@ -1,0 +1,58 @@
+"""Losses that are not finite: where the first such value comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient that is not finite. The step was not taken: the parameters are those before it."""
+
+    def __init__(self, step: int, loss: float, where: str) -> None:
+        super().__init__(f"step {step}: the loss is {loss}: {where}")
+        self.step, self.loss, self.where = step, loss, where
+
+
+def blame(
+    parameters: dict[Tensor, str], elbo: ELBO | None, model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> str:
+    """Where the first value that is not finite comes from, by running the step's programs again."""
+    for parameter, name in parameters.items():
+        if not parameter.isfinite().all():
+            return f"parameter '{name}' was not finite before the step"
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for model_trace, guide_trace in _traces(elbo, model, guide, args, kwargs):
+            for program, trace in (("guide", guide_trace), ("model", model_trace)):
+                if found := _first_not_finite(trace):
+                    return f"in the {program}, {found}"
+    for parameter, name in parameters.items():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of '{name}' is not finite, though every site's value and log_prob are"
+    return "no site, parameter or gradient taken alone is: their sum overflows"
+
+
+def _traces(
+    elbo: ELBO | None, model: Callable, guide: Callable, args: tuple, kwargs: dict
+) -> Iterable[tuple[poutine.Trace, poutine.Trace]]:
+    if elbo is not None:
+        return elbo._get_traces(model, guide, args, kwargs)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    return [(poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs), guide_trace)]
+
+
+def _first_not_finite(trace: poutine.Trace) -> str:
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+            continue
+        for what, value in (("value", site["value"]), ("log_prob", site["fn"].log_prob(site["value"]))):
+            bad = ~value.isfinite() if value.is_floating_point() else torch.zeros(())
+            if bad.any():
+                index = bad.nonzero()[0].tolist()
+                return f"site '{name}': its {what} is {value[tuple(index)].item()} at {index}"
+    return ""

@@ -1,0 +1,227 @@
+"""Which steps are replayed: when a graph is built, of what kind, and when it is no longer trusted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from . import optimizers, replay
+from .calls import Call, Seen
+from .replay import Captured, Forward, Update
+from .tracing import Untraceable, record
+
+if TYPE_CHECKING:
+    from .engine import SVI
+
+SHAPES = 8
+"""Shapes of arguments that get a graph."""
+REBUILDS = 3
+"""How often something in Python may change until the program runs eagerly."""
+FULL_AFTER = 200
+"""Steps on arguments of another shape than the first until they are worth compiling."""
+BLOCK = 10
+"""Steps in one CUDA graph."""
+TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
+"""By how much a replayed loss may differ from the program's own, relative."""
+
+
+@dataclass
+class Graph:
+    """A step for one kind of arguments: its loss and gradients, and what is done with them."""
+
+    forward: Forward
+    update: Update
+    kind: str
+    wanted: str
+    seen: Seen
+    tolerance: float
+    replayable: bool
+    """Whether the update is a graph as well."""
+    captures: dict[int, Captured] = field(default_factory=dict)
+    """By number of steps; on CUDA."""
+    played: int = 0
+
+    def due(self) -> bool:
+        """Whether this step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        self.played += 1
+        return math.log10(self.played).is_integer()
+
+    def differs(self, expected: tuple[float, float], found: Sequence[float]) -> str:
+        """How loss or gradient differ from the program's, in words; empty if they don't."""
+        for what, right, value in zip(("loss", "norm of the gradient"), expected, found, strict=True):
+            if math.isfinite(right) and not abs(right - value) <= self.tolerance * max(1.0, abs(right)):
+                return (
+                    f"the {what} of the traced step is {value:.6g}, the program's own is {right:.6g}: something that"
+                    " is no tensor changes between steps"
+                )
+        return ""
+
+
+class Graphs:
+    """The graphs of one SVI, by what its steps are called with."""
+
+    def __init__(self, svi: SVI) -> None:
+        self.svi = svi
+        self.counts: dict[str, int] = {}
+        """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
+        self.eager_only = ""
+        """Why the program runs eagerly."""
+        self._graphs: dict[Any, Graph] = {}
+        self._rebuilt: dict[str, int] = {}
+        self._warned: set[str] = set()
+
+    def forget(self) -> None:
+        """Build anew what is needed."""
+        self._graphs.clear()
+
+    def give_up(self, reason: str) -> None:
+        """Run eagerly from here on, and say why, once."""
+        self.eager_only = reason
+        self._graphs.clear()
+        self._warn(f"the program runs eagerly: {reason}")
+
+    def block(self, calls: Sequence[Call]) -> int:
+        """How many of these steps can be taken at once."""
+        svi, first = self.svi, calls[0]
+        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and first.inputs[0].is_cuda
+        alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
+        return BLOCK if together and alike and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+
+    def find(self, call: Call, steps: int = 1) -> Graph | None:
+        """The graph to take steps with; None where they are to be taken eagerly."""
+        svi = self.svi
+        if svi.compile == "off" or self.eager_only:
+            return None
+        if call.key is None:
+            self._warn(
+                "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, which may be in"
+                " lists and dicts"
+            )
+            return None
+        count = self.counts[call.label] = self.counts.get(call.label, 0) + steps
+        if svi.steps == 0:
+            return None  # the first step of all lets programs and optimizer set themselves up
+        place = list(self.counts).index(call.label)
+        if place >= SHAPES:
+            self._warn(f"arguments came in more than {SHAPES} shapes or values: steps on later ones run eagerly")
+            return None
+        graph = self._graphs.get(call.key)
+        if graph is not None and (changed := graph.seen.changed()):
+            name = changed.partition(" (")[0]
+            self._rebuilt[name] = self._rebuilt.get(name, 0) + 1
+            if self._rebuilt[name] > REBUILDS:
+                self.give_up(f"{changed} keeps changing, which a graph cannot see: make it a tensor")
+                return None
+            graph = None
+        wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
+        if graph is None or graph.wanted != wanted:
+            graph = self._build(call, wanted)
+        return graph
+
+    def _build(self, call: Call, wanted: str) -> Graph | None:
+        svi = self.svi
+        start = perf_counter()
+        try:
+            graph, why = build(svi, call, wanted)
+        except Untraceable as error:
+            self.give_up(f"it cannot be traced: {error}")
+            return None
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
+            return None
+        if graph is None:
+            return None
+        if graph.kind == wanted or wanted == "auto":
+            if call.label == next(iter(self.counts)):
+                svi.notice(f"{graph.kind}: built in {perf_counter() - start:.1f} s{why and ': '}{why}")
+        else:
+            self._warn(f"the step is not compiled, its graph is replayed as it is: {why}")
+        self._graphs[call.key] = graph
+        return graph
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=2)
+
+
+def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
+    """A graph of the step, and why it is of its kind; None where this step must be eager.
+
+    All that building does to the program's tensors is undone.
+
+    Raises:
+        Untraceable: the program, and where.
+    """
+    with svi._undone():  # let programs and optimizer set up what these arguments need
+        svi._gradients(*call.arguments(*call.inputs))
+        if not optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None]):
+            return None, "the optimizer's state is made by its first step"
+    seen = Seen((svi.model, svi.guide, svi.loss), svi._names)
+    having: list[Tensor] = []
+
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        loss, norm = svi._gradients(*call.arguments(*inputs))
+        if not isinstance(loss, Tensor):
+            raise Untraceable("the loss is a number of Python, not a tensor")
+        having[:] = [p for p in svi._names if p.grad is not None]
+        return torch.stack([loss.detach().to(norm), norm]), *(p.grad for p in having)
+
+    def update(head: Tensor, *gradients: Tensor) -> None:
+        for parameter, gradient in zip(having, gradients, strict=True):
+            parameter.grad = gradient
+        svi._update(head[1])
+
+    with svi._undone():
+        stored = _stored()
+        traced = record(forward, *call.inputs)
+        if changed := seen.changed() or _replaced(stored):
+            raise Untraceable(f"{changed} changes within a step, which a graph cannot do: change a tensor in place")
+        run, kind, why = _compiled(svi, traced, call, wanted)
+        replayable, run_update = False, update
+        if optimizers.replayable(svi.optimizer):
+            with torch.no_grad():
+                outputs = run(*call.inputs)
+            with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
+                run_update = _without_gradient(record(lambda *values: update(*values) or (), *outputs))
+                replayable = True
+    graph = Graph(_without_gradient(run), run_update, kind, wanted, seen, TOLERANCE[svi.precision], replayable)
+    return graph, why
+
+
+def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
+    """The graph as it is run, its kind, and why."""
+    device = next(iter(svi._names)).device.type
+    kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
+    if kind == "graph":
+        return traced, kind, why
+    svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
+    try:
+        return replay.compiled(traced, call.inputs), kind, why
+    except Exception as error:  # as a missing compiler
+        return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
+
+
+def _without_gradient(function: Any) -> Any:
+    return torch.no_grad()(function)
+
+
+def _stored() -> dict[str, Tensor]:
+    return dict(pyro.get_param_store()._params)
+
+
+def _replaced(before: dict[str, Tensor]) -> str:
+    """The name of a parameter that was replaced in Pyro's store; empty if none was."""
+    now = pyro.get_param_store()._params
+    return next((f"parameter '{name}' of Pyro's store" for name, p in before.items() if now.get(name) is not p), "")

@@ -1,0 +1,62 @@
+"""A loss that is still on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+class Loss:
+    """A number that is read from the device when it is asked for: `float(loss)`, arithmetic, comparison, printing.
+
+    Until then nothing waits. `loss.tensor` is the tensor itself, (), nats.
+
+    >>> import torch
+    >>> loss = Loss(torch.tensor(2.0))
+    >>> loss / 4, loss < 3, f"{loss:.2f}", sum([loss, loss])
+    (0.5, True, '2.00', 4.0)
+    """
+
+    __array_priority__ = 1000
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def item(self) -> float:
+        """The number; waits for the device."""
+        return self.tensor.item()
+
+    __float__ = item
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.item(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        return repr(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec)
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __hash__(self) -> int:
+        return hash(self.item())
+
+
+def _numeric(name: str) -> Any:
+    def method(self: Loss, *others: Any) -> Any:
+        return getattr(self.item(), name)(*(o.item() if isinstance(o, Loss) else o for o in others))
+
+    method.__name__ = name
+    return method
+
+
+_OPERATIONS = "add sub mul truediv floordiv mod pow radd rsub rmul rtruediv rfloordiv rmod rpow"
+for _name in f"{_OPERATIONS} neg pos abs round trunc floor ceil lt le gt ge eq ne".split():
+    setattr(Loss, f"__{_name}__", _numeric(f"__{_name}__"))

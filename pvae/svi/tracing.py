@@ -1,0 +1,150 @@
+"""A function of tensors, through any Python, to a graph of the tensor operations that it did."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
+OURS = str(Path(__file__).parents[1])
+
+
+class Untraceable(Exception):
+    """Why a function cannot be written down as a graph, and where."""
+
+
+def record(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
+    """The graph of what a function of tensors did, by running it once.
+
+    Tensors that are not inputs, such as parameters, are constants of the graph, read and changed where they are.
+    Random operations stay random operations. Everything else that Python did is as it was in this run.
+
+    Raises:
+        Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with _tolerant_pyro(), _RefusedOperations(), _HostReads():
+            graph = make_fx(function, tracing_mode="real")(*inputs)
+    except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
+        raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
+    return _simplified(graph)
+
+
+class _HostReads(TorchFunctionMode):
+    """A number read from a tensor stays the tensor, where all that is done with it is arithmetic."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if func is Tensor.item:
+            return args[0].detach()
+        if func is one_hot and args[1:2] != (-1,) and (args[1:] or (kwargs or {}).get("num_classes", -1) > 0):
+            return _one_hot(*args, **(kwargs or {}))
+        if func in _READS:
+            raise Untraceable(READ)
+        return func(*args, **(kwargs or {}))
+
+
+READ = "a tensor's value is read in Python, where a graph has none yet"
+_READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}
+
+
+def _one_hot(tensor: Tensor, num_classes: int) -> Tensor:
+    """Torch's looks at the values, to check them."""
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+class _RefusedOperations(TorchDispatchMode):
+    """Refuses operations whose result has a shape that depends on values: later steps would have another."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name == "index":
+            dynamic = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        else:
+            dynamic = torch.Tag.dynamic_output_shape in func.tags or name == "_pack_padded_sequence"
+        if dynamic:
+            raise Untraceable(f"the shape of what torch's '{name}' returns depends on values")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _tolerant_pyro() -> Iterator[None]:
+    """Pyro's objectives look whether a loss is not a number, to warn; those who replay a graph look themselves."""
+    seen = pyro.util.torch_isnan
+    pyro.util.torch_isnan = lambda value: False
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        pyro.util.torch_isnan = seen
+
+
+def _where(error: BaseException) -> str:
+    """The line that a person wrote: the last that is not in a library, or the last of ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
+    theirs = [frame for frame in outside if not frame.filename.startswith(OURS)] or outside
+    return f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+    if "value out of a tracing tensor" in text:
+        return READ
+    return text if isinstance(error, Untraceable) else f"{type(error).__name__}: {text}"
+
+
+def _simplified(graph: GraphModule) -> GraphModule:
+    """Without the nodes that only rename a tensor, or tell a profiler of it."""
+    for node in reversed(graph.graph.nodes):
+        if getattr(node.target, "namespace", "") == "profiler":
+            graph.graph.erase_node(node)
+        elif node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)  # it may hold the tensor of this run
+    graph.recompile()
+    return graph
+
+
+def lifted(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The same graph with its constants as its first inputs, and those constants."""
+    new, copies, constants = torch.fx.Graph(), {}, {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target not in constants and isinstance(getattr(graph, node.target), Tensor):
+            constants[node.target] = new.placeholder(f"constant_{node.target.strip('_')}")
+    for node in graph.graph.nodes:
+        known = constants.get(node.target) if node.op == "get_attr" else None
+        copies[node] = known if known is not None else new.node_copy(node, copies.__getitem__)
+    return GraphModule(graph, new), [getattr(graph, name) for name in constants]
+
+
+def saved_by_fusion(graph: GraphModule) -> tuple[int, int]:
+    """What a compiler can save of a graph: operations that need no launch of their own, and bytes not written.
+
+    Counted are the operations that work element by element, or reduce; not products, convolutions or random numbers.
+    """
+    operations, size = 0, 0
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.pointwise not in node.target.tags and torch.Tag.reduction not in node.target.tags:
+            continue
+        operations += 1
+        meta = node.meta.get("tensor_meta")
+        size += sum(m.shape.numel() * m.dtype.itemsize for m in tree_leaves(meta) if hasattr(m, "dtype"))
+    return operations, size
