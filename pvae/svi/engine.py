@@ -171,7 +171,7 @@ class SVI(pyro.infer.SVI):
         graph = self._graphs.find(block[0], len(block))
         if graph is None:
             return [self._eager(call) for call in block]
-        if self._every(block[0]) > 1 or block[0].inputs[0].is_cuda:
+        if self._every() > 1 or self._device.type == "cuda":
             return self._play(graph, block)
         return [self._replay(graph, call) for call in block]
 
@@ -220,13 +220,13 @@ class SVI(pyro.infer.SVI):
         self._bad = bad if self._bad is None else self._bad | bad
         self._since += block
         self._stepped(len(block))
-        if len(self._since) >= self._every(block[0]):
+        if len(self._since) >= self._every():
             self.check()
         return heads[:, 0].clone()
 
     def _heads(self, graph: Graph, block: list[Call]) -> Tensor:
         """Loss and norm of the gradient of each step (block, 2)."""
-        if not block[0].inputs[0].is_cuda:
+        if self._device.type != "cuda":
             heads = []
             for ahead, call in enumerate(block):
                 self._set_rates(ahead)
@@ -240,7 +240,7 @@ class SVI(pyro.infer.SVI):
             rates = self._rates if self.schedule is not None else None
             update = graph.update if graph.replayable else None
             with self._undone():
-                captured = Captured(graph.forward, update, block[0].inputs, rates, len(block))
+                captured = Captured(graph.forward, update, block[0].inputs, rates, len(block), self._device)
             graph.captures[len(block)] = captured
         if not graph.replayable:
             self._set_rates()
@@ -327,20 +327,22 @@ class SVI(pyro.infer.SVI):
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
         if self._clock is None and hasattr(self._elbo, "clock"):
-            device = call.inputs[0].device if call.inputs else "cpu"
+            device = call.inputs[0].device if call.inputs else self._device
             self._clock = self._elbo.clock = torch.tensor(self.steps, device=device)
 
-    def _every(self, call: Call) -> int:
-        device = call.inputs[0].device.type if call.inputs else "cpu"
-        return self.check_every or CHECK_EVERY.get(device, 1)
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._names), torch.device("cpu"))
+
+    def _every(self) -> int:
+        return self.check_every or CHECK_EVERY.get(self._device.type, 1)
 
     @contextmanager
     def _precisely(self) -> Iterator[None]:
-        device = next((p.device.type for p in self._names), "cpu")
         if self.precision == "float32":
             yield
         elif self.precision == "bf16":
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(self._device.type, torch.bfloat16):
                 yield
         else:
             before = torch.get_float32_matmul_precision()

@@ -93,7 +93,7 @@ class Graphs:
     def block(self, calls: Sequence[Call]) -> int:
         """How many of these steps can be taken at once."""
         svi, first = self.svi, calls[0]
-        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and first.inputs[0].is_cuda
+        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
         alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
         return BLOCK if together and alike and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
 
@@ -202,7 +202,7 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
 
 def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
     """The graph as it is run, its kind, and why."""
-    device = next(iter(svi._names)).device.type
+    device = svi._device.type
     kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
     if kind == "graph":
         return traced, kind, why
