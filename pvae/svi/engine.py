@@ -19,10 +19,10 @@ from .faults import NonFiniteError, blame
 from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot, random_state, set_random_state
+from .precision import TOLERANCE, of
 from .replay import Captured
 
 MODES = ("auto", "off", "graph", "full")
-PRECISIONS = ("float32", "tf32", "bf16")
 FLUSH_EVERY = 200
 """Steps between two looks for denormal numbers in the optimizer's state."""
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
@@ -85,7 +85,7 @@ class SVI(pyro.infer.SVI):
         notice: Callable[[str], None] = lambda line: None,
         **kwargs: Any,
     ) -> None:
-        for name, value, known in (("compile", compile, MODES), ("precision", precision, PRECISIONS)):
+        for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
         stand_in = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {"lr": 0.0})
@@ -251,7 +251,7 @@ class SVI(pyro.infer.SVI):
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         """The loss, and the norm of the gradient, which is left on the parameters."""
-        with self._used, self._precisely():
+        with self._used, of(self.precision, self._device.type):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.new:
             self._take(self._used.taken())
@@ -308,7 +308,7 @@ class SVI(pyro.infer.SVI):
         buffers = Seen((self.model, self.guide, self.loss), {}).buffers()
         return [*self._names, *state, *buffers, *([] if self._clock is None else [self._clock])]
 
-    # Rates, the clock, precision.
+    # Rates and the clock.
 
     def _set_rates(self, ahead: int = 0) -> None:
         """The learning rates of the step that is `ahead` of the next."""
@@ -336,21 +336,6 @@ class SVI(pyro.infer.SVI):
 
     def _every(self) -> int:
         return self.check_every or CHECK_EVERY.get(self._device.type, 1)
-
-    @contextmanager
-    def _precisely(self) -> Iterator[None]:
-        if self.precision == "float32":
-            yield
-        elif self.precision == "bf16":
-            with torch.autocast(self._device.type, torch.bfloat16):
-                yield
-        else:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
 
     # What resuming needs.
 

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from . import optimizers, replay
 from .calls import Call, Seen
+from .precision import TOLERANCE
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
 
@@ -31,8 +32,6 @@ FULL_AFTER = 200
 """Steps on arguments of another shape than the first until they are worth compiling."""
 BLOCK = 10
 """Steps in one CUDA graph."""
-TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
-"""By how much a replayed loss may differ from the program's own, relative."""
 
 
 @dataclass
