@@ -136,20 +136,23 @@ def _torch(task: Task, *, fused: bool = True, compiled: bool = False) -> Contest
     return Contestant(lambda first, count: [step(i) for i in range(first, first + count)])
 
 
-def _pvae(task: Task) -> Contestant:
-    """`pvae`, as `python -m pvae.fit` trains."""
+def _pvae(task: Task, *, mode: str) -> Contestant:
+    """`pvae`, as `python -m pvae.fit --compile MODE` trains."""
     vae = common.vae(task.network)
     _copy(list(vae.posterior.parameters()), task.encoder)
     _copy(list(vae.likelihood.parameters()), task.decoder)
     vae.to(task.device)
     objective = pvae.ELBO() if task.network.particles == 1 else pvae.IWAE(task.network.particles)
-    svi = pvae.SVI(vae.model, vae.guide, lambda p: torch.optim.Adam(p, lr=RATE, fused=True), objective)
+    adam = partial(torch.optim.Adam, lr=RATE, fused=True)
+    svi = pvae.SVI(vae.model, vae.guide, adam, objective, compile=mode)
     data, rows = _resident(task)
+    dynamic = partial(binarize, mode="dynamic")
 
-    def step(i: int) -> float:
-        return svi.step(binarize(data.index_select(0, rows[i % BATCHES]), "dynamic"))
+    def run(first: int, count: int) -> list[Tensor]:
+        batches = [rows[i % BATCHES] for i in range(first, first + count)]
+        return [loss for losses in svi.run(batches, data, prepare=dynamic) for loss in losses.unbind()]
 
-    return Contestant(lambda first, count: [step(i) for i in range(first, first + count)])
+    return Contestant(run)
 
 
 class Tutorial(nn.Module):
@@ -266,7 +269,9 @@ def _numpyro_svi(task: Task) -> Any:
 
 
 CONTESTANTS: dict[str, Callable[[Task], Contestant]] = {
-    "pvae": _pvae,
+    "pvae-full": partial(_pvae, mode="full"),
+    "pvae-graph": partial(_pvae, mode="graph"),
+    "pvae-off": partial(_pvae, mode="off"),
     "pyro": _pyro,
     REFERENCE: _torch,
     "torch-default-adam": partial(_torch, fused=False),

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +19,14 @@ from torch import Tensor
 
 from . import bounds, weights
 from .errors import InputError
+from .svi.replay import replayed
+from .svi.tracing import Untraceable
 from .weights import LogWeights, Program
 
 CELL = 128
 """Data, and particles, that one seed's draws are made for."""
+TRACED_AFTER = 5
+"""Cells of one shape until it is worth a graph."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,6 +91,7 @@ def evaluate(
     draws: int | None = None,
     seed: int = 0,
     chunk: int = 4096,
+    compile: Literal["off", "graph", "full"] = "graph",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model and its guide on data.
@@ -98,6 +106,9 @@ def evaluate(
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory.
+        compile: `graph`: the programs are traced once and replayed (the same numbers on a CPU, captured on CUDA);
+            `full`: compiled as well, which takes some seconds; `off`: run as they are, as they also are where they
+            cannot be traced or where there is little to do.
         progress: called after every block of data with how many are done, and of how many.
 
     Raises:
@@ -123,9 +134,10 @@ def evaluate(
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         data = (x,) if y is None else (x, y)
         nesting = weights.inspect(model, guide, *(part[:1] for part in data))
+        cells = _Cells(model, guide, nesting, chunk, compile)
         for start in range(0, len(x), CELL):
-            block = _Block(model, guide, tuple(part[start : start + CELL] for part in data), nesting, chunk)
-            terms, mean = block.draw(draws, (seed, start // CELL))
+            block = tuple(part[start : start + CELL] for part in data)
+            terms, mean = cells.draw(block, draws, (seed, start // CELL))
             _check_numbers(terms, start)
             parts.append(_reduce(terms, ks))
             means.append(mean)
@@ -140,33 +152,45 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A block of data and the programs that draw and score for it."""
+class _Cells:
+    """The programs, drawing and scoring for a cell of data and particles; traced once the like has come often."""
 
-    model: Program
-    guide: Program
-    data: tuple[Tensor, ...]
-    nesting: int
-    chunk: int
+    def __init__(self, model: Program, guide: Program, nesting: int, chunk: int, compile: str) -> None:
+        self.model, self.guide, self.nesting, self.chunk, self.compile = model, guide, nesting, chunk, compile
+        self._graphs: dict[Any, Callable[..., tuple[Tensor, ...]] | None] = {}
+        self._seen: dict[Any, int] = {}
 
-    def draw(self, draws: int, seed: tuple[int, int]) -> tuple[LogWeights, Tensor]:
+    def draw(self, data: tuple[Tensor, ...], draws: int, seed: tuple[int, int]) -> tuple[LogWeights, Tensor]:
         """The log-weights of all draws, (draws, B), and the mean of the posterior, (B, L); CPU, float64."""
-        # room for all of it at once: what is kept would else pin the heap between the chunks' large arrays
-        terms = LogWeights(*torch.empty(3, draws, len(self.data[0]), dtype=torch.float64))
-        mean, done = torch.zeros(()), 0
+        terms, mean = torch.empty(0), torch.zeros((), dtype=torch.float64)
         for cell, start in enumerate(range(0, draws, CELL)):
             state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(state))
             particles = min(CELL, draws - start)
-            drawn = weights.draw(self.guide, *self.data, particles=particles, max_plate_nesting=self.nesting)
-            for part in drawn.parts(max(1, self.chunk // len(self.data[0]))):
-                traces = weights.score(self.model, part, *self.data)
-                for term, found in zip(terms, weights.split(traces), strict=True):
-                    term[done : done + part.particles] = found
-                done += part.particles
-            mean = mean + particles * drawn.latent_means(traces.dim).double().cpu()
-        return terms, mean / draws
+            found, latent_means = self._cell(particles, data)
+            if not start:  # room for all at once: what is kept would else pin the heap between the cells' large arrays
+                terms = found.new_empty(3, draws, len(data[0]))
+            terms[:, start : start + particles] = found
+            mean = mean + particles * latent_means.double().cpu()
+        return LogWeights(*terms.cpu().double()), mean / draws
+
+    def _cell(self, particles: int, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """The three terms (3, particles, B), and the mean of the posterior (B, L)."""
+        key = (particles, *((part.shape, part.dtype, part.stride()) for part in data))
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self.compile != "off" and self._seen[key] == TRACED_AFTER:
+            with suppress(Untraceable), torch.random.fork_rng(devices=[]):
+                whole = partial(self._program, particles)
+                self._graphs[key] = replayed(whole, *data, compile=self.compile == "full")
+        return self._graphs.get(key, partial(self._program, particles))(*data)
+
+    def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
+        parts = []
+        for part in drawn.parts(max(1, self.chunk // len(data[0]))):
+            traces = weights.score(self.model, part, *data)
+            parts.append(torch.stack(weights.split(traces)))
+        return torch.cat(parts, 1), drawn.latent_means(traces.dim)
 
 
 def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:

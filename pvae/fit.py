@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         print(config.to_yaml(settings), end="")
         return 0
     device = cli.device(settings.device)
+    if settings.precision == "tf32" and device.type != "cuda":
+        raise InputError("--precision tf32: found no GPU, which has that format: leave it out, or use bf16")
     check_free(found.out)
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)

@@ -29,7 +29,7 @@ ROOMS = {
     "guides": {"errors", "base", "distributions"},
     "objectives": {"errors", "base", "bounds", "weights"},
     "vae": {"errors", "base", "weights"},
-    "evaluate": {"errors", "bounds", "weights"},
+    "evaluate": {"errors", "bounds", "svi", "weights"},
     "config": {"errors", "base", "data", "objectives", "vae"},
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},

@@ -19,10 +19,10 @@ from .faults import NonFiniteError, blame
 from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot, random_state, set_random_state
+from .precision import TOLERANCE, of
 from .replay import Captured
 
 MODES = ("auto", "off", "graph", "full")
-PRECISIONS = ("float32", "tf32", "bf16")
 FLUSH_EVERY = 200
 """Steps between two looks for denormal numbers in the optimizer's state."""
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
@@ -85,7 +85,7 @@ class SVI(pyro.infer.SVI):
         notice: Callable[[str], None] = lambda line: None,
         **kwargs: Any,
     ) -> None:
-        for name, value, known in (("compile", compile, MODES), ("precision", precision, PRECISIONS)):
+        for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
         stand_in = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {"lr": 0.0})
@@ -171,7 +171,7 @@ class SVI(pyro.infer.SVI):
         graph = self._graphs.find(block[0], len(block))
         if graph is None:
             return [self._eager(call) for call in block]
-        if self._every(block[0]) > 1 or block[0].inputs[0].is_cuda:
+        if self._every() > 1 or self._device.type == "cuda":
             return self._play(graph, block)
         return [self._replay(graph, call) for call in block]
 
@@ -220,13 +220,13 @@ class SVI(pyro.infer.SVI):
         self._bad = bad if self._bad is None else self._bad | bad
         self._since += block
         self._stepped(len(block))
-        if len(self._since) >= self._every(block[0]):
+        if len(self._since) >= self._every():
             self.check()
         return heads[:, 0].clone()
 
     def _heads(self, graph: Graph, block: list[Call]) -> Tensor:
         """Loss and norm of the gradient of each step (block, 2)."""
-        if not block[0].inputs[0].is_cuda:
+        if self._device.type != "cuda":
             heads = []
             for ahead, call in enumerate(block):
                 self._set_rates(ahead)
@@ -240,7 +240,7 @@ class SVI(pyro.infer.SVI):
             rates = self._rates if self.schedule is not None else None
             update = graph.update if graph.replayable else None
             with self._undone():
-                captured = Captured(graph.forward, update, block[0].inputs, rates, len(block))
+                captured = Captured(graph.forward, update, block[0].inputs, rates, len(block), self._device)
             graph.captures[len(block)] = captured
         if not graph.replayable:
             self._set_rates()
@@ -251,7 +251,7 @@ class SVI(pyro.infer.SVI):
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         """The loss, and the norm of the gradient, which is left on the parameters."""
-        with self._used, self._precisely():
+        with self._used, of(self.precision, self._device.type):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.new:
             self._take(self._used.taken())
@@ -308,7 +308,7 @@ class SVI(pyro.infer.SVI):
         buffers = Seen((self.model, self.guide, self.loss), {}).buffers()
         return [*self._names, *state, *buffers, *([] if self._clock is None else [self._clock])]
 
-    # Rates, the clock, precision.
+    # Rates and the clock.
 
     def _set_rates(self, ahead: int = 0) -> None:
         """The learning rates of the step that is `ahead` of the next."""
@@ -327,28 +327,15 @@ class SVI(pyro.infer.SVI):
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
         if self._clock is None and hasattr(self._elbo, "clock"):
-            device = call.inputs[0].device if call.inputs else "cpu"
+            device = call.inputs[0].device if call.inputs else self._device
             self._clock = self._elbo.clock = torch.tensor(self.steps, device=device)
 
-    def _every(self, call: Call) -> int:
-        device = call.inputs[0].device.type if call.inputs else "cpu"
-        return self.check_every or CHECK_EVERY.get(device, 1)
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._names), torch.device("cpu"))
 
-    @contextmanager
-    def _precisely(self) -> Iterator[None]:
-        device = next((p.device.type for p in self._names), "cpu")
-        if self.precision == "float32":
-            yield
-        elif self.precision == "bf16":
-            with torch.autocast(device, torch.bfloat16):
-                yield
-        else:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
+    def _every(self) -> int:
+        return self.check_every or CHECK_EVERY.get(self._device.type, 1)
 
     # What resuming needs.
 

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from . import optimizers, replay
 from .calls import Call, Seen
+from .precision import TOLERANCE
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
 
@@ -31,8 +32,6 @@ FULL_AFTER = 200
 """Steps on arguments of another shape than the first until they are worth compiling."""
 BLOCK = 10
 """Steps in one CUDA graph."""
-TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
-"""By how much a replayed loss may differ from the program's own, relative."""
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Graphs:
     def block(self, calls: Sequence[Call]) -> int:
         """How many of these steps can be taken at once."""
         svi, first = self.svi, calls[0]
-        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and first.inputs[0].is_cuda
+        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
         alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
         return BLOCK if together and alike and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
 
@@ -202,7 +201,7 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
 
 def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
     """The graph as it is run, its kind, and why."""
-    device = next(iter(svi._names)).device.type
+    device = svi._device.type
     kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
     if kind == "graph":
         return traced, kind, why

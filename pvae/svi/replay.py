@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from .tracing import lifted, saved_by_fusion
+from .tracing import lifted, record, saved_by_fusion
 
 Forward = Callable[..., tuple[Tensor, ...]]
 """From a call's inputs to the head (2,), loss and norm of the gradient, and the gradients."""
@@ -43,14 +43,21 @@ class Captured:
         inputs: of one step, an example; copied.
         rates: the learning rates (groups,) that the update reads, where they have a schedule.
         block: how many steps.
+        device: where.
     """
 
     def __init__(
-        self, forward: Forward, update: Update | None, inputs: Sequence[Tensor], rates: Tensor | None, block: int
+        self,
+        forward: Forward,
+        update: Update | None,
+        inputs: Sequence[Tensor],
+        rates: Tensor | None,
+        block: int,
+        device: torch.device,
     ) -> None:
         self.inputs = [torch.stack([value] * block) for value in inputs]
         self.rates = None if rates is None else torch.stack([rates] * block)
-        self.heads = torch.zeros(block, 2, device=inputs[0].device)
+        self.heads = torch.zeros(block, 2, device=device)
         self.gradients: list[Tensor] = []
 
         def body() -> None:
@@ -62,15 +69,7 @@ class Captured:
                 if update is not None:
                     update(head, *self.gradients)
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(2):
-                body()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            body()
+        self.graph = _captured(body)
 
     def play(self, inputs: Sequence[Sequence[Tensor]], rates: Tensor | None) -> Tensor:
         """Take the steps, each on inputs of its own; returns their heads (block, 2), which the next call changes."""
@@ -81,6 +80,51 @@ class Captured:
             self.rates.copy_(rates, non_blocking=True)
         self.graph.replay()
         return self.heads
+
+
+def _captured(body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """What a function does on the device, after two calls to warm up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for _ in range(2):
+            body()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        body()
+    return graph
+
+
+def replayed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, compile: bool = False) -> Forward:
+    """A function of tensors as a graph of its own, without gradients: on a CPU the same numbers.
+
+    What it returns on CUDA is overwritten by the next call. Random numbers are fresh in each call, from torch's
+    generator as it then is.
+
+    Raises:
+        Untraceable: see `pvae.svi.tracing.record`.
+
+    >>> double = replayed(lambda x: (2 * x,), torch.ones(2))
+    >>> double(torch.tensor([1.0, 3.0]))
+    (tensor([2., 6.]),)
+    """
+    with torch.no_grad():
+        graph = record(function, *inputs)
+        run = compiled(graph, inputs) if compile else graph
+    if not inputs[0].is_cuda:
+        return torch.no_grad()(run)
+    held = [value.clone() for value in inputs]
+    outputs: list[tuple[Tensor, ...]] = []
+    captured = _captured(lambda: outputs.append(run(*held)))
+
+    def replay(*given: Tensor) -> tuple[Tensor, ...]:
+        for place, value in zip(held, given, strict=True):
+            place.copy_(value, non_blocking=True)
+        captured.replay()
+        return outputs[-1]
+
+    return replay
 
 
 BUILD = {"cpu": 8.0, "cuda": 20.0}

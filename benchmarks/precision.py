@@ -1,0 +1,84 @@
+"""The error of a step's loss and gradient under each precision, against float64 on the same random numbers.
+
+python -m benchmarks.precision --networks A,B,C
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import pvae
+from pvae import distributions
+from pvae.data import binarize
+
+from . import common
+from .common import NETWORKS, Network
+
+PRECISIONS = {"cpu": ("float32", "bf16"), "cuda": ("float32", "tf32", "bf16")}
+STEPS = 300
+"""Of training, before the error is looked at: at the start networks are too simple to be wrong."""
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--networks", type=lambda text: text.split(","), default=["A", "B"])
+    parser.add_argument("--out", metavar="FILE", help="of the JSON")
+    options = parser.parse_args()
+    device = common.choose_device(options.device)
+    record: dict[str, Any] = {"environment": common.environment(common.device_record(device)), "networks": {}}
+    for name in options.networks:
+        record["networks"][name] = found = _errors(NETWORKS[name], device)
+        rows = [[precision, *(f"{value:.1e}" for value in errors.values())] for precision, errors in found.items()]
+        print(f"\n{name}: {NETWORKS[name]}\n\n{common.table(['precision', 'loss', 'gradient'], rows)}")
+    print(f"\nwritten to {common.save('precision', record, options.out)}")
+    return 0
+
+
+def _errors(network: Network, device: str) -> dict[str, dict[str, float]]:
+    """Relative errors of the loss, and of the gradient as ||g - g64|| / ||g64||, by precision."""
+    torch.manual_seed(0)
+    vae = common.vae(network).to(device)
+    objective = pvae.ELBO() if network.particles == 1 else pvae.IWAE(network.particles)
+    svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), objective)
+    data = torch.from_numpy(common.images(10_000)).to(device)
+    rows = torch.randint(len(data), (STEPS, network.batch), device=device)
+    for _ in svi.run(rows, data, prepare=partial(binarize, mode="dynamic")):
+        pass
+    x = binarize(data[rows[0]], "dynamic")
+    shape = (
+        (network.batch, network.latent) if network.particles == 1 else (network.particles, *x.shape[:1], network.latent)
+    )
+    noise = torch.randn(shape, device=device)
+    with patch.object(distributions.DiagonalNormal, "rsample", lambda q, *_: q.loc + q.scale * noise.to(q.loc)):
+        right = _gradient(vae.double(), objective, x.double(), "float32")
+        vae.float()
+        found = {precision: _gradient(vae, objective, x, precision) for precision in PRECISIONS[device]}
+    return {
+        precision: {
+            "loss": abs(loss / right[0] - 1),
+            "gradient": ((gradient - right[1]).norm() / right[1].norm()).item(),
+        }
+        for precision, (loss, gradient) in found.items()
+    }
+
+
+def _gradient(vae: pvae.VAE, objective: Any, x: Tensor, precision: str) -> tuple[float, Tensor]:
+    svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.SGD, lr=0.0), objective, precision=precision)
+    seen: list[Tensor] = []
+    svi._update = lambda norm: seen.extend(p.grad.double().flatten() for p in vae.parameters())  # type: ignore
+    loss = svi.step(x)
+    vae.zero_grad()
+    return float(loss), torch.cat(seen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
