@@ -17,6 +17,8 @@ CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device
 FLAGS = ("training", "p")
 """What may change of a module of torch's own."""
 DEPTH = 4
+MANY = 1000
+"""So many numbers in a list are data, and are not looked at again."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,29 @@ class Seen:
             if len(holder) != length:
                 return f"the length of {name} (was {length}, is {len(holder)})"
         for name, holder, key, value in self._values:
-            now = holder.get(key) if type(holder) is dict else getattr(holder, key, None)
+            if isinstance(holder, dict):
+                now = holder.get(key)
+            else:
+                now = holder[key] if isinstance(holder, list) else getattr(holder, key, None)
             if now is not value and now != value:
                 return f"{name} (was {value}, is {now})"
         for name, parameter, where, trained in self._parameters:
             if parameter.data_ptr() != where or parameter.requires_grad != trained:
                 return f"parameter {name}"
         return ""
+
+    def add(self, name: str, holder: Any, keys: Sequence[str]) -> None:
+        """Note some attributes more, as they are, whatever they are."""
+        self._values += [(f"{key} of the {name}", vars(holder), key, vars(holder)[key]) for key in keys]
+
+    def add_optimizer(self, optimizer: torch.optim.Optimizer, optim: Any) -> None:
+        """Note an optimizer's groups and what they say, but for the learning rates, which a graph reads; and clipping."""
+        self._lengths.append(("the optimizer's groups", optimizer.param_groups, len(optimizer.param_groups)))
+        for group in optimizer.param_groups:
+            self._lengths.append(("the optimizer's parameters", group["params"], len(group["params"])))
+            fixed = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            self._values += [(f"'{key}' of the optimizer", group, key, value) for key, value in fixed.items()]
+        self._look("clipping", getattr(optim, "pt_clip_args", None), set(), 0)
 
     def buffers(self) -> list[Tensor]:
         """The buffers of all modules, which a step may change."""
@@ -119,14 +137,27 @@ class Seen:
         elif isinstance(value, nn.Module):
             children = self._module(name, value)
         elif isinstance(value, list | tuple | dict | set):
-            self._lengths.append((name, value, len(value)))
-            children = [(name, item) for item in (value.values() if isinstance(value, dict) else value)]
+            children = self._items(name, value)
         elif hasattr(value, "__dict__"):
             children = self._attributes(name, vars(value))
         else:
             children = []
         for child, found in children:
             self._look(child, found, known, depth + 1)
+
+    def _items(self, name: str, values: Any) -> Iterator[tuple[str, Any]]:
+        self._lengths.append((name, values, len(values)))
+        if not isinstance(values, list | dict):
+            yield from ((name, value) for value in values)
+            return
+        constants = []
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            if isinstance(value, CONSTANTS):
+                constants.append((f"{name}[{key!r}]", values, key, value))
+            else:
+                yield name, value
+        if len(constants) < MANY:
+            self._values += constants
 
     def _function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):

@@ -253,6 +253,8 @@ class SVI(pyro.infer.SVI):
         """The loss, and the norm of the gradient, which is left on the parameters."""
         with self._used, of(self.precision, self._device.type):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        if self._used.replaced:
+            self._replace()
         if self._used.new:
             self._take(self._used.taken())
         grads = [p.grad for p in self._names if p.grad is not None]
@@ -375,6 +377,14 @@ class SVI(pyro.infer.SVI):
         self.optimizer.load_state_dict(state)
         self._rates = optimizers.prepare(self.optimizer)
         self._graphs.forget()  # they hold the tensors of the state before
+
+    def _replace(self) -> None:
+        """Follow Pyro's store where it has another parameter of a name."""
+        for old, new in self._used.replaced:
+            optimizers.replace(self.optimizer, old, new)
+            self._names = {new if p is old else p: name for p, name in self._names.items()}
+        self._used.replaced.clear()
+        self._graphs.forget()
 
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""

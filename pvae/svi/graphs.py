@@ -32,6 +32,7 @@ FULL_AFTER = 200
 """Steps on arguments of another shape than the first until they are worth compiling."""
 BLOCK = 10
 """Steps in one CUDA graph."""
+WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
 @dataclass
@@ -107,15 +108,15 @@ class Graphs:
                 " lists and dicts"
             )
             return None
+        if call.label not in self.counts and len(self.counts) >= SHAPES:
+            self._warn(f"arguments came in more than {SHAPES} shapes or values: steps on later ones run eagerly")
+            return None
         count = self.counts[call.label] = self.counts.get(call.label, 0) + steps
         if svi.steps == 0:
             return None  # the first step of all lets programs and optimizer set themselves up
         place = list(self.counts).index(call.label)
-        if place >= SHAPES:
-            self._warn(f"arguments came in more than {SHAPES} shapes or values: steps on later ones run eagerly")
-            return None
         graph = self._graphs.get(call.key)
-        if graph is not None and (changed := graph.seen.changed()):
+        if graph is not None and (changed := graph.seen.changed() or svi._used.changed()):
             name = changed.partition(" (")[0]
             self._rebuilt[name] = self._rebuilt.get(name, 0) + 1
             if self._rebuilt[name] > REBUILDS:
@@ -164,10 +165,15 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
         Untraceable: the program, and where.
     """
     with svi._undone():  # let programs and optimizer set up what these arguments need
+        stored = _stored()
         svi._gradients(*call.arguments(*call.inputs))
+        if changed := _replaced(stored):
+            raise Untraceable(WITHIN.format(changed))
         if not optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None]):
             return None, "the optimizer's state is made by its first step"
     seen = Seen((svi.model, svi.guide, svi.loss), svi._names)
+    seen.add_optimizer(svi.optimizer, svi.optim)
+    seen.add("svi", svi, ("clip_norm", "precision", "model", "guide"))
     having: list[Tensor] = []
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -186,7 +192,7 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
         stored = _stored()
         traced = record(forward, *call.inputs)
         if changed := seen.changed() or _replaced(stored):
-            raise Untraceable(f"{changed} changes within a step, which a graph cannot do: change a tensor in place")
+            raise Untraceable(WITHIN.format(changed))
         run, kind, why = _compiled(svi, traced, call, wanted)
         replayable, run_update = False, update
         if optimizers.replayable(svi.optimizer):

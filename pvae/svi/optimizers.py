@@ -117,6 +117,13 @@ def groups(optim: PyroOptim, parameters: dict[Tensor, str]) -> Groups:
     return found
 
 
+def replace(optimizer: Optimizer, old: Tensor, new: Tensor) -> None:
+    """Put a parameter in the place of another, as yet without a state."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    optimizer.state.pop(old, None)
+
+
 def clip_each(optim: Any, parameters: dict[Tensor, str]) -> None:
     """Clip each parameter's gradient by itself, as a `PyroOptim` with clip arguments does."""
     clip_args = getattr(optim, "pt_clip_args", None)

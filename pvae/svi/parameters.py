@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -17,7 +18,11 @@ class Parameters(Messenger):
         super().__init__()
         self.noting = noting
         self._known: set[Any] = set()
+        self.stored: dict[str, Tensor] = {}
+        """Those of Pyro's store, by name."""
         self.new: dict[Tensor, str] = {}
+        self.replaced: list[tuple[Tensor, Tensor]] = []
+        """Pairs of a parameter of Pyro's store that is no longer there, and the one that has its name now."""
 
     def taken(self) -> dict[Tensor, str]:
         """The new ones, which are then no longer new."""
@@ -34,7 +39,26 @@ class Parameters(Messenger):
         msg["value"], msg["done"] = self.noting, True
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
-        self._add(msg["value"].unconstrained(), msg["name"])
+        name, parameter = msg["name"], msg["value"].unconstrained()
+        if pyro.get_param_store()._params.get(name) is not parameter:
+            self._add(parameter, name)  # one that is the module's own
+            return
+        before = self.stored.get(name)
+        self.stored[name] = parameter
+        if before is None:
+            self._add(parameter, name)
+        elif before is not parameter:  # as after `pyro.clear_param_store`
+            self._known = self._known - {before} | {parameter}
+            if before in self.new:
+                self.new = {parameter if p is before else p: name for p, name in self.new.items()}
+            else:
+                self.replaced.append((before, parameter))
+
+    def changed(self) -> str:
+        """The name of a parameter that Pyro's store holds no longer as it was seen; empty if none."""
+        now = pyro.get_param_store()._params
+        other = (name for name, parameter in self.stored.items() if now.get(name) is not parameter)
+        return next((f"parameter '{name}' of Pyro's store" for name in other), "")
 
     def _add(self, parameter: Tensor, name: str) -> None:
         if parameter not in self._known:
@@ -48,6 +72,7 @@ class Snapshot:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
         self.copies = [tensor.detach().clone() for tensor in self.tensors]
+        self.stored = dict(pyro.get_param_store()._params)
         self.random = random_state()
 
     def restore(self) -> None:
@@ -55,6 +80,11 @@ class Snapshot:
         with torch.no_grad():
             for tensor, copy in zip(self.tensors, self.copies, strict=True):
                 tensor.copy_(copy)
+        store = pyro.get_param_store()
+        for name, parameter in self.stored.items():  # what was replaced is put back, what is new stays
+            if store._params.get(name) is not parameter:
+                store._param_to_name.pop(store._params.get(name), None)
+                store._params[name], store._param_to_name[parameter] = parameter, name
         set_random_state(self.random)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import torch
+from pyro.infer.util import Dice
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
@@ -19,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
 OURS = str(Path(__file__).parents[1])
+HERE = str(Path(__file__).parent)
 
 
 class Untraceable(Exception):
@@ -52,6 +57,8 @@ class _HostReads(TorchFunctionMode):
             return args[0].detach()
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or (kwargs or {}).get("num_classes", -1) > 0):
             return _one_hot(*args, **(kwargs or {}))
+        if func is Tensor.__bool__ and _asked_by(Dice.compute_expectation):
+            return True  # that all probabilities are above 0: where they are not, `_dot` leaves terms out
         if func in _READS:
             raise Untraceable(READ)
         return func(*args, **(kwargs or {}))
@@ -80,24 +87,45 @@ class _RefusedOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _asked_by(function: Callable) -> bool:
+    """Whether a value is read by this function itself: its frame is the first above torch's modes."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame.f_code is function.__code__
+
+
 @contextmanager
 def _tolerant_pyro() -> Iterator[None]:
-    """Pyro's objectives look whether a loss is not a number, to warn; those who replay a graph look themselves."""
-    seen = pyro.util.torch_isnan
-    pyro.util.torch_isnan = lambda value: False
-    try:
-        with pyro.validation_enabled(False):
-            yield
-    finally:
-        pyro.util.torch_isnan = seen
+    """Pyro as it is with nothing checked: those who replay a graph look at its losses themselves.
+
+    Its objectives look whether a loss is not a number, to warn; a distribution that was built before the step checks
+    values even where validation is off by now.
+    """
+    with (
+        pyro.validation_enabled(False),
+        patch.object(pyro.util, "torch_isnan", lambda value: False),
+        patch.object(Distribution, "_validate_sample", lambda self, value: None),
+        patch.object(pyro.infer.util, "_fulldot", _dot),
+    ):
+        yield
+
+
+_FULL_DOT = pyro.infer.util._fulldot
+
+
+def _dot(probability: Tensor, cost: Tensor) -> Tensor:
+    """The sum of probability times cost where the probability is not 0."""
+    return _FULL_DOT(probability, cost.masked_fill(probability == 0, 0))
 
 
 def _where(error: BaseException) -> str:
-    """The line that a person wrote: the last that is not in a library, or the last of ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
+    """The line that a person wrote: the last that is not in a library; or the last of ours; or the last of Pyro's."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((HERE, "<"))]
+    outside = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
     theirs = [frame for frame in outside if not frame.filename.startswith(OURS)] or outside
-    return f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
+    found = theirs or [frame for frame in frames if frame.filename.startswith(LIBRARIES[1])]
+    return f"{found[-1].filename}:{found[-1].lineno}: " if found else ""
 
 
 def _first_line(error: BaseException) -> str:
