@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-FLAGS = ("training", "p")
+FLAGS = ("training", "p", "eps", "momentum", "forward")
 """What may change of a module of torch's own."""
 DEPTH = 4
 MANY = 1000
@@ -85,6 +85,7 @@ class Seen:
         self.modules: list[nn.Module] = []
         self._values: list[tuple[str, Any, str, Any]] = []
         self._lengths: list[tuple[str, Any, int]] = []
+        self._members: list[tuple[str, dict[str, Any], list[Any]]] = []
         known: set[int] = set()
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
@@ -95,6 +96,9 @@ class Seen:
         for name, holder, length in self._lengths:
             if len(holder) != length:
                 return f"the length of {name} (was {length}, is {len(holder)})"
+        for name, holder, members in self._members:
+            if len(holder) != len(members) or any(a is not b for a, b in zip(holder.values(), members, strict=True)):
+                return f"the modules or parameters of {name}"
         for name, holder, key, value in self._values:
             if isinstance(holder, dict):
                 now = holder.get(key)
@@ -112,7 +116,7 @@ class Seen:
         self._values += [(f"{key} of the {name}", vars(holder), key, vars(holder)[key]) for key in keys]
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, optim: Any) -> None:
-        """Note an optimizer's groups and what they say, but for the learning rates, which a graph reads; and clipping."""
+        """Note what an optimizer's groups say, but for the learning rates, which a graph reads; and clipping."""
         self._lengths.append(("the optimizer's groups", optimizer.param_groups, len(optimizer.param_groups)))
         for group in optimizer.param_groups:
             self._lengths.append(("the optimizer's parameters", group["params"], len(group["params"])))
@@ -185,9 +189,10 @@ class Seen:
                 continue
             self.modules.append(child)
             full = f"{name}.{path}" if path else name
+            held = (child._modules, child._parameters, child._buffers, child._forward_hooks, child._forward_pre_hooks)
+            self._members += [(full, members, list(members.values())) for members in held]
             if type(child).__module__.startswith("torch."):
-                own = {key: vars(child)[key] for key in FLAGS if key in vars(child)}
-                self._values += [(f"{full}.{key}", vars(child), key, value) for key, value in own.items()]
+                self._values += [(f"{full}.{key}", vars(child), key, vars(child).get(key)) for key in FLAGS]
             else:
                 yield from self._attributes(full, vars(child))
 

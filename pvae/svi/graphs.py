@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from . import optimizers, replay
 from .calls import Call, Seen
+from .parameters import undrawn
 from .precision import TOLERANCE
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
@@ -122,6 +123,7 @@ class Graphs:
             if self._rebuilt[name] > REBUILDS:
                 self.give_up(f"{changed} keeps changing, which a graph cannot see: make it a tensor")
                 return None
+            svi._used.look_again()
             graph = None
         wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
@@ -166,7 +168,10 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
     """
     with svi._undone():  # let programs and optimizer set up what these arguments need
         stored = _stored()
-        svi._gradients(*call.arguments(*call.inputs))
+        with undrawn() as drawn:
+            svi._gradients(*call.arguments(*call.inputs))
+            if drawn():
+                raise Untraceable("random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's")
         if changed := _replaced(stored):
             raise Untraceable(WITHIN.format(changed))
         if not optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None]):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
@@ -18,6 +21,7 @@ class Parameters(Messenger):
         super().__init__()
         self.noting = noting
         self._known: set[Any] = set()
+        self._modules: list[torch.nn.Module] = []
         self.stored: dict[str, Tensor] = {}
         """Those of Pyro's store, by name."""
         self.new: dict[Tensor, str] = {}
@@ -29,10 +33,15 @@ class Parameters(Messenger):
         new, self.new = self.new, {}
         return new
 
+    def look_again(self) -> None:
+        """Look for parameters in modules that are known, too: they may have got some."""
+        self._known.difference_update(self._modules)
+
     def _pyro_module(self, msg: dict[str, Any]) -> None:
         (module,) = msg["args"]
         if module not in self._known:
             self._known.add(module)
+            self._modules.append(module)
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     self._add(parameter, f"{msg['name']}.{name}")
@@ -86,6 +95,22 @@ class Snapshot:
                 store._param_to_name.pop(store._params.get(name), None)
                 store._params[name], store._param_to_name[parameter] = parameter, name
         set_random_state(self.random)
+
+
+@contextmanager
+def undrawn() -> Iterator[Callable[[], bool]]:
+    """Gives a function whether Python's or NumPy's random numbers have been drawn within; puts those back after it."""
+    before, state = random.getstate(), np.random.get_state()
+
+    def drawn() -> bool:
+        now = np.random.get_state()
+        return random.getstate() != before or now[2:] != state[2:] or not np.array_equal(now[1], state[1])
+
+    try:
+        yield drawn
+    finally:
+        random.setstate(before)
+        np.random.set_state(state)
 
 
 def random_state() -> list[Tensor]:
