@@ -314,6 +314,8 @@ class SVI(pyro.infer.SVI):
 
     def _set_rates(self, ahead: int = 0) -> None:
         """The learning rates of the step that is `ahead` of the next."""
+        if self._rates is not None and len(self._rates) < len(self.optimizer.param_groups):
+            self._rates = optimizers.prepare(self.optimizer)  # a group was added
         if self.schedule is not None:
             optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
         optimizers.hold(self.optimizer, self._rates)

@@ -168,12 +168,13 @@ def prepare(optimizer: Optimizer) -> Tensor | None:
     """
     every = [p for group in optimizer.param_groups for p in group["params"]]
     device = every[0].device
-    if type(optimizer) in FUSED and not optimizer.state and all(map(_fusable, every)):
-        for group in optimizer.param_groups:
+    for group in optimizer.param_groups:
+        if any(p in optimizer.state for p in group["params"]):
+            continue  # it has begun otherwise
+        if type(optimizer) in FUSED and all(map(_fusable, every)):
             if group.get("fused") is None and group.get("foreach") is None and not group.get("differentiable"):
                 group["fused"] = True
-    if type(optimizer) is RMSprop and device.type == "cuda" and not optimizer.state:
-        for group in optimizer.param_groups:
+        elif type(optimizer) is RMSprop and device.type == "cuda":
             group["capturable"] = True
     if not replayable(optimizer):
         return None
