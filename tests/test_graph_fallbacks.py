@@ -233,9 +233,37 @@ def test_an_annealing_factor_that_is_a_tensor_is_replayed():
     assert (said, kinds(svi)) == ([], ["graph"])
 
 
-def test_an_annealing_factor_that_is_a_number():
-    svi, said = both(simple, call=lambda step, x: (x, 1 / (1 + step)), steps=20)
-    assert len(said) <= 1
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("how", ["positional", "keyword"])
+def test_an_annealing_factor_that_is_a_number_is_replayed(how, check_every):
+    def call(step, x):
+        return (x, 1 / (1 + step // 3))
+
+    make = (
+        simple if how == "positional" else lambda: (lambda x: plain(x[0], **x[1]), lambda x: plain_guide(x[0], **x[1]))
+    )
+    found = call if how == "positional" else lambda step, x: ((x, {"beta": call(step, x)[1]}),)
+    svi, said = both(make, call=found, steps=20, check_every=check_every)
+    assert (said, kinds(svi)) == ([], ["graph"] * 3)
+
+
+def test_a_number_that_programs_look_at_gets_graphs_by_value_then_runs_eagerly():
+    def model(x, beta):
+        plain(x, beta if beta > 0.2 else 0.2)
+
+    svi, said = both(
+        lambda: (model, lambda x, beta: plain_guide(x)), call=lambda step, x: (x, 1 / (1 + step)), steps=20
+    )
+    assert len(said) == 1
+    assert "more than 8 shapes or values" in said[0]
+
+
+def test_a_number_that_changes_now_and_then_goes_on_being_replayed():
+    def before(step, svi, held):
+        held[0].beta = 1.0 / (1 + step // 60)
+
+    svi, said = both(net, before, steps=360)
+    assert (said, kinds(svi)) == ([], ["graph"])
 
 
 # What is read or drawn on the host ------------------------------------------------------------------------------------

@@ -155,7 +155,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("check_every", [1, 4])
-@pytest.mark.parametrize("optim", [lambda net: pyro.optim.Adam(LR), lambda net: torch.optim.Adam(net.parameters(), **LR)])
+@pytest.mark.parametrize(
+    "optim", [lambda net: pyro.optim.Adam(LR), lambda net: torch.optim.Adam(net.parameters(), **LR)]
+)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_changed_in_mid_run_is_followed_at_once(setting, optim, check_every):
     def before(step, svi):

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 FLAGS = ("training", "p", "eps", "momentum", "forward")
 """What may change of a module of torch's own."""
+CONSTANT = 2
+"""Values of an argument that get a graph each."""
 DEPTH = 4
 MANY = 1000
 """So many numbers in a list are data, and are not looked at again."""
@@ -31,20 +33,59 @@ class Call:
     """Calls of one key differ in the values of their tensors alone. None: cannot be told from others."""
     label: str
     """The key as it is known in another process."""
+    given: tuple[tuple, dict[str, Any]] | None = None
+    """The programs' arguments, where they came so."""
+
+    numbers: bool = False
+    """Whether some of the inputs are numbers there."""
+
+    def plain(self) -> tuple[tuple, dict[str, Any]]:
+        """The programs' arguments."""
+        return self.given or self.arguments(*self.inputs)
 
 
-def of_arguments(args: tuple, kwargs: dict[str, Any]) -> Call:
+class Numbers:
+    """Which arguments are numbers that change from step to step, as an annealing factor: a graph takes them as tensors.
+
+    >>> numbers = Numbers()
+    >>> [numbers.changes("beta", value) for value in (0.1, 0.1, 0.2, 0.3, 0.1)]
+    [False, False, False, True, True]
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[float]] = {}
+        self.refused = False
+        """The programs don't take tensors for them."""
+
+    def changes(self, place: str, value: Any) -> bool:
+        """Whether the number at this place has had more than `CONSTANT` values by now."""
+        if self.refused or type(value) is not float:
+            return False
+        values = self.seen.setdefault(place, [])
+        if len(values) <= CONSTANT and value not in values:
+            values.append(value)
+        return len(values) > CONSTANT
+
+
+def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers) -> Call:
     """A call with a step's own arguments; tensors are found in lists, tuples and dicts."""
     leaves, tree = tree_flatten((args, kwargs))
-    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    parts = [_part(leaf) for leaf in leaves]
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0))
+    dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+    taken = [
+        first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{tree} {index}", leaf) else leaf
+        for index, leaf in enumerate(leaves)
+    ]
+    tensors = tuple(leaf for leaf in taken if isinstance(leaf, Tensor))
+    parts = [_part(leaf) for leaf in taken]
     key = None if None in parts else (str(tree), *parts)
 
     def arguments(*inputs: Tensor) -> tuple[tuple, dict[str, Any]]:
         given = iter(inputs)
-        return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
+        return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
-    return Call(tensors, arguments, key, str(key))
+    as_tensors = any(a is not b for a, b in zip(taken, leaves, strict=True))
+    return Call(tensors, arguments, key, str(key), (args, kwargs), as_tensors)
 
 
 def of_rows(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> Call:

@@ -104,6 +104,7 @@ class SVI(pyro.infer.SVI):
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
         self._graphs = Graphs(self)
+        self._numbers = calls.Numbers()
         self._safe: Snapshot | None = None
         self._since: list[Call] = []
         self._bad: Tensor | None = None
@@ -120,7 +121,7 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or the gradient is not finite; the parameters are those before that step. On CUDA
                 it may be a step up to `check_every` before.
         """
-        (loss,) = self._advance([calls.of_arguments(args, kwargs)])
+        (loss,) = self._advance([calls.of_arguments(args, kwargs, self._numbers)])
         return Loss(loss) if isinstance(loss, Tensor) else loss
 
     def run(self, rows: Tensor, *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x) -> Iterator[Tensor]:
@@ -177,7 +178,7 @@ class SVI(pyro.infer.SVI):
 
     def _eager(self, call: Call) -> float:
         random = random_state()
-        loss, norm = self._gradients(*call.arguments(*call.inputs))
+        loss, norm = self._gradients(*call.plain())
         self._set_rates()
         value, finite = _read(loss, norm)
         if not finite:
@@ -265,7 +266,7 @@ class SVI(pyro.infer.SVI):
     def _expected(self, call: Call) -> tuple[float, float]:
         """Loss and norm of the gradient as the program itself has them, from the same random numbers."""
         with self._undone():
-            loss, norm = self._gradients(*call.arguments(*call.inputs))
+            loss, norm = self._gradients(*call.plain())
             return float(loss.detach() if isinstance(loss, Tensor) else loss), norm.item()
 
     def _update(self, norm: Tensor) -> None:
@@ -288,7 +289,7 @@ class SVI(pyro.infer.SVI):
 
     def _fault(self, call: Call, value: float, random: list[Tensor]) -> NonFiniteError:
         set_random_state(random)
-        where = blame(self._names, self._elbo, self.model, self.guide, *call.arguments(*call.inputs))
+        where = blame(self._names, self._elbo, self.model, self.guide, *call.plain())
         for parameter in self._names:
             parameter.grad = None
         return NonFiniteError(self.steps + 1, value, where)
@@ -360,12 +361,14 @@ class SVI(pyro.infer.SVI):
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "max_plate_nesting": getattr(self._elbo, "max_plate_nesting", None),
             "graphs": dict(self._graphs.counts),
+            "numbers": {place: list(values) for place, values in self._numbers.seen.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the optimizer takes it over at the first step, when it is built."""
         self.steps = state["steps"]
         self._graphs.counts = dict(state.get("graphs", {}))
+        self._numbers.seen = {place: list(values) for place, values in state.get("numbers", {}).items()}
         if self._clock is not None:
             self._clock.fill_(self.steps)
         if self._elbo is not None and state.get("max_plate_nesting") is not None:

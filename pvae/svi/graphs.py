@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 SHAPES = 8
 """Shapes of arguments that get a graph."""
 REBUILDS = 3
-"""How often something in Python may change until the program runs eagerly."""
+"""How often something in Python may change too soon until the program runs eagerly."""
+WORTH = {"graph": 50, "full": 5000}
+"""Steps that a graph must have taken to have been worth building."""
 FULL_AFTER = 200
 """Steps on arguments of another shape than the first until they are worth compiling."""
 BLOCK = 10
@@ -119,7 +121,7 @@ class Graphs:
         graph = self._graphs.get(call.key)
         if graph is not None and (changed := graph.seen.changed() or svi._used.changed()):
             name = changed.partition(" (")[0]
-            self._rebuilt[name] = self._rebuilt.get(name, 0) + 1
+            self._rebuilt[name] = self._rebuilt.get(name, 0) + (graph.played < WORTH[graph.kind])
             if self._rebuilt[name] > REBUILDS:
                 self.give_up(f"{changed} keeps changing, which a graph cannot see: make it a tensor")
                 return None
@@ -136,6 +138,9 @@ class Graphs:
         try:
             graph, why = build(svi, call, wanted)
         except Untraceable as error:
+            if call.numbers:
+                svi._numbers.refused = True
+                return None
             self.give_up(f"it cannot be traced: {error}")
             return None
         except torch.OutOfMemoryError:
