@@ -418,5 +418,5 @@ def test_a_module_turned_double():
         return (x.double() if step >= 7 else x,)
 
     for mode in ("off", "graph"):  # as under torch: the optimizer's state stays float32
-        with pytest.raises(RuntimeError, match="dtype|scalar type"):
+        with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
             fit(mode, net, before, call=call)

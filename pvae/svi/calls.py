@@ -36,6 +36,8 @@ class Call:
     given: tuple[tuple, dict[str, Any]] | None = None
     """The programs' arguments, where they came so."""
 
+    prepare: Callable[..., Any] | None = None
+    """What they are made with, where they are rows."""
     numbers: bool = False
     """Whether some of the inputs are numbers there."""
 
@@ -85,14 +87,14 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers) -> Call:
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
     as_tensors = any(a is not b for a, b in zip(taken, leaves, strict=True))
-    return Call(tensors, arguments, key, str(key), (args, kwargs), as_tensors)
+    return Call(tensors, arguments, key, str(key), (args, kwargs), numbers=as_tensors)
 
 
 def of_rows(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> Call:
     """A call with some rows of data that stay where they are."""
     key = ("rows", _part(rows), _identity(prepare), *(id(d) for d in data))
     chosen = functools.partial(take, data=data, prepare=prepare)
-    return Call((rows,), chosen, key, f"rows {tuple(rows.shape)}")
+    return Call((rows,), chosen, key, f"rows {tuple(rows.shape)}", prepare=prepare)
 
 
 def take(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> tuple[tuple, dict[str, Any]]:
@@ -106,8 +108,10 @@ def _identity(function: Any) -> Hashable:
     inner = getattr(function, "__func__", function)
     if not inspect.isfunction(inner):
         return id(function)
-    cells = tuple(id(cell.cell_contents) for cell in inner.__closure__ or ())
-    return (inner.__code__, id(getattr(function, "__self__", None)), cells)
+    values = [cell.cell_contents for cell in inner.__closure__ or ()]
+    values += [*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()]
+    found = (value if isinstance(value, CONSTANTS) else id(value) for value in values)
+    return (inner.__code__, id(getattr(function, "__self__", None)), *found)
 
 
 def _part(leaf: Any) -> Hashable:
@@ -131,6 +135,17 @@ class Seen:
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
         self._parameters = [(name, p, p.data_ptr(), p.requires_grad) for p, name in parameters.items()]
+
+    def add_prepare(self, function: Any) -> None:
+        """Note what a function reaches; of the object that it is a method of, what its code names."""
+        inner, known = getattr(function, "__func__", function), set()
+        self._look("prepare", inner, known, 0)
+        owner = getattr(function, "__self__", None)
+        if inspect.isfunction(inner) and hasattr(owner, "__dict__"):
+            named = {key: vars(owner)[key] for key in inner.__code__.co_names if key in vars(owner)}
+            for name, value in self._attributes("prepare's", named):
+                self._look(name, value, known, 1)
+            self._values = [(n, vars(owner) if h is named else h, k, v) for n, h, k, v in self._values]
 
     def changed(self) -> str:
         """The name of what is no longer as it was; empty if all is."""

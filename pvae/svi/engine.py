@@ -15,10 +15,10 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call, Seen
-from .faults import NonFiniteError, blame
+from .faults import NonFiniteError, blame, finite, read
 from .graphs import Graph, Graphs
 from .loss import Loss
-from .parameters import Parameters, Snapshot, random_state, set_random_state
+from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, of
 from .replay import Captured
 
@@ -103,6 +103,7 @@ class SVI(pyro.infer.SVI):
         self._used = Parameters(noting=not getattr(loss, "needs_param_sites", True))
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
+        self._found: list[Tensor] = []
         self._graphs = Graphs(self)
         self._numbers = calls.Numbers()
         self._safe: Snapshot | None = None
@@ -171,35 +172,36 @@ class SVI(pyro.infer.SVI):
         self._set_clock(block[0])
         graph = self._graphs.find(block[0], len(block))
         if graph is None:
+            self.check()
             return [self._eager(call) for call in block]
         if self._every() > 1 or self._device.type == "cuda":
             return self._play(graph, block)
         return [self._replay(graph, call) for call in block]
 
     def _eager(self, call: Call) -> float:
-        random = random_state()
+        before = Snapshot(self._buffers())
         loss, norm = self._gradients(*call.plain())
         self._set_rates()
-        value, finite = _read(loss, norm)
-        if not finite:
-            raise self._fault(call, value, random)
+        value, norm_value = read(loss, norm)
+        if not finite(value, norm_value):
+            raise self._fault(call, value, before)
         self._update(norm)
         self._stepped(1)
         return value
 
     def _replay(self, graph: Graph, call: Call) -> float:
         """A step whose loss is looked at before anything is changed."""
-        random = random_state()
+        before = Snapshot(self._buffers())
         expected = self._expected(call) if graph.due() else None
         self._set_rates()
         head, *gradients = graph.forward(*call.inputs)
         value, norm = head.tolist()
         if expected is not None and (difference := graph.differs(expected, (value, norm))):
             self._graphs.give_up(difference)
-            set_random_state(random)
+            before.restore()
             return self._eager(call)
-        if not _finite(value, norm):
-            raise self._fault(call, value, random)
+        if not finite(value, norm):
+            raise self._fault(call, value, before)
         graph.update(head, *gradients)
         self._stepped(1)
         return value
@@ -266,8 +268,7 @@ class SVI(pyro.infer.SVI):
     def _expected(self, call: Call) -> tuple[float, float]:
         """Loss and norm of the gradient as the program itself has them, from the same random numbers."""
         with self._undone():
-            loss, norm = self._gradients(*call.plain())
-            return float(loss.detach() if isinstance(loss, Tensor) else loss), norm.item()
+            return read(*self._gradients(*call.plain()))
 
     def _update(self, norm: Tensor) -> None:
         """Clip the gradients on the parameters, take the optimizer's step, forget them."""
@@ -287,11 +288,12 @@ class SVI(pyro.infer.SVI):
         if self.steps // FLUSH_EVERY > before:
             optimizers.flush(self.optimizer)
 
-    def _fault(self, call: Call, value: float, random: list[Tensor]) -> NonFiniteError:
-        set_random_state(random)
+    def _fault(self, call: Call, value: float, before: Snapshot) -> NonFiniteError:
+        before.restore()
         where = blame(self._names, self._elbo, self.model, self.guide, *call.plain())
         for parameter in self._names:
             parameter.grad = None
+        before.restore()
         return NonFiniteError(self.steps + 1, value, where)
 
     @contextmanager
@@ -308,8 +310,13 @@ class SVI(pyro.infer.SVI):
     def _changing(self) -> list[Tensor]:
         """All tensors that a step changes."""
         state = optimizers.state_tensors(self.optimizer) if self.optimizer is not None else []
-        buffers = Seen((self.model, self.guide, self.loss), {}).buffers()
-        return [*self._names, *state, *buffers, *([] if self._clock is None else [self._clock])]
+        return [*self._names, *state, *self._buffers(anew=True), *([] if self._clock is None else [self._clock])]
+
+    def _buffers(self, anew: bool = False) -> list[Tensor]:
+        """Those of the programs' modules, as they were when last looked for."""
+        if anew or self.optimizer is None:
+            self._found = Seen((self.model, self.guide, self.loss), {}).buffers()
+        return self._found
 
     # Rates and the clock.
 
@@ -366,6 +373,7 @@ class SVI(pyro.infer.SVI):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the optimizer takes it over at the first step, when it is built."""
+        self.check()
         self.steps = state["steps"]
         self._graphs.counts = dict(state.get("graphs", {}))
         self._numbers.seen = {place: list(values) for place, values in state.get("numbers", {}).items()}
@@ -407,16 +415,3 @@ class SVI(pyro.infer.SVI):
             self._rates = optimizers.prepare(self.optimizer)
             self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
-
-
-def _read(loss: Any, norm: Tensor) -> tuple[float, bool]:
-    """The loss as a number, and whether it and the gradient's norm are finite; one wait for the device."""
-    if isinstance(loss, Tensor):
-        value, norm = torch.stack([loss.detach().to(norm), norm]).tolist()
-    else:
-        value, norm = float(loss), norm.item()
-    return value, _finite(value, norm)
-
-
-def _finite(value: float, norm: float) -> bool:
-    return abs(value) < float("inf") and norm < float("inf")

@@ -19,6 +19,19 @@ class NonFiniteError(ArithmeticError):
         self.step, self.loss, self.where = step, loss, where
 
 
+def read(loss: Tensor | float, norm: Tensor) -> tuple[float, float]:
+    """Loss and norm of the gradient as numbers; one wait for the device."""
+    if isinstance(loss, Tensor):
+        value, norm_value = torch.stack([loss.detach().to(norm), norm]).tolist()
+        return value, norm_value
+    return float(loss), norm.item()
+
+
+def finite(value: float, norm: float) -> bool:
+    """Whether a step may be taken."""
+    return abs(value) < float("inf") and norm < float("inf")
+
+
 def blame(
     parameters: dict[Tensor, str], elbo: ELBO | None, model: Callable, guide: Callable, args: tuple, kwargs: dict
 ) -> str:

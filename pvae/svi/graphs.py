@@ -53,6 +53,8 @@ class Graph:
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
+    call: Call | None = None
+    """What it was built for; a key may have the addresses of what is in it."""
 
     def due(self) -> bool:
         """Whether this step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
@@ -120,9 +122,7 @@ class Graphs:
         place = list(self.counts).index(call.label)
         graph = self._graphs.get(call.key)
         if graph is not None and (changed := graph.seen.changed() or svi._used.changed()):
-            name = changed.partition(" (")[0]
-            self._rebuilt[name] = self._rebuilt.get(name, 0) + (graph.played < WORTH[graph.kind])
-            if self._rebuilt[name] > REBUILDS:
+            if self._too_soon(changed.partition(" (")[0], graph):
                 self.give_up(f"{changed} keeps changing, which a graph cannot see: make it a tensor")
                 return None
             svi._used.look_again()
@@ -155,7 +155,18 @@ class Graphs:
         else:
             self._warn(f"the step is not compiled, its graph is replayed as it is: {why}")
         self._graphs[call.key] = graph
+        graph.call = call
+        if len(self._graphs) > SHAPES:
+            old = self._graphs.pop(next(iter(self._graphs)))
+            if self._too_soon("what steps are called with", old):
+                self.give_up("what steps are called with keeps changing, as data or `prepare` of `run`")
+                return None
         return graph
+
+    def _too_soon(self, name: str, graph: Graph) -> bool:
+        """Whether this has now too often made graphs useless that had hardly been played."""
+        self._rebuilt[name] = self._rebuilt.get(name, 0) + (graph.played < WORTH[graph.kind])
+        return self._rebuilt[name] > REBUILDS
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -183,6 +194,8 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
             return None, "the optimizer's state is made by its first step"
     seen = Seen((svi.model, svi.guide, svi.loss), svi._names)
     seen.add_optimizer(svi.optimizer, svi.optim)
+    if call.prepare is not None:
+        seen.add_prepare(call.prepare)
     seen.add("svi", svi, ("clip_norm", "precision", "model", "guide"))
     having: list[Tensor] = []
 
