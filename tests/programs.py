@@ -131,6 +131,13 @@ def mixture_guide(infer):
     return guide
 
 
+def impossible_guide(x, y):
+    """One of the values has no probability, and an infinite cost."""
+    probs = pyro.param("logits", torch.zeros(N, 3)).softmax(-1) * torch.tensor([0.0, 1.0, 1.0])
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Categorical(probs, validate_args=False), infer={"enumerate": "parallel"})
+
+
 # Scales, masks --------------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +385,7 @@ PROGRAMS = {
     "score function": simple(mixture, mixture_guide({}), Trace_ELBO),
     "score function, graph": simple(mixture, mixture_guide({}), TraceGraph_ELBO),
     "enumeration": simple(mixture, mixture_guide({"enumerate": "parallel"}), TraceEnum_ELBO(max_plate_nesting=1)),
+    "enumeration, zeros": simple(mixture, impossible_guide, TraceEnum_ELBO(max_plate_nesting=1)),
     "scale, number": simple(scaled(0.5), local_guide_all, Trace_ELBO),
     "scale, tensor": lambda: (scaled(torch.tensor(0.5)), local_guide_all, Trace_ELBO(), linear_data()),
     "mask": simple(masked, poutine.mask(local_guide_all, mask=torch.tensor(True)), Trace_ELBO),

@@ -251,9 +251,7 @@ def test_a_number_that_programs_look_at_gets_graphs_by_value_then_runs_eagerly()
     def model(x, beta):
         plain(x, beta if beta > 0.2 else 0.2)
 
-    svi, said = both(
-        lambda: (model, lambda x, beta: plain_guide(x)), call=lambda step, x: (x, 1 / (1 + step)), steps=20
-    )
+    _, said = both(lambda: (model, lambda x, beta: plain_guide(x)), call=lambda step, x: (x, 1 / (1 + step)), steps=20)
     assert len(said) == 1
     assert "more than 8 shapes or values" in said[0]
 
