@@ -1,0 +1,294 @@
+"""Steps captured as CUDA graphs: the eager steps' numbers, fresh random numbers, late errors, no waiting."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import PROGRAMS, kinds
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+import pvae
+from pvae import base
+
+pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:Encountered NaN")]
+MODES = ["graph", pytest.param("full", marks=pytest.mark.slow)]
+
+
+class Net(nn.Module):
+    """Everything is made on the data's device."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 4), nn.Linear(2, 4)
+
+    def model(self, x):
+        pyro.module("net", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("net", self)
+        mean, scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean, scale.exp()).to_event(1))
+
+
+def fresh(mode="graph", optim=None, **options):
+    pyro.clear_param_store()
+    base._scopes.clear()
+    torch.manual_seed(0)
+    net = Net().cuda()
+    svi = pvae.SVI(net.model, net.guide, optim or pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), compile=mode, **options)
+    torch.manual_seed(1)
+    return net, svi
+
+
+def data(n=40):
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(2)).cuda()
+
+
+def values(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def captures(svi):
+    """How many steps each CUDA graph takes."""
+    return sorted(size for graph in svi._graphs._graphs.values() for size in graph.captures)
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+OPTIMIZERS = {
+    "Adam": lambda: pyro.optim.Adam({"lr": 0.01}),
+    "AdamW": lambda: pyro.optim.AdamW({"lr": 0.01}),
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.9}),
+    "SGD": lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9}),
+    "RMSprop": lambda: pyro.optim.RMSprop({"lr": 0.01}),
+    "Adagrad": lambda: pyro.optim.Adagrad({"lr": 0.01}),
+    "clipped": lambda: pyro.optim.Adam({"lr": 0.01}, {"clip_norm": 0.1}),
+    "not replayable": lambda: pyro.optim.NAdam({"lr": 0.01}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_captured_steps_are_the_eager_steps(optim, mode):
+    """A graph draws from the same generator, in another order of offsets: without noise the numbers are the same."""
+
+    def fit(mode):
+        net, svi = fresh(mode, OPTIMIZERS[optim]())
+        svi.guide = quiet(net)
+        losses = [float(svi.step(data())) for _ in range(12)]
+        svi.check()
+        return losses, values(net), svi
+
+    losses, found, svi = fit(mode)
+    expected, wanted, _ = fit("off")
+    assert captures(svi) == [1]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert_close(found, wanted)
+
+
+def quiet(net):
+    """A guide without noise."""
+
+    def guide(x):
+        pyro.module("net", net)
+        mean, _ = net.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(mean).to_event(1))
+
+    return guide
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("schedule", [None, lambda step: 0.7**step])
+def test_ten_steps_in_one_graph_are_ten_steps(schedule, mode):
+    """Each on its own rows, with its own rate, and the rest one by one; the last batch is smaller."""
+    rows = [*torch.randperm(40, device="cuda").repeat(12)[:460].split(20), torch.arange(7, device="cuda")]
+
+    def fit(mode):
+        net, svi = fresh(mode, schedule=schedule)
+        svi.guide = quiet(net)
+        losses = torch.cat([block.clone() for block in svi.run(rows, data())])
+        svi.check()
+        return losses.cpu(), values(net), svi
+
+    losses, found, svi = fit(mode)
+    expected, wanted, _ = fit("off")
+    assert 10 in captures(svi)
+    assert len(losses) == len(rows) == svi.steps
+    torch.testing.assert_close(losses, expected.float(), rtol=1e-4, atol=1e-3)
+    assert_close(found, wanted)
+    if schedule is not None:
+        assert float(svi.optimizer.param_groups[0]["lr"]) == pytest.approx(0.01 * 0.7 ** (len(rows) - 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("together", [False, True])
+def test_random_numbers_are_fresh_in_each_replay(mode, together):
+    _, svi = fresh(mode, pyro.optim.SGD({"lr": 0.0}))
+    if together:
+        rows = torch.arange(40, device="cuda").repeat(41, 1)
+        losses = torch.cat([block.clone() for block in svi.run(rows, data())]).tolist()
+        assert 10 in captures(svi)
+    else:
+        losses = [float(svi.step(data())) for _ in range(41)]
+    assert len(set(losses)) == 41
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_replay_is_reproducible_from_the_generators_state(mode):
+    def fit():
+        _, svi = fresh(mode)
+        return [float(svi.step(data())) for _ in range(15)]
+
+    assert fit() == fit()
+
+
+@pytest.mark.parametrize("check_every", [1, 5, 100])
+@pytest.mark.parametrize("at", [3, 7, 25])
+def test_a_loss_that_is_not_a_number_is_named_with_its_step_and_site(at, check_every):
+    net, svi = fresh(check_every=check_every)
+    batches = [data() for _ in range(40)]
+    batches[at - 1][3] = torch.nan
+
+    def take(batches):
+        for x in batches:
+            svi.step(x)
+        svi.check()
+
+    with pyro.validation_enabled(False):
+        with pytest.raises(pvae.NonFiniteError, match=rf"step {at}: ") as found:
+            take(batches)
+        assert "site 'z': its value is nan at [3, 0]" in found.value.where
+        assert found.value.step == at == svi.steps + 1
+        assert values(net).isfinite().all()
+        take([data()] * 12)
+        assert values(net).isfinite().all()
+
+
+def test_a_step_in_a_block_that_is_not_finite_is_named():
+    net, svi = fresh()
+    x = data()
+    x[39] = torch.nan
+    rows = torch.arange(20, device="cuda").repeat(45, 1)
+    rows[33, 5] = 39
+    with pyro.validation_enabled(False), pytest.raises(pvae.NonFiniteError, match="step 34: "):
+        drain(svi, rows, x)
+    assert svi.steps == 33
+    assert values(net).isfinite().all()
+
+
+def drain(svi, rows, x):
+    for _ in svi.run(rows, x):
+        pass
+    svi.check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_fit_is_the_whole_one_bit_for_bit(mode):
+    def fit(steps, state=None):
+        net, svi = fresh(mode, schedule=lambda step: 0.9**step)
+        if state is not None:
+            net.load_state_dict(state["net"])
+            svi.load_state_dict(state["svi"])
+            torch.cuda.set_rng_state(state["random"])
+        losses = [float(svi.step(data())) for _ in range(steps)]
+        saved = {"net": net.state_dict(), "svi": svi.state_dict(), "random": torch.cuda.get_rng_state()}
+        return losses, copy.deepcopy(saved)
+
+    whole, _ = fit(12)
+    half, state = fit(7)
+    rest, _ = fit(5, state)
+    assert half + rest == whole
+
+
+def test_a_state_asked_for_between_two_looks():
+    _, svi = fresh(check_every=100)
+    for _ in range(17):
+        svi.step(data())
+    state = svi.state_dict()
+    assert state["steps"] == 17
+    assert all(int(s["step"]) == 17 for s in state["optimizer"]["state"].values())
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_replays_do_not_wait_for_the_device(together):
+    _, svi = fresh(check_every=1000)
+    x, rows = data(), torch.arange(20, device="cuda").repeat(40, 1)
+    if together:
+        drain(svi, rows, x)
+        run = svi.run(rows, x)
+    else:
+        for _ in range(12):  # past the 10th, which is compared
+            svi.step(x)
+    svi.check()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [next(run)] if together else [svi.step(x) for _ in range(20)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert isinstance(losses[0], torch.Tensor if together else pvae.svi.Loss)
+    assert all(bool(torch.as_tensor(float(loss.sum() if together else loss)).isfinite()) for loss in losses)
+
+
+def test_a_loss_read_late_is_that_of_its_step():
+    _, svi = fresh()
+    losses = [svi.step(data()) for _ in range(30)]
+    _, other = fresh()
+    assert [float(loss) for loss in losses] == [float(other.step(data())) for _ in range(30)]
+
+
+def test_an_annealing_factor_that_is_a_number_is_replayed_without_waiting():
+    from pyro import poutine
+
+    def fit(mode):
+        net, svi = fresh(mode)
+        own = svi.model
+
+        def model(x, beta):
+            with poutine.scale(scale=beta):
+                own(x)
+
+        svi.model, svi.guide = model, lambda x, beta: quiet(net)(x)
+        return [float(svi.step(data(), 1 / (1 + step))) for step in range(20)], svi
+
+    losses, svi = fit("graph")
+    assert losses == pytest.approx(fit("off")[0], rel=1e-4)
+    assert "graph" in kinds(svi)
+
+
+@pytest.mark.parametrize("program", ["our ELBO", "our IWAE", "convolutional"])
+def test_programs_that_follow_their_data_to_the_device_train(program):
+    ends = {}
+    for mode in ("off", "graph"):
+        pyro.clear_param_store()
+        base._scopes.clear()
+        torch.manual_seed(1)
+        model, guide, loss, args = PROGRAMS[program]()
+        model.__self__.cuda()
+        svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss, compile=mode)
+        args = [a.cuda() for a in args]
+        losses = [float(svi.step(*args)) for _ in range(200)]
+        ends[mode] = sum(losses[-50:]) / 50
+    assert ends["graph"] == pytest.approx(ends["off"], rel=0.05)
+
+
+def test_memory_does_not_grow_with_the_steps():
+    _, svi = fresh()
+    for _ in range(120):
+        svi.step(data())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(220):
+        svi.step(data())
+    svi.check()
+    assert torch.cuda.memory_allocated() <= before + 100 * 40 * 4 * 4 * 2
