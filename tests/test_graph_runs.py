@@ -253,6 +253,21 @@ def test_after_a_loss_that_is_not_a_number_steps_go_on_as_from_there():
         assert_same(after, result(other, [other.step(x) for x in data[7:]]))
 
 
+def test_a_batch_changed_in_place_before_the_look_is_not_taken_for_the_one_that_was():
+    svi = fresh(check_every=10)
+    x = DATA[:5].clone()
+    take(svi, [x] * 3)
+    wanted = parameters(svi)
+    with pyro.validation_enabled(False):
+        for value in (1.0, torch.nan, 2.0):
+            x.fill_(value)
+            svi.step(x)
+        with pytest.raises(pvae.NonFiniteError, match=r"step 4: .*or in the 2 steps after: their batches have been"):
+            svi.check()
+    assert svi.steps == 3
+    assert all(torch.equal(value, wanted[name]) for name, value in parameters(svi).items())
+
+
 def test_a_state_asked_for_between_two_looks_is_that_of_the_steps_taken():
     with pyro.validation_enabled(False):
         svi = fresh(check_every=100)

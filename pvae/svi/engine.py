@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call, Seen
-from .faults import NonFiniteError, blame, finite, read
+from .faults import LOST, NonFiniteError, blame, finite, read, versions
 from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot
@@ -107,7 +107,7 @@ class SVI(pyro.infer.SVI):
         self._graphs = Graphs(self)
         self._numbers = calls.Numbers()
         self._safe: Snapshot | None = None
-        self._since: list[Call] = []
+        self._since: list[tuple[Call, list[int]]] = []
         self._bad: Tensor | None = None
 
     # The step.
@@ -164,7 +164,11 @@ class SVI(pyro.infer.SVI):
         if bad is not None and bad.item():
             safe.restore()
             self.steps -= len(since)
-            for call in since:
+            if any(versions(call.inputs) != known for call, known in since):
+                raise NonFiniteError(
+                    self.steps + 1, float("nan"), f"here or in the {len(since) - 1} steps after: {LOST}"
+                )
+            for call, _ in since:
                 self._eager(call)
 
     def _advance(self, block: list[Call]) -> Any:
@@ -218,10 +222,11 @@ class SVI(pyro.infer.SVI):
         if expected is not None and (difference := graph.differs(expected, heads[0].tolist())):
             self._graphs.give_up(difference)
             self._safe.restore()
+            self._safe = None
             return [self._eager(call) for call in block]
         bad = ~heads.isfinite().all()
         self._bad = bad if self._bad is None else self._bad | bad
-        self._since += block
+        self._since += [(call, versions(call.inputs)) for call in block]
         self._stepped(len(block))
         if len(self._since) >= self._every():
             self.check()

@@ -19,6 +19,17 @@ class NonFiniteError(ArithmeticError):
         self.step, self.loss, self.where = step, loss, where
 
 
+LOST = (
+    "their batches have been changed in place since, so which it was is lost: the parameters are those before this step:"
+    " pass a new tensor at each step, or set check_every=1"
+)
+
+
+def versions(inputs: Iterable[Tensor]) -> list[int]:
+    """How often each tensor has been changed in place."""
+    return [0 if value.is_inference() else value._version for value in inputs]
+
+
 def read(loss: Tensor | float, norm: Tensor) -> tuple[float, float]:
     """Loss and norm of the gradient as numbers; one wait for the device."""
     if isinstance(loss, Tensor):

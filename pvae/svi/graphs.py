@@ -196,7 +196,7 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
     seen.add_optimizer(svi.optimizer, svi.optim)
     if call.prepare is not None:
         seen.add_prepare(call.prepare)
-    seen.add("svi", svi, ("clip_norm", "precision", "model", "guide"))
+    seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
     having: list[Tensor] = []
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
