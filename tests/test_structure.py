@@ -30,6 +30,7 @@ ROOMS = {
     "objectives": {"errors", "base", "bounds", "weights"},
     "vae": {"errors", "base", "weights"},
     "evaluate": {"errors", "bounds", "svi", "weights"},
+    "snr": {"errors", "svi"},
     "config": {"errors", "base", "data", "objectives", "vae"},
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
