@@ -79,7 +79,7 @@ class Density:
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)):
             drawn, sites = self._run(slice(None))
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
-            for name, site in drawn.items():
+            for name in drawn:
                 if sites[name]["fn"].support.is_discrete:
                     raise InputError(f"site '{name}': discrete: expected latents that have a gradient to follow")
             self.slots = tuple(self._slot(name, sites[name]) for name in drawn)

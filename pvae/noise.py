@@ -31,8 +31,9 @@ class Noise:
 
     def __init__(self, seed: tuple[int, ...], first: int, size: int, device: torch.device | str) -> None:
         self.cells = [slice(start, min(start + CELL, size)) for start in range(0, size, CELL)]
-        self.seeds = [_seed((*seed, first // CELL + cell)) for cell in range(len(self.cells))]
-        self.generators = [torch.Generator(device).manual_seed(value) for value in self.seeds]
+        self.seeds = [(*seed, first // CELL + cell) for cell in range(len(self.cells))]
+        self.generators = [torch.Generator(device).manual_seed(_number((*each, 0))) for each in self.seeds]
+        self.times = 0
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers in the shape, dtype and place of `like` (K, B, ...)."""
@@ -44,8 +45,9 @@ class Noise:
 
     def seeded(self) -> Iterator[slice]:
         """Each cell's data in turn, with torch's own generators seeded for it: to be used within `fork_rng`."""
-        for cell, value in zip(self.cells, self.seeds, strict=True):
-            torch.manual_seed(value ^ 1)  # not the stream of the cell's generator
+        self.times += 1  # new draws every time; 0 is the stream of the cell's generator
+        for cell, each in zip(self.cells, self.seeds, strict=True):
+            torch.manual_seed(_number((*each, self.times)))
             yield cell
 
     def _draw(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
@@ -58,5 +60,5 @@ class Noise:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _seed(numbers: tuple[int, ...]) -> int:
+def _number(numbers: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
