@@ -18,6 +18,7 @@ import pvae
 from pvae.ais import Annealing, ais
 from pvae.density import Density
 from pvae.evaluate import evaluate, mean_and_se
+from pvae.noise import block_size
 
 from . import common
 
@@ -53,7 +54,7 @@ def main() -> int:
         "acceptance": found.acceptance.mean().item(),
         "ess": found.ess.mean().item(),
         "iw": {"particles": options.particles, **mean_and_se(bound.iw[options.particles])},
-        **_step_times(vae, x[: max(32, options.chunk // options.chains)], options.chains),
+        **_step_times(vae, x[: block_size(x.device, options.chains, options.chunk)], options.chains),
         "load_after": [round(value, 2) for value in os.getloadavg()],
     }
     print(_report(record))
@@ -68,7 +69,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--temperatures", type=int, default=1000)
     parser.add_argument("--chains", type=int, default=16)
     parser.add_argument("--leapfrog", type=int, default=10)
-    parser.add_argument("--chunk", type=int, default=16384, help="pairs of a chain and a datum at once")
+    parser.add_argument("--chunk", type=int, help="pairs of a chain and a datum at once")
     parser.add_argument(
         "--train", type=int, default=2000, metavar="STEPS", help="of the network, before it is annealed"
     )
@@ -125,12 +126,13 @@ def _seconds(run: Callable[[], Any], device: torch.device, repeat: int = 20) -> 
 
 def _report(record: dict[str, Any]) -> str:
     annealing, bound = record["annealing"], record["iw"]
+    rows, state, products = record["rows"], record["state_ms"], record["products_ms"]
     steps = annealing["temperatures"] * annealing["leapfrog"]
     return "\n".join(
         [
             f"{record['network']}, {record['images']} images, {record['data']}",
             f"{annealing['chains']} chains, {steps} leapfrog steps: {record['seconds']:.1f} s",
-            f"one state of {record['rows']} rows {record['state_ms']:.2f} ms, bare products {record['products_ms']:.2f} ms",
+            f"a state of {rows} rows {state:.2f} ms, bare products {products:.2f} ms: {state / products:.2f}",
             f"log p {record['log_p']['mean']:.2f}, L_{bound['particles']} {bound['mean']:.2f}, acceptance"
             f" {record['acceptance']:.2f}, ess {record['ess']:.1f}",
         ]

@@ -93,7 +93,7 @@ class Density:
     def pack(self, sites: dict[str, Site], particles: int | None = None) -> Tensor:
         """A model's sites, with values in their supports, as points (K, B, d)."""
         parts = [self._numbers(slot, sites[slot.name], particles or self.particles) for slot in self.slots]
-        return torch.cat([part.flatten(2) for part in parts], -1)
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
 
     def unpack(self, u: Tensor) -> dict[str, Tensor]:
         """Each site's part of u (K, B, d), shaped as the site but without constraints."""

@@ -16,7 +16,7 @@ from . import weights
 from .ais import Annealed
 from .density import Density
 from .errors import InputError, nearest
-from .noise import CELL, Noise
+from .noise import Noise, block_size
 from .weights import Program
 
 HIDDEN = 16
@@ -70,7 +70,7 @@ def gap(
     particles: int = 16,
     draws: int = 1000,
     seed: int = 0,
-    chunk: int = 16384,
+    chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gap:
     """Split log p(x) - ELBO into what the family of guides cannot reach and what amortization loses.
@@ -94,7 +94,8 @@ def gap(
         particles: draws of each step, for each datum.
         draws: fresh draws of each ELBO, rounded up to whole multiples of `particles`.
         seed: of the draws; the generators that others see are left as they are.
-        chunk: how many pairs of a particle and a datum are worked on at once (at least a cell of 32 data).
+        chunk: how many pairs of a particle and a datum are worked on at once (at least a cell of 32 data); by default
+            2,048 on a CPU and 16,384 on CUDA.
         progress: called after every step with how many are done, and of how many.
 
     Raises:
@@ -119,7 +120,7 @@ def gap(
             f"gap: found {len(x)} data, {steps} steps, {particles} particles, {draws} draws, expected 1 or more of each"
         )
     truth, truth_se = _known(log_p, len(x))
-    size = CELL * max(1, chunk // (CELL * particles))
+    size = block_size(x.device, particles, chunk)
     done, total = 0, steps * len(families) * math.ceil(len(x) / size)
 
     def tick() -> None:

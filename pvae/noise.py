@@ -12,6 +12,17 @@ CELL = 32
 """Data that one generator draws for."""
 
 
+def block_size(device: torch.device, particles: int, chunk: int | None = None) -> int:
+    """How many data to work on at once, whole cells: about `chunk` pairs of a particle and a datum.
+
+    >>> block_size(torch.device("cpu"), particles=16)
+    128
+    """
+    if chunk is None:
+        chunk = 2048 if device.type == "cpu" else 16384  # a CPU's caches are small, a GPU's launches slow
+    return CELL * max(1, chunk // (CELL * particles))
+
+
 class Noise:
     """Draws for a block of data, each cell of `CELL` data from a generator of its own.
 
