@@ -21,8 +21,10 @@ from .errors import InputError
 from .noise import CELL, Noise
 from .weights import Program, Site
 
-FEWEST = 25
-"""Draws below which there is no tail to fit: a fifth of them, at least five."""
+SMALLEST = 6
+"""Draws in a tail that every arviz fits."""
+FEWEST = 5 * SMALLEST
+"""Draws of which a fifth, the tail, are so many."""
 _Fit = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -32,11 +34,11 @@ def khat(log_w: Tensor, chunk: int = 256) -> Tensor:
     1/k moments of the weights exist. Below `khat_threshold` estimates from S draws can be relied on; from 1 the mean
     itself is infinite. It is an estimate too: at S = 1,000 to 5,000 it spreads by 0.1 to 0.17.
 
-    A tail of equal weights (equal but for rounding in float32: the guide is exact) has -inf; one of fewer than 5 draws
+    A tail of equal weights (equal but for rounding in float32: the guide is exact) has -inf; one of fewer than 6 draws
     above the rest, or that cannot be fitted, inf.
 
     Args:
-        log_w: (S, N), nats, S at least 25.
+        log_w: (S, N), nats, S at least 30.
         chunk: how many data are looked at at once: it bounds the memory.
 
     Raises:
@@ -52,11 +54,11 @@ def khat(log_w: Tensor, chunk: int = 256) -> Tensor:
     >>> khat(torch.zeros(100, 1))
     tensor([-inf], dtype=torch.float64)
     """
-    if log_w.ndim != 2 or len(log_w) < FEWEST:
-        raise InputError(f"log_w: found shape {tuple(log_w.shape)}, expected (S, N) with S at least {FEWEST} draws")
+    if log_w.ndim != 2 or len(log_w) < FEWEST or not log_w.numel():
+        raise InputError(f"log_w: found shape {tuple(log_w.shape)}, expected (S, N), S at least {FEWEST} draws, N data")
     fit = _arviz()
     parts = [_khat_rows(part.T, start * chunk, fit) for start, part in enumerate(log_w.detach().split(chunk, 1))]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+    return torch.cat(parts)
 
 
 def khat_threshold(draws: int) -> float:
@@ -190,9 +192,9 @@ def _log_q(
 
 def _as_particles(site: Site, nesting: int, size: int) -> Tensor:
     """A site's draws, one for each datum of its own, as so many particles for each of `size` data."""
-    value, event = site["value"], site["fn"].event_dim
+    value, event, dim = site["value"], site["fn"].event_dim, _data_dim(site)
     value = value.reshape(*[1] * (nesting + event - value.dim()), *value.shape).unsqueeze(0)
-    data = value.dim() - event + _data_dim(site)
+    data = value.dim() - event + dim
     value = value.transpose(0, data)
     return value.expand(*value.shape[:data], size, *value.shape[data + 1 :])
 
@@ -227,14 +229,15 @@ def _khat_rows(log_w: Tensor, first: int, fit: _Fit) -> Tensor:
     top = (rows - high).topk(5 * tail).values.cpu()  # as many as have a tail so long: the others change nothing
     top = top.masked_fill(top < -700, -math.inf)  # nothing, once it is exponentiated
     above = (top > top[:, [tail]]).sum(1)  # the draws that are fitted: fewer where some tie with the cutoff
-    found = torch.full((len(rows),), math.inf, dtype=torch.float64)
-    for size in above.unique().tolist():
-        if size >= 5:
-            found[above == size] = torch.from_numpy(fit(top[above == size, : 5 * size].numpy(), size))
     # Equal is: down to the cutoff, or down to the last that is fitted, but for rounding.
-    last = torch.where(above < 5, tail, above - 1).unsqueeze(1)
-    exact = -top.gather(1, last) <= 8 * torch.finfo(torch.float32).eps * high.cpu().abs().clamp(min=1)
-    return found.nan_to_num(math.inf, math.inf, -math.inf).masked_fill(exact.squeeze(1), -math.inf)
+    last = torch.where(above < SMALLEST, tail, above - 1).unsqueeze(1)
+    exact = (-top.gather(1, last) <= 8 * torch.finfo(torch.float32).eps * high.cpu().abs().clamp(min=1)).squeeze(1)
+    found = torch.full((len(rows),), math.inf, dtype=torch.float64).masked_fill(exact, -math.inf)
+    for size in above[~exact].unique().tolist():
+        if size >= SMALLEST:
+            these = (above == size) & ~exact
+            found[these] = torch.from_numpy(fit(top[these, : 5 * size].numpy(), size))
+    return found.nan_to_num(math.inf, math.inf, -math.inf)
 
 
 def _arviz() -> _Fit:
