@@ -117,7 +117,7 @@ def test_a_flow_bends_where_a_gaussian_cannot():
     log_p = joint.logsumexp(1) + 2 * math.log(0.01)
     found = gap(model, guide, x, log_p=log_p, steps=600)
     mean_field, flow = (found.columns()[f"approximation.{family}"][0] for family in ("mean_field", "flow"))
-    assert (mean_field > 0.3).all()
+    assert (mean_field > 0.25).all()
     assert (flow < 0.25 * mean_field).all()
     assert (flow > -0.02).all()
 
