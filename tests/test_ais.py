@@ -15,7 +15,7 @@ from pvae.density import Density, State, simulate
 from pvae.noise import CELL, Noise, block_size
 
 WEIGHT = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype=torch.float64)
-QUICK = Annealing(temperatures=60, chains=8, leapfrog=5)
+QUICK = Annealing(temperatures=8, chains=4, leapfrog=2)
 
 
 def linear(n=60, variance=0.1):
@@ -37,13 +37,15 @@ def assert_mean(found, expected, errors=4.0):
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_the_estimate_is_the_exact_evidence(start):
-    vae, truth, x = linear()
-    found = ais(vae.model, x, guide=vae.guide if start == "guide" else None, annealing=Annealing(150, 16))
+    vae, truth, x = linear(150, variance=0.3)
+    found = ais(
+        vae.model, x, guide=vae.guide if start == "guide" else None, annealing=Annealing(120, 16, 5), chunk=10**5
+    )
     difference = found.log_p - truth.log_prob(x)
     assert difference.mean().abs() < 0.05
     assert difference.mean() < 4 * difference.std() / math.sqrt(len(x))
     assert ((found.acceptance - 0.65).abs() < 0.1).all()
-    assert (difference.abs() < 5 * found.se + 0.1).all()
+    assert (difference.abs() < 6 * found.se + 0.1).all()
 
 
 @pytest.mark.parametrize(("start", "schedule"), [("prior", "sigmoid"), ("prior", "linear"), ("guide", "sigmoid")])
@@ -51,14 +53,14 @@ def test_the_weights_are_unbiased_however_few_the_temperatures(start, schedule):
     """Few temperatures and a low acceptance: what is wrong with a transition shows."""
     vae, truth, x = linear(400, variance=0.5)
     guide = vae.guide if start == "guide" else None
-    found = ais(vae.model, x, guide=guide, annealing=Annealing(6, 32, 3, schedule, acceptance=0.4))
+    found = ais(vae.model, x, guide=guide, annealing=Annealing(6, 32, 3, schedule, acceptance=0.4), chunk=10**5)
     assert_mean((found.log_w - truth.log_prob(x)).exp().mean(0), 1.0)
     assert ((found.acceptance - 0.4).abs() < 0.2).all()
 
 
 def test_the_reverse_weights_estimate_the_inverse_without_bias():
     vae, truth, x = linear(400, variance=0.5)
-    found = bdmc(vae.model, x, annealing=Annealing(6, 16, 3, acceptance=0.4), seed=1)
+    found = bdmc(vae.model, x, annealing=Annealing(6, 16, 3, acceptance=0.4), seed=1, chunk=10**5)
     log_p = truth.log_prob(found.x)
     assert_mean((found.forward.log_w - log_p).exp().mean(0), 1.0)
     assert_mean((found.reverse.log_w + log_p).exp().mean(0), 1.0)
@@ -163,7 +165,7 @@ CASES = {
 def test_latents_with_constraints_and_several_sites(case):
     model, x, evidence = CASES[case]
     x = x.repeat(40, *[1] * (x.dim() - 1))
-    found = ais(model, x, annealing=Annealing(40, 16, 8))
+    found = ais(model, x, annealing=Annealing(40, 16, 5), chunk=10**5)
     assert_mean((found.log_w - evidence(x)).exp().mean(0), 1.0)
     assert (found.log_p - evidence(x)).mean().abs() < 0.2
 
@@ -171,7 +173,7 @@ def test_latents_with_constraints_and_several_sites(case):
 @pytest.mark.parametrize("case", CASES)
 def test_every_model_can_be_simulated_and_sandwiched(case):
     model, x, evidence = CASES[case]
-    found = bdmc(model, x.repeat(40, *[1] * (x.dim() - 1)), annealing=Annealing(40, 16, 8))
+    found = bdmc(model, x.repeat(40, *[1] * (x.dim() - 1)), annealing=Annealing(40, 16, 5), chunk=10**5)
     log_p = evidence(found.x)
     assert_mean((found.reverse.log_w + log_p).exp().mean(0), 1.0)
     assert (found.upper - found.lower).mean().abs() < 0.4
@@ -203,6 +205,20 @@ def test_a_start_from_the_guide_has_the_same_ends():
     torch.testing.assert_close(base + ratio, prior + likelihood)
     q = dist.Normal(vae.encoder(x), vae.guide_log_scales.exp()).to_event(1)
     torch.testing.assert_close(base, q.log_prob(u))
+
+
+def test_a_start_from_a_guide_on_a_bounded_support():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.Gamma(3.0 + x, 1.5))  # the posterior
+
+    x, u = torch.tensor([0.0, 4.0]).double(), torch.randn(5, 2, 1).double()
+    base, ratio = Density(gamma_poisson, (x,), particles=5, guide=guide).terms(u)
+    torch.testing.assert_close(base, dist.Gamma(3.0 + x, 1.5).log_prob(u[..., 0].exp()) + u[..., 0])
+    evidence = dist.GammaPoisson(torch.tensor(3.0).double(), 0.5).log_prob(x)
+    torch.testing.assert_close(ratio, evidence.expand(5, 2))
+    found = ais(gamma_poisson, x, guide=guide, annealing=QUICK)
+    torch.testing.assert_close(found.log_w, evidence.expand(4, 2))
 
 
 def test_labels_reach_the_model(vae, x):
