@@ -98,7 +98,7 @@ class Annealed:
     def se(self) -> Tensor:
         """(N,): standard error of `log_p` from the spread of the chains' weights (delta method); NaN where K = 1.
 
-        Meaningless where `ess` is near 1.
+        Meaningless where `ess` is near 1, and for chains that start at the same point, as the reverse ones do.
         """
         return ((len(self.log_w) / self.ess - 1).clamp(min=0) / (len(self.log_w) - 1)).sqrt()
 
@@ -321,7 +321,7 @@ class _Job:
         log_w = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         accepted = torch.zeros_like(log_w)
         for t in range(len(moves)):
-            log_w += moves[t] * state.ratio
+            log_w += moves[t] * state.ratio.double()
             if t + 1 < len(moves):  # the last distribution is only weighed
                 state, probability = self._move(density, state, betas[t + 1], steps[t + 1], noise)
                 accepted += probability

@@ -64,7 +64,7 @@ def khat(log_w: Tensor, chunk: int = 256) -> Tensor:
 def khat_threshold(draws: int) -> float:
     """The k-hat above which estimates from S draws are not to be relied on: min(1 - 1 / log10 S, 0.7).
 
-    Vehtari et al. 2024, section 3.2.4.
+    Vehtari, Simpson, Gelman, Yao and Gabry 2024.
 
     >>> khat_threshold(100), khat_threshold(5000)
     (0.5, 0.7)

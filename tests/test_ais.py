@@ -58,9 +58,11 @@ def test_the_weights_are_unbiased_however_few_the_temperatures(start, schedule):
     assert ((found.acceptance - 0.4).abs() < 0.2).all()
 
 
-def test_the_reverse_weights_estimate_the_inverse_without_bias():
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_the_reverse_weights_estimate_the_inverse_without_bias(start):
     vae, truth, x = linear(400, variance=0.5)
-    found = bdmc(vae.model, x, annealing=Annealing(6, 16, 3, acceptance=0.4), seed=1, chunk=10**5)
+    guide = vae.guide if start == "guide" else None
+    found = bdmc(vae.model, x, guide=guide, annealing=Annealing(6, 16, 3, acceptance=0.4), seed=1, chunk=10**5)
     log_p = truth.log_prob(found.x)
     assert_mean((found.forward.log_w - log_p).exp().mean(0), 1.0)
     assert_mean((found.reverse.log_w + log_p).exp().mean(0), 1.0)
