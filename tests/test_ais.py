@@ -103,6 +103,16 @@ def test_one_temperature_is_importance_sampling_from_the_prior():
     assert found.acceptance.isnan().all()
 
 
+def test_the_reverse_chains_start_at_the_draw_that_the_data_are_from():
+    vae, _, x = linear(CELL + 3)
+    found = bdmc(vae.model, x, annealing=Annealing(temperatures=1, chains=2), seed=4)
+    drawn, cells = simulate(vae.model, x, noise=Noise((4, 0), 0, len(x), "cpu"))
+    z = torch.cat([cell["z"]["value"] for cell in cells])
+    likelihood = dist.Normal(z @ WEIGHT.mT, math.sqrt(0.1)).to_event(1).log_prob(drawn)
+    assert torch.equal(found.x, drawn)
+    torch.testing.assert_close(found.reverse.log_w, -likelihood.detach().expand(2, -1))
+
+
 def test_simulated_data_are_the_models():
     vae, truth, _ = linear()
     x, cells = simulate(vae.model, torch.zeros(4000, 4).double(), noise=Noise((0,), 0, 4000, "cpu"))
