@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import weights
 from .errors import InputError
-from .noise import CELL, Noise
+from .noise import Noise
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -162,32 +162,32 @@ def mutual_information(
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
     nesting = weights.inspect(_no_model, guide, *(part[:1] for part in data))
-    found = []
+    cells = []
     with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        noise = Noise((seed,), 0, len(order), x.device)
-        for cell in noise.seeded():
-            chosen = order[cell]
+        for cell in Noise((seed,), 0, len(order), x.device).seeded():
             with pyro.validation_enabled(False):
-                sites = dict(weights._sites(weights._Run(guide)(*(part[chosen] for part in data))))
-            log_q = _log_q(guide, data, sites, len(chosen), nesting, max(1, chunk // CELL))
-            own = log_q[torch.arange(len(chosen)), chosen.cpu()]
-            found.append(own - log_q.logsumexp(1) + math.log(len(x)))
-    return torch.cat(found)
+                cells.append(dict(weights._sites(weights._Run(guide)(*(part[order[cell]] for part in data)))))
+        own = torch.cat([weights._sum([_by_datum(site) for site in cell.values()]).double() for cell in cells])
+        every, sites = torch.full_like(own, -math.inf), {name: _joined(name, cells) for name in cells[0]}
+        for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
+            every = every.logaddexp(_log_q(guide, part, sites, len(order), nesting).logsumexp(1))
+    return (own - every + math.log(len(x))).cpu()
 
 
-def _log_q(
-    guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int, nesting: int, size: int
-) -> Tensor:
-    """The log-density of each draw given each datum, (draws, N), float64, on the CPU."""
-    parts = []
-    for start in range(0, len(data[0]), size):
-        part = tuple(value[start : start + size] for value in data)
-        given = {name: {"value": _as_particles(site, nesting, len(part[0]))} for name, site in sites.items()}
-        with pyro.validation_enabled(False), pyro.plate(weights.PARTICLES, draws, dim=-1 - nesting):
-            scored = weights._sites(weights._Run(guide, given)(*part))
-            terms = [_by_pair(site, nesting) for _, site in scored]
-        parts.append(weights._sum(terms).double().cpu())
-    return torch.cat(parts, 1)
+def _joined(name: str, cells: list[dict[str, Site]]) -> Site:
+    """A site's draws for the data of several runs."""
+    site = cells[0][name]
+    dim = _data_dim(site) - site["fn"].event_dim
+    return {**site, "value": torch.cat([cell[name]["value"] for cell in cells], dim)}
+
+
+def _log_q(guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int, nesting: int) -> Tensor:
+    """The log-density of each draw given each datum, (draws, B), float64."""
+    given = {name: {"value": _as_particles(site, nesting, len(data[0]))} for name, site in sites.items()}
+    with pyro.validation_enabled(False), pyro.plate(weights.PARTICLES, draws, dim=-1 - nesting):
+        scored = [site for _, site in weights._sites(weights._Run(guide, given)(*data))]
+        by_pair = [_log_prob(site).movedim((-1 - nesting, _data_dim(site)), (0, 1)) for site in scored]
+    return weights._sum([value.reshape(*value.shape[:2], -1).sum(-1) for value in by_pair]).double()
 
 
 def _as_particles(site: Site, nesting: int, size: int) -> Tensor:
@@ -199,12 +199,15 @@ def _as_particles(site: Site, nesting: int, size: int) -> Tensor:
     return value.expand(*value.shape[:data], size, *value.shape[data + 1 :])
 
 
-def _by_pair(site: Site, nesting: int) -> Tensor:
-    """A site's log-probability for each particle and datum, (K, B), summed over its other plates."""
+def _by_datum(site: Site) -> Tensor:
+    """The log-probability of each datum's own draw, (B,), summed over its other plates."""
+    value = _log_prob(site).movedim(_data_dim(site), 0)
+    return value.reshape(len(value), -1).sum(-1)
+
+
+def _log_prob(site: Site) -> Tensor:
     value = site["fn"].log_prob(site["value"])
-    if site["mask"] is not None:
-        value = scale_and_mask(value, mask=site["mask"])
-    return value.movedim((-1 - nesting, _data_dim(site)), (0, 1)).flatten(2).sum(-1) if value.dim() > 2 else value
+    return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
 
 
 def _data_dim(site: Site) -> int:

@@ -244,6 +244,16 @@ def test_information_of_several_sites_is_that_by_hand():
     assert ((found.mean(0) - expected.mean(1)).abs() < 4 * error).all()
 
 
+def test_a_masked_site_tells_nothing():
+    def masked(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.01).mask(False))
+            with pyro.poutine.mask(mask=torch.tensor(False)):
+                pyro.sample("w", dist.Normal(x, 0.01))
+
+    torch.testing.assert_close(mutual_information(masked, torch.arange(9.0)), torch.zeros(9).double())
+
+
 def test_information_is_at_most_log_n_and_at_least_nothing():
     x = torch.arange(50.0)
     assert mutual_information(lambda x: guide(x, 1e-3), x).mean().item() == pytest.approx(math.log(50))
