@@ -244,6 +244,20 @@ def test_information_of_several_sites_is_that_by_hand():
     assert ((found.mean(0) - expected.mean(1)).abs() < 4 * error).all()
 
 
+def test_data_are_chosen_at_random_and_keep_their_labels():
+    seen = []
+
+    def labelled(x, y):
+        assert torch.equal(x, y.float())
+        seen.append(x)
+        guide(x, 1e-3)
+
+    found = mutual_information(labelled, torch.arange(100.0), torch.arange(100), samples=20)
+    torch.testing.assert_close(found, torch.full((20,), math.log(100)).double())
+    assert len(seen[1].unique()) == 20
+    assert seen[1].max() > 50
+
+
 def test_a_masked_site_tells_nothing():
     def masked(x):
         with pyro.plate("data", len(x)):
