@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs."""
 
-from . import bounds, data, evaluate, exact, load
+from . import ais, bounds, data, diagnostics, evaluate, exact, gap, load
 from .base import Part
 from .errors import InputError
 from .guides import Guide, MeanField
@@ -35,10 +35,13 @@ __all__ = [
     "Objective",
     "Part",
     "Prior",
+    "ais",
     "bounds",
     "data",
+    "diagnostics",
     "evaluate",
     "exact",
+    "gap",
     "load",
     "log_weights",
     "mlp",

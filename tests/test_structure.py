@@ -27,6 +27,11 @@ ROOMS = {
     "priors": {"errors", "base", "distributions"},
     "likelihoods": {"errors", "base", "distributions", "networks"},
     "guides": {"errors", "base", "distributions"},
+    "noise": set(),
+    "density": {"errors", "noise", "weights"},
+    "ais": {"errors", "bounds", "density", "noise", "weights"},
+    "gap": {"errors", "ais", "density", "noise", "weights"},
+    "diagnostics": {"errors", "noise", "weights"},
     "objectives": {"errors", "base", "bounds", "weights"},
     "vae": {"errors", "base", "weights"},
     "evaluate": {"errors", "bounds", "svi", "weights"},
@@ -47,7 +52,8 @@ ROOMS = {
 }
 ONLY_IN = {
     "matplotlib": {"plots"},
-    "arviz": set(),
+    "arviz": {"diagnostics"},
+    "arviz_stats": {"diagnostics"},
     "xarray": {"runs"},
     "argparse": {"cli", "fit", "sample", "compare"},
     "rich": {"progress"},
