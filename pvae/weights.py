@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -46,12 +46,13 @@ class LogWeights(NamedTuple):
 class _Run(Messenger):
     """Runs a program and collects its sample sites, with the values of another run where it has them.
 
-    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick.
+    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
+    detached as they are made, before later sites see them.
     """
 
-    def __init__(self, program: Program, values: dict[str, Site] | None = None) -> None:
+    def __init__(self, program: Program, values: dict[str, Site] | None = None, detach: bool = False) -> None:
         super().__init__()
-        self.program, self.values = program, values or {}
+        self.program, self.values, self.detach = program, values or {}, detach
         self.sites: dict[str, Site] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
@@ -66,6 +67,8 @@ class _Run(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] in self.sites:
             raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
+        if self.detach and not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
         self.sites[msg["name"]] = msg
 
 
@@ -100,6 +103,13 @@ class Traces:
         value = value.sum(others, keepdim=True) if others else value
         have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
         return value.reshape(have).expand(self.particles, self.size)
+
+    def like(self, value: Tensor, draw: Tensor, event_dim: int) -> Tensor:
+        """A value for each particle and datum, (K, B), in a shape that multiplies a site's draw."""
+        shape = [self.particles, *[1] * self.max_plate_nesting]
+        shape[self.dim] = self.size
+        value = value.reshape(*shape, *[1] * event_dim)
+        return value.reshape(value.shape[max(0, value.dim() - draw.dim()) :])
 
 
 @dataclass(frozen=True)
@@ -148,12 +158,27 @@ class Drawn:
         return value[(slice(None),) * dim + (part,)] if dim >= 0 and value.shape[dim] > 1 else value
 
 
-def draw(guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, **kwargs: Any) -> Drawn:
-    """Run the guide for K particles at once; arguments as for `trace`."""
+def draw(
+    guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, detach: bool = False, **kwargs: Any
+) -> Drawn:
+    """Run the guide for K particles at once; arguments as for `trace`. Draws that are detached carry no gradient."""
     if particles < 1:
         raise InputError(f"particles: found {particles}, expected at least 1")
     with pyro.validation_enabled(False), _vectorized(particles, max_plate_nesting):
-        return Drawn(_Run(guide)(*args, **kwargs), particles, max_plate_nesting)
+        return Drawn(_Run(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
+
+
+def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args: Any, **kwargs: Any) -> Drawn:
+    """A guide's sites at other values, each what `change` makes of a site's own.
+
+    Where there are several sites the guide runs again, for the distributions of later ones depend on earlier values.
+    """
+    latents = dict(_sites(drawn.sites))
+    sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
+    if len(latents) > 1:
+        with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
+            sites = _Run(guide, sites)(*args, **kwargs)
+    return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
 
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
@@ -223,18 +248,32 @@ def log_weights(
 
 def split(traces: Traces) -> LogWeights:
     """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
-    likelihood, prior, posterior = [], [], []
+    likelihood, prior = [], []
     with pyro.validation_enabled(False):
-        for _, site in _sites(traces.guide):
-            posterior.append(log_prob(site, traces))
         for _, site in _sites(traces.model, observed=True):
             (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
-    return LogWeights(_sum(likelihood), _sum(prior), _sum(posterior))
+    return LogWeights(_sum(likelihood), _sum(prior), log_q(traces, traces.guide))
+
+
+def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
+    """Log q(z|x) of a guide's sites, (K, B), nats."""
+    with pyro.validation_enabled(False):
+        return _sum([log_prob(site, traces) for _, site in _sites(sites)])
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
-    """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
-    value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+    """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates.
+
+    Raises:
+        InputError: a flow without an inverse, at a value that it has not just drawn.
+    """
+    try:
+        value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+    except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
+        raise InputError(
+            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has just"
+            " drawn: expected --gradient reparam, or a flow with an inverse"
+        ) from error
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
     return traces.by_datum(value)
@@ -259,9 +298,33 @@ def kl(traces: Traces) -> Tensor:
     return _sum(terms).mean(0)
 
 
-def unreparameterized(traces: Traces) -> list[str]:
+def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
-    return [name for name, site in _sites(traces.guide) if not getattr(site["fn"], "has_rsample", False)]
+    return [site for _, site in _sites(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
+
+
+def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: Any) -> Tensor:
+    """Log q(z|x) of pairs z, x that the model draws, (1, B), nats: as many as there are data.
+
+    Raises:
+        InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
+    """
+    with torch.no_grad(), pyro.validation_enabled(False):
+        sites = _Run(poutine.uncondition(model))(*args, **kwargs)
+    dreamed = {
+        id(site["infer"]["obs"]): site for _, site in _sites(sites, observed=True) if site["infer"].get("was_observed")
+    }
+    given = {id(arg) for arg in (*args, *kwargs.values())}
+    for key, site in dreamed.items():
+        if key not in given:
+            raise InputError(
+                f"site '{site['name']}': what it observes is not an argument of the programs as it stands: expected"
+                " that, so that the guide can be given what the model draws: use --gradient.phase wake"
+            )
+    args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
+    kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}
+    with pyro.validation_enabled(False):
+        return log_q(replace(traces, particles=1), _Run(guide, sites)(*args, **kwargs))
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:

@@ -14,7 +14,7 @@ PACKAGE = Path(pvae.__file__).parent
 # room: the rooms it may import from
 ROOMS = {
     "errors": set(),
-    "bounds": set(),
+    "bounds": {"errors"},
     "svi": set(),
     "distributions": set(),
     "sources": {"errors"},
@@ -27,7 +27,8 @@ ROOMS = {
     "priors": {"errors", "base", "distributions"},
     "likelihoods": {"errors", "base", "distributions", "networks"},
     "guides": {"errors", "base", "distributions"},
-    "objectives": {"errors", "base", "bounds", "weights"},
+    "gradients": {"errors", "base", "bounds", "weights"},
+    "objectives": {"errors", "base", "bounds", "gradients", "weights"},
     "vae": {"errors", "base", "weights"},
     "evaluate": {"errors", "bounds", "weights"},
     "config": {"errors", "base", "data", "objectives", "vae"},

@@ -1,0 +1,425 @@
+"""Estimators of a bound's gradient: each says what the log-weights' terms weigh in a surrogate.
+
+The value of a loss is the bound itself; the surrogate that has the gradient is seen by nobody. With c the slopes of
+the bound at each draw's log-weight, theta the model's parameters and phi the guide's, every estimator is of the form
+
+    sum_k a_k d log p(x, z_k)/dtheta + b_k (d log w_k/dz_k) (dz_k/dphi) + s_k d log q(z_k|x)/dphi
+
+in which dz/dphi is the path through the draws, where these are reparameterized, and the last derivative leaves z as
+it is. A parameter that is in both programs gets both parts. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from . import bounds, weights
+from .base import Member, members
+from .errors import InputError
+from .weights import Drawn, LogWeights, Program, Site, Traces
+
+Pairs = list[tuple[Tensor | float, Tensor]]
+"""Weights (K, B), and the terms (K, B) of a surrogate that they multiply."""
+SMALL = 1e-20
+"""So small a weight of a draw is as good as none, yet a float32 can be divided by it."""
+
+
+class Bounded(Protocol):
+    """What an estimator asks of an objective; all of (K, B) log-weights."""
+
+    name: str
+    num_particles: int
+    power: float | None
+    apart: bool
+
+    def bound(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
+    def guide_bound(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
+    def twice_slope(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
+    def left_out(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
+    def beta_for(self, rate: Tensor) -> float | Tensor: ...  # noqa: D102
+    def differentiable(self, traces: Traces) -> Tensor: ...  # noqa: D102
+
+
+class Coefficients(NamedTuple):
+    """What the parts of the gradient weigh, each (K, B), detached: see the module's docstring."""
+
+    model: Tensor
+    """a: of log p(x, z)."""
+    path: Tensor | None
+    """b: of the path through the draws; None where there is none."""
+    score: Tensor
+    """s: of log q(z|x) at draws that stay where they are."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The two programs and the arguments of one step."""
+
+    model: Program
+    guide: Program
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    particles: int
+    plate: str
+    max_plate_nesting: int
+
+    def draw(self, detach: bool) -> Drawn:
+        """K draws from the guide."""
+        return weights.draw(
+            self.guide,
+            *self.args,
+            particles=self.particles,
+            max_plate_nesting=self.max_plate_nesting,
+            detach=detach,
+            **self.kwargs,
+        )
+
+    def redraw(self, drawn: Drawn, change: Any) -> Drawn:
+        """The guide at other values."""
+        return weights.redraw(self.guide, drawn, change, *self.args, **self.kwargs)
+
+    def score(self, drawn: Drawn) -> Traces:
+        """The model at what the guide drew."""
+        return weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
+
+
+class Gradient(Member, family="gradient"):
+    """The family of gradient estimators. A member takes options of its own and writes `coefficients`.
+
+    Raises:
+        InputError: by an objective that is given one that does not fit; by its first call where a site does not.
+    """
+
+    reparameterized: ClassVar[bool] = False
+    """Whether it takes the path through the draws, for which every site has to be reparameterized."""
+
+    def check(self, objective: Bounded) -> None:
+        """Refuse an objective that this estimator is not valid for."""
+
+    def gates(self, objective: Bounded) -> bool:
+        """Whether the path's weights differ from the model's."""
+        return self.reparameterized and objective.apart
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """The weights of the gradient's parts.
+
+        Args:
+            objective: whose bound it is.
+            log_w: log p(x|z) + beta (log p(z) - log q(z|x)), (K, B), detached.
+            beta: the weight of prior and posterior, 1 without annealing.
+        """
+        raise NotImplementedError
+
+    def more(self, step: Step, traces: Traces) -> Pairs:
+        """Further terms of the surrogate."""
+        return []
+
+    def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, Traces]:
+        """The bound for each datum, (B,), with the estimated gradient; and the traces it came from."""
+        drawn = step.draw(detach=not self.reparameterized)
+        if self.reparameterized:
+            self.check_sites(drawn, objective)
+        gate = _Gate() if self.gates(objective) else None
+        traces = step.score(step.redraw(drawn, gate) if gate else drawn)
+        terms = weights.split(traces)
+        value = objective.bound(terms.log_w.detach())
+        if not torch.is_grad_enabled():
+            return value, traces
+        beta = objective.beta_for((terms.posterior - terms.prior).detach())
+        found = self.coefficients(objective, weigh(terms, beta).detach(), beta)
+        if gate is not None:
+            found = gate.fill(found, traces)
+        return _Weighted.apply(value, *self._surrogate(step, drawn, traces, terms, found, beta)), traces
+
+    def _surrogate(
+        self,
+        step: Step,
+        drawn: Drawn,
+        traces: Traces,
+        terms: LogWeights,
+        found: Coefficients,
+        beta: float | Tensor,
+    ) -> list[Any]:
+        a, s = found.model, found.score
+        pairs: Pairs = [(a, terms.likelihood), (beta * a, terms.prior)]
+        if self.reparameterized:
+            # log q with all its gradient, and with the part that leaves the draws alone taken back
+            fixed = step.redraw(drawn, lambda site: site["value"].detach())
+            pairs += [(-beta * a, terms.posterior), (s + beta * a, weights.log_q(traces, fixed.sites))]
+        else:
+            pairs.append((s, terms.posterior))
+        return [part for pair in (*pairs, *self.more(step, traces)) for part in pair]
+
+    def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
+        """Refuse sites that are not reparameterized, naming the estimators that don't need it."""
+        for site in weights.unreparameterized(drawn):
+            raise InputError(
+                f"site '{site['name']}': {objective.name or 'the bound'} with gradient {self.name} needs draws that are"
+                f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong: use"
+                f" --gradient {_fitting(objective, lambda g: not g.reparameterized)}, or a continuous relaxation"
+            )
+
+
+class Reparameterized(Gradient, name="reparam"):
+    """Automatic differentiation of the bound through reparameterized draws; unbiased, for any bound.
+
+    a = c, b = c, s = -c. Kingma and Welling 2014.
+    """
+
+    reparameterized = True
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """Where the guide has a bound of its own; else `estimate` has no need of them."""
+        _, a = bounds.slope(objective.bound, log_w)
+        _, c = bounds.slope(objective.guide_bound, log_w)
+        return Coefficients(a, c, -beta * c)
+
+    def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, Traces]:
+        """The bound for each datum, (B,), as autograd differentiates it; and the traces it came from."""
+        if objective.apart:
+            return super().estimate(objective, step)
+        drawn = step.draw(detach=False)
+        self.check_sites(drawn, objective)
+        traces = step.score(drawn)
+        return objective.differentiable(traces), traces
+
+
+class StickingTheLanding(Gradient, name="stl"):
+    """The reparameterized gradient without the score of q, whose variance vanishes at the exact posterior.
+
+    a = c, b = c, s = 0. Unbiased for the ELBO; biased for a bound of K > 1 draws that weighs them. Roeder et al. 2017.
+    """
+
+    reparameterized = True
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """The slopes, and nothing for the score."""
+        _, a = bounds.slope(objective.bound, log_w)
+        c = bounds.slope(objective.guide_bound, log_w)[1] if objective.apart else a
+        return Coefficients(a, c, torch.zeros_like(c))
+
+
+class DoublyReparameterized(Gradient, name="dreg"):
+    """The score of q reparameterized a second time; unbiased for any bound, also where prior and guide share parameters.
+
+    a = c, b_k = c_k - dc_k/dlog w_k, s = 0: for the importance-weighted bound b is the square of the normalized
+    weights, for the ELBO it is sticking the landing. From E[c_k dlog q(z_k)/dphi] = E[dc_k/dz_k dz_k/dphi] with c_k
+    a function of z_k. Tucker et al. 2018.
+    """
+
+    reparameterized = True
+
+    def gates(self, objective: Bounded) -> bool:
+        """The path always has weights of its own."""
+        return True
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """The slopes, and the slopes less their own derivative. Only log q is weighed by beta: so is what it turns to."""
+        _, a = bounds.slope(objective.bound, log_w)
+        twice = objective.twice_slope(log_w)
+        if isinstance(beta, Tensor) or beta != 1:
+            c = bounds.slope(objective.guide_bound, log_w)[1] if objective.apart else a
+            twice = (1 - beta) * c + beta * twice
+        return Coefficients(a, twice, torch.zeros_like(a))
+
+
+class Score(Gradient, name="score"):
+    """The score function, for draws of any kind, with what the other draws give as the baseline; unbiased.
+
+    a = c, b = 0, s_k = L - L_(-k) - c_k, L_(-k) the same bound of the other K - 1 draws.
+    Williams 1992; for the baseline Kool, van Hoof and Welling 2019.
+    """
+
+    def check(self, objective: Bounded) -> None:
+        """At least two particles."""
+        _check_particles(self, objective)
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """The bound less its baseline."""
+        _, a = bounds.slope(objective.bound, log_w)
+        value, c = bounds.slope(objective.guide_bound, log_w)
+        return Coefficients(a, None, value - objective.left_out(log_w) - beta * c)
+
+
+class VIMCO(Gradient, name="vimco"):
+    """The score function with, as the baseline, the bound with each draw's weight replaced by a mean of the others'.
+
+    a = c, b = 0, s_k = L - L(log w with log w_k replaced) - c_k. Unbiased, for draws of any kind and any bound. For
+    the importance-weighted bound the arithmetic mean gives the same as `score`. Mnih and Rezende 2016.
+
+    Args:
+        mean: of the other weights: geometric (the mean of the log-weights) or arithmetic.
+    """
+
+    def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
+        self.mean = _choice("mean", mean, {"geometric": bounds.elbo, "arithmetic": bounds.iwae})
+
+    def check(self, objective: Bounded) -> None:
+        """At least two particles."""
+        _check_particles(self, objective)
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """The bound less its baseline."""
+        _, a = bounds.slope(objective.bound, log_w)
+        value, c = bounds.slope(objective.guide_bound, log_w)
+        baseline = bounds.stood_in(objective.guide_bound, log_w, self.mean)
+        return Coefficients(a, None, value - baseline - beta * c)
+
+
+class OVIS(Gradient, name="ovis"):
+    """The score function with the baseline that is best for the importance-weighted bound of many draws; unbiased.
+
+    a = v, b = 0, s_k = (1 - gamma) log(1 - 1/K) - log(1 - v_k) - v_k, v the normalized weights.
+    Lievin et al. 2020 (the asymptotic form).
+
+    Args:
+        gamma: 1 where the effective sample size is large; at 0 it is VIMCO with the arithmetic mean.
+    """
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        if not 0 <= gamma <= 1:
+            raise InputError(f"gamma: found {gamma}, expected 0 to 1")
+        self.gamma = gamma
+
+    def check(self, objective: Bounded) -> None:
+        """The importance-weighted bound, of at least two particles."""
+        _check_importance_weighted(self, objective)
+        _check_particles(self, objective)
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """What is left of the bound after its baseline."""
+        value, v = bounds.slope(objective.bound, log_w)
+        k = objective.num_particles
+        left = value - objective.left_out(log_w) - self.gamma * math.log(1 - 1 / k)
+        return Coefficients(v, None, left - beta * v)
+
+
+class ReweightedWakeSleep(Gradient, name="rws"):
+    """The model climbs the importance-weighted bound, the guide comes nearer to the posterior or to the model's dreams.
+
+    a = v, b = 0, and for the guide s = v, v the normalized weights (wake: it descends KL(p(z|x) || q(z|x)), biased as
+    the weights are normalized); or log q(z|x) of pairs that the model draws (sleep); or half of each. For draws of any
+    kind. Bornschein and Bengio 2015; Le et al. 2018.
+
+    Args:
+        phase: the guide's: wake, sleep or both.
+    """
+
+    def __init__(self, phase: Literal["wake", "sleep", "both"] = "wake") -> None:
+        self.wake = _choice("phase", phase, {"wake": 1.0, "sleep": 0.0, "both": 0.5})
+
+    def check(self, objective: Bounded) -> None:
+        """The importance-weighted bound."""
+        _check_importance_weighted(self, objective)
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """The normalized weights."""
+        _, v = bounds.slope(objective.bound, log_w)
+        return Coefficients(v, None, self.wake * v)
+
+    def more(self, step: Step, traces: Traces) -> Pairs:
+        """The dreams."""
+        if self.wake == 1:
+            return []
+        found = weights.dream(step.model, step.guide, traces, *step.args, **step.kwargs)
+        return [(torch.full_like(found, 1 - self.wake), found)]
+
+
+def weigh(terms: LogWeights, beta: float | Tensor) -> Tensor:
+    """Log p(x|z) + beta (log p(z) - log q(z|x)), (K, B), nats."""
+    if isinstance(beta, float) and beta == 1:
+        return terms.log_w
+    return terms.likelihood + beta * (terms.prior - terms.posterior)
+
+
+def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
+    """The value of one tensor with the gradient of another."""
+    return _Weighted.apply(value.detach(), torch.ones_like(other), other.unsqueeze(0))
+
+
+class _Weighted(torch.autograd.Function):
+    """A value (B,) with the gradient of sum_i (weight_i * term_i).sum(0), of which nothing is computed forwards."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(*pairs[::2])
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2::2]
+        terms = [grad * weight if need else None for weight, need in zip(ctx.saved_tensors, needed, strict=True)]
+        return None, *(part for term in terms for part in (None, term))
+
+
+class _Gate:
+    """An identity on a guide's draws, which weighs the gradient that comes back through it.
+
+    It stands between the guide, which makes draws from draws, and all that scores them: so a path through several
+    sites is weighed once. The weights are known later than the draws, but before the gradient.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[str, tuple[Tensor, int]] = {}
+        self._factors: dict[str, Tensor] = {}
+
+    def __call__(self, site: Site) -> Tensor:
+        draw, name, factors = site["value"], site["name"], self._factors
+        if not draw.requires_grad:
+            return draw
+        passed = draw.view_as(draw)
+        passed.register_hook(lambda grad: grad * factors[name])
+        self._events[name] = draw, site["fn"].event_dim
+        return passed
+
+    def fill(self, found: Coefficients, traces: Traces) -> Coefficients:
+        """Set the weights of the path: b/a, for a comes with the gradient already. Returns the a that does."""
+        a = found.model
+        b = found.path.masked_fill(found.path.abs() < SMALL, 0.0)  # else its products are denormal numbers
+        carrier = a.masked_fill((a.abs() < SMALL) & (b != 0), SMALL)
+        ratio = b / carrier.masked_fill(carrier == 0, 1.0)
+        for name, (draw, event_dim) in self._events.items():
+            self._factors[name] = traces.like(ratio, draw, event_dim)
+        return found._replace(model=carrier)
+
+
+def _fitting(objective: Bounded, wanted: Any) -> str:
+    """The names of estimators that fit an objective."""
+    names = []
+    for name, member in members("gradient").items():
+        try:
+            member().check(objective)
+        except InputError:
+            continue
+        if wanted(member):
+            names.append(name)
+    return ", ".join(names)
+
+
+def _check_particles(gradient: Gradient, objective: Bounded) -> None:
+    if objective.num_particles < 2:
+        raise InputError(
+            f"particles: found {objective.num_particles}, expected at least 2 for gradient {gradient.name}, whose baseline"
+            " is what the other draws give"
+        )
+
+
+def _check_importance_weighted(gradient: Gradient, objective: Bounded) -> None:
+    if objective.power != 1 or objective.apart:
+        raise InputError(
+            f"gradient: {gradient.name} is for the importance-weighted bound, found {objective.name}: use --objective iwae"
+            f" or --gradient {_fitting(objective, lambda member: True)}"
+        )
+
+
+def _choice(option: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        raise InputError(f"{option}: found '{name}', expected {' or '.join(known)}")
+    return known[name]
