@@ -99,8 +99,9 @@ class Gradient(Member, family="gradient"):
     reparameterized: ClassVar[bool] = False
     """Whether it takes the path through the draws, for which every site has to be reparameterized."""
 
-    def check(self, objective: Bounded) -> None:
-        """Refuse an objective that this estimator is not valid for."""
+    def misfit(self, objective: Bounded) -> str:
+        """Why this estimator is not valid for an objective; nothing where it is."""
+        return ""
 
     def gates(self, objective: Bounded) -> bool:
         """Whether the path's weights differ from the model's."""
@@ -160,9 +161,9 @@ class Gradient(Member, family="gradient"):
         """Refuse sites that are not reparameterized, naming the estimators that don't need it."""
         for site in weights.unreparameterized(drawn):
             raise InputError(
-                f"site '{site['name']}': {objective.name or 'the bound'} with gradient {self.name} needs draws that are"
-                f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong: use"
-                f" --gradient {_fitting(objective, lambda g: not g.reparameterized)}, or a continuous relaxation"
+                f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs draws that are"
+                f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong:"
+                f" estimators that need none: {_fitting(objective, False)}"
             )
 
 
@@ -236,9 +237,9 @@ class Score(Gradient, name="score"):
     Williams 1992; for the baseline Kool, van Hoof and Welling 2019.
     """
 
-    def check(self, objective: Bounded) -> None:
-        """At least two particles."""
-        _check_particles(self, objective)
+    def misfit(self, objective: Bounded) -> str:
+        """One particle alone."""
+        return _alone(objective)
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The bound less its baseline."""
@@ -260,9 +261,9 @@ class VIMCO(Gradient, name="vimco"):
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
         self.mean = _choice("mean", mean, {"geometric": bounds.elbo, "arithmetic": bounds.iwae})
 
-    def check(self, objective: Bounded) -> None:
-        """At least two particles."""
-        _check_particles(self, objective)
+    def misfit(self, objective: Bounded) -> str:
+        """One particle alone."""
+        return _alone(objective)
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The bound less its baseline."""
@@ -287,10 +288,9 @@ class OVIS(Gradient, name="ovis"):
             raise InputError(f"gamma: found {gamma}, expected 0 to 1")
         self.gamma = gamma
 
-    def check(self, objective: Bounded) -> None:
-        """The importance-weighted bound, of at least two particles."""
-        _check_importance_weighted(self, objective)
-        _check_particles(self, objective)
+    def misfit(self, objective: Bounded) -> str:
+        """Another bound than the importance-weighted one; one particle alone."""
+        return _other_bound(objective) or _alone(objective)
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """What is left of the bound after its baseline."""
@@ -314,9 +314,9 @@ class ReweightedWakeSleep(Gradient, name="rws"):
     def __init__(self, phase: Literal["wake", "sleep", "both"] = "wake") -> None:
         self.wake = _choice("phase", phase, {"wake": 1.0, "sleep": 0.0, "both": 0.5})
 
-    def check(self, objective: Bounded) -> None:
-        """The importance-weighted bound."""
-        _check_importance_weighted(self, objective)
+    def misfit(self, objective: Bounded) -> str:
+        """Another bound than the importance-weighted one."""
+        return _other_bound(objective)
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The normalized weights."""
@@ -390,33 +390,32 @@ class _Gate:
         return found._replace(model=carrier)
 
 
-def _fitting(objective: Bounded, wanted: Any) -> str:
-    """The names of estimators that fit an objective."""
-    names = []
-    for name, member in members("gradient").items():
-        try:
-            member().check(objective)
-        except InputError:
-            continue
-        if wanted(member):
-            names.append(name)
-    return ", ".join(names)
-
-
-def _check_particles(gradient: Gradient, objective: Bounded) -> None:
-    if objective.num_particles < 2:
+def check(gradient: Gradient, objective: Bounded) -> None:
+    """Refuse an estimator that is not valid for an objective, naming those that are."""
+    if reason := gradient.misfit(objective):
         raise InputError(
-            f"particles: found {objective.num_particles}, expected at least 2 for gradient {gradient.name}, whose baseline"
-            " is what the other draws give"
+            f"gradient: {gradient.name} does not fit {_named(objective)}: {reason}: those that fit it:"
+            f" {_fitting(objective)}"
         )
 
 
-def _check_importance_weighted(gradient: Gradient, objective: Bounded) -> None:
-    if objective.power != 1 or objective.apart:
-        raise InputError(
-            f"gradient: {gradient.name} is for the importance-weighted bound, found {objective.name}: use --objective iwae"
-            f" or --gradient {_fitting(objective, lambda member: True)}"
-        )
+def _named(objective: Bounded) -> str:
+    return objective.name or type(objective).__name__
+
+
+def _fitting(objective: Bounded, reparameterized: bool | None = None) -> str:
+    fitting = {name: member for name, member in members("gradient").items() if not member().misfit(objective)}
+    return ", ".join(name for name, m in fitting.items() if reparameterized in (None, m.reparameterized)) or "none"
+
+
+def _alone(objective: Bounded) -> str:
+    few = objective.num_particles < 2
+    return "its baseline is what the other draws give, and there is 1 particle alone" if few else ""
+
+
+def _other_bound(objective: Bounded) -> str:
+    other = objective.power != 1 or objective.apart
+    return "it is for the importance-weighted bound (iwae)" if other else ""
 
 
 def _choice(option: str, name: str, known: dict[str, Any]) -> Any:

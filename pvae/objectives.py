@@ -93,7 +93,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self.clock: Tensor | None = None
         self._losses: Tensor | None = None
         self.gradient = lookup("gradient", gradient)() if isinstance(gradient, str) else gradient
-        self.gradient.check(self)
+        gradients.check(self.gradient, self)
 
     def bound(self, log_w: Tensor) -> Tensor:
         """The bound for each datum, (B,), nats, of log-weights (K, B)."""
