@@ -340,7 +340,7 @@ def weigh(terms: LogWeights, beta: float | Tensor) -> Tensor:
 
 def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
     """The value of one tensor with the gradient of another."""
-    return _Weighted.apply(value.detach(), torch.ones_like(other), other.unsqueeze(0))
+    return _Weighted.apply(value.detach(), torch.ones_like(other), other)
 
 
 class _Weighted(torch.autograd.Function):
