@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -203,7 +204,7 @@ def tvo(log_w: Tensor, partitions: Sequence[float], *, upper: bool = False) -> T
     """
     check_partitions(partitions)
     total = torch.zeros(())
-    for low, high in zip(partitions[:-1], partitions[1:], strict=True):
+    for low, high in pairwise(partitions):
         b = high if upper else low
         weights = _cut(b * log_w if b else torch.zeros_like(log_w)).softmax(0)
         # a draw of no weight counts for nothing, also where its log-weight is -inf
@@ -213,8 +214,8 @@ def tvo(log_w: Tensor, partitions: Sequence[float], *, upper: bool = False) -> T
 
 def check_partitions(partitions: Sequence[float]) -> None:
     """Refuse partitions that do not rise from 0 to 1."""
-    steps = zip(partitions[:-1], partitions[1:], strict=True)
-    if len(partitions) < 2 or partitions[0] != 0 or partitions[-1] != 1 or not all(a < b for a, b in steps):
+    rise = all(a < b for a, b in pairwise(partitions))
+    if len(partitions) < 2 or partitions[0] != 0 or partitions[-1] != 1 or not rise:
         found = ",".join(f"{b:g}" for b in partitions) or "none"
         raise InputError(f"partitions: found {found}, expected numbers that rise from 0 to 1, such as 0,0.1,1")
 

@@ -12,22 +12,17 @@ it is. A parameter that is in both programs gets both parts. Nothing here waits 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
 from . import bounds, weights
 from .base import Member, members
 from .errors import InputError
-from .weights import Drawn, LogWeights, Program, Site, Traces
-
-Pairs = list[tuple[Tensor | float, Tensor]]
-"""Weights (K, B), and the terms (K, B) of a surrogate that they multiply."""
-SMALL = 1e-20
-"""So small a weight of a draw is as good as none, yet a float32 can be divided by it."""
+from .surrogates import Draws, Gate, Pairs, Step, weigh, weighted
+from .weights import Drawn, Traces
 
 
 class Bounded(Protocol):
@@ -57,38 +52,6 @@ class Coefficients(NamedTuple):
     """s: of log q(z|x) at draws that stay where they are."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """The two programs and the arguments of one step."""
-
-    model: Program
-    guide: Program
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    particles: int
-    plate: str
-    max_plate_nesting: int
-
-    def draw(self, detach: bool) -> Drawn:
-        """K draws from the guide."""
-        return weights.draw(
-            self.guide,
-            *self.args,
-            particles=self.particles,
-            max_plate_nesting=self.max_plate_nesting,
-            detach=detach,
-            **self.kwargs,
-        )
-
-    def redraw(self, drawn: Drawn, change: Any) -> Drawn:
-        """The guide at other values."""
-        return weights.redraw(self.guide, drawn, change, *self.args, **self.kwargs)
-
-    def score(self, drawn: Drawn) -> Traces:
-        """The model at what the guide drew."""
-        return weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
-
-
 class Gradient(Member, family="gradient"):
     """The family of gradient estimators. A member takes options of its own and writes `coefficients`.
 
@@ -103,9 +66,9 @@ class Gradient(Member, family="gradient"):
         """Why this estimator is not valid for an objective; nothing where it is."""
         return ""
 
-    def gates(self, objective: Bounded) -> bool:
-        """Whether the path's weights differ from the model's."""
-        return self.reparameterized and objective.apart
+    def gate(self, objective: Bounded, draws: Draws) -> Gate | None:
+        """What weighs the path, where its weights differ from the model's."""
+        return Gate() if self.reparameterized and objective.apart else None
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The weights of the gradient's parts.
@@ -117,8 +80,8 @@ class Gradient(Member, family="gradient"):
         """
         raise NotImplementedError
 
-    def more(self, step: Step, traces: Traces) -> Pairs:
-        """Further terms of the surrogate."""
+    def more(self, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
+        """Further terms of the surrogate; `weight` (K, B) is that of log p(z)."""
         return []
 
     def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, Traces]:
@@ -126,36 +89,26 @@ class Gradient(Member, family="gradient"):
         drawn = step.draw(detach=not self.reparameterized)
         if self.reparameterized:
             self.check_sites(drawn, objective)
-        gate = _Gate() if self.gates(objective) else None
+        if not torch.is_grad_enabled():
+            traces = step.score(drawn)
+            return objective.bound(weights.split(traces).log_w), traces
+        draws = Draws(step, drawn)
+        gate = self.gate(objective, draws)
         traces = step.score(step.redraw(drawn, gate) if gate else drawn)
         terms = weights.split(traces)
-        value = objective.bound(terms.log_w.detach())
-        if not torch.is_grad_enabled():
-            return value, traces
         beta = objective.beta_for((terms.posterior - terms.prior).detach())
         found = self.coefficients(objective, weigh(terms, beta).detach(), beta)
         if gate is not None:
-            found = gate.fill(found, traces)
-        return _Weighted.apply(value, *self._surrogate(step, drawn, traces, terms, found, beta)), traces
-
-    def _surrogate(
-        self,
-        step: Step,
-        drawn: Drawn,
-        traces: Traces,
-        terms: LogWeights,
-        found: Coefficients,
-        beta: float | Tensor,
-    ) -> list[Any]:
+            found = found._replace(model=gate.fill(found.model, found.path, traces))
         a, s = found.model, found.score
         pairs: Pairs = [(a, terms.likelihood), (beta * a, terms.prior)]
         if self.reparameterized:
             # log q with all its gradient, and with the part that leaves the draws alone taken back
-            fixed = step.redraw(drawn, lambda site: site["value"].detach())
-            pairs += [(-beta * a, terms.posterior), (s + beta * a, weights.log_q(traces, fixed.sites))]
+            pairs += [(-beta * a, terms.posterior), (s + beta * a, weights.log_q(traces, draws.fixed.sites))]
         else:
             pairs.append((s, terms.posterior))
-        return [part for pair in (*pairs, *self.more(step, traces)) for part in pair]
+        pairs += self.more(draws, traces, beta * a)
+        return weighted(objective.bound(terms.log_w.detach()), pairs), traces
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse sites that are not reparameterized, naming the estimators that don't need it."""
@@ -207,7 +160,7 @@ class StickingTheLanding(Gradient, name="stl"):
 
 
 class DoublyReparameterized(Gradient, name="dreg"):
-    """The score of q reparameterized a second time; unbiased for any bound, also where prior and guide share parameters.
+    """The score of q reparameterized a second time; unbiased for any bound, also where a prior shares its parameters.
 
     a = c, b_k = c_k - dc_k/dlog w_k, s = 0: for the importance-weighted bound b is the square of the normalized
     weights, for the ELBO it is sticking the landing. From E[c_k dlog q(z_k)/dphi] = E[dc_k/dz_k dz_k/dphi] with c_k
@@ -216,18 +169,56 @@ class DoublyReparameterized(Gradient, name="dreg"):
 
     reparameterized = True
 
-    def gates(self, objective: Bounded) -> bool:
+    def gate(self, objective: Bounded, draws: Draws) -> Gate:
         """The path always has weights of its own."""
-        return True
+        return Gate()
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
-        """The slopes, and the slopes less their own derivative. Only log q is weighed by beta: so is what it turns to."""
-        _, a = bounds.slope(objective.bound, log_w)
-        twice = objective.twice_slope(log_w)
-        if isinstance(beta, Tensor) or beta != 1:
-            c = bounds.slope(objective.guide_bound, log_w)[1] if objective.apart else a
-            twice = (1 - beta) * c + beta * twice
-        return Coefficients(a, twice, torch.zeros_like(a))
+        """The slopes, and the slopes less their own derivative."""
+        return _doubly(objective, log_w, beta)
+
+
+class GeneralizedDReG(Gradient, name="gdreg"):
+    """The doubly reparameterized gradient, and for the priors' parameters too: their score is reparameterized as well.
+
+    With g = dc_k/dlog w_k d log w_k/dz + c_k d(log q(z|x) - log p(z))/dz at each draw, the score c_k d log p(z)/dlambda
+    of a prior's parameters lambda, shared with the guide or not, becomes g dT/dlambda, T the map from noise to the
+    prior's draws, taken at the noise that gives z. Unbiased, for priors of location and scale and flows of them.
+    Bauer and Mnih 2021.
+    """
+
+    reparameterized = True
+
+    def misfit(self, objective: Bounded) -> str:
+        """A guide with a bound of its own."""
+        return "model and guide climb different bounds" if objective.apart else ""
+
+    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+        """As `dreg`."""
+        return _doubly(objective, log_w, beta)
+
+    def gate(self, objective: Bounded, draws: Draws) -> Gate:
+        """It lets the gradient at each draw through to the prior's parameters too."""
+        return Gate(draws.transported)
+
+    def more(self, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
+        """The rest of g, and the score that it is in place of taken back."""
+        pairs: Pairs = []
+        for name, pull in draws.pull(traces).items() if draws.priors else ():
+            site = draws.priors[name]
+            moved = sum_rightmost(pull * draws.transported[name], site["fn"].event_dim)
+            pairs += [(weight, traces.by_datum(moved)), (-weight, weights.log_prob(site, traces))]
+        return pairs
+
+
+def _doubly(objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
+    """The slopes c, and c less its derivative: of that only what log q turns to, which beta weighs."""
+    _, a = bounds.slope(objective.bound, log_w)
+    twice = objective.twice_slope(log_w)
+    if isinstance(beta, Tensor) or beta != 1:
+        c = bounds.slope(objective.guide_bound, log_w)[1] if objective.apart else a
+        twice = (1 - beta) * c + beta * twice
+    return Coefficients(a, twice, torch.zeros_like(a))
 
 
 class Score(Gradient, name="score"):
@@ -323,71 +314,13 @@ class ReweightedWakeSleep(Gradient, name="rws"):
         _, v = bounds.slope(objective.bound, log_w)
         return Coefficients(v, None, self.wake * v)
 
-    def more(self, step: Step, traces: Traces) -> Pairs:
+    def more(self, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
         """The dreams."""
         if self.wake == 1:
             return []
+        step = draws.step
         found = weights.dream(step.model, step.guide, traces, *step.args, **step.kwargs)
         return [(torch.full_like(found, 1 - self.wake), found)]
-
-
-def weigh(terms: LogWeights, beta: float | Tensor) -> Tensor:
-    """Log p(x|z) + beta (log p(z) - log q(z|x)), (K, B), nats."""
-    if isinstance(beta, float) and beta == 1:
-        return terms.log_w
-    return terms.likelihood + beta * (terms.prior - terms.posterior)
-
-
-def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
-    """The value of one tensor with the gradient of another."""
-    return _Weighted.apply(value.detach(), torch.ones_like(other), other)
-
-
-class _Weighted(torch.autograd.Function):
-    """A value (B,) with the gradient of sum_i (weight_i * term_i).sum(0), of which nothing is computed forwards."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *pairs: Tensor) -> Tensor:
-        ctx.save_for_backward(*pairs[::2])
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2::2]
-        terms = [grad * weight if need else None for weight, need in zip(ctx.saved_tensors, needed, strict=True)]
-        return None, *(part for term in terms for part in (None, term))
-
-
-class _Gate:
-    """An identity on a guide's draws, which weighs the gradient that comes back through it.
-
-    It stands between the guide, which makes draws from draws, and all that scores them: so a path through several
-    sites is weighed once. The weights are known later than the draws, but before the gradient.
-    """
-
-    def __init__(self) -> None:
-        self._events: dict[str, tuple[Tensor, int]] = {}
-        self._factors: dict[str, Tensor] = {}
-
-    def __call__(self, site: Site) -> Tensor:
-        draw, name, factors = site["value"], site["name"], self._factors
-        if not draw.requires_grad:
-            return draw
-        passed = draw.view_as(draw)
-        passed.register_hook(lambda grad: grad * factors[name])
-        self._events[name] = draw, site["fn"].event_dim
-        return passed
-
-    def fill(self, found: Coefficients, traces: Traces) -> Coefficients:
-        """Set the weights of the path: b/a, for a comes with the gradient already. Returns the a that does."""
-        a = found.model
-        b = found.path.masked_fill(found.path.abs() < SMALL, 0.0)  # else its products are denormal numbers
-        carrier = a.masked_fill((a.abs() < SMALL) & (b != 0), SMALL)
-        ratio = b / carrier.masked_fill(carrier == 0, 1.0)
-        for name, (draw, event_dim) in self._events.items():
-            self._factors[name] = traces.like(ratio, draw, event_dim)
-        return found._replace(model=carrier)
 
 
 def check(gradient: Gradient, objective: Bounded) -> None:

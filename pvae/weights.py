@@ -6,8 +6,8 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,11 +20,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
+from .plates import PARTICLES, Site, data_plate
 
 Program = Callable[..., Any]
-Site = dict[str, Any]
-"""A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
-PARTICLES = "particles"
 
 
 class LogWeights(NamedTuple):
@@ -43,16 +41,26 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
+class _Enough(Exception):
+    """A run has seen the sites that it is for."""
+
+
 class _Run(Messenger):
     """Runs a program and collects its sample sites, with the values of another run where it has them.
 
     What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
-    detached as they are made, before later sites see them.
+    detached as they are made, before later sites see them; the run may end with the last of some sites.
     """
 
-    def __init__(self, program: Program, values: dict[str, Site] | None = None, detach: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        values: dict[str, Site] | None = None,
+        detach: bool = False,
+        until: Set[str] = frozenset(),
+    ) -> None:
         super().__init__()
-        self.program, self.values, self.detach = program, values or {}, detach
+        self.program, self.values, self.detach, self.until = program, values or {}, detach, until
         self.sites: dict[str, Site] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
@@ -70,6 +78,8 @@ class _Run(Messenger):
         if self.detach and not msg["is_observed"]:
             msg["value"] = msg["value"].detach()
         self.sites[msg["name"]] = msg
+        if self.until and self.until <= self.sites.keys():
+            raise _Enough
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class Traces:
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
 
     def __post_init__(self) -> None:
-        frame = _data_plate(self, self.plate)
+        frame = data_plate(dict(_sites(self.guide)), dict(_sites(self.model, observed=True)), self.plate)
         object.__setattr__(self, "plate", frame.name)
         object.__setattr__(self, "dim", frame.dim)
         object.__setattr__(self, "size", frame.size)
@@ -181,6 +191,14 @@ def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args
     return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
 
+def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """The model's latent sites at what a guide drew: it is run as far as the last of them."""
+    run = _Run(model, drawn.sites, until={name for name, _ in _sites(drawn.sites)})
+    with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting), suppress(_Enough):
+        run(*args, **kwargs)
+    return {name: site for name, site in run.sites.items() if name in run.until}
+
+
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
     """Run the model on what a guide drew; arguments as for `trace`."""
     with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
@@ -271,8 +289,8 @@ def log_prob(site: Site, traces: Traces) -> Tensor:
         value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
         raise InputError(
-            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has just"
-            " drawn: expected --gradient reparam, or a flow with an inverse"
+            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
+            " just drawn: expected --gradient reparam, or a flow with an inverse"
         ) from error
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
@@ -372,68 +390,6 @@ def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str
             continue
         if observed or not site["is_observed"]:
             yield name, site
-
-
-def _data_plate(traces: Traces, plate: str) -> Any:
-    """The frame of the plate of data, checked to hold every site. Names and sizes only: nothing is read back."""
-    guide, model = dict(_sites(traces.guide)), dict(_sites(traces.model, observed=True))
-    _check_match(guide, model)
-    sites = {**{f"{name} (guide)": site for name, site in guide.items()}, **model}
-    frames = {
-        frame.name: frame
-        for site in sites.values()
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.name != PARTICLES
-    }
-    if not plate:
-        shared = [
-            name
-            for name in frames
-            if all(name in (f.name for f in site["cond_indep_stack"]) for site in sites.values())
-        ]
-        if len(shared) != 1:
-            plate = next(iter(frames), "")
-            _check_inside(sites, plate)
-            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
-        plate = shared[0]
-    if plate not in frames:
-        raise InputError(f"plate: no plate '{plate}' in the programs: found {', '.join(frames) or 'none'}")
-    _check_inside(sites, plate)
-    for name, site in sites.items():
-        _check_scale(name, site)
-    return frames[plate]
-
-
-def _check_match(guide: dict[str, Site], model: dict[str, Site]) -> None:
-    latents = {name for name, site in model.items() if not site["is_observed"]}
-    if missing := sorted(latents ^ set(guide)):
-        where = "model" if missing[0] in guide else "guide"
-        raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
-    if not guide:
-        raise InputError("guide: no latent site: expected at least one pyro.sample")
-    if len(latents) == len(model):
-        raise InputError("model: no observed site: expected one with obs=")
-
-
-def _check_inside(sites: dict[str, Site], plate: str) -> None:
-    for name, site in sites.items():
-        if plate not in (frame.name for frame in site["cond_indep_stack"]):
-            raise InputError(
-                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
-                " of them has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
-            )
-
-
-def _check_scale(name: str, site: Site) -> None:
-    expected = 1.0
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized:
-            expected *= (frame.full_size or frame.size) / frame.size
-    if isinstance(site["scale"], Tensor) or abs(site["scale"] - expected) > 1e-6 * expected:
-        raise InputError(
-            f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
-            " poutine.scale out of the programs and weight the terms in the objective"
-        )
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
