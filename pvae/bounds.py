@@ -78,12 +78,11 @@ def power_mean(log_w: Tensor, power: float) -> Tensor:
         return iwae(power * log_w) / power
     # For small powers the mean of w^s is close to 1 and its log would lose digits; not so from the differences to 1,
     # as long as these are small. Where they aren't, the digits are there.
-    middle = log_w.detach().amax(0)
+    middle = log_w.detach().mean(0)
     y = power * (log_w - middle)
-    small = y.detach().amin(0) > -1
-    near = torch.expm1(y.masked_fill(~small, 0.0)).mean(0).log1p()
-    far = _cut(y).logsumexp(0) - math.log(log_w.shape[0])
-    return middle + near.where(small, far) / power
+    small = (y.detach().abs() < 1).all(0)
+    near = torch.expm1(y.masked_fill(~small, 0.0)).mean(0).log1p() / power + middle
+    return near.where(small, iwae(power * log_w) / power)
 
 
 def renyi(log_w: Tensor, alpha: float) -> Tensor:
@@ -203,13 +202,15 @@ def tvo(log_w: Tensor, partitions: Sequence[float], *, upper: bool = False) -> T
     (tensor([2.]), tensor([2.2311]), tensor([2.7616]))
     """
     check_partitions(partitions)
-    total = torch.zeros(())
+    top = log_w.detach().amax(0)  # in differences to it the sums lose no digits
+    total = torch.zeros_like(top)
     for low, high in pairwise(partitions):
         b = high if upper else low
-        weights = _cut(b * log_w if b else torch.zeros_like(log_w)).softmax(0)
+        weights = torch.exp(_cut(b * (log_w - top))) if b else torch.ones_like(log_w)
         # a draw of no weight counts for nothing, also where its log-weight is -inf
-        total = (high - low) * (weights * log_w.where(weights > 0, 0.0)).sum(0) + total
-    return total
+        below = (log_w - top).where(weights > 0, 0.0)
+        total = total + (high - low) * (weights * below).sum(0) / weights.sum(0)
+    return total + top
 
 
 def check_partitions(partitions: Sequence[float]) -> None:
