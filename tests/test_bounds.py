@@ -1,4 +1,4 @@
-"""Bounds as functions of log-weights: against their formulas in float64, and against exact answers of a Gaussian model."""
+"""Bounds as functions of log-weights: against their formulas, float64, and the exact values of a Gaussian model."""
 
 import math
 from itertools import pairwise

@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import pyro
@@ -11,7 +12,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
@@ -28,20 +28,22 @@ UNBIASED = ["reparam", "dreg", "gdreg", "score", "vimco"]
 class Programs:
     """A pair of programs and their parameters, in float64."""
 
-    start: dict[str, float] = {}
+    start: ClassVar = {}
 
     def __init__(self):
         self.p = {n: torch.tensor(v, dtype=torch.float64, requires_grad=True) for n, v in self.start.items()}
 
     def gradient(self, value):
         found = torch.autograd.grad(value, list(self.p.values()), allow_unused=True)
-        return torch.stack([torch.zeros_like(p) if g is None else g for g, p in zip(found, self.p.values(), strict=True)])
+        return torch.stack(
+            [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.p.values(), strict=True)]
+        )
 
 
 class Simple(Programs):
     """One latent number; what `prior` and `posterior` are, and the log-weight as a function of the noise, is open."""
 
-    start = {"mu": 0.3, "ls0": 0.2, "t": 0.8, "a": 0.5, "b": 0.1, "ls": -0.6}
+    start: ClassVar = {"mu": 0.3, "ls0": 0.2, "t": 0.8, "a": 0.5, "b": 0.1, "ls": -0.6}
     noises = 1
 
     def prior(self):
@@ -73,7 +75,7 @@ class Simple(Programs):
 class Shared(Simple):
     """The prior is the guide at a learned datum: the two share all parameters."""
 
-    start = {"u": 0.7, "t": 0.8, "a": 0.5, "b": 0.1, "ls": -0.3}
+    start: ClassVar = {"u": 0.7, "t": 0.8, "a": 0.5, "b": 0.1, "ls": -0.3}
 
     def prior(self):
         return self.posterior(self.p["u"])
@@ -82,7 +84,7 @@ class Shared(Simple):
 class Vamp(Simple):
     """The prior is a mixture of the guide at two learned data."""
 
-    start = {"u": 1.0, "v": -1.5, "t": 0.8, "a": 0.5, "b": 0.1, "ls": -0.3}
+    start: ClassVar = {"u": 1.0, "v": -1.5, "t": 0.8, "a": 0.5, "b": 0.1, "ls": -0.3}
 
     def prior(self):
         parts = self.posterior(torch.stack([self.p["u"], self.p["v"]]))
@@ -91,9 +93,20 @@ class Vamp(Simple):
 
 
 class Chain(Programs):
-    """Two latent numbers, each of which depends on the one before, in the model and, the other way round, in the guide."""
+    """Two latent numbers, one of which depends on the other, in the guide the other way round than in the model."""
 
-    start = {"m": 0.2, "s": -0.1, "t": 0.7, "st": 0.1, "c": 0.9, "a": 0.4, "b": 0.5, "la": -0.5, "lb": -0.4, "d": 0.3}
+    start: ClassVar = {
+        "m": 0.2,
+        "s": -0.1,
+        "t": 0.7,
+        "st": 0.1,
+        "c": 0.9,
+        "a": 0.4,
+        "b": 0.5,
+        "la": -0.5,
+        "lb": -0.4,
+        "d": 0.3,
+    }
     noises = 2
 
     def first(self, x):
@@ -159,7 +172,7 @@ def of(bound):
     return lambda programs, x, drawn, beta: bound(log_weights(programs, x, drawn, beta))
 
 
-def estimated(programs, objective, n=5000, repetitions=20):
+def estimated(programs, objective, n=2500, repetitions=20):
     """The values and gradients of repetitions, each the mean over n copies of each datum, summed over the data."""
     x = torch.tensor(X, dtype=torch.float64).repeat(n)
     values, found = [], []
@@ -230,7 +243,7 @@ def test_the_gradient_of_three_draws(gradient):
 def test_a_prior_that_shares_the_guides_parameters(kind, objective, gradient):
     programs, found = kind(), OBJECTIVES[objective][0](gradient=gradient)
     if kind is Vamp and gradient == "gdreg":
-        with pytest.raises(pvae.InputError, match="site 'z': found a prior MixtureSameFamily.*use dreg"):
+        with pytest.raises(pvae.InputError, match=r"site 'z': found a prior MixtureSameFamily.*use dreg"):
             estimated(programs, found)
         return
     assert_unbiased(programs, found, exact_of(kind, objective))
@@ -247,7 +260,9 @@ def test_sites_that_depend_on_one_another_under_the_elbo(gradient):
 
 
 @pytest.mark.parametrize("gradient", ["reparam", "stl", "dreg", "score", "vimco"])
-@pytest.mark.parametrize("objective", [lambda **k: PIWAE(4, 2, **k), lambda **k: Chi(2, 1.5, **k)], ids=["piwae", "chi"])
+@pytest.mark.parametrize(
+    "objective", [lambda **k: PIWAE(4, 2, **k), lambda **k: Chi(2, 1.5, **k)], ids=["piwae", "chi"]
+)
 def test_a_guide_with_a_bound_of_its_own(objective, gradient):
     objective = objective(gradient=gradient)
     programs, k = Simple(), objective.num_particles
@@ -306,7 +321,7 @@ def test_sticking_the_landing_has_no_bias_with_one_draw_and_no_variance_at_the_p
     assert_unbiased(Simple(), IWAE(1, gradient="stl"), exact_of(Simple, "iwae", 1))
 
     class Exact(Simple):
-        start = {"t": 1.0, "a": 0.5, "b": 0.0, "ls": math.log(0.5) / 2}
+        start: ClassVar = {"t": 1.0, "a": 0.5, "b": 0.0, "ls": math.log(0.5) / 2}
 
         def prior(self):
             return dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
@@ -323,7 +338,17 @@ def test_sticking_the_landing_has_no_bias_with_one_draw_and_no_variance_at_the_p
 class Discrete(Programs):
     """A Bernoulli and a Categorical latent, the second of which depends on the first, and a Bernoulli datum."""
 
-    start = {"p0": 0.3, "p1": -0.4, "p2": 0.5, "w": 1.5, "c": -0.7, "q0": 0.2, "q1": 0.9, "q2": -0.6, "q3": 0.4}
+    start: ClassVar = {
+        "p0": 0.3,
+        "p1": -0.4,
+        "p2": 0.5,
+        "w": 1.5,
+        "c": -0.7,
+        "q0": 0.2,
+        "q1": 0.9,
+        "q2": -0.6,
+        "q3": 0.4,
+    }
     states = ((0.0, 0), (0.0, 1), (0.0, 2), (1.0, 0), (1.0, 1), (1.0, 2))
 
     def parts(self, x, y=None, z=None):
@@ -368,7 +393,7 @@ class Discrete(Programs):
         return total.detach(), self.gradient(total)
 
 
-def discrete(objective, n=20_000, repetitions=20):
+def discrete(objective, n=4000, repetitions=20):
     programs, x = Discrete(), torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(n)
     torch.manual_seed(0)
     values, found = [], []
@@ -456,7 +481,8 @@ class Flow(torch.nn.Module):
         if kind == "zuko":
             zuko = pytest.importorskip("zuko")
             self.flow = zuko.flows.NSF(2, 2, transforms=1, hidden_features=[8], bins=4)
-        self.double()
+        if kind != "iaf":  # whose inverse makes float32 numbers
+            self.double()
 
     def forward(self, x):
         with pyro.plate("data", len(x)):
@@ -471,25 +497,28 @@ class Flow(torch.nn.Module):
                 pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
 
 
+REPEATS = 40
+
+
 @pytest.mark.parametrize("gradient", ["dreg", "score"])
-@pytest.mark.parametrize("kind", ["full", "iaf", "coupling", "zuko"])
+@pytest.mark.parametrize("kind", ["full", "iaf", "coupling", pytest.param("zuko", marks=pytest.mark.slow)])
 def test_flows_and_full_covariance(kind, gradient):
     """The difference from the reparameterized gradient, whose expectation is the bound's, is noise."""
-    guide, n = Flow(kind), 2000
-    x = torch.tensor([[0.8, -0.5], [-0.3, 1.0]], dtype=torch.float64).repeat(n, 1)
+    guide = Flow(kind)
+    x = torch.tensor([[0.8, -0.5], [-0.3, 1.0]]).to(guide.loc).repeat(300, 1)
     parameters = list(guide.parameters())
 
     def gradients_of(name):
         found = []
-        for _ in range(15):
-            bound = IWAE(3, gradient=name, max_plate_nesting=1).bounds(plane_model, guide, x).mean()
+        for _ in range(REPEATS):
+            bound = IWAE(2, gradient=name, max_plate_nesting=1).bounds(plane_model, guide, x).mean()
             parts = torch.autograd.grad(bound, parameters, allow_unused=True)
             found.append(torch.cat([p.flatten() for p in parts if p is not None]))
         return torch.stack(found)
 
     ours, reference = gradients_of(gradient), gradients_of("reparam")
     used = reference.std(0) > 1e-9
-    error = ((ours.var(0) + reference.var(0)) / 15).sqrt()
+    error = ((ours.var(0) + reference.var(0)) / REPEATS).sqrt()
     t = ((ours.mean(0) - reference.mean(0)) / error)[used]
     assert used.sum() >= 5
     assert t.abs().max() < 4.5  # of up to a hundred parameters
@@ -574,11 +603,10 @@ def test_a_mask_and_an_inner_plate(gradient):
 
     found = IWAE(2, plate="data", gradient=gradient).bounds(model, guide, x)
     assert found[~mask].eq(0).all()
-    if gradient in ("dreg", "stl", "reparam", "gdreg", "score", "vimco", "ovis", "rws"):
-        (of_masked,) = torch.autograd.grad(found[~mask].sum(), loc, retain_graph=True)
-        (of_all,) = torch.autograd.grad(found.sum(), loc)
-        assert of_masked == 0
-        assert of_all != 0
+    (of_masked,) = torch.autograd.grad(found[~mask].sum(), loc, retain_graph=True)
+    (of_all,) = torch.autograd.grad(found.sum(), loc)
+    assert of_masked == 0
+    assert of_all != 0
 
 
 # Annealing ------------------------------------------------------------------------------------------------------------
@@ -626,12 +654,15 @@ def test_beta_weighs_prior_and_posterior_alone(vae, x):
 
 @pytest.mark.parametrize("objective", [lambda **k: ELBO(4, **k), lambda **k: ELBO(4, analytic_kl=True, **k)])
 def test_free_bits_spare_a_kl_below_them(vae, x, objective):
-    torch.manual_seed(1)
-    terms = vae.log_weights(x, particles=4)
-    rate = (terms.posterior - terms.prior).mean().item()
+    with torch.no_grad():
+        list(vae.posterior.parameters())[-1].add_(1.0)  # away from the prior
+        rate = pvae.ELBO(500).bounds(vae.model, vae.guide, x)  # looks at the programs
+        terms = vae.log_weights(x, particles=500)
+        rate = (terms.posterior - terms.prior).mean().item()
+    assert rate > 0.5
     without, whole = gradient_of(vae, objective(beta=0.0), x), gradient_of(vae, objective(), x)
-    torch.testing.assert_close(gradient_of(vae, objective(free_bits=2 * rate + 1), x), without)
-    torch.testing.assert_close(gradient_of(vae, objective(free_bits=rate / 5), x), whole)
+    torch.testing.assert_close(gradient_of(vae, objective(free_bits=2 * rate), x), without)
+    torch.testing.assert_close(gradient_of(vae, objective(free_bits=rate / 4), x), whole)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -643,7 +674,7 @@ def test_a_discrete_site_is_named_with_the_estimators_for_it(gradient):
     with pytest.raises(pvae.InputError, match=f"site 'y': iwae with gradient {gradient} needs .*Bernoulli") as found:
         IWAE(2, gradient=gradient).bounds(programs.model, programs.guide, x)
     assert str(found.value).endswith("score, vimco, ovis, rws")
-    with pytest.raises(pvae.InputError, match="that need none: score, vimco$"):
+    with pytest.raises(pvae.InputError, match=r"that need none: score, vimco$"):
         TVO(2, gradient=gradient).bounds(programs.model, programs.guide, x)
 
 
@@ -664,7 +695,10 @@ def test_a_latent_that_all_data_share_is_refused(gradient):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ELBO(2, gradient="ovis"), "gradient: ovis does not fit elbo: .*: reparam, stl, dreg, gdreg, score, vimco"),
+        (
+            lambda: ELBO(2, gradient="ovis"),
+            "gradient: ovis does not fit elbo: .*: reparam, stl, dreg, gdreg, score, vimco",
+        ),
         (lambda: PIWAE(2, gradient="rws"), "gradient: rws does not fit piwae"),
         (lambda: PIWAE(2, gradient="gdreg"), "gradient: gdreg does not fit piwae: model and guide climb"),
         (lambda: IWAE(1, gradient="vimco"), "gradient: vimco does not fit iwae: its baseline .* 1 particle alone"),
@@ -740,40 +774,24 @@ def test_a_step_never_synchronises_with_the_device(vae, x, member, options):
 def test_a_step_leaves_nothing_behind(vae, x, member, options):
     objective, kept = member(4, **options), []
 
-    def guide(x):
-        vae.guide(x)
-        kept.append(weakref.ref(anchor := torch.zeros(1)))
-        return anchor
-
-    def model(x):
-        z = pyro.sample  # the draws are what a graph would keep
-        vae.model(x)
-        return z
-
     class Watch(pyro.poutine.messenger.Messenger):
         def _pyro_post_sample(self, msg):
             if msg["name"] == "z":
                 kept.append(weakref.ref(msg["value"]))
 
-    objective.loss_and_grads(model, vae.guide, x)
-    kept.clear()
+    objective.loss_and_grads(vae.model, vae.guide, x)
+    with Watch():
+        objective.loss_and_grads(vae.model, vae.guide, x)
     gc.collect()
-    gc.disable()
-    try:
-        with Watch():
-            objective.loss_and_grads(vae.model, vae.guide, x)
-        assert kept
-        gc.collect()
-        assert all(ref() is None for ref in kept)
-    finally:
-        gc.enable()
+    assert kept
+    assert all(ref() is None for ref in kept)
 
 
 @pytest.mark.parametrize(("member", "options"), ALL.values(), ids=ALL)
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_gradients_are_finite_where_weights_are_far_apart(member, options, offset):
     class Far(Simple):
-        start = {**Simple.start, "a": 30.0, "ls": 3.0}
+        start: ClassVar = {**Simple.start, "a": 30.0, "ls": 3.0}
 
     programs = Far()
     programs.p = {n: v.detach().float().requires_grad_() for n, v in programs.p.items()}
@@ -802,7 +820,3 @@ def test_the_path_of_a_group_far_below_the_best_is_there():
         found[name] = torch.autograd.grad(bound.bounds(model, guide, torch.zeros(1)).sum(), loc)[0]
     torch.testing.assert_close(found["piwae"], found["miwae"], rtol=1e-5, atol=1e-6)
     assert found["miwae"][2:].abs().max() > 1
-
-
-def test_support_is_checked_by_the_first_call_alone():
-    assert constraints.real.check(torch.zeros(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ class Renyi(Objective, name="renyi"):
     """
 
     def __init__(self, num_particles: int = 1, alpha: float = 0.5, **shared: Any) -> None:
+        if not math.isfinite(alpha):
+            raise InputError(f"alpha: found {alpha}, expected a finite number: 0 is IWAE, 1 the ELBO")
         self.alpha, self.power = alpha, 1.0 - alpha
         super().__init__(num_particles, **shared)
 
