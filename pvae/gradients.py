@@ -343,7 +343,7 @@ def _fitting(objective: Bounded, reparameterized: bool | None = None) -> str:
 
 def _alone(objective: Bounded) -> str:
     few = objective.num_particles < 2
-    return "its baseline is what the other draws give, and there is 1 particle alone" if few else ""
+    return "its baseline is what the other draws give, and there is 1 particle: give it 2 or more" if few else ""
 
 
 def _other_bound(objective: Bounded) -> str:
