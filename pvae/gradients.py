@@ -62,7 +62,8 @@ class Gradient(Member, family="gradient"):
     reparameterized: ClassVar[bool] = False
     """Whether it takes the path through the draws, for which every site has to be reparameterized."""
 
-    def misfit(self, objective: Bounded) -> str:
+    @classmethod
+    def misfit(cls, objective: Bounded) -> str:
         """Why this estimator is not valid for an objective; nothing where it is."""
         return ""
 
@@ -189,7 +190,8 @@ class GeneralizedDReG(Gradient, name="gdreg"):
 
     reparameterized = True
 
-    def misfit(self, objective: Bounded) -> str:
+    @classmethod
+    def misfit(cls, objective: Bounded) -> str:
         """A guide with a bound of its own."""
         return "model and guide climb different bounds" if objective.apart else ""
 
@@ -228,7 +230,8 @@ class Score(Gradient, name="score"):
     Williams 1992; for the baseline Kool, van Hoof and Welling 2019.
     """
 
-    def misfit(self, objective: Bounded) -> str:
+    @classmethod
+    def misfit(cls, objective: Bounded) -> str:
         """One particle alone."""
         return _alone(objective)
 
@@ -252,7 +255,8 @@ class VIMCO(Gradient, name="vimco"):
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
         self.mean = _choice("mean", mean, {"geometric": bounds.elbo, "arithmetic": bounds.iwae})
 
-    def misfit(self, objective: Bounded) -> str:
+    @classmethod
+    def misfit(cls, objective: Bounded) -> str:
         """One particle alone."""
         return _alone(objective)
 
@@ -279,7 +283,8 @@ class OVIS(Gradient, name="ovis"):
             raise InputError(f"gamma: found {gamma}, expected 0 to 1")
         self.gamma = gamma
 
-    def misfit(self, objective: Bounded) -> str:
+    @classmethod
+    def misfit(cls, objective: Bounded) -> str:
         """Another bound than the importance-weighted one; one particle alone."""
         return _other_bound(objective) or _alone(objective)
 
@@ -305,7 +310,8 @@ class ReweightedWakeSleep(Gradient, name="rws"):
     def __init__(self, phase: Literal["wake", "sleep", "both"] = "wake") -> None:
         self.wake = _choice("phase", phase, {"wake": 1.0, "sleep": 0.0, "both": 0.5})
 
-    def misfit(self, objective: Bounded) -> str:
+    @classmethod
+    def misfit(cls, objective: Bounded) -> str:
         """Another bound than the importance-weighted one."""
         return _other_bound(objective)
 
@@ -337,7 +343,7 @@ def _named(objective: Bounded) -> str:
 
 
 def _fitting(objective: Bounded, reparameterized: bool | None = None) -> str:
-    fitting = {name: member for name, member in members("gradient").items() if not member().misfit(objective)}
+    fitting = {name: member for name, member in members("gradient").items() if not member.misfit(objective)}
     return ", ".join(name for name, m in fitting.items() if reparameterized in (None, m.reparameterized)) or "none"
 
 

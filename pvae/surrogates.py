@@ -69,7 +69,7 @@ class Draws:
     def priors(self) -> dict[str, Site]:
         """The priors that have a gradient at the fixed draws, by site."""
         sites = weights.priors(self.step.model, self.fixed, *self.step.args, **self.step.kwargs)
-        return {name: site for name, site in sites.items() if site["fn"].log_prob(site["value"]).requires_grad}
+        return {name: site for name, site in sites.items() if weights.scored(site).requires_grad}
 
     @cached_property
     def transported(self) -> dict[str, Tensor]:

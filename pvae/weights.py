@@ -280,21 +280,22 @@ def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
-    """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates.
+    """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
+    value = site["log_prob"] if "log_prob" in site else scored(site)
+    if site["mask"] is not None:
+        value = scale_and_mask(value, mask=site["mask"])
+    return traces.by_datum(value)
 
-    Raises:
-        InputError: a flow without an inverse, at a value that it has not just drawn.
-    """
+
+def scored(site: Site) -> Tensor:
+    """A site's own log-probability of its value, in its batch shape, nats."""
     try:
-        value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+        return site["fn"].log_prob(site["value"])
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
         raise InputError(
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
             " just drawn: expected --gradient reparam, or a flow with an inverse"
         ) from error
-    if site["mask"] is not None:
-        value = scale_and_mask(value, mask=site["mask"])
-    return traces.by_datum(value)
 
 
 def kl(traces: Traces) -> Tensor:

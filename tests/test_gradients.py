@@ -260,20 +260,18 @@ def test_sites_that_depend_on_one_another_under_the_elbo(gradient):
 
 
 @pytest.mark.parametrize("gradient", ["reparam", "stl", "dreg", "score", "vimco"])
-@pytest.mark.parametrize(
-    "objective", [lambda **k: PIWAE(4, 2, **k), lambda **k: Chi(2, 1.5, **k)], ids=["piwae", "chi"]
-)
-def test_a_guide_with_a_bound_of_its_own(objective, gradient):
-    objective = objective(gradient=gradient)
-    programs, k = Simple(), objective.num_particles
-    value, of_model = exact(programs, k, of(bounds.iwae))
-    guides = bounds.iwae if k == 4 else (lambda w: -bounds.cubo(w, 1.5))
-    of_guide = exact(programs, 2, of(guides))[1]
+@pytest.mark.parametrize(("member", "options"), [(PIWAE, {"groups": 2}), (Chi, {"order": 1.5})])
+def test_a_guide_with_a_bound_of_its_own(member, options, gradient):
+    objective = member(4, **options, gradient=gradient)
+    programs = Simple()
+    value, of_model = exact(programs, 4, of(bounds.iwae))
+    k, guides = (2, bounds.iwae) if member is PIWAE else (4, lambda w: -bounds.cubo(w, 1.5))
+    of_guide = exact(programs, k, of(guides))[1]
     expected = torch.where(torch.tensor([name in ("mu", "ls0", "t") for name in programs.p]), of_model, of_guide)
     if gradient != "stl":
         assert_unbiased(programs, objective, (value, expected))
         return
-    expected[3:] = exact(programs, 2, sticking(guides))[1][3:]
+    expected[3:] = exact(programs, k, sticking(guides))[1][3:]
     assert_unbiased(programs, objective, (value, expected))
 
 
@@ -561,7 +559,7 @@ def test_a_flow_without_an_inverse(gradient):
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, "piwae", "chi"])
 def test_the_value_is_the_bound_for_each_datum_whatever_the_gradient(objective):
-    make = {"piwae": lambda **k: PIWAE(4, 2, **k), "chi": lambda **k: Chi(2, **k)}.get(objective)
+    make = {"piwae": lambda **k: PIWAE(4, 2, **k), "chi": lambda **k: Chi(3, **k)}.get(objective)
     make = make or OBJECTIVES[objective][0]
     programs, x = Simple(), torch.randn(6, dtype=torch.float64)
     torch.manual_seed(1)
@@ -733,7 +731,8 @@ def test_a_latent_that_all_data_share_is_refused(gradient):
         (lambda: MIWAE(0), "particles: found 0"),
         (lambda: TVO(partitions=(0, 0.5, 0.2, 1)), "partitions: found 0,0.5,0.2,1"),
         (lambda: CIWAE(share=2), "share: found 2"),
-        (lambda: Chi(order=0.5), "order: found 0.5"),
+        (lambda: Chi(order=1), "order: found 1, expected a finite number above 1"),
+        (lambda: Chi(2), "particles: found 2, expected at least 3 for the chi bound of order 2"),
         (lambda: Renyi(alpha=math.inf), "alpha: found inf"),
         (lambda: ELBO(beta=-1), "beta: found -1, expected at least 0"),
         (lambda: ELBO(warmup=-1), "warmup: found -1"),

@@ -200,12 +200,9 @@ def data(n=5):
 @pytest.mark.parametrize(("member", "options"), WHOLES)
 def test_every_part_trains_under_every_objective_and_gradient(member, options, objective, gradient):
     vae = whole(member, options)
-    try:
-        objective = objective(3, gradient=gradient)
-    except pvae.InputError as error:
-        assert "does not fit" in str(error)
+    if members("gradient")[gradient].misfit(objective(3)):
         return
-    loss = objective.loss_and_grads(vae.model, vae.guide, data())
+    loss = objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, data())
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in vae.parameters())
 

@@ -184,7 +184,11 @@ def _signature(member: type[Objective]) -> inspect.Signature:
     """A member's arguments: its own, and in place of `**shared` those that every objective takes by name."""
 
     def of(cls: type[Objective]) -> list[inspect.Parameter]:
-        return list(inspect.signature(cls.__init__, eval_str=True).parameters.values())[1:]
+        try:
+            found = inspect.signature(cls.__init__, eval_str=True)
+        except NameError:  # an annotation that is imported for type checkers alone
+            found = inspect.signature(cls.__init__)
+        return list(found.parameters.values())[1:]
 
     own = [p for p in of(member) if p.kind is not p.VAR_KEYWORD]
     if len(own) < len(of(member)):

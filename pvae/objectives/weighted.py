@@ -105,10 +105,15 @@ class TVO(Objective, name="tvo"):
 class Chi(Objective, name="chi"):
     """The guide descends the chi upper bound on log p(x); the model climbs the importance-weighted bound, the value.
 
+    Of few draws the estimate is far below the bound, and lowest where the guide is wrong: take many.
+
     Args:
-        num_particles: K, how many draws for each datum.
-        order: n of 1/n log 1/K sum_k w_k^n, at least 1.
+        num_particles: K, how many draws for each datum, more than n / (n - 1).
+        order: n of 1/n log 1/K sum_k w_k^n, above 1.
         **shared: what every `Objective` takes.
+
+    Raises:
+        InputError: an order of 1 or below; too few draws for the estimate to be lowest at the posterior.
 
     Dieng et al. 2017.
     """
@@ -116,8 +121,15 @@ class Chi(Objective, name="chi"):
     apart = True
 
     def __init__(self, num_particles: int = 1, order: float = 2.0, **shared: Any) -> None:
-        if not 1 <= order < float("inf"):
-            raise InputError(f"order: found {order}, expected a finite number of at least 1")
+        if not 1 < order < math.inf:
+            raise InputError(f"order: found {order}, expected a finite number above 1")
+        # at a guide near the posterior it is (order (1 - 1/K) - 1) / 2 times the variance of log w above log p
+        if num_particles <= order / (order - 1):
+            least = math.floor(order / (order - 1)) + 1
+            raise InputError(
+                f"particles: found {num_particles}, expected at least {least} for the chi bound of order {order:g}: of"
+                " fewer its estimate is not lowest at the posterior"
+            )
         self.order = order
         super().__init__(num_particles, **shared)
 
