@@ -57,6 +57,14 @@ class Gradient(Member, family="gradient"):
 
     Raises:
         InputError: by an objective that is given one that does not fit; by its first call where a site does not.
+
+    >>> class Plain(Gradient):  # the score function without a baseline
+    ...     def coefficients(self, objective, log_w, beta):
+    ...         value, c = bounds.slope(objective.bound, log_w)
+    ...         return Coefficients(model=c, path=None, score=value - beta * c)
+    >>> import pvae
+    >>> pvae.IWAE(5, gradient=Plain()).gradient.reparameterized
+    False
     """
 
     reparameterized: ClassVar[bool] = False
@@ -76,7 +84,8 @@ class Gradient(Member, family="gradient"):
 
         Args:
             objective: whose bound it is.
-            log_w: log p(x|z) + beta (log p(z) - log q(z|x)), (K, B), detached.
+            log_w: log p(x|z) + beta (log p(z) - log q(z|x)), (K, B), detached; less the largest of each datum, so that
+                differences of bounds keep their digits.
             beta: the weight of prior and posterior, 1 without annealing.
         """
         raise NotImplementedError
@@ -98,7 +107,8 @@ class Gradient(Member, family="gradient"):
         traces = step.score(step.redraw(drawn, gate) if gate else drawn)
         terms = weights.split(traces)
         beta = objective.beta_for((terms.posterior - terms.prior).detach())
-        found = self.coefficients(objective, weigh(terms, beta).detach(), beta)
+        log_w = weigh(terms, beta).detach()
+        found = self.coefficients(objective, log_w - log_w.amax(0), beta)
         if gate is not None:
             found = found._replace(model=gate.fill(found.model, found.path, traces))
         a, s = found.model, found.score

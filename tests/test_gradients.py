@@ -441,6 +441,23 @@ def test_baselines():
         torch.testing.assert_close(score(gradients.Score())[k], bounds.iwae(log_w) - bounds.iwae(others) - v[k])
 
 
+def test_coefficients_are_taken_where_float32_has_digits(vae, x):
+    class Spy(gradients.Score):
+        def coefficients(self, objective, log_w, beta):
+            self.seen = log_w
+            return super().coefficients(objective, log_w, beta)
+
+    spy = Spy()
+    IWAE(3, gradient=spy).bounds(vae.model, vae.guide, x)
+    assert spy.seen.amax(0).eq(0).all()
+    torch.manual_seed(1)
+    log_w = 9 * torch.randn(5, 7) - 50
+    for gradient in (Spy(), gradients.VIMCO(), gradients.OVIS()):
+        at = [w - w.amax(0) for w in (log_w, log_w.double())]
+        found, expected = (gradient.coefficients(IWAE(5), w, 1.0).score for w in at)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("phase", ["wake", "sleep", "both"])
 def test_wake_and_sleep_by_enumeration(phase):
     programs = Discrete()
