@@ -6,9 +6,9 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,11 +20,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
+from .plates import PARTICLES, Site, data_plate
 
 Program = Callable[..., Any]
-Site = dict[str, Any]
-"""A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
-PARTICLES = "particles"
 
 
 class LogWeights(NamedTuple):
@@ -43,15 +41,26 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
+class _Enough(Exception):
+    """A run has seen the sites that it is for."""
+
+
 class _Run(Messenger):
     """Runs a program and collects its sample sites, with the values of another run where it has them.
 
-    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick.
+    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
+    detached as they are made, before later sites see them; the run may end with the last of some sites.
     """
 
-    def __init__(self, program: Program, values: dict[str, Site] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        values: dict[str, Site] | None = None,
+        detach: bool = False,
+        until: Set[str] = frozenset(),
+    ) -> None:
         super().__init__()
-        self.program, self.values = program, values or {}
+        self.program, self.values, self.detach, self.until = program, values or {}, detach, until
         self.sites: dict[str, Site] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
@@ -66,7 +75,11 @@ class _Run(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] in self.sites:
             raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
+        if self.detach and not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
         self.sites[msg["name"]] = msg
+        if self.until and self.until <= self.sites.keys():
+            raise _Enough
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Traces:
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
 
     def __post_init__(self) -> None:
-        frame = _data_plate(self, self.plate)
+        frame = data_plate(dict(_sites(self.guide)), dict(_sites(self.model, observed=True)), self.plate)
         object.__setattr__(self, "plate", frame.name)
         object.__setattr__(self, "dim", frame.dim)
         object.__setattr__(self, "size", frame.size)
@@ -100,6 +113,13 @@ class Traces:
         value = value.sum(others, keepdim=True) if others else value
         have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
         return value.reshape(have).expand(self.particles, self.size)
+
+    def like(self, value: Tensor, draw: Tensor, event_dim: int) -> Tensor:
+        """A value for each particle and datum, (K, B), in a shape that multiplies a site's draw."""
+        shape = [self.particles, *[1] * self.max_plate_nesting]
+        shape[self.dim] = self.size
+        value = value.reshape(*shape, *[1] * event_dim)
+        return value.reshape(value.shape[max(0, value.dim() - draw.dim()) :])
 
 
 @dataclass(frozen=True)
@@ -148,12 +168,35 @@ class Drawn:
         return value[(slice(None),) * dim + (part,)] if dim >= 0 and value.shape[dim] > 1 else value
 
 
-def draw(guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, **kwargs: Any) -> Drawn:
-    """Run the guide for K particles at once; arguments as for `trace`."""
+def draw(
+    guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, detach: bool = False, **kwargs: Any
+) -> Drawn:
+    """Run the guide for K particles at once; arguments as for `trace`. Draws that are detached carry no gradient."""
     if particles < 1:
         raise InputError(f"particles: found {particles}, expected at least 1")
     with pyro.validation_enabled(False), _vectorized(particles, max_plate_nesting):
-        return Drawn(_Run(guide)(*args, **kwargs), particles, max_plate_nesting)
+        return Drawn(_Run(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
+
+
+def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args: Any, **kwargs: Any) -> Drawn:
+    """A guide's sites at other values, each what `change` makes of a site's own.
+
+    Where there are several sites the guide runs again, for the distributions of later ones depend on earlier values.
+    """
+    latents = dict(_sites(drawn.sites))
+    sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
+    if len(latents) > 1:
+        with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
+            sites = _Run(guide, sites)(*args, **kwargs)
+    return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
+
+
+def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """The model's latent sites at what a guide drew: it is run as far as the last of them."""
+    run = _Run(model, drawn.sites, until={name for name, _ in _sites(drawn.sites)})
+    with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting), suppress(_Enough):
+        run(*args, **kwargs)
+    return {name: site for name, site in run.sites.items() if name in run.until}
 
 
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
@@ -223,21 +266,36 @@ def log_weights(
 
 def split(traces: Traces) -> LogWeights:
     """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
-    likelihood, prior, posterior = [], [], []
+    likelihood, prior = [], []
     with pyro.validation_enabled(False):
-        for _, site in _sites(traces.guide):
-            posterior.append(log_prob(site, traces))
         for _, site in _sites(traces.model, observed=True):
             (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
-    return LogWeights(_sum(likelihood), _sum(prior), _sum(posterior))
+    return LogWeights(_sum(likelihood), _sum(prior), log_q(traces, traces.guide))
+
+
+def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
+    """Log q(z|x) of a guide's sites, (K, B), nats."""
+    with pyro.validation_enabled(False):
+        return _sum([log_prob(site, traces) for _, site in _sites(sites)])
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
     """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
-    value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+    value = site["log_prob"] if "log_prob" in site else scored(site)
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
     return traces.by_datum(value)
+
+
+def scored(site: Site) -> Tensor:
+    """A site's own log-probability of its value, in its batch shape, nats."""
+    try:
+        return site["fn"].log_prob(site["value"])
+    except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
+        raise InputError(
+            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
+            " just drawn: expected --gradient reparam, or a flow with an inverse"
+        ) from error
 
 
 def kl(traces: Traces) -> Tensor:
@@ -259,9 +317,33 @@ def kl(traces: Traces) -> Tensor:
     return _sum(terms).mean(0)
 
 
-def unreparameterized(traces: Traces) -> list[str]:
+def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
-    return [name for name, site in _sites(traces.guide) if not getattr(site["fn"], "has_rsample", False)]
+    return [site for _, site in _sites(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
+
+
+def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: Any) -> Tensor:
+    """Log q(z|x) of pairs z, x that the model draws, (1, B), nats: as many as there are data.
+
+    Raises:
+        InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
+    """
+    with torch.no_grad(), pyro.validation_enabled(False):
+        sites = _Run(poutine.uncondition(model))(*args, **kwargs)
+    dreamed = {
+        id(site["infer"]["obs"]): site for _, site in _sites(sites, observed=True) if site["infer"].get("was_observed")
+    }
+    given = {id(arg) for arg in (*args, *kwargs.values())}
+    for key, site in dreamed.items():
+        if key not in given:
+            raise InputError(
+                f"site '{site['name']}': what it observes is not an argument of the programs as it stands: expected"
+                " that, so that the guide can be given what the model draws: use --gradient.phase wake"
+            )
+    args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
+    kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}
+    with pyro.validation_enabled(False):
+        return log_q(replace(traces, particles=1), _Run(guide, sites)(*args, **kwargs))
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
@@ -309,68 +391,6 @@ def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str
             continue
         if observed or not site["is_observed"]:
             yield name, site
-
-
-def _data_plate(traces: Traces, plate: str) -> Any:
-    """The frame of the plate of data, checked to hold every site. Names and sizes only: nothing is read back."""
-    guide, model = dict(_sites(traces.guide)), dict(_sites(traces.model, observed=True))
-    _check_match(guide, model)
-    sites = {**{f"{name} (guide)": site for name, site in guide.items()}, **model}
-    frames = {
-        frame.name: frame
-        for site in sites.values()
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.name != PARTICLES
-    }
-    if not plate:
-        shared = [
-            name
-            for name in frames
-            if all(name in (f.name for f in site["cond_indep_stack"]) for site in sites.values())
-        ]
-        if len(shared) != 1:
-            plate = next(iter(frames), "")
-            _check_inside(sites, plate)
-            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
-        plate = shared[0]
-    if plate not in frames:
-        raise InputError(f"plate: no plate '{plate}' in the programs: found {', '.join(frames) or 'none'}")
-    _check_inside(sites, plate)
-    for name, site in sites.items():
-        _check_scale(name, site)
-    return frames[plate]
-
-
-def _check_match(guide: dict[str, Site], model: dict[str, Site]) -> None:
-    latents = {name for name, site in model.items() if not site["is_observed"]}
-    if missing := sorted(latents ^ set(guide)):
-        where = "model" if missing[0] in guide else "guide"
-        raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
-    if not guide:
-        raise InputError("guide: no latent site: expected at least one pyro.sample")
-    if len(latents) == len(model):
-        raise InputError("model: no observed site: expected one with obs=")
-
-
-def _check_inside(sites: dict[str, Site], plate: str) -> None:
-    for name, site in sites.items():
-        if plate not in (frame.name for frame in site["cond_indep_stack"]):
-            raise InputError(
-                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
-                " of them has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
-            )
-
-
-def _check_scale(name: str, site: Site) -> None:
-    expected = 1.0
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized:
-            expected *= (frame.full_size or frame.size) / frame.size
-    if isinstance(site["scale"], Tensor) or abs(site["scale"] - expected) > 1e-6 * expected:
-        raise InputError(
-            f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
-            " poutine.scale out of the programs and weight the terms in the objective"
-        )
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ PACKAGE = Path(pvae.__file__).parent
 # room: the rooms it may import from
 ROOMS = {
     "errors": set(),
-    "bounds": set(),
+    "bounds": {"errors"},
     "svi": set(),
     "distributions": set(),
     "sources": {"errors"},
@@ -23,7 +23,8 @@ ROOMS = {
     "base": {"errors"},
     "exact": {"errors", "base"},
     "networks": {"errors", "base"},
-    "weights": {"errors"},
+    "plates": {"errors"},
+    "weights": {"errors", "plates"},
     "priors": {"errors", "base", "distributions"},
     "likelihoods": {"errors", "base", "distributions", "networks"},
     "guides": {"errors", "base", "distributions"},
@@ -32,7 +33,9 @@ ROOMS = {
     "ais": {"errors", "bounds", "density", "noise", "weights"},
     "gap": {"errors", "ais", "density", "noise", "weights"},
     "diagnostics": {"errors", "noise", "weights"},
-    "objectives": {"errors", "base", "bounds", "weights"},
+    "surrogates": {"errors", "weights"},
+    "estimators": {"errors", "base", "bounds", "surrogates", "weights"},
+    "objectives": {"errors", "base", "bounds", "estimators", "surrogates", "weights"},
     "vae": {"errors", "base", "weights"},
     "evaluate": {"errors", "bounds", "svi", "weights"},
     "snr": {"errors", "svi"},
@@ -47,6 +50,7 @@ ROOMS = {
     "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
     "compare": {"errors", "checkpoints", "cli", "config", "data", "evaluate", "load", "plots", "runs"},
+    "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "plots", "snr", "vae"},
     "__main__": {"errors", "cli"},
     "__init__": None,
 }
@@ -62,7 +66,7 @@ ONLY_IN = {
     "safetensors": {"checkpoints"},
     "yaml": {"config"},
 }
-PRINTS = {"cli", "fit", "sample", "compare", "progress", "__main__"}
+PRINTS = {"cli", "fit", "sample", "compare", "gradients", "progress", "__main__"}
 
 
 def files():
