@@ -110,22 +110,22 @@ class Density:
     def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The base's log-density, and that of p(x, z) less the base's: (K, B) each, nats, differentiable."""
         with pyro.validation_enabled(False):
-            with weights._vectorized(self.particles, self.nesting):
+            with weights.vectorized(self.particles, self.nesting):
                 run = _Unconstrained(self.model, self.unpack(u))
                 sites = run(*self.data)
-                guide = weights._Run(self.guide, sites)(*self.data) if self.guide is not None else {}
+                guide = weights.Collect(self.guide, sites)(*self.data) if self.guide is not None else {}
             prior = [weights.log_prob(sites[slot.name], self.traces) for slot in self.slots]
             change = [self.traces.by_datum(value) for value in run.log_dets]
             likelihood = [
                 weights.log_prob(site, self.traces)
-                for _, site in weights._sites(sites, observed=True)
+                for _, site in weights.sites_of(sites, observed=True)
                 if site["is_observed"]
             ]
             if self.guide is None:
-                return weights._sum([*prior, *change]), weights._sum(likelihood)
-            base = weights._sum([weights.log_prob(guide[slot.name], self.traces) for slot in self.slots])
-            ratio = weights._sum([*prior, *likelihood]) - base
-            return weights._sum([base, *change]), ratio
+                return weights.total([*prior, *change]), weights.total(likelihood)
+            base = weights.total([weights.log_prob(guide[slot.name], self.traces) for slot in self.slots])
+            ratio = weights.total([*prior, *likelihood]) - base
+            return weights.total([base, *change]), ratio
 
     def __call__(self, u: Tensor) -> State:
         """The state at u (K, B, d): both densities, and the gradient of each, from one run of the programs."""
@@ -140,10 +140,10 @@ class Density:
     def _run(self, part: slice) -> tuple[dict[str, Site], dict[str, Site]]:
         """The latent sites as drawn from the base, and all the model's on what was drawn, for some of the data."""
         data = tuple(value[part] for value in self.data)
-        with pyro.validation_enabled(False), weights._vectorized(self.particles, self.nesting):
-            drawn = dict(weights._sites(weights._Run(self.guide)(*data))) if self.guide is not None else {}
-            sites = weights._Run(self.model, drawn)(*data)
-        return drawn or dict(weights._sites(sites)), sites
+        with pyro.validation_enabled(False), weights.vectorized(self.particles, self.nesting):
+            drawn = dict(weights.sites_of(weights.Collect(self.guide)(*data))) if self.guide is not None else {}
+            sites = weights.Collect(self.model, drawn)(*data)
+        return drawn or dict(weights.sites_of(sites)), sites
 
     def _slot(self, name: str, site: Site) -> _Slot:
         batch = site["value"].dim() - site["fn"].event_dim
@@ -186,7 +186,7 @@ def simulate(
     with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)), pyro.validation_enabled(False):
         for cell in noise.seeded():
             part = tuple(value[cell] for value in data)
-            sites = dict(weights._sites(weights._Run(poutine.uncondition(model))(*part)))
+            sites = dict(weights.sites_of(weights.Collect(poutine.uncondition(model))(*part)))
             names = [name for name, site in sites.items() if "was_observed" in site["infer"]]
             if len(names) != 1:
                 raise InputError(
@@ -203,7 +203,7 @@ def simulate(
     return torch.cat(drawn), latents
 
 
-class _Unconstrained(weights._Run):
+class _Unconstrained(weights.Collect):
     """Runs a model on numbers without constraints: a latent's value is their image in its support.
 
     The support may depend on the latents before it.
@@ -235,7 +235,7 @@ def _is_real(site: Site) -> bool:
 def _bare(sites: dict[str, Site]) -> dict[str, Site]:
     """Sites without what takes memory: values and distributions."""
     kept = ("infer", "is_observed", "cond_indep_stack", "scale")
-    return {name: {"fn": None, **{key: site[key] for key in kept}} for name, site in weights._sites(sites, True)}
+    return {name: {"fn": None, **{key: site[key] for key in kept}} for name, site in weights.sites_of(sites, True)}
 
 
 def _nothing(*_: Tensor) -> None:

@@ -166,8 +166,8 @@ def mutual_information(
     with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         for cell in Noise((seed,), 0, len(order), x.device).seeded():
             with pyro.validation_enabled(False):
-                cells.append(dict(weights._sites(weights._Run(guide)(*(part[order[cell]] for part in data)))))
-        own = torch.cat([weights._sum([_by_datum(site) for site in cell.values()]).double() for cell in cells])
+                cells.append(dict(weights.sites_of(weights.Collect(guide)(*(part[order[cell]] for part in data)))))
+        own = torch.cat([weights.total([_by_datum(site) for site in cell.values()]).double() for cell in cells])
         every, sites = torch.full_like(own, -math.inf), {name: _joined(name, cells) for name in cells[0]}
         for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
             every = every.logaddexp(_log_q(guide, part, sites, len(order), nesting).logsumexp(1))
@@ -185,9 +185,9 @@ def _log_q(guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], dra
     """The log-density of each draw given each datum, (draws, B), float64."""
     given = {name: {"value": _as_particles(site, nesting, len(data[0]))} for name, site in sites.items()}
     with pyro.validation_enabled(False), pyro.plate(weights.PARTICLES, draws, dim=-1 - nesting):
-        scored = [site for _, site in weights._sites(weights._Run(guide, given)(*data))]
+        scored = [site for _, site in weights.sites_of(weights.Collect(guide, given)(*data))]
         by_pair = [_log_prob(site).movedim((-1 - nesting, _data_dim(site)), (0, 1)) for site in scored]
-    return weights._sum([value.reshape(*value.shape[:2], -1).sum(-1) for value in by_pair]).double()
+    return weights.total([value.reshape(*value.shape[:2], -1).sum(-1) for value in by_pair]).double()
 
 
 def _as_particles(site: Site, nesting: int, size: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import bounds, weights
 from .base import Member, members
 from .errors import InputError
-from .surrogates import Draws, Gate, Pairs, Step, weigh, weighted
+from .surrogates import Draws, Gate, Pairs, Step, dream, weigh, weighted
 from .weights import Drawn, Traces
 
 
@@ -335,7 +335,7 @@ class ReweightedWakeSleep(Gradient, name="rws"):
         if self.wake == 1:
             return []
         step = draws.step
-        found = weights.dream(step.model, step.guide, traces, *step.args, **step.kwargs)
+        found = dream(step.model, step.guide, traces, *step.args, **step.kwargs)
         return [(torch.full_like(found, 1 - self.wake), found)]
 
 

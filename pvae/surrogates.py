@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import pyro
 import torch
 import torch.distributions as td
+from pyro import poutine
 from torch import Tensor
 
-from . import weights
+from . import chunks, weights
 from .errors import InputError
 from .weights import Drawn, LogWeights, Program, Site, Traces
 
@@ -32,6 +35,8 @@ class Step:
     particles: int
     plate: str
     max_plate_nesting: int
+    chunk: int
+    """How many particles the model is scored for at once."""
 
     def draw(self, detach: bool) -> Drawn:
         """K draws from the guide."""
@@ -46,10 +51,12 @@ class Step:
 
     def redraw(self, drawn: Drawn, change: Callable[[Site], Tensor]) -> Drawn:
         """The guide at other values."""
-        return weights.redraw(self.guide, drawn, change, *self.args, **self.kwargs)
+        return redraw(self.guide, drawn, change, *self.args, **self.kwargs)
 
     def score(self, drawn: Drawn) -> Traces:
         """The model at what the guide drew."""
+        if drawn.particles > self.chunk and torch.is_grad_enabled():
+            return chunks.score(self.model, drawn, self.chunk, *self.args, plate=self.plate, **self.kwargs)
         return weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
 
 
@@ -68,7 +75,7 @@ class Draws:
     @cached_property
     def priors(self) -> dict[str, Site]:
         """The priors that have a gradient at the fixed draws, by site."""
-        sites = weights.priors(self.step.model, self.fixed, *self.step.args, **self.step.kwargs)
+        sites = priors(self.step.model, self.fixed, *self.step.args, **self.step.kwargs)
         return {name: site for name, site in sites.items() if weights.scored(site).requires_grad}
 
     @cached_property
@@ -86,6 +93,57 @@ class Draws:
                 weights.log_prob({**site, "value": values[name]}, traces).sum() for name, site in self.priors.items()
             )
             return dict(zip(values, torch.autograd.grad(log_q - log_p, list(values.values())), strict=True))
+
+
+def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args: Any, **kwargs: Any) -> Drawn:
+    """A guide's sites at other values, each what `change` makes of a site's own.
+
+    Where there are several sites the guide runs again, for the distributions of later ones depend on earlier values.
+    """
+    latents = dict(weights.sites_of(drawn.sites))
+    sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
+    if len(latents) > 1:
+        with pyro.validation_enabled(False), weights.vectorized(drawn.particles, drawn.max_plate_nesting):
+            sites = weights.Collect(guide, sites)(*args, **kwargs)
+    return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
+
+
+def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """The model's latent sites at what a guide drew: it is run as far as the last of them."""
+    run = weights.Collect(model, drawn.sites, until={name for name, _ in weights.sites_of(drawn.sites)})
+    with (
+        pyro.validation_enabled(False),
+        weights.vectorized(drawn.particles, drawn.max_plate_nesting),
+        suppress(weights.Enough),
+    ):
+        run(*args, **kwargs)
+    return {name: site for name, site in run.sites.items() if name in run.until}
+
+
+def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: Any) -> Tensor:
+    """Log q(z|x) of pairs z, x that the model draws, (1, B), nats: as many as there are data.
+
+    Raises:
+        InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
+    """
+    with torch.no_grad(), pyro.validation_enabled(False):
+        sites = weights.Collect(poutine.uncondition(model))(*args, **kwargs)
+    dreamed = {
+        id(site["infer"]["obs"]): site
+        for _, site in weights.sites_of(sites, observed=True)
+        if site["infer"].get("was_observed")
+    }
+    given = {id(arg) for arg in (*args, *kwargs.values())}
+    for key, site in dreamed.items():
+        if key not in given:
+            raise InputError(
+                f"site '{site['name']}': what it observes is not an argument of the programs as it stands: expected"
+                " that, so that the guide can be given what the model draws: use --gradient.phase wake"
+            )
+    args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
+    kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}
+    with pyro.validation_enabled(False):
+        return weights.log_q(replace(traces, particles=1), weights.Collect(guide, sites)(*args, **kwargs))
 
 
 def weigh(terms: LogWeights, beta: float | Tensor) -> Tensor:

@@ -7,8 +7,8 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro
@@ -41,11 +41,11 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """A run has seen the sites that it is for."""
 
 
-class _Run(Messenger):
+class Collect(Messenger):
     """Runs a program and collects its sample sites, with the values of another run where it has them.
 
     What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
@@ -64,6 +64,7 @@ class _Run(Messenger):
         self.sites: dict[str, Site] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
+        """Run the program on these arguments; its sites by name."""
         with self:
             self.program(*args, **kwargs)
         return self.sites
@@ -79,7 +80,7 @@ class _Run(Messenger):
             msg["value"] = msg["value"].detach()
         self.sites[msg["name"]] = msg
         if self.until and self.until <= self.sites.keys():
-            raise _Enough
+            raise Enough
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Traces:
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
 
     def __post_init__(self) -> None:
-        frame = data_plate(dict(_sites(self.guide)), dict(_sites(self.model, observed=True)), self.plate)
+        frame = data_plate(dict(sites_of(self.guide)), dict(sites_of(self.model, observed=True)), self.plate)
         object.__setattr__(self, "plate", frame.name)
         object.__setattr__(self, "dim", frame.dim)
         object.__setattr__(self, "size", frame.size)
@@ -114,11 +115,16 @@ class Traces:
         have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
         return value.reshape(have).expand(self.particles, self.size)
 
-    def like(self, value: Tensor, draw: Tensor, event_dim: int) -> Tensor:
-        """A value for each particle and datum, (K, B), in a shape that multiplies a site's draw."""
+    def spread(self, value: Tensor) -> Tensor:
+        """A value for each particle and datum, (K, B), with a dimension for every plate: `by_datum` gives it back."""
         shape = [self.particles, *[1] * self.max_plate_nesting]
         shape[self.dim] = self.size
-        value = value.reshape(*shape, *[1] * event_dim)
+        return value.reshape(shape)
+
+    def like(self, value: Tensor, draw: Tensor, event_dim: int) -> Tensor:
+        """A value for each particle and datum, (K, B), in a shape that multiplies a site's draw."""
+        value = self.spread(value)
+        value = value.reshape(*value.shape, *[1] * event_dim)
         return value.reshape(value.shape[max(0, value.dim() - draw.dim()) :])
 
 
@@ -135,11 +141,11 @@ class Drawn:
         if self.particles <= size:
             yield self
             return
-        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in _sites(self.sites)}
+        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in sites_of(self.sites)}
         for start in range(0, self.particles, size):
             part = slice(start, min(start + size, self.particles))
             sub = dict(self.sites)
-            for name, site in _sites(self.sites):
+            for name, site in sites_of(self.sites):
                 value = self._slice(site["value"], part, site["fn"].event_dim)
                 sub[name] = {**site, "value": value, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
@@ -150,7 +156,7 @@ class Drawn:
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
         means = []
-        for _, site in _sites(self.sites):
+        for _, site in sites_of(self.sites):
             try:
                 mean = site["fn"].mean
             except NotImplementedError:
@@ -174,35 +180,14 @@ def draw(
     """Run the guide for K particles at once; arguments as for `trace`. Draws that are detached carry no gradient."""
     if particles < 1:
         raise InputError(f"particles: found {particles}, expected at least 1")
-    with pyro.validation_enabled(False), _vectorized(particles, max_plate_nesting):
-        return Drawn(_Run(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
-
-
-def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args: Any, **kwargs: Any) -> Drawn:
-    """A guide's sites at other values, each what `change` makes of a site's own.
-
-    Where there are several sites the guide runs again, for the distributions of later ones depend on earlier values.
-    """
-    latents = dict(_sites(drawn.sites))
-    sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
-    if len(latents) > 1:
-        with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
-            sites = _Run(guide, sites)(*args, **kwargs)
-    return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
-
-
-def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """The model's latent sites at what a guide drew: it is run as far as the last of them."""
-    run = _Run(model, drawn.sites, until={name for name, _ in _sites(drawn.sites)})
-    with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting), suppress(_Enough):
-        run(*args, **kwargs)
-    return {name: site for name, site in run.sites.items() if name in run.until}
+    with pyro.validation_enabled(False), vectorized(particles, max_plate_nesting):
+        return Drawn(Collect(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
 
 
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
     """Run the model on what a guide drew; arguments as for `trace`."""
-    with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
-        sites = _Run(model, drawn.sites)(*args, **kwargs)
+    with pyro.validation_enabled(False), vectorized(drawn.particles, drawn.max_plate_nesting):
+        sites = Collect(model, drawn.sites)(*args, **kwargs)
     return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate)
 
 
@@ -268,15 +253,15 @@ def split(traces: Traces) -> LogWeights:
     """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
     likelihood, prior = [], []
     with pyro.validation_enabled(False):
-        for _, site in _sites(traces.model, observed=True):
+        for _, site in sites_of(traces.model, observed=True):
             (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
-    return LogWeights(_sum(likelihood), _sum(prior), log_q(traces, traces.guide))
+    return LogWeights(total(likelihood), total(prior), log_q(traces, traces.guide))
 
 
 def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
     """Log q(z|x) of a guide's sites, (K, B), nats."""
     with pyro.validation_enabled(False):
-        return _sum([log_prob(site, traces) for _, site in _sites(sites)])
+        return total([log_prob(site, traces) for _, site in sites_of(sites)])
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
@@ -304,7 +289,7 @@ def kl(traces: Traces) -> Tensor:
     For later sites it is the mean over the draws of the sites before them. See Pyro's `TraceMeanField_ELBO`.
     """
     terms = []
-    for name, site in _sites(traces.guide):
+    for name, site in sites_of(traces.guide):
         prior = traces.model[name]
         with pyro.validation_enabled(False):
             try:
@@ -314,36 +299,12 @@ def kl(traces: Traces) -> Tensor:
         if site["mask"] is not None:
             value = scale_and_mask(value, mask=site["mask"])
         terms.append(traces.by_datum(value))
-    return _sum(terms).mean(0)
+    return total(terms).mean(0)
 
 
 def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
-    return [site for _, site in _sites(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
-
-
-def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: Any) -> Tensor:
-    """Log q(z|x) of pairs z, x that the model draws, (1, B), nats: as many as there are data.
-
-    Raises:
-        InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
-    """
-    with torch.no_grad(), pyro.validation_enabled(False):
-        sites = _Run(poutine.uncondition(model))(*args, **kwargs)
-    dreamed = {
-        id(site["infer"]["obs"]): site for _, site in _sites(sites, observed=True) if site["infer"].get("was_observed")
-    }
-    given = {id(arg) for arg in (*args, *kwargs.values())}
-    for key, site in dreamed.items():
-        if key not in given:
-            raise InputError(
-                f"site '{site['name']}': what it observes is not an argument of the programs as it stands: expected"
-                " that, so that the guide can be given what the model draws: use --gradient.phase wake"
-            )
-    args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
-    kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}
-    with pyro.validation_enabled(False):
-        return log_q(replace(traces, particles=1), _Run(guide, sites)(*args, **kwargs))
+    return [site for _, site in sites_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
@@ -355,9 +316,9 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     Raises:
         InputError: a value outside the support of its site, a parameter outside its constraint.
     """
-    with torch.random.fork_rng(devices=_cuda_devices()), poutine.block(), torch.no_grad():
-        drawn = _Run(guide)(*args, **kwargs)
-        sites = [*_sites(drawn), *_sites(_Run(model, drawn)(*args, **kwargs), observed=True)]
+    with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
+        drawn = Collect(guide)(*args, **kwargs)
+        sites = [*sites_of(drawn), *sites_of(Collect(model, drawn)(*args, **kwargs), observed=True)]
         for name, site in sites:
             try:
                 site["fn"].log_prob(site["value"])
@@ -375,16 +336,17 @@ def _outside(site: Site, error: ValueError) -> str:
     return text + first
 
 
-def _vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
-    # one particle needs no dimension of its own: `by_datum` gives it one
+def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
+    """A plate of particles on the left of the programs' own; one particle needs no dimension."""
     return pyro.plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
 
 
-def _cuda_devices() -> list[int]:
+def cuda_devices() -> list[int]:
+    """The devices whose generator a run may draw from, beside the CPU's."""
     return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
 
-def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
+def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
     """The sites that are random or scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
     for name, site in sites.items():
         if type(site["fn"]).__name__ == "_Subsample" or site["infer"].get("_deterministic"):
@@ -393,7 +355,8 @@ def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str
             yield name, site
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
+def total(terms: list[Tensor]) -> Tensor:
+    """The sum of some tensors."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term

@@ -38,6 +38,10 @@ class ELBO(Objective, name="elbo"):
                 f"analytic_kl: found gradient {self.gradient.name}, which weighs draws, and a KL in closed form has"
                 " none: expected gradient reparam"
             )
+        if analytic_kl:
+            if self.chunk is not None:
+                raise InputError("analytic_kl: found a chunk, expected none: the KL is of all particles at once")
+            self._at_once = num_particles
 
     def bound(self, log_w: Tensor) -> Tensor:
         """1/K sum_k log w_k: (B,), nats."""

@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from .. import bounds, estimators, surrogates, weights
+from .. import bounds, chunks, estimators, surrogates, weights
 from ..base import Member, lookup
 from ..errors import InputError
 from ..estimators import Gradient
@@ -35,6 +35,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
+        chunk: how many particles the model is scored for at once; where they are fewer than K it is scored again for
+            the gradient, and memory does not grow with K. By default as many as there is memory for, at the first call.
         free_bits: nats a datum (its mean over the batch) below which the KL has no gradient.
 
     Raises:
@@ -59,7 +61,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     needs_param_sites = False
     """Parameters get their gradient by autograd alone; programs need not say which they use."""
-    options: ClassVar[tuple[str, ...]] = ("beta", "warmup", "free_bits")
+    options: ClassVar[tuple[str, ...]] = ("beta", "warmup", "free_bits", "chunk")
     """Arguments of the family that are options of every member."""
     power: float | None = None
     """s, where the bound is 1/s log 1/K sum_k w_k^s (the mean log-weight at 0)."""
@@ -80,16 +82,20 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         beta: float = 1.0,
         warmup: int = 0,
         free_bits: float = 0.0,
+        chunk: int | None = None,
     ) -> None:
         if num_particles < 1:
             raise InputError(f"particles: found {num_particles}, expected at least 1")
         for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}: found {value}, expected at least 0")
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk: found {chunk}, expected at least 1 particle")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
         self.max_plate_nesting = max_plate_nesting
         self.beta, self.warmup, self.free_bits = float(beta), warmup, free_bits
+        self.chunk, self._at_once = chunk, 0
         self.clock: Tensor | None = None
         self._losses: Tensor | None = None
         self.gradient = lookup("gradient", gradient)() if isinstance(gradient, str) else gradient
@@ -175,7 +181,13 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, Traces]:
         if self.max_plate_nesting is None:
             self.max_plate_nesting = weights.inspect(model, guide, *args, **kwargs)
-        step = surrogates.Step(model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting)
+        if not self._at_once:
+            self._at_once = self.chunk or chunks.fitting(
+                model, guide, self.num_particles, self.max_plate_nesting, args, kwargs
+            )
+        step = surrogates.Step(
+            model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
+        )
         with pyro.validation_enabled(False):
             return self.gradient.estimate(self, step)
 
