@@ -69,6 +69,19 @@ def images(n: int, seed: int = 0) -> np.ndarray:
     return (shapes[generator.integers(10, size=n)] * generator.integers(128, 256, (n, PIXELS))).astype(np.uint8)
 
 
+def mnist(folder: str, n: int, seed: int = 0) -> tuple[Any, str]:
+    """The first MNIST test images, binarized by a fixed draw; synthetic ones where there is no MNIST."""
+    import torch
+
+    from pvae import data
+
+    if list((Path(folder) / "MNIST" / "raw").glob("t10k-images*")):
+        grey, name = data.load("mnist", folder, validation=0.0).test.x[:n].reshape(-1, PIXELS), "MNIST test"
+    else:
+        grey, name = torch.from_numpy(images(n)), "synthetic (no MNIST found)"
+    return data.binarize(data.pixels(grey), "dynamic", torch.Generator().manual_seed(seed)), name
+
+
 def choose_device(name: str) -> str:
     """`auto` is CUDA where there is one."""
     import torch

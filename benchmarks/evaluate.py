@@ -78,7 +78,7 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
     device, (particles,) = common.choose_device(options.device), options.particles
-    x, data = _images(options.data_dir, options.images)
+    x, data = common.mnist(options.data_dir, options.images)
     x, vae = x.to(device), common.vae(common.NETWORKS["A"]).to(device)
     evaluate(vae.model, vae.guide, x[:16], particles=[1])
     _forget_peak(device)
@@ -99,19 +99,6 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "iw": found.iw[particles].mean().item(),
     }
-
-
-def _images(folder: str, n: int) -> tuple[Any, str]:
-    """The first MNIST test images, binarized by a fixed draw; synthetic ones where there is no MNIST."""
-    import torch
-
-    from pvae import data
-
-    if list((Path(folder) / "MNIST" / "raw").glob("t10k-images*")):
-        grey, name = data.load("mnist", folder, validation=0.0).test.x[:n].reshape(-1, common.PIXELS), "MNIST test"
-    else:
-        grey, name = torch.from_numpy(common.images(n)), "synthetic (no MNIST found)"
-    return data.binarize(data.pixels(grey), "dynamic", torch.Generator().manual_seed(SEED)), name
 
 
 def _forget_peak(device: str) -> None:

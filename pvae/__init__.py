@@ -1,28 +1,35 @@
 """Variational autoencoders as probabilistic programs."""
 
-from . import bounds, data, evaluate, exact, load
+from . import ais, bounds, data, diagnostics, estimators, evaluate, exact, gap, load, snr
 from .base import Part
 from .errors import InputError
+from .estimators import Gradient
 from .guides import Guide, MeanField
 from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .networks import ConvDecoder, ConvEncoder, Decoder, Encoder, MLPDecoder, MLPEncoder, mlp
-from .objectives import ELBO, IWAE, Objective
+from .objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Objective, Renyi
 from .priors import Normal, Prior
 from .svi import SVI, NonFiniteError
 from .vae import VAE
 from .weights import LogWeights, log_weights
 
 __all__ = [
+    "CIWAE",
     "ELBO",
     "IWAE",
+    "MIWAE",
+    "PIWAE",
     "SVI",
+    "TVO",
     "VAE",
     "Bernoulli",
+    "Chi",
     "ConvDecoder",
     "ConvEncoder",
     "Decoder",
     "Encoder",
     "Gaussian",
+    "Gradient",
     "Guide",
     "InputError",
     "Likelihood",
@@ -35,11 +42,17 @@ __all__ = [
     "Objective",
     "Part",
     "Prior",
+    "Renyi",
+    "ais",
     "bounds",
     "data",
+    "diagnostics",
+    "estimators",
     "evaluate",
     "exact",
+    "gap",
     "load",
     "log_weights",
     "mlp",
+    "snr",
 ]

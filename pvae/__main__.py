@@ -11,6 +11,7 @@ from .errors import InputError, nearest
 COMMANDS = {
     "fit": "fit a variational autoencoder, evaluate it, draw it",
     "compare": "evaluate runs on the same test data, side by side",
+    "gradients": "signal and noise of gradient estimators against the number of particles",
     "sample": "draw images from a run's prior",
 }
 

@@ -24,7 +24,7 @@ from .errors import InputError, nearest
 from .objectives import Objective
 from .vae import VAE
 
-FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "objective")
+FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "objective", "gradient")
 
 
 def _option(default: Any, text: str, low: float | None = None) -> Any:
@@ -58,6 +58,7 @@ class Config:
     decoder: str = _option("mlp", "the likelihood's network")
     latent: int = _option(20, "size of the latent z", 1)
     objective: str = _option("elbo", "what is maximized")
+    gradient: str = _option("reparam", "how the objective's gradient is estimated")
     particles: int = _option(1, "draws of z for each datum in training", 1)
     epochs: int | None = _option(None, "passes over the training data (default: as many as make 12,000 steps)", 1)
     batch_size: int = _option(128, "data in a step", 1)
@@ -126,13 +127,13 @@ def flag(name: str) -> str:
 
 
 def member_options(family: str, member: type[Member]) -> dict[str, inspect.Parameter]:
-    """The options that a member has of its own: its constructor's arguments that its family does not share.
+    """The options that a member has: its constructor's arguments, but for those that a program gives all its family.
 
     >>> from pvae import Gaussian
     >>> list(member_options("likelihood", Gaussian))
     ['scale', 'min_scale']
     """
-    shared = inspect.signature(root(family)).parameters
+    shared = inspect.signature(root(family)).parameters.keys() - set(getattr(root(family), "options", ()))
     own = inspect.signature(member, eval_str=True).parameters
     return {
         name: p for name, p in own.items() if name not in shared and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
@@ -140,10 +141,12 @@ def member_options(family: str, member: type[Member]) -> dict[str, inspect.Param
 
 
 def member_help(member: type[Member], option: str) -> str:
-    """What a member's docstring says of one of its arguments."""
-    text = inspect.getdoc(member) or ""
-    found = re.search(rf"^    {option}: (.*(?:\n        .*)*)", text, re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
+    """What a member's docstring says of one of its arguments, or else its family's."""
+    for described in (member, root(member.family)):
+        found = re.search(rf"^    {option}: (.*(?:\n        .*)*)", inspect.getdoc(described) or "", re.MULTILINE)
+        if found:
+            return " ".join(found[1].split())
+    return ""
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:
@@ -323,12 +326,15 @@ def build(config: Config, dataset: Dataset) -> VAE:
 
 def objective(config: Config) -> Objective:
     """The objective that a configuration describes."""
-    member = lookup("objective", config.objective)
-    return _make({"objective": member}, "objective", config.options, config.particles)
+    part = {family: lookup(family, getattr(config, family)) for family in ("objective", "gradient")}
+    gradient = _make(part, "gradient", config.options)
+    return _make(part, "objective", config.options, config.particles, gradient=gradient)
 
 
-def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any) -> Any:
+def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any, **more: Any) -> Any:
     try:
-        return part[family](*args, **options.get(family, {}))
+        return part[family](*args, **options.get(family, {}), **more)
     except InputError as error:
-        raise InputError(f"--{family}.{error}") from error
+        about = str(error).partition(":")[0]
+        where = "--" if about in (f.name for f in fields()) else f"--{family}."
+        raise InputError(f"{where}{error}") from error

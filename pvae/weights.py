@@ -6,7 +6,7 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,11 +20,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
+from .plates import PARTICLES, Site, data_plate
 
 Program = Callable[..., Any]
-Site = dict[str, Any]
-"""A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
-PARTICLES = "particles"
 
 
 class LogWeights(NamedTuple):
@@ -43,18 +41,30 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
-class _Run(Messenger):
+class Enough(Exception):
+    """A run has seen the sites that it is for."""
+
+
+class Collect(Messenger):
     """Runs a program and collects its sample sites, with the values of another run where it has them.
 
-    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick.
+    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
+    detached as they are made, before later sites see them; the run may end with the last of some sites.
     """
 
-    def __init__(self, program: Program, values: dict[str, Site] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        values: dict[str, Site] | None = None,
+        detach: bool = False,
+        until: Set[str] = frozenset(),
+    ) -> None:
         super().__init__()
-        self.program, self.values = program, values or {}
+        self.program, self.values, self.detach, self.until = program, values or {}, detach, until
         self.sites: dict[str, Site] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
+        """Run the program on these arguments; its sites by name."""
         with self:
             self.program(*args, **kwargs)
         return self.sites
@@ -66,7 +76,11 @@ class _Run(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] in self.sites:
             raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
+        if self.detach and not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
         self.sites[msg["name"]] = msg
+        if self.until and self.until <= self.sites.keys():
+            raise Enough
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class Traces:
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
 
     def __post_init__(self) -> None:
-        frame = _data_plate(self, self.plate)
+        frame = data_plate(dict(sites_of(self.guide)), dict(sites_of(self.model, observed=True)), self.plate)
         object.__setattr__(self, "plate", frame.name)
         object.__setattr__(self, "dim", frame.dim)
         object.__setattr__(self, "size", frame.size)
@@ -101,6 +115,18 @@ class Traces:
         have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
         return value.reshape(have).expand(self.particles, self.size)
 
+    def spread(self, value: Tensor) -> Tensor:
+        """A value for each particle and datum, (K, B), with a dimension for every plate: `by_datum` gives it back."""
+        shape = [self.particles, *[1] * self.max_plate_nesting]
+        shape[self.dim] = self.size
+        return value.reshape(shape)
+
+    def like(self, value: Tensor, draw: Tensor, event_dim: int) -> Tensor:
+        """A value for each particle and datum, (K, B), in a shape that multiplies a site's draw."""
+        value = self.spread(value)
+        value = value.reshape(*value.shape, *[1] * event_dim)
+        return value.reshape(value.shape[max(0, value.dim() - draw.dim()) :])
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -115,11 +141,11 @@ class Drawn:
         if self.particles <= size:
             yield self
             return
-        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in _sites(self.sites)}
+        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in sites_of(self.sites)}
         for start in range(0, self.particles, size):
             part = slice(start, min(start + size, self.particles))
             sub = dict(self.sites)
-            for name, site in _sites(self.sites):
+            for name, site in sites_of(self.sites):
                 value = self._slice(site["value"], part, site["fn"].event_dim)
                 sub[name] = {**site, "value": value, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
@@ -130,7 +156,7 @@ class Drawn:
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
         means = []
-        for _, site in _sites(self.sites):
+        for _, site in sites_of(self.sites):
             try:
                 mean = site["fn"].mean
             except NotImplementedError:
@@ -148,18 +174,20 @@ class Drawn:
         return value[(slice(None),) * dim + (part,)] if dim >= 0 and value.shape[dim] > 1 else value
 
 
-def draw(guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, **kwargs: Any) -> Drawn:
-    """Run the guide for K particles at once; arguments as for `trace`."""
+def draw(
+    guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, detach: bool = False, **kwargs: Any
+) -> Drawn:
+    """Run the guide for K particles at once; arguments as for `trace`. Draws that are detached carry no gradient."""
     if particles < 1:
         raise InputError(f"particles: found {particles}, expected at least 1")
-    with pyro.validation_enabled(False), _vectorized(particles, max_plate_nesting):
-        return Drawn(_Run(guide)(*args, **kwargs), particles, max_plate_nesting)
+    with pyro.validation_enabled(False), vectorized(particles, max_plate_nesting):
+        return Drawn(Collect(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
 
 
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
     """Run the model on what a guide drew; arguments as for `trace`."""
-    with pyro.validation_enabled(False), _vectorized(drawn.particles, drawn.max_plate_nesting):
-        sites = _Run(model, drawn.sites)(*args, **kwargs)
+    with pyro.validation_enabled(False), vectorized(drawn.particles, drawn.max_plate_nesting):
+        sites = Collect(model, drawn.sites)(*args, **kwargs)
     return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate)
 
 
@@ -223,21 +251,36 @@ def log_weights(
 
 def split(traces: Traces) -> LogWeights:
     """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
-    likelihood, prior, posterior = [], [], []
+    likelihood, prior = [], []
     with pyro.validation_enabled(False):
-        for _, site in _sites(traces.guide):
-            posterior.append(log_prob(site, traces))
-        for _, site in _sites(traces.model, observed=True):
+        for _, site in sites_of(traces.model, observed=True):
             (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
-    return LogWeights(_sum(likelihood), _sum(prior), _sum(posterior))
+    return LogWeights(total(likelihood), total(prior), log_q(traces, traces.guide))
+
+
+def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
+    """Log q(z|x) of a guide's sites, (K, B), nats."""
+    with pyro.validation_enabled(False):
+        return total([log_prob(site, traces) for _, site in sites_of(sites)])
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
     """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
-    value = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+    value = site["log_prob"] if "log_prob" in site else scored(site)
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
     return traces.by_datum(value)
+
+
+def scored(site: Site) -> Tensor:
+    """A site's own log-probability of its value, in its batch shape, nats."""
+    try:
+        return site["fn"].log_prob(site["value"])
+    except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
+        raise InputError(
+            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
+            " just drawn: expected --gradient reparam, or a flow with an inverse"
+        ) from error
 
 
 def kl(traces: Traces) -> Tensor:
@@ -246,7 +289,7 @@ def kl(traces: Traces) -> Tensor:
     For later sites it is the mean over the draws of the sites before them. See Pyro's `TraceMeanField_ELBO`.
     """
     terms = []
-    for name, site in _sites(traces.guide):
+    for name, site in sites_of(traces.guide):
         prior = traces.model[name]
         with pyro.validation_enabled(False):
             try:
@@ -256,12 +299,12 @@ def kl(traces: Traces) -> Tensor:
         if site["mask"] is not None:
             value = scale_and_mask(value, mask=site["mask"])
         terms.append(traces.by_datum(value))
-    return _sum(terms).mean(0)
+    return total(terms).mean(0)
 
 
-def unreparameterized(traces: Traces) -> list[str]:
+def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
-    return [name for name, site in _sites(traces.guide) if not getattr(site["fn"], "has_rsample", False)]
+    return [site for _, site in sites_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
@@ -273,9 +316,9 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     Raises:
         InputError: a value outside the support of its site, a parameter outside its constraint.
     """
-    with torch.random.fork_rng(devices=_cuda_devices()), poutine.block(), torch.no_grad():
-        drawn = _Run(guide)(*args, **kwargs)
-        sites = [*_sites(drawn), *_sites(_Run(model, drawn)(*args, **kwargs), observed=True)]
+    with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
+        drawn = Collect(guide)(*args, **kwargs)
+        sites = [*sites_of(drawn), *sites_of(Collect(model, drawn)(*args, **kwargs), observed=True)]
         for name, site in sites:
             try:
                 site["fn"].log_prob(site["value"])
@@ -293,16 +336,17 @@ def _outside(site: Site, error: ValueError) -> str:
     return text + first
 
 
-def _vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
-    # one particle needs no dimension of its own: `by_datum` gives it one
+def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
+    """A plate of particles on the left of the programs' own; one particle needs no dimension."""
     return pyro.plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
 
 
-def _cuda_devices() -> list[int]:
+def cuda_devices() -> list[int]:
+    """The devices whose generator a run may draw from, beside the CPU's."""
     return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
 
-def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
+def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
     """The sites that are random or scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
     for name, site in sites.items():
         if type(site["fn"]).__name__ == "_Subsample" or site["infer"].get("_deterministic"):
@@ -311,69 +355,8 @@ def _sites(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str
             yield name, site
 
 
-def _data_plate(traces: Traces, plate: str) -> Any:
-    """The frame of the plate of data, checked to hold every site. Names and sizes only: nothing is read back."""
-    guide, model = dict(_sites(traces.guide)), dict(_sites(traces.model, observed=True))
-    _check_match(guide, model)
-    sites = {**{f"{name} (guide)": site for name, site in guide.items()}, **model}
-    frames = {
-        frame.name: frame
-        for site in sites.values()
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.name != PARTICLES
-    }
-    if not plate:
-        shared = [
-            name
-            for name in frames
-            if all(name in (f.name for f in site["cond_indep_stack"]) for site in sites.values())
-        ]
-        if len(shared) != 1:
-            plate = next(iter(frames), "")
-            _check_inside(sites, plate)
-            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
-        plate = shared[0]
-    if plate not in frames:
-        raise InputError(f"plate: no plate '{plate}' in the programs: found {', '.join(frames) or 'none'}")
-    _check_inside(sites, plate)
-    for name, site in sites.items():
-        _check_scale(name, site)
-    return frames[plate]
-
-
-def _check_match(guide: dict[str, Site], model: dict[str, Site]) -> None:
-    latents = {name for name, site in model.items() if not site["is_observed"]}
-    if missing := sorted(latents ^ set(guide)):
-        where = "model" if missing[0] in guide else "guide"
-        raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
-    if not guide:
-        raise InputError("guide: no latent site: expected at least one pyro.sample")
-    if len(latents) == len(model):
-        raise InputError("model: no observed site: expected one with obs=")
-
-
-def _check_inside(sites: dict[str, Site], plate: str) -> None:
-    for name, site in sites.items():
-        if plate not in (frame.name for frame in site["cond_indep_stack"]):
-            raise InputError(
-                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
-                " of them has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
-            )
-
-
-def _check_scale(name: str, site: Site) -> None:
-    expected = 1.0
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized:
-            expected *= (frame.full_size or frame.size) / frame.size
-    if isinstance(site["scale"], Tensor) or abs(site["scale"] - expected) > 1e-6 * expected:
-        raise InputError(
-            f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
-            " poutine.scale out of the programs and weight the terms in the objective"
-        )
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
+def total(terms: list[Tensor]) -> Tensor:
+    """The sum of some tensors."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term

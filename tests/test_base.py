@@ -388,6 +388,40 @@ def test_every_combination_is_built_and_trains(images, likelihood, decoder, enco
     assert vae.sample(2).shape == (2, 6, 5)
 
 
+def test_the_objective_has_its_gradient_and_their_options():
+    settings = from_flat(
+        {
+            "objective": "renyi",
+            "particles": "4",
+            "gradient": "vimco",
+            "gradient.mean": "arithmetic",
+            "objective.alpha": "0.5",
+            "objective.beta": "0.7",
+            "objective.warmup": "100",
+        }
+    )
+    found = config.objective(settings)
+    assert (found.num_particles, found.alpha, found.beta, found.warmup) == (4, 0.5, 0.7, 100)
+    assert found.gradient.mean is pvae.bounds.iwae
+    assert from_flat(to_flat(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("flat", "message"),
+    [
+        ({"gradient": "ovis"}, "--gradient: ovis does not fit elbo"),
+        ({"gradient": "score", "objective": "iwae"}, "--gradient: score does not fit iwae: .* give it 2 or more"),
+        ({"objective": "miwae", "objective.groups": "0"}, "--objective.groups: found 0 for 1 particles"),
+        ({"objective": "tvo", "objective.partitions": "0,1,0.5"}, "--objective.partitions: found 0,1,0.5, expected"),
+        ({"objective.beta": "-1"}, "--objective.beta: found -1"),
+        ({"gradient": "ovis", "gradient.gamma": "2", "objective": "iwae"}, "--gradient.gamma: found 2"),
+    ],
+)
+def test_objectives_and_gradients_that_cannot_be(flat, message):
+    with pytest.raises(pvae.InputError, match=message):
+        config.objective(from_flat(flat))
+
+
 def test_a_build_is_a_function_of_torchs_seed_and_starts_from_the_data(images):
     found = []
     for _ in range(2):

@@ -327,7 +327,11 @@ def two_plates_guide(x):
     ("model", "guide", "message"),
     [
         (global_model, global_guide, r"site 'z \(guide\)': outside the plate of data 'data'"),
-        (discrete_model, discrete_guide, "site 'z': IWAE needs draws that are reparameterized, and Bernoulli"),
+        (
+            discrete_model,
+            discrete_guide,
+            "site 'z': iwae with gradient reparam needs draws that are reparameterized, and Bernoulli",
+        ),
         (scaled_model, simple_guide, "site 'z': its log-probability is scaled by 0.5"),
         (simple_model, lambda x: None, "site 'z': missing in the guide"),
         (simple_guide, simple_guide, "model: no observed site"),

@@ -161,7 +161,7 @@ def test_initialize_takes_any_data_and_leaves_finite_parameters(member, options)
         assert all(value.isfinite().all() for value in part.state_dict().values())
 
 
-@pytest.mark.parametrize("member", [m for f in (*FAMILIES, "objective") for m in members(f).values()])
+@pytest.mark.parametrize("member", [m for f in (*FAMILIES, "objective", "gradient") for m in members(f).values()])
 def test_constructors_conform(member):
     """The family's arguments first and of the same kind; an option has a default, a type and a line of help."""
     ours, familys = (inspect.signature(c).parameters for c in (member, root(member.family)))
@@ -195,11 +195,14 @@ def data(n=5):
     return torch.bernoulli(torch.rand(n, *SHAPE))
 
 
+@pytest.mark.parametrize("gradient", list(members("gradient")))
 @pytest.mark.parametrize("objective", list(members("objective").values()))
 @pytest.mark.parametrize(("member", "options"), WHOLES)
-def test_every_part_trains_under_every_objective(member, options, objective):
+def test_every_part_trains_under_every_objective_and_gradient(member, options, objective, gradient):
     vae = whole(member, options)
-    loss = objective(3).loss_and_grads(vae.model, vae.guide, data())
+    if members("gradient")[gradient].misfit(objective(3)):
+        return
+    loss = objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, data())
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in vae.parameters())
 

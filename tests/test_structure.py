@@ -14,7 +14,7 @@ PACKAGE = Path(pvae.__file__).parent
 # room: the rooms it may import from
 ROOMS = {
     "errors": set(),
-    "bounds": set(),
+    "bounds": {"errors"},
     "svi": set(),
     "distributions": set(),
     "sources": {"errors"},
@@ -23,13 +23,23 @@ ROOMS = {
     "base": {"errors"},
     "exact": {"errors", "base"},
     "networks": {"errors", "base"},
-    "weights": {"errors"},
+    "plates": {"errors"},
+    "weights": {"errors", "plates"},
     "priors": {"errors", "base", "distributions"},
     "likelihoods": {"errors", "base", "distributions", "networks"},
     "guides": {"errors", "base", "distributions"},
-    "objectives": {"errors", "base", "bounds", "weights"},
+    "noise": set(),
+    "density": {"errors", "noise", "weights"},
+    "ais": {"errors", "bounds", "density", "noise", "weights"},
+    "gap": {"errors", "ais", "density", "noise", "weights"},
+    "diagnostics": {"errors", "noise", "weights"},
+    "chunks": {"weights"},
+    "surrogates": {"errors", "chunks", "weights"},
+    "estimators": {"errors", "base", "bounds", "surrogates", "weights"},
+    "objectives": {"errors", "base", "bounds", "chunks", "estimators", "surrogates", "weights"},
     "vae": {"errors", "base", "weights"},
     "evaluate": {"errors", "bounds", "svi", "weights"},
+    "snr": {"errors", "svi"},
     "config": {"errors", "base", "data", "objectives", "vae"},
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
@@ -41,12 +51,14 @@ ROOMS = {
     "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
     "compare": {"errors", "checkpoints", "cli", "config", "data", "evaluate", "load", "plots", "runs"},
+    "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "plots", "snr", "vae"},
     "__main__": {"errors", "cli"},
     "__init__": None,
 }
 ONLY_IN = {
     "matplotlib": {"plots"},
-    "arviz": set(),
+    "arviz": {"diagnostics"},
+    "arviz_stats": {"diagnostics"},
     "xarray": {"runs"},
     "argparse": {"cli", "fit", "sample", "compare"},
     "rich": {"progress"},
@@ -55,7 +67,7 @@ ONLY_IN = {
     "safetensors": {"checkpoints"},
     "yaml": {"config"},
 }
-PRINTS = {"cli", "fit", "sample", "compare", "progress", "__main__"}
+PRINTS = {"cli", "fit", "sample", "compare", "gradients", "progress", "__main__"}
 
 
 def files():

@@ -4,7 +4,7 @@ Nothing here touches pyplot: no backend starts, no figure outlives its last refe
 look is one (`style`) and owes nothing to the settings of whoever runs it.
 """
 
-from pvae.plots.charts import active_units, bound_against_k, latent_scatter, learning_curves
+from pvae.plots.charts import active_units, bound_against_k, latent_scatter, learning_curves, signal_against_k
 from pvae.plots.pictures import image_grid, latent_plane, reconstructions
 from pvae.plots.style import save
 
@@ -17,4 +17,5 @@ __all__ = [
     "learning_curves",
     "reconstructions",
     "save",
+    "signal_against_k",
 ]

@@ -90,6 +90,40 @@ def bound_against_k(
 
 
 @styled()
+def signal_against_k(
+    ks: ArrayLike, signals: Mapping[str, ArrayLike], *, floor: float | None = None, title: str = ""
+) -> Figure:
+    """The signal-to-noise ratio of gradients against the number of particles K, a line for each estimator.
+
+    `ks` (M,) is at least 1; `signals[estimator]` (M,) is above 0, NaN where not measured; below `floor` nothing can be
+    told from no signal. Raises `InputError` for other shapes.
+
+    >>> signal_against_k([1, 16], {"iwae": [0.8, 0.2]}, floor=0.02).axes[0].get_yscale()
+    'log'
+    """
+    at = vector(ks, "ks")
+    figure, axes = page(5.6, 2.9)
+    last, order = {}, np.argsort(at, kind="stable")
+    for i, (name, values) in enumerate(signals.items()):
+        y = vector(values, f"signals[{name!r}]", length=len(at), gaps=True)[order]
+        keep = np.isfinite(y) & (y > 0)
+        if not keep.any():
+            raise InputError(f"signals[{name!r}]: found none above 0, expected a signal for one K at least")
+        axes.plot(at[order][keep], y[keep], label=name, marker="o", **_look(i))
+        last[name] = y[keep][-1]
+    if floor is not None:
+        axes.axhline(floor, color=INK, ls="--", lw=0.9, label="no signal")
+        last["no signal"] = floor
+    axes.set(xscale="log", yscale="log", xlabel="number of particles K", ylabel="|mean| / std of the gradient")
+    axes.set_title(title)
+    ticks = _ticks(at)
+    axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
+    axes.minorticks_off()
+    _legend(figure, axes, last)
+    return settled(figure)
+
+
+@styled()
 def active_units(variance: ArrayLike, *, threshold: float = 0.01) -> Figure:
     """How far the posterior mean of each latent unit moves with the data, largest first.
 

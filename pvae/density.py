@@ -1,0 +1,246 @@
+"""The log-density of a Pyro program's latents, all of them as one vector without constraints, and its gradient."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from . import weights
+from .errors import InputError
+from .noise import Noise
+from .weights import Program, Site, Traces
+
+
+class _Slot(NamedTuple):
+    """Where a site's numbers lie: its name, how many batch dimensions it has, and its shape but for K and B."""
+
+    name: str
+    batch: int
+    rest: torch.Size
+
+
+class State(NamedTuple):
+    """A point u (K, B, d), and there: two log-densities (K, B), nats, and their gradients (K, B, d)."""
+
+    u: Tensor
+    base: Tensor
+    """log p(z), or log q(z|x) where there is a guide to start from"""
+    ratio: Tensor
+    """log p(x, z) less the base"""
+    base_grad: Tensor
+    ratio_grad: Tensor
+
+    def log_density(self, beta: Tensor) -> Tensor:
+        """The geometric path between the two ends, base + beta ratio: (K, B), nats."""
+        return self.base + beta * self.ratio
+
+    def grad(self, beta: Tensor) -> Tensor:
+        """Its gradient, (K, B, d)."""
+        return self.base_grad + beta * self.ratio_grad
+
+
+class Density:
+    """A model's latents for K particles of B data as points u (K, B, d) without constraints, and their log-densities.
+
+    Each site's part of u is mapped into the site's support; densities are those of u (the map's log-determinant is
+    counted). The parameters are taken as they are; nothing here waits for the device but the making.
+
+    Args:
+        model: p(x, z), a Pyro program of `data`.
+        data: its arguments: x (B, *shape), and labels if it takes any.
+        particles: K.
+        guide: q(z|x), to be the base in place of the prior.
+
+    Raises:
+        InputError: a latent that is discrete; programs without a bound for each datum (see `pvae.weights.trace`).
+
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         rate = pyro.sample("rate", dist.Exponential(1.0))
+    ...         pyro.sample("x", dist.Exponential(rate), obs=x)
+    >>> density = Density(model, (torch.tensor([1.0, 2.0]),), particles=3)
+    >>> base, ratio = density.terms(torch.zeros(3, 2, 1))  # log rate = 0: e^-1, and e^-x
+    >>> base[0], ratio[0]
+    (tensor([-1., -1.]), tensor([-1., -2.]))
+    """
+
+    def __init__(
+        self, model: Program, data: tuple[Tensor, ...], *, particles: int = 1, guide: Program | None = None
+    ) -> None:
+        self.model, self.data, self.particles, self.guide = model, data, particles, guide
+        self.nesting = weights.inspect(model, guide or _nothing, *(part[:1] for part in data))
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)):
+            drawn, sites = self._run(slice(None))
+            self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
+            for name in drawn:
+                if sites[name]["fn"].support.is_discrete:
+                    raise InputError(f"site '{name}': discrete: expected latents that have a gradient to follow")
+            self.slots = tuple(self._slot(name, sites[name]) for name in drawn)
+        self.sizes = [prod(slot.rest) for slot in self.slots]
+
+    def draw(self, noise: Noise) -> Tensor:
+        """Points from the base, (K, B, d)."""
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(self.data)):
+            return torch.cat([self.pack(self._run(cell)[1]) for cell in noise.seeded()], 1)
+
+    def pack(self, sites: dict[str, Site], particles: int | None = None) -> Tensor:
+        """A model's sites, with values in their supports, as points (K, B, d)."""
+        parts = [self._numbers(slot, sites[slot.name], particles or self.particles) for slot in self.slots]
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
+
+    def unpack(self, u: Tensor) -> dict[str, Tensor]:
+        """Each site's part of u (K, B, d), shaped as the site but without constraints."""
+        found = {}
+        for slot, part in zip(self.slots, u.split(self.sizes, -1), strict=True):
+            part = part.reshape(*u.shape[:2], *slot.rest)
+            data = slot.batch + self.traces.dim
+            if self.particles == 1:
+                found[slot.name] = part.squeeze(0).movedim(0, data)
+            else:
+                found[slot.name] = part.movedim((0, 1), (slot.batch - 1 - self.nesting, data))
+        return found
+
+    def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The base's log-density, and that of p(x, z) less the base's: (K, B) each, nats, differentiable."""
+        with pyro.validation_enabled(False):
+            with weights.vectorized(self.particles, self.nesting):
+                run = _Unconstrained(self.model, self.unpack(u))
+                sites = run(*self.data)
+                guide = weights.Collect(self.guide, sites)(*self.data) if self.guide is not None else {}
+            prior = [weights.log_prob(sites[slot.name], self.traces) for slot in self.slots]
+            change = [self.traces.by_datum(value) for value in run.log_dets]
+            likelihood = [
+                weights.log_prob(site, self.traces)
+                for _, site in weights.sites_of(sites, observed=True)
+                if site["is_observed"]
+            ]
+            if self.guide is None:
+                return weights.total([*prior, *change]), weights.total(likelihood)
+            base = weights.total([weights.log_prob(guide[slot.name], self.traces) for slot in self.slots])
+            ratio = weights.total([*prior, *likelihood]) - base
+            return weights.total([base, *change]), ratio
+
+    def __call__(self, u: Tensor) -> State:
+        """The state at u (K, B, d): both densities, and the gradient of each, from one run of the programs."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            base, ratio = self.terms(u)
+            # One by one, so that the gradient at any temperature is at hand without another run.
+            (base_grad,) = torch.autograd.grad(base.sum(), u, retain_graph=True)
+            (ratio_grad,) = torch.autograd.grad(ratio.sum(), u)
+        return State(*(value.detach() for value in (u, base, ratio, base_grad, ratio_grad)))
+
+    def _run(self, part: slice) -> tuple[dict[str, Site], dict[str, Site]]:
+        """The latent sites as drawn from the base, and all the model's on what was drawn, for some of the data."""
+        data = tuple(value[part] for value in self.data)
+        with pyro.validation_enabled(False), weights.vectorized(self.particles, self.nesting):
+            drawn = dict(weights.sites_of(weights.Collect(self.guide)(*data))) if self.guide is not None else {}
+            sites = weights.Collect(self.model, drawn)(*data)
+        return drawn or dict(weights.sites_of(sites)), sites
+
+    def _slot(self, name: str, site: Site) -> _Slot:
+        batch = site["value"].dim() - site["fn"].event_dim
+        slot = _Slot(name, batch, torch.Size())
+        return slot._replace(rest=self._numbers(slot, site, self.particles).shape[2:])
+
+    def _numbers(self, slot: _Slot, site: Site, particles: int) -> Tensor:
+        """A site's value without constraints, particles and data first: (K, B, *rest)."""
+        value, event = site["value"], site["fn"].event_dim
+        numbers = value if _is_real(site) else biject_to(site["fn"].support).inv(value)
+        batch = value.dim() - event
+        data = batch + self.traces.dim
+        if particles == 1:
+            return numbers.movedim(data, 0).unsqueeze(0)
+        return numbers.movedim((batch - 1 - self.nesting, data), (0, 1))
+
+
+def simulate(
+    model: Program, x: Tensor, y: Tensor | None = None, *, noise: Noise
+) -> tuple[Tensor, list[dict[str, Site]]]:
+    """Draw latents and data from a model: data in the shape of x (B, *shape), and the latent sites of each cell.
+
+    Args:
+        model: p(x, z), a Pyro program of x, or of (x, y) if there are labels. Its one observed site is drawn, in place
+            of x; nothing else in it may depend on x's values.
+        x: its shape, dtype and device are those of the data to come.
+        y: labels (B,) or None.
+        noise: what to draw from.
+
+    Raises:
+        InputError: observed sites other than one; data of another shape than x.
+
+    >>> from pvae.exact import LinearVAE
+    >>> x, latents = simulate(LinearVAE(4, 2).model, torch.zeros(3, 4), noise=Noise((0,), 0, 3, "cpu"))
+    >>> x.shape, latents[0]["z"]["value"].shape
+    (torch.Size([3, 4]), torch.Size([3, 2]))
+    """
+    data = (x,) if y is None else (x, y)
+    drawn, latents = [], []
+    with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)), pyro.validation_enabled(False):
+        for cell in noise.seeded():
+            part = tuple(value[cell] for value in data)
+            sites = dict(weights.sites_of(weights.Collect(poutine.uncondition(model))(*part)))
+            names = [name for name, site in sites.items() if "was_observed" in site["infer"]]
+            if len(names) != 1:
+                raise InputError(
+                    f"model: found observed sites {', '.join(names) or '(none)'}, expected one to simulate"
+                )
+            value = sites.pop(names[0])["value"]
+            if value.shape != part[0].shape:
+                raise InputError(
+                    f"site '{names[0]}': simulated data of shape {tuple(value.shape)}, expected that of x,"
+                    f" {tuple(part[0].shape)}"
+                )
+            drawn.append(value.to(x.dtype))
+            latents.append(sites)
+    return torch.cat(drawn), latents
+
+
+class _Unconstrained(weights.Collect):
+    """Runs a model on numbers without constraints: a latent's value is their image in its support.
+
+    The support may depend on the latents before it.
+    """
+
+    def __init__(self, program: Program, numbers: dict[str, Tensor]) -> None:
+        super().__init__(program)
+        self.numbers = numbers
+        self.log_dets: list[Tensor] = []
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["is_observed"] or msg["name"] not in self.numbers:
+            return
+        numbers = self.numbers[msg["name"]]
+        msg["value"], msg["done"] = numbers, True
+        if not _is_real(msg):
+            transform = biject_to(msg["fn"].support)
+            msg["value"] = transform(numbers)
+            self.log_dets.append(transform.log_abs_det_jacobian(numbers, msg["value"]))
+
+
+def _is_real(site: Site) -> bool:
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _bare(sites: dict[str, Site]) -> dict[str, Site]:
+    """Sites without what takes memory: values and distributions."""
+    kept = ("infer", "is_observed", "cond_indep_stack", "scale")
+    return {name: {"fn": None, **{key: site[key] for key in kept}} for name, site in weights.sites_of(sites, True)}
+
+
+def _nothing(*_: Tensor) -> None:
+    """The guide of a model that draws its own latents."""
+
+
+def _cuda(data: tuple[Tensor, ...]) -> list[torch.device]:
+    return [data[0].device] if data[0].device.type == "cuda" else []

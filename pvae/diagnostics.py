@@ -1,0 +1,278 @@
+"""How far numbers can be trusted: Pareto k-hat of importance weights, paired differences, mutual information.
+
+The one room that knows arviz, loaded when it is first needed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from . import weights
+from .errors import InputError
+from .noise import Noise
+from .weights import Program, Site
+
+SMALLEST = 6
+"""Draws in a tail that every arviz fits."""
+FEWEST = 5 * SMALLEST
+"""Draws of which a fifth, the tail, are so many."""
+_Fit = Callable[[np.ndarray, int], np.ndarray]
+
+
+def khat(log_w: Tensor, chunk: int = 256) -> Tensor:
+    """Pareto k-hat for each datum, (N,), float64: the shape of the tail of its S importance weights.
+
+    1/k moments of the weights exist. Below `khat_threshold` estimates from S draws can be relied on; from 1 the mean
+    itself is infinite. It is an estimate too: at S = 1,000 to 5,000 it spreads by 0.1 to 0.17.
+
+    A tail of equal weights (equal but for rounding in float32: the guide is exact) has -inf; one of fewer than 6 draws
+    above the rest, or that cannot be fitted, inf.
+
+    Args:
+        log_w: (S, N), nats, S at least 30.
+        chunk: how many data are looked at at once: it bounds the memory.
+
+    Raises:
+        InputError: too few draws; NaN or infinite weights (which datum); all weights of a datum zero.
+
+    Vehtari, Simpson, Gelman, Yao and Gabry 2024. The same value from every version of arviz.
+
+    >>> torch.manual_seed(0)
+    <torch._C.Generator object at ...>
+    >>> z = 0.5 * torch.randn(5000, 30)  # a guide of half the posterior's scale: k = 3/4
+    >>> round(khat(-z.square() / 2 + (z / 0.5).square() / 2).mean().item(), 2)
+    0.71
+    >>> khat(torch.zeros(100, 1))
+    tensor([-inf], dtype=torch.float64)
+    """
+    if log_w.ndim != 2 or len(log_w) < FEWEST or not log_w.numel():
+        raise InputError(f"log_w: found shape {tuple(log_w.shape)}, expected (S, N), S at least {FEWEST} draws, N data")
+    fit = _arviz()
+    parts = [_khat_rows(part.T, start * chunk, fit) for start, part in enumerate(log_w.detach().split(chunk, 1))]
+    return torch.cat(parts)
+
+
+def khat_threshold(draws: int) -> float:
+    """The k-hat above which estimates from S draws are not to be relied on: min(1 - 1 / log10 S, 0.7).
+
+    Vehtari, Simpson, Gelman, Yao and Gabry 2024.
+
+    >>> khat_threshold(100), khat_threshold(5000)
+    (0.5, 0.7)
+    """
+    if draws < FEWEST:
+        raise InputError(f"draws: found {draws}, expected at least {FEWEST}")
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
+def share_above(value: Tensor, threshold: float) -> float:
+    """The share of (N,) values above a threshold.
+
+    >>> share_above(torch.tensor([0.1, 0.8, 0.9, -torch.inf]), 0.7)
+    0.5
+    """
+    return (value > threshold).double().mean().item()
+
+
+class Paired(NamedTuple):
+    """Differences of two values for the same data."""
+
+    mean: float
+    """of a - b, nats"""
+    se: float
+    """its standard error, NaN for one datum"""
+    wins: int
+    """data for which a is above b"""
+    losses: int
+    """data for which it is below"""
+    p_value: float
+    """of the two-sided exact sign test, ties left out"""
+
+
+def paired(a: Tensor, b: Tensor) -> Paired:
+    """Compare two values (N,) of the same data, datum by datum.
+
+    The sign test asks how likely wins and losses at least as uneven would be if both were equally likely:
+    min(1, 2 P(X <= min(wins, losses))), X binomial with probability 1/2.
+
+    Raises:
+        InputError: shapes that differ, no data, a value that is not a number.
+
+    >>> paired(torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0.0, 1.0, 3.0, 7.0]))
+    Paired(mean=0.0, se=0.7071067811865476, wins=2, losses=1, p_value=1.0)
+    """
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise InputError(f"paired: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (N,) twice, N above 0")
+    difference = a.double() - b.double()
+    if difference.isnan().any():
+        raise InputError(f"paired: the difference of datum {int(difference.isnan().nonzero()[0])} is not a number")
+    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
+    se = difference.std().item() / math.sqrt(len(a)) if len(a) > 1 else math.nan
+    return Paired(difference.mean().item(), se, wins, losses, _sign_test(wins, losses))
+
+
+def mutual_information(
+    guide: Program,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    chunk: int = 2**20,
+) -> Tensor:
+    """What z says of which datum it came from: a value for each of M draws, (M,), float64, whose mean is I(x; z), nats.
+
+    log q(z_i | x_i) - log 1/N sum_n q(z_i | x_n),  z_i ~ q(z | x_i),  x_i the M data chosen
+
+    Its mean estimates, without bias, the information in the guide about the N data given, which is at most log N.
+    As an estimate for the distribution that the data are from it is therefore too low where the truth is near log N or
+    above. The rate is its sum with KL(q(z) || p(z)), q(z) = 1/N sum_n q(z | x_n): that KL is the rate less this.
+
+    Args:
+        guide: q(z|x), a Pyro program of x, or of (x, y) if there are labels.
+        x: (N, *shape).
+        y: labels (N,) or None.
+        samples: M, at most N: data chosen at random.
+        seed: of the choice and the draws.
+        chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory.
+
+    Raises:
+        InputError: no data; samples below 1.
+
+    Hoffman and Johnson 2016.
+
+    >>> import pyro.distributions as dist
+    >>> def guide(x):  # far apart, so that z tells the datum: log 4
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x, 0.01))
+    >>> mutual_information(guide, torch.arange(4.0))
+    tensor([1.3863, 1.3863, 1.3863, 1.3863], dtype=torch.float64)
+    """
+    if not len(x) or samples < 1:
+        raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
+    data = (x,) if y is None else (x, y)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
+    nesting = weights.inspect(_no_model, guide, *(part[:1] for part in data))
+    cells = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        for cell in Noise((seed,), 0, len(order), x.device).seeded():
+            with pyro.validation_enabled(False):
+                cells.append(dict(weights.sites_of(weights.Collect(guide)(*(part[order[cell]] for part in data)))))
+        own = torch.cat([weights.total([_by_datum(site) for site in cell.values()]).double() for cell in cells])
+        every, sites = torch.full_like(own, -math.inf), {name: _joined(name, cells) for name in cells[0]}
+        for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
+            every = every.logaddexp(_log_q(guide, part, sites, len(order), nesting).logsumexp(1))
+    return (own - every + math.log(len(x))).cpu()
+
+
+def _joined(name: str, cells: list[dict[str, Site]]) -> Site:
+    """A site's draws for the data of several runs."""
+    site = cells[0][name]
+    dim = _data_dim(site) - site["fn"].event_dim
+    return {**site, "value": torch.cat([cell[name]["value"] for cell in cells], dim)}
+
+
+def _log_q(guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int, nesting: int) -> Tensor:
+    """The log-density of each draw given each datum, (draws, B), float64."""
+    given = {name: {"value": _as_particles(site, nesting, len(data[0]))} for name, site in sites.items()}
+    with pyro.validation_enabled(False), pyro.plate(weights.PARTICLES, draws, dim=-1 - nesting):
+        scored = [site for _, site in weights.sites_of(weights.Collect(guide, given)(*data))]
+        by_pair = [_log_prob(site).movedim((-1 - nesting, _data_dim(site)), (0, 1)) for site in scored]
+    return weights.total([value.reshape(*value.shape[:2], -1).sum(-1) for value in by_pair]).double()
+
+
+def _as_particles(site: Site, nesting: int, size: int) -> Tensor:
+    """A site's draws, one for each datum of its own, as so many particles for each of `size` data."""
+    value, event, dim = site["value"], site["fn"].event_dim, _data_dim(site)
+    value = value.reshape(*[1] * (nesting + event - value.dim()), *value.shape).unsqueeze(0)
+    data = value.dim() - event + dim
+    value = value.transpose(0, data)
+    return value.expand(*value.shape[:data], size, *value.shape[data + 1 :])
+
+
+def _by_datum(site: Site) -> Tensor:
+    """The log-probability of each datum's own draw, (B,), summed over its other plates."""
+    value = _log_prob(site).movedim(_data_dim(site), 0)
+    return value.reshape(len(value), -1).sum(-1)
+
+
+def _log_prob(site: Site) -> Tensor:
+    value = site["fn"].log_prob(site["value"])
+    return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
+
+
+def _data_dim(site: Site) -> int:
+    """The dimension of the data's plate: the first that a program enters."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != weights.PARTICLES]
+    if not frames:
+        raise InputError(f"site '{site['name']}': outside the plate of data, which alone says what z tells apart")
+    return frames[0].dim
+
+
+def _khat_rows(log_w: Tensor, first: int, fit: _Fit) -> Tensor:
+    """K-hat of rows (B, S)."""
+    rows = log_w.double()
+    high = rows.amax(1, keepdim=True)
+    for bad, what in ((rows.isnan() | (rows == math.inf), "NaN or infinite"), (high == -math.inf, "zero, all of them")):
+        if bad.any():
+            datum = first + int(bad.any(1).nonzero()[0])
+            raise InputError(
+                f"log_w: the weights of datum {datum} are {what}: expected finite ones: the model diverged"
+            )
+    tail = min(len(rows[0]) // 5, math.isqrt(9 * len(rows[0])))  # min(S / 5, 3 sqrt(S)), rounded down
+    top = (rows - high).topk(5 * tail).values.cpu()  # as many as have a tail so long: the others change nothing
+    top = top.masked_fill(top < -700, -math.inf)  # nothing, once it is exponentiated
+    above = (top > top[:, [tail]]).sum(1)  # the draws that are fitted: fewer where some tie with the cutoff
+    # Equal is: down to the cutoff, or down to the last that is fitted, but for rounding.
+    last = torch.where(above < SMALLEST, tail, above - 1).unsqueeze(1)
+    exact = (-top.gather(1, last) <= 8 * torch.finfo(torch.float32).eps * high.cpu().abs().clamp(min=1)).squeeze(1)
+    found = torch.full((len(rows),), math.inf, dtype=torch.float64).masked_fill(exact, -math.inf)
+    for size in above[~exact].unique().tolist():
+        if size >= SMALLEST:
+            these = (above == size) & ~exact
+            found[these] = torch.from_numpy(fit(top[these, : 5 * size].numpy(), size))
+    return found.nan_to_num(math.inf, math.inf, -math.inf)
+
+
+def _arviz() -> _Fit:
+    """What fits the tails of rows (B, S) of log-weights, given the tail's size: from whichever arviz there is.
+
+    arviz 1 takes log-likelihoods and negates them, 0.23 takes log-weights. They round the tail's size differently:
+    the relative efficiency is chosen so that both have the size given, which is a fifth of the draws given.
+    """
+    try:
+        from arviz_stats.base import array_stats
+
+        psislw, sign, name = array_stats.psislw, -1, "r_eff"
+    except ModuleNotFoundError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 0.23 announces arviz 1
+            import arviz
+        psislw, sign, name = arviz.psislw, 1, "reff"
+
+    def fit(rows: np.ndarray, tail: int) -> np.ndarray:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return psislw(sign * rows, **{name: rows.shape[1] * (3 / (tail + 0.5)) ** 2})[1]
+
+    return fit
+
+
+def _sign_test(wins: int, losses: int) -> float:
+    n = wins + losses
+    i = torch.arange(min(wins, losses) + 1, dtype=torch.float64)
+    log_choose = math.lgamma(n + 1) - torch.lgamma(i + 1) - torch.lgamma(n - i + 1)
+    return min(1.0, 2 * (log_choose - n * math.log(2)).exp().sum().item())
+
+
+def _no_model(*_: Tensor) -> None:
+    """The model of a guide that is looked at alone."""

@@ -1,0 +1,166 @@
+"""`python -m pvae.gradients`: signal and noise of gradient estimators against the number of particles K.
+
+python -m pvae.gradients runs/A --gradient reparam,stl,dreg --particles 1,4,16,64,256
+python -m pvae.gradients --toy
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import cli, plots
+from .base import lookup
+from .checkpoints import disk
+from .data import pixels
+from .errors import InputError
+from .load import load
+from .snr import Gradient, Toy, measure, slope
+from .vae import VAE
+
+ENDINGS = (".json", ".csv", ".png", ".pdf", ".svg")
+NUMBERS = {"snr": "signal-to-noise ratio", "dsnr": "directional SNR", "variance": "variance of one estimate"}
+LARGEST = 3
+"""Of so many K slopes are taken."""
+Found = dict[str, dict[int, dict[str, Gradient]]]
+"""By estimator, K and group of parameters."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code."""
+    found = _parser().parse(argv)
+    ks = cli.numbers(found.particles, "--particles")
+    samples, size = cli.whole(found.samples, "--samples", 2), cli.whole(found.batch_size, "--batch-size", 1)
+    seed, out = cli.whole(found.seed, "--seed", 0), found.out and cli.output(found.out, "--out", ENDINGS)
+    names = [name for name in found.gradient.split(",") if name]
+    objectives = {name: {k: _objective(found.objective, k, name) for k in ks} for name in names}
+    model, guide, parameters, data, title = _programs(found, size)
+    results: Found = {name: {} for name in names}
+    for name, by_k in objectives.items():
+        for k, objective in by_k.items():
+            if objective is not None:
+                results[name][k] = measure(objective, model, guide, parameters, *data, samples=samples, seed=seed)
+    print(table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each"))
+    if out:
+        _write(out, results, ks, {"of": title, "objective": found.objective, "samples": samples, "seed": seed})
+    return 0
+
+
+def _objective(objective: str, k: int, gradient: str) -> Any:
+    """None where an estimator needs more particles than these."""
+    made = lookup("objective", objective)
+    try:
+        return made(k, gradient=gradient)  # type: ignore[call-arg]
+    except InputError as error:
+        if k > 1 or not str(error).startswith(("particles", "gradient")):
+            raise
+        made(64, gradient=gradient)  # type: ignore[call-arg]
+        return None
+
+
+def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Tensor]], tuple, str]:
+    device = cli.device(found.device)
+    if found.toy == (found.run is not None):
+        raise InputError("found neither or both of a run and --toy, expected one of them: pvae gradients runs/NAME")
+    if found.toy:
+        toy = Toy(perturbation=0.01).to(device)
+        return toy.model, toy.guide, toy.groups(), (toy.x.to(device),), "the Gaussian toy"
+    vae, dataset, run = load(found.run, device)
+    x, y = dataset.test
+    data = (pixels(x[:size]), None if y is None else y[:size])
+    return vae.model, vae.guide, groups(vae), data, f"{run.folder.name}, {len(data[0])} test data"
+
+
+def groups(vae: VAE) -> dict[str, list[torch.Tensor]]:
+    """The parameters of guide and model; what a prior shares with the guide is the guide's."""
+    guide = dict.fromkeys(vae.posterior.parameters())
+    model = dict.fromkeys(p for part in (vae.prior, vae.likelihood) for p in part.parameters() if p not in guide)
+    return {"guide": list(guide), "model": list(model)}
+
+
+def table(results: Found, ks: Sequence[int], title: str) -> str:
+    """A block for each number and group of parameters, with slopes of log number against log K at the largest K."""
+    lines = [title]
+    width = max(len(name) for name in results) + 2
+    for number, meaning in NUMBERS.items():
+        for group in next(iter(next(iter(results.values())).values())):
+            lines += [
+                "",
+                f"{meaning}, {group}",
+                " " * width + "".join(f"{f'K={k}':>11}" for k in ks) + f"{'slope':>16}",
+            ]
+            for name, by_k in results.items():
+                values = [by_k[k][group].summary()[number] if k in by_k else float("nan") for k in ks]
+                cells = "".join(f"{value:11.4g}" for value in values)
+                lines.append(f"{name:<{width}}{cells}{_slope(by_k, group, number):>16}")
+    end = f"slopes over the {min(LARGEST, len(ks))} largest K; no signal: an SNR of {_floor(results):.3g}"
+    return "\n".join([*lines, "", end])
+
+
+def _floor(results: Found) -> float:
+    return next(one.floor for by_k in results.values() for groups in by_k.values() for one in groups.values())
+
+
+def _slope(by_k: dict[int, dict[str, Gradient]], group: str, number: str) -> str:
+    """Over the `LARGEST` largest K, with its standard error: what theory says of slopes it says of many particles."""
+    values = {k: by_k[k][group].summary()[number] for k in sorted(by_k)[-LARGEST:]}
+    if len(values) < 2 or min(values.values()) <= 0:
+        return "-"
+    found, error = slope(list(values), list(values.values()))
+    return f"{found:+.2f} +- {error:.2f}" if len(values) > 2 else f"{found:+.2f}"
+
+
+def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any]) -> None:
+    rows = [
+        {"gradient": name, "particles": k, "parameters": group, **one.summary()}
+        for name, by_k in results.items()
+        for k, groups in by_k.items()
+        for group, one in groups.items()
+    ]
+    with disk(path):
+        if path.suffix == ".json":
+            path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        elif path.suffix == ".csv":
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+            path.write_text(text.getvalue())
+        else:
+            signals: dict[str, list[float]] = {}
+            for name, by_k in results.items():
+                for group in next(iter(by_k.values())):
+                    values = [by_k[k][group].snr if k in by_k else float("nan") for k in ks]
+                    if values not in signals.values():  # an estimator for the guide leaves the model's as it is
+                        signals[f"{name}, {group}"] = values
+            plots.save(plots.signal_against_k(ks, signals, floor=_floor(results), title=about["of"]), path)
+    print(f"\nwritten: {path}")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="pvae gradients", description="Signal and noise of gradient estimators against K.")
+    parser.add_argument("run", nargs="?", help="a run folder, or a checkpoint of it")
+    parser.add_argument(
+        "--toy", action="store_true", help="the Gaussian toy of Rainforth et al. 2018, in place of a run"
+    )
+    parser.add_argument("--gradient", default="reparam,stl,dreg", metavar="NAME,...", help="estimators")
+    parser.add_argument("--particles", default="1,4,16,64,256", metavar="K,...", help="every K")
+    parser.add_argument("--objective", default="iwae", metavar="NAME", help="whose gradient (default: iwae)")
+    parser.add_argument("--samples", default="1000", metavar="N", help="gradients for each (default: 1000)")
+    parser.add_argument(
+        "--batch-size", default="20", metavar="N", help="test data that the gradient is of (default: 20)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write it: .json, .csv, or .png, .pdf, .svg (SNR against K)")
+    parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, "gradients")

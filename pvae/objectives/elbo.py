@@ -1,0 +1,57 @@
+"""The evidence lower bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import bounds, estimators, surrogates, weights
+from ..errors import InputError
+from ..weights import Traces
+from .objective import Objective
+
+
+class ELBO(Objective, name="elbo"):
+    """The evidence lower bound. Value and gradient are those of Pyro's `Trace_ELBO` (vectorized) at the same seed.
+
+    Args:
+        num_particles: K, how many draws for each datum are averaged.
+        analytic_kl: take KL(q(z|x) || p(z)) in closed form where there is one (Pyro's `TraceMeanField_ELBO`).
+        **shared: what every `Objective` takes.
+
+    Kingma and Welling 2014, eq. 3 (and eq. 2 for the closed form).
+
+    >>> import pvae, torch
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> ELBO().bounds(vae.model, vae.guide, torch.ones(5, 6)).shape
+    torch.Size([5])
+    """
+
+    power = 0.0
+
+    def __init__(self, num_particles: int = 1, analytic_kl: bool = False, **shared: Any) -> None:
+        super().__init__(num_particles, **shared)
+        self.analytic_kl = analytic_kl
+        if analytic_kl and not isinstance(self.gradient, estimators.Reparameterized):
+            raise InputError(
+                f"analytic_kl: found gradient {self.gradient.name}, which weighs draws, and a KL in closed form has"
+                " none: expected gradient reparam"
+            )
+        if analytic_kl:
+            if self.chunk is not None:
+                raise InputError("analytic_kl: found a chunk, expected none: the KL is of all particles at once")
+            self._at_once = num_particles
+
+    def bound(self, log_w: Tensor) -> Tensor:
+        """1/K sum_k log w_k: (B,), nats."""
+        return bounds.elbo(log_w)
+
+    def differentiable(self, traces: Traces) -> Tensor:
+        """1/K sum_k log w_k, or 1/K sum_k log p(x|z_k) - KL: (B,), nats."""
+        if not self.analytic_kl:
+            return super().differentiable(traces)
+        likelihood, kl = weights.split(traces).likelihood.mean(0), weights.kl(traces)
+        if self._plain:
+            return likelihood - kl
+        return surrogates.with_gradient_of(likelihood - kl, likelihood - self.beta_for(kl.detach()) * kl)

@@ -1,0 +1,208 @@
+"""The family of objectives: each is a `pyro.infer.ELBO`, a bound for each datum summed over the batch.
+
+They work with stock `pyro.infer.SVI`, with `pvae.SVI`, and as `objective(model, guide)`, a module that returns a
+differentiable loss. A loss is minus the bound in nats, summed over the data as Pyro's are (and scaled up where the
+plate of data subsamples). None of them waits for the device, but for `loss`, which Pyro defines as a float.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import pyro.infer
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from .. import bounds, chunks, estimators, surrogates, weights
+from ..base import Member, lookup
+from ..errors import InputError
+from ..estimators import Gradient
+from ..weights import Program, Traces
+
+
+class Objective(Member, pyro.infer.ELBO, family="objective"):
+    """The family of objectives. A member takes `num_particles` first, then options of its own, and writes `bound`.
+
+    Args:
+        num_particles: K, how many draws for each datum; always vectorized.
+        plate: the plate of data, needed only where a program has several that hold every site.
+        max_plate_nesting: how deep the programs' plates go; found out at the first call if not given.
+        gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
+        beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
+        warmup: steps in which beta rises from 0 in a straight line.
+        chunk: how many particles the model is scored for at once; where they are fewer than K it is scored again for
+            the gradient, and memory does not grow with K. By default as many as there is memory for, at the first call.
+        free_bits: nats a datum (its mean over the batch) below which the KL has no gradient.
+
+    Raises:
+        InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
+            `pvae.weights.trace`); a site of the guide that is not reparameterized, where the gradient needs it.
+
+    The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
+    model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
+    sets and advances in place; while it is None an objective with a warm-up counts the losses that it has given with
+    a gradient. Bowman et al. 2016 (warm-up); Kingma et al. 2016 (free bits, here of all latent sites together).
+
+    A new bound is one method:
+
+    >>> class Best(Objective):
+    ...     def bound(self, log_w):
+    ...         return log_w.amax(0)
+    >>> import pvae
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> Best(5, gradient="vimco", warmup=100).bounds(vae.model, vae.guide, torch.ones(3, 6)).shape
+    torch.Size([3])
+    """
+
+    needs_param_sites = False
+    """Parameters get their gradient by autograd alone; programs need not say which they use."""
+    options: ClassVar[tuple[str, ...]] = ("beta", "warmup", "free_bits", "chunk")
+    """Arguments of the family that are options of every member."""
+    power: float | None = None
+    """s, where the bound is 1/s log 1/K sum_k w_k^s (the mean log-weight at 0)."""
+    apart: ClassVar[bool] = False
+    """Whether the guide climbs another bound, `guide_bound`, than the model."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _signature(cls)
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        plate: str = "",
+        max_plate_nesting: int | None = None,
+        gradient: str | Gradient = "reparam",
+        beta: float = 1.0,
+        warmup: int = 0,
+        free_bits: float = 0.0,
+        chunk: int | None = None,
+    ) -> None:
+        if num_particles < 1:
+            raise InputError(f"particles: found {num_particles}, expected at least 1")
+        for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name}: found {value}, expected at least 0")
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk: found {chunk}, expected at least 1 particle")
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self.plate = plate
+        self.max_plate_nesting = max_plate_nesting
+        self.beta, self.warmup, self.free_bits = float(beta), warmup, free_bits
+        self.chunk, self._at_once = chunk, 0
+        self.clock: Tensor | None = None
+        self._losses: Tensor | None = None
+        self.gradient = lookup("gradient", gradient)() if isinstance(gradient, str) else gradient
+        estimators.check(self.gradient, self)
+
+    def bound(self, log_w: Tensor) -> Tensor:
+        """The bound for each datum, (B,), nats, of log-weights (K, B)."""
+        raise NotImplementedError
+
+    def guide_bound(self, log_w: Tensor) -> Tensor:
+        """What the guide climbs, (B,), nats, of log-weights (K, B): the same, unless the objective is `apart`."""
+        return self.bound(log_w)
+
+    def twice_slope(self, log_w: Tensor) -> Tensor:
+        """See `pvae.bounds.twice_slope`; a member may know a quicker way."""
+        if self.power is None:
+            return bounds.twice_slope(self.guide_bound, log_w)
+        return bounds.twice_slope_of_power(log_w, self.power)
+
+    def left_out(self, log_w: Tensor) -> Tensor:
+        """See `pvae.bounds.left_out`."""
+        return bounds.left_out(self.guide_bound, log_w)
+
+    def differentiable(self, traces: Traces) -> Tensor:
+        """The bound for each datum, (B,), nats, to be differentiated through the draws."""
+        terms = weights.split(traces)
+        if self._plain:
+            return self.bound(terms.log_w)
+        beta = self.beta_for((terms.posterior - terms.prior).detach())
+        return surrogates.with_gradient_of(self.bound(terms.log_w), self.bound(surrogates.weigh(terms, beta)))
+
+    def beta_for(self, rate: Tensor) -> float | Tensor:
+        """The weight of the KL at this step, where the rate log q(z|x) - log p(z) of the draws is `rate` (K, B)."""
+        beta: float | Tensor = self.beta
+        if self.warmup:
+            beta = beta * (self._clock(rate.device) / self.warmup).clamp(0, 1)
+        return beta * (rate.mean() > self.free_bits) if self.free_bits else beta
+
+    def bounds(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The bound for each datum, (B,), nats, with the gradient's estimate."""
+        return self._estimate(model, guide, args, kwargs)[0]
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the sum of the bound over the data, (), nats."""
+        bound, traces = self._estimate(model, guide, args, kwargs)
+        if self._losses is not None and torch.is_grad_enabled():
+            self._losses.add_(1)
+        return -traces.scale * bound.sum()
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the sum of the bound over the data, as a number: waits for the device."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss (), detached, with its gradient added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.detach()
+
+    @property
+    def _plain(self) -> bool:
+        return self.beta == 1 and not self.warmup and not self.free_bits
+
+    def _clock(self, device: torch.device) -> Tensor:
+        if self.clock is not None:
+            return self.clock
+        if self._losses is None:
+            self._losses = torch.zeros((), device=device)
+        return self._losses
+
+    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        yield self._get_trace(model, guide, args, kwargs)
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        particles = pyro.plate(weights.PARTICLES, self.num_particles, dim=-1 - (self.max_plate_nesting or 0))
+        with particles if self.num_particles > 1 else nullcontext():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        return model_trace, guide_trace
+
+    def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, Traces]:
+        if self.max_plate_nesting is None:
+            self.max_plate_nesting = weights.inspect(model, guide, *args, **kwargs)
+        if not self._at_once:
+            self._at_once = self.chunk or chunks.fitting(
+                model, guide, self.num_particles, self.max_plate_nesting, args, kwargs
+            )
+        step = surrogates.Step(
+            model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
+        )
+        with pyro.validation_enabled(False):
+            return self.gradient.estimate(self, step)
+
+
+def _signature(member: type[Objective]) -> inspect.Signature:
+    """A member's arguments: its own, and in place of `**shared` those that every objective takes by name."""
+
+    def of(cls: type[Objective]) -> list[inspect.Parameter]:
+        try:
+            found = inspect.signature(cls.__init__, eval_str=True)
+        except NameError:  # an annotation that is imported for type checkers alone
+            found = inspect.signature(cls.__init__)
+        return list(found.parameters.values())[1:]
+
+    own = [p for p in of(member) if p.kind is not p.VAR_KEYWORD]
+    if len(own) < len(of(member)):
+        own += [p for p in of(Objective) if p.kind is p.KEYWORD_ONLY and p.name not in {o.name for o in own}]
+    return inspect.Signature(own)

@@ -1,0 +1,88 @@
+"""The plate that the data are in, and the refusal of programs that have no weight for each datum.
+
+Names and sizes only: nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .errors import InputError
+
+Site = dict[str, Any]
+"""A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
+PARTICLES = "particles"
+"""The plate of the draws."""
+
+
+def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str = "") -> Any:
+    """The frame of the plate of data, checked to hold every site.
+
+    Args:
+        guide: its latent sites.
+        model: its sites, latent and observed.
+        plate: the name of the plate, needed only where several hold every site.
+
+    Raises:
+        InputError: sites that do not match or lie outside; several plates to choose from; a scaled log-probability.
+    """
+    _check_match(guide, model)
+    sites = {**{f"{name} (guide)": site for name, site in guide.items()}, **model}
+    frames = {
+        frame.name: frame
+        for site in sites.values()
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and frame.name != PARTICLES
+    }
+    if not plate:
+        shared = [
+            name
+            for name in frames
+            if all(name in (f.name for f in site["cond_indep_stack"]) for site in sites.values())
+        ]
+        if len(shared) != 1:
+            plate = next(iter(frames), "")
+            _check_inside(sites, plate)
+            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
+        plate = shared[0]
+    if plate not in frames:
+        raise InputError(f"plate: no plate '{plate}' in the programs: found {', '.join(frames) or 'none'}")
+    _check_inside(sites, plate)
+    for name, site in sites.items():
+        _check_scale(name, site)
+    return frames[plate]
+
+
+def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
+    latents = {name for name, site in model.items() if not site["is_observed"]}
+    if missing := sorted(latents ^ set(guide)):
+        where = "model" if missing[0] in guide else "guide"
+        raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
+    if not guide:
+        raise InputError("guide: no latent site: expected at least one pyro.sample")
+    if len(latents) == len(model):
+        raise InputError("model: no observed site: expected one with obs=")
+
+
+def _check_inside(sites: Mapping[str, Site], plate: str) -> None:
+    for name, site in sites.items():
+        if plate not in (frame.name for frame in site["cond_indep_stack"]):
+            raise InputError(
+                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
+                " of them has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
+            )
+
+
+def _check_scale(name: str, site: Site) -> None:
+    expected = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized:
+            expected *= (frame.full_size or frame.size) / frame.size
+    if isinstance(site["scale"], Tensor) or abs(site["scale"] - expected) > 1e-6 * expected:
+        raise InputError(
+            f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
+            " poutine.scale out of the programs and weight the terms in the objective"
+        )

@@ -1,0 +1,209 @@
+"""Signal and noise of gradient estimates: the gradient taken many times at fixed parameters, from fresh draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .svi.replay import replayed
+from .svi.tracing import Untraceable
+
+Groups = Mapping[str, Sequence[Tensor]]
+"""Parameters by what they belong to, as `guide` and `model`."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What was found of one group of parameters; sums over the data, nats for a unit of the parameter."""
+
+    mean: Tensor
+    """(P,): the mean over the samples, for each of the parameters looked at."""
+    variance: Tensor
+    """(P,): the variance of one estimate."""
+    dsnr: float
+    """The mean of ||parallel|| / ||perpendicular||, each estimate split along the mean one."""
+    samples: int
+
+    @property
+    def snr(self) -> float:
+        """|mean| / std, averaged over parameters that have noise. Nothing below `floor` can be told from nothing."""
+        noisy = self.variance > 0
+        return (self.mean.abs() / self.variance.sqrt())[noisy].mean().item() if noisy.any() else math.inf
+
+    @property
+    def floor(self) -> float:
+        """What `snr` is in the mean where there is no signal: sqrt(2 / (pi samples))."""
+        return math.sqrt(2 / (math.pi * self.samples))
+
+    def summary(self) -> dict[str, float]:
+        """Its numbers by name."""
+        return {
+            "snr": self.snr,
+            "dsnr": self.dsnr,
+            "variance": self.variance.mean().item(),
+            "norm": self.mean.norm().item(),
+            "floor": self.floor,
+        }
+
+
+def measure(
+    objective: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    groups: Groups,
+    *data: Tensor | None,
+    samples: int = 1000,
+    coordinates: int = 10_000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Gradient]:
+    """Take the gradient of an objective many times; its signal and noise for each group of parameters.
+
+    Args:
+        objective: a `pvae.Objective`, or another with a `differentiable_loss` that does not read values.
+        model: a Pyro program.
+        guide: a Pyro program of the same arguments.
+        groups: the parameters, such as {"guide": [...], "model": [...]}.
+        *data: the programs' arguments.
+        samples: how many gradients, at least 2.
+        coordinates: of each group at most so many parameters are looked at, chosen once by the seed: it bounds memory.
+        seed: of the draws; the generators that others see are left as they are.
+        progress: called with how many are done, and of how many.
+
+    Raises:
+        InputError: fewer than 2 samples; a group without parameters.
+
+    Rainforth et al. 2018 (SNR, section 3; DSNR, section 4), "Tighter variational bounds are not necessarily better".
+
+    >>> import pvae
+    >>> toy = Toy(dimensions=2, n=8)
+    >>> found = measure(pvae.IWAE(4), toy.model, toy.guide, toy.groups(), toy.x, samples=10)
+    >>> sorted(found), found["guide"].mean.shape
+    (['guide', 'model'], torch.Size([6]))
+    """
+    if samples < 2:
+        raise InputError(f"samples: found {samples}, expected at least 2")
+    for name, group in groups.items():
+        if not group:
+            raise InputError(f"{name}: found no parameters, expected some to take a gradient of")
+    parameters = [p for group in groups.values() for p in group]
+    tensors = tuple(part for part in data if part is not None)
+
+    def gradient(*given: Tensor) -> tuple[Tensor, ...]:
+        left = iter(given)
+        args = [None if part is None else next(left) for part in data]
+        with torch.enable_grad():
+            loss = objective.differentiable_loss(model, guide, *args)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
+
+    devices = [tensors[0].device] if tensors and tensors[0].is_cuda else []
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        gradient(*tensors)  # finds out how deep the plates go
+        with suppress(Untraceable):
+            gradient = replayed(gradient, *tensors)
+        chosen = {name: _chosen(group, coordinates, seed) for name, group in groups.items()}
+        kept = {name: torch.empty(samples, sum(map(len, at)), dtype=torch.float64) for name, at in chosen.items()}
+        for sample in range(samples):
+            found = iter(gradient(*tensors))
+            for name, group in groups.items():
+                parts = [g.flatten()[at] for g, at in zip((next(found) for _ in group), chosen[name], strict=True)]
+                kept[name][sample] = torch.cat(parts).double().cpu()
+            if progress is not None:
+                progress(sample + 1, samples)
+    return {name: _statistics(values) for name, values in kept.items()}
+
+
+def _chosen(group: Sequence[Tensor], coordinates: int, seed: int) -> list[Tensor]:
+    """The places, in each parameter, that are looked at."""
+    sizes = [p.numel() for p in group]
+    total = sum(sizes)
+    flat = np.sort(np.random.default_rng(seed).choice(total, min(coordinates, total), replace=False))
+    starts = np.cumsum([0, *sizes])
+    return [
+        torch.from_numpy(flat[(flat >= start) & (flat < stop)] - start).to(p.device)
+        for p, start, stop in zip(group, starts, starts[1:], strict=False)
+    ]
+
+
+def _statistics(values: Tensor) -> Gradient:
+    mean = values.mean(0)
+    direction = mean / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)
+    parallel = values @ direction
+    perpendicular = (values - parallel.unsqueeze(1) * direction).norm(dim=1)
+    ratio = parallel.abs() / perpendicular.clamp(min=torch.finfo(mean.dtype).tiny)
+    return Gradient(mean, values.var(0), ratio.mean().item(), len(values))
+
+
+def slope(ks: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
+    """The slope of log value against log K by least squares, and its standard error.
+
+    >>> found, error = slope([1, 4, 16], [8.0, 4.0, 2.0])
+    >>> round(found, 6)
+    -0.5
+    """
+    x, y = np.log(np.asarray(ks, float)), np.log(np.asarray(values, float))
+    x = x - x.mean()
+    found = float(x @ y / (x @ x))
+    rest = y - y.mean() - found * x
+    error = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x)) if len(x) > 2 else math.nan
+    return found, error
+
+
+class Toy(nn.Module):
+    """The model on which gradients of tight bounds are studied: all is Gaussian, and the optimum is known.
+
+    p(z) = N(mu, I), p(x|z) = N(z, I), q(z|x) = N(A x + b, 2/3 I); mu, A and b are the best ones, mean(x), I/2 and
+    mu/2, moved by N(0, perturbation^2).
+
+    Args:
+        dimensions: D, of z and x.
+        n: how many data, drawn from the model with mu drawn from N(0, I).
+        perturbation: how far from the optimum.
+        seed: of data and perturbation.
+
+    Rainforth et al. 2018, section 4.
+
+    >>> Toy(dimensions=3, n=5).x.shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, dimensions: int = 20, n: int = 1024, perturbation: float = 0.01, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        d = dimensions
+        self.x = normal(d) + math.sqrt(2) * normal(n, d)
+        mean = self.x.mean(0)
+        self.mu = nn.Parameter(mean + perturbation * normal(d))
+        self.a = nn.Parameter(torch.eye(d) / 2 + perturbation * normal(d, d))
+        self.b = nn.Parameter(mean / 2 + perturbation * normal(d))
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z)."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.mu, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z|x)."""
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ self.a.T + self.b, math.sqrt(2 / 3)).to_event(1))
+
+    def groups(self) -> dict[str, list[Tensor]]:
+        """The parameters of guide and model."""
+        return {"guide": [self.a, self.b], "model": [self.mu]}

@@ -1,0 +1,87 @@
+"""Signal and noise of gradients, against a model whose gradients are known."""
+
+import math
+
+import pytest
+import torch
+
+import pvae
+from pvae import snr
+from pvae.errors import InputError
+
+
+@pytest.fixture
+def toy():
+    return snr.Toy(dimensions=3, n=16, perturbation=0.3)
+
+
+def measured(toy, objective, **options):
+    return snr.measure(objective, toy.model, toy.guide, toy.groups(), toy.x, **options)
+
+
+def test_mean_and_variance_are_those_of_the_gradient(toy):
+    samples = 4000
+    found = measured(toy, pvae.ELBO(), samples=samples)["model"]
+    exact = -(toy.x @ toy.a.T + toy.b - toy.mu).sum(0).detach().double()  # of the loss, by mu: z is N(A x + b, 2/3)
+    variance = 2 / 3 * len(toy.x)
+    assert ((found.mean - exact).abs() < 4 * math.sqrt(variance / samples)).all()
+    assert torch.allclose(found.variance, torch.tensor(variance).double(), rtol=4 * math.sqrt(2 / samples))
+    expected = (exact.abs() / math.sqrt(variance)).mean().item()
+    assert found.snr == pytest.approx(expected, abs=4 / math.sqrt(samples))
+
+
+def test_no_signal_is_at_the_floor():
+    toy = snr.Toy(dimensions=3, n=16, perturbation=0.0)
+    found = measured(toy, pvae.ELBO(), samples=2000)["guide"]  # the optimum: the gradient is noise alone
+    assert found.snr == pytest.approx(found.floor, rel=0.5)
+
+
+def test_the_directional_ratio_of_a_noiseless_gradient_is_large(toy):
+    values = torch.randn(50, 1).double() * 1e-6 + torch.ones(50, 4).double()
+    assert snr._statistics(values).dsnr > 1e5
+    noise = torch.randn(20_000, 5).double() + torch.tensor(
+        [1.0, 0.0, 0.0, 0.0, 0.0]
+    )  # parallel N(1, 1), the rest N(0, I)
+    ratio = (noise[:, 0].abs() / noise[:, 1:].norm(dim=1)).mean()
+    assert snr._statistics(noise).dsnr == pytest.approx(ratio.item(), rel=0.02)
+
+
+def test_a_sample_of_the_coordinates(toy):
+    every, some = (measured(toy, pvae.IWAE(4), samples=20, coordinates=n) for n in (10_000, 5))
+    assert len(every["guide"].mean) == 12
+    assert len(some["guide"].mean) == 5
+    assert set(some["guide"].mean.tolist()) <= set(every["guide"].mean.tolist())
+
+
+def test_the_seed_is_all_that_counts(toy):
+    before = torch.get_rng_state()
+    a, b, c = (measured(toy, pvae.IWAE(4), samples=5, seed=seed)["guide"].mean for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_program_that_cannot_be_traced(toy):
+    class Reading(pvae.ELBO):
+        def differentiable_loss(self, *args, **kwargs):
+            loss = super().differentiable_loss(*args, **kwargs)
+            return loss if loss > -math.inf else -loss
+
+    plain, reading = (measured(toy, objective, samples=5)["guide"].mean for objective in (pvae.ELBO(), Reading()))
+    assert torch.equal(plain, reading)
+
+
+def test_too_few_samples(toy):
+    with pytest.raises(InputError, match="samples: found 1, expected at least 2"):
+        measured(toy, pvae.ELBO(), samples=1)
+
+
+def test_no_parameters(toy):
+    with pytest.raises(InputError, match="nobody: found no parameters"):
+        snr.measure(pvae.ELBO(), toy.model, toy.guide, {"nobody": []}, toy.x, samples=2)
+
+
+def test_slopes():
+    found, error = snr.slope([1, 4, 16, 64], [3 * k**0.5 for k in (1, 4, 16, 64)])
+    assert found == pytest.approx(0.5)
+    assert error == pytest.approx(0.0, abs=1e-6)
