@@ -20,7 +20,7 @@ class NonFiniteError(ArithmeticError):
 
 
 LOST = (
-    "their batches have been changed in place since, so which it was is lost: the parameters are those before this step:"
+    "their batches have been changed in place since, so which it was is lost: parameters are those before this step:"
     " pass a new tensor at each step, or set check_every=1"
 )
 

@@ -22,15 +22,16 @@ Update = Callable[..., Any]
 def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
     """The graph compiled by inductor; its random numbers are those that the graph itself would draw."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA that is not asked for
-    import torch._inductor.config as inductor
-    from torch._inductor.compile_fx import compile_fx
-
     module, constants = lifted(graph)
-    with warnings.catch_warnings(), inductor.patch(fallback_random=True), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own making
-        # a compiled function is built at its first call; what it does is undone with all else that building did
-        run = compile_fx(module, [*constants, *inputs])
-        run(*constants, *inputs)
+        import torch._inductor.config as inductor
+        from torch._inductor.compile_fx import compile_fx
+
+        with inductor.patch(fallback_random=True):
+            # a compiled function is built at its first call; what it does is undone with all else that building did
+            run = compile_fx(module, [*constants, *inputs])
+            run(*constants, *inputs)
     return lambda *given: run(*constants, *given)
 
 
