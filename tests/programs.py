@@ -254,9 +254,16 @@ class Convolutional(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 4)
+            nn.Conv2d(1, 4, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(64, 4),
         )
-        self.decoder = nn.Sequential(nn.Linear(2, 64), nn.BatchNorm1d(64), nn.Unflatten(-1, (4, 4, 4)), nn.ReLU())
+        self.decoder = nn.Sequential(
+            nn.Linear(2, 64, bias=False), nn.BatchNorm1d(64), nn.Unflatten(-1, (4, 4, 4)), nn.ReLU()
+        )
         self.last = nn.ConvTranspose2d(4, 1, 4, 2, 1)
 
     def model(self, x):
