@@ -133,9 +133,9 @@ def mixture_guide(infer):
 
 def impossible_guide(x, y):
     """One of the values has no probability, and an infinite cost."""
-    probs = pyro.param("logits", torch.zeros(N, 3)).softmax(-1) * torch.tensor([0.0, 1.0, 1.0])
+    logits = pyro.param("logits", torch.zeros(N, 3)) + torch.tensor([-torch.inf, 0.0, 0.0])
     with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Categorical(probs, validate_args=False), infer={"enumerate": "parallel"})
+        pyro.sample("z", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
 
 
 # Scales, masks --------------------------------------------------------------------------------------------------------
