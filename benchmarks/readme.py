@@ -50,10 +50,19 @@ def fits(result: dict[str, Any]) -> str:
     return table(["fit, from start to figures", "wall time", "test ELBO", "test IW bound, K=200"], rows)
 
 
+def _ratios(result: dict[str, Any], who: str, other: str) -> str:
+    """Of two contestants' times, by network."""
+    found = {name: network["contestants"] for name, network in result["networks"].items()}
+    return ", ".join(f"{c[who]['microseconds'] / c[other]['microseconds']:.2f} on {name}" for name, c in found.items())
+
+
 def measured() -> str:
     """The section as text."""
-    fit, step, evaluation, flushed_ = (newest(name) for name in ("fit", "step", "evaluate", "step-flushed"))
-    flushed = " and ".join(f"{n['contestants']['pvae']['ratio']:.2f} for {k}" for k, n in flushed_["networks"].items())
+    fit, step, evaluation, flushed_, estimators = (
+        newest(name) for name in ("fit", "step", "evaluate", "step-flushed", "estimators")
+    )
+    modes = {mode: _ratios(flushed_, f"pvae-{mode}", "torch") for mode in ("off", "graph", "full")}
+    flushed = "; ".join(f"`{mode}` {found}" for mode, found in modes.items())
     memory = max(evaluation["results"], key=lambda row: row["particles"])
     return f"""{BEGIN}
 
@@ -67,10 +76,15 @@ B = 784-200-200-50, batch 20, IWAE with K=50; C = B with batch 256 and K=64 (`py
 
 {steps(step)}
 
+`pvae-MODE` is `--compile MODE`: `full` over NumPyro's `jit(update)` is {_ratios(step, "pvae-full", "numpyro-jit")}.
 `torch` is by hand with the same fused Adam, and like Pyro it is slowed on a CPU by denormal numbers, which `pvae`
-avoids; with `--flush-denormals` the ratio is {flushed} (`benchmarks/NOTES.md`). Evaluating the bound at
-K={memory["particles"]:,} on {memory["images"]:,} MNIST images takes {memory["over_mib"]:.0f} MiB over the baseline
-(`python -m benchmarks.evaluate`).
+avoids; with `--flush-denormals` the ratios to it are, {flushed} (`benchmarks/NOTES.md`).
+
+Evaluating the bound at K={memory["particles"]:,} on {memory["images"]:,} MNIST images takes {memory["over_mib"]:.0f} MiB
+over the baseline (`python -m benchmarks.evaluate`).
+
+A step's gradient estimators, K=50 on network B, over `reparam` (`python -m benchmarks.estimators`; {where(estimators)}):
+{", ".join(f"`{name}` {t['ratio']:.2f}" for name, t in estimators["timings"].items() if name != "reparam")}.
 
 {END}"""
 

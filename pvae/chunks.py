@@ -1,19 +1,18 @@
-"""Many particles in little memory: the model is scored in parts, and scored again when the gradient is taken.
-
-What grows with K is the latent draws alone, not what the networks keep of them for the gradient.
-"""
+"""Many particles in little memory: in parts, each run again when the gradient is taken. Memory is flat in K."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import weights
-from .weights import Drawn, Program, Site, Traces
+from .surrogates import Coefficients, Pairs, Step, weighted
+from .weights import LogWeights, Program, Traces
 
 SHARE = 0.25
 """Of the free memory, that one part may take for its gradient; as much again comes and goes beside it."""
@@ -21,44 +20,52 @@ FEW = 64
 """So many particles are taken at once without a look at the memory."""
 
 
-def score(model: Program, drawn: Drawn, size: int, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
-    """`pvae.weights.score` in parts of at most `size` particles: the same values and gradients.
+class Estimator(Protocol):
+    """What is asked of a gradient estimator."""
 
-    The model's sites hold their log-probabilities, and no distribution.
+    def choose(self, objective: Any, terms: LogWeights) -> tuple[Coefficients, Any]: ...  # noqa: D102
+    def pairs(self, objective: Any, step: Step, choose: Any) -> tuple[LogWeights, Pairs, Traces]: ...  # noqa: D102
 
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(x):
-    ...     with pyro.plate("data", len(x)):
-    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-    >>> def guide(x):
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("z", dist.Normal(x / 2, 1.0))
-    >>> x = torch.zeros(3)
-    >>> drawn = weights.draw(guide, x, particles=5, max_plate_nesting=1)
-    >>> parts, whole = weights.split(score(model, drawn, 2, x)), weights.split(weights.score(model, drawn, x))
-    >>> torch.allclose(parts.log_w, whole.log_w)
-    True
+
+class _Part:
+    """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
+
+    def __init__(self, gradient: Estimator, objective: Any, step: Step) -> None:
+        self.gradient, self.objective, self.step = gradient, objective, step
+        self.chosen: tuple[Coefficients, Any] | None = None
+        """The coefficients of these particles, and beta; known once the log-weights of all are."""
+        self.scale = 1.0
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
+        self.scale = traces.scale
+        nothing = torch.zeros_like(terms.likelihood[0])
+        return weighted(nothing, pairs), *(term.detach() for term in terms)
+
+    def _choose(self, terms: LogWeights) -> tuple[Coefficients, Any]:
+        return self.chosen or (Coefficients(*[torch.zeros_like(terms.likelihood)] * 3), 1.0)
+
+
+def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, float]:
+    """The bound for each datum, (B,), with the estimated gradient, from particles in parts of at most `step.chunk`.
+
+    Each part is run twice from the same random numbers: for its log-weights, and again for its gradient, when the
+    weights of all particles are known. Value and gradient are those of all at once, but for the order of random
+    numbers. Nothing of size (K, B, anything) is kept.
     """
-    found: dict[str, list[Tensor]] = {}
-    sites: dict[str, Site] = {}
-    latents = [name for name, _ in weights.sites_of(drawn.sites)]
-    for part in drawn.parts(size):
-
-        def run(*values: Tensor, part: Drawn = part) -> tuple[Tensor, ...]:
-            given = {name: {**part.sites[name], "value": value} for name, value in zip(latents, values, strict=True)}
-            again = Drawn({**part.sites, **given}, part.particles, part.max_plate_nesting)
-            traces = weights.score(model, again, *args, plate=plate, **kwargs)
-            scored = dict(weights.sites_of(traces.model, observed=True))
-            sites.update({name: {**site, "fn": None, "value": None, "mask": None} for name, site in scored.items()})
-            return tuple(traces.spread(weights.log_prob(site, traces)) for site in scored.values())
-
-        parts = checkpoint(run, *(part.sites[name]["value"] for name in latents), use_reentrant=False)
-        for name, value in zip(sites, parts, strict=True):
-            found.setdefault(name, []).append(value)
-    for name, values in found.items():
-        sites[name]["log_prob"] = torch.cat(values)
-    return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate)
+    starts = range(0, step.particles, step.chunk)
+    sizes = [min(step.chunk, step.particles - start) for start in starts]
+    parts = [_Part(gradient, objective, replace(step, particles=size, path={}, aside={})) for size in sizes]
+    found = [checkpoint(part, use_reentrant=False) for part in parts]
+    terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))
+    coefficients, beta = gradient.choose(objective, terms)
+    for part, start, size in zip(parts, starts, sizes, strict=True):
+        mine = slice(start, start + size)
+        part.chosen = Coefficients(*(None if c is None else c[mine] for c in coefficients)), beta
+    value = objective.bound(terms.log_w)
+    for surrogate, *_ in found:
+        value = value + surrogate  # zeros, with the gradient
+    return value, parts[0].scale
 
 
 def fitting(model: Program, guide: Program, particles: int, max_plate_nesting: int, args: Any, kwargs: Any) -> int:

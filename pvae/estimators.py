@@ -12,17 +12,19 @@ it is. A parameter that is in both programs gets both parts. Nothing here waits 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from . import bounds, weights
+from . import bounds, chunks, weights
 from .base import Member, members
 from .errors import InputError
-from .surrogates import Draws, Gate, Pairs, Step, dream, weigh, weighted
-from .weights import Drawn, Traces
+from .surrogates import Coefficients, Draws, Gate, Pairs, Step, dream, weigh, weighted
+from .weights import Drawn, LogWeights, Traces
 
 
 class Bounded(Protocol):
@@ -39,17 +41,6 @@ class Bounded(Protocol):
     def left_out(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
     def beta_for(self, rate: Tensor) -> float | Tensor: ...  # noqa: D102
     def differentiable(self, traces: Traces) -> Tensor: ...  # noqa: D102
-
-
-class Coefficients(NamedTuple):
-    """What the parts of the gradient weigh, each (K, B), detached: see the module's docstring."""
-
-    model: Tensor
-    """a: of log p(x, z)."""
-    path: Tensor | None
-    """b: of the path through the draws; None where there is none."""
-    score: Tensor
-    """s: of log q(z|x) at draws that stay where they are."""
 
 
 class Gradient(Member, family="gradient"):
@@ -77,7 +68,7 @@ class Gradient(Member, family="gradient"):
 
     def gate(self, objective: Bounded, draws: Draws) -> Gate | None:
         """What weighs the path, where its weights differ from the model's."""
-        return Gate() if self.reparameterized and objective.apart else None
+        return Gate(draws.step) if self.reparameterized and objective.apart else None
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The weights of the gradient's parts.
@@ -90,25 +81,41 @@ class Gradient(Member, family="gradient"):
         """
         raise NotImplementedError
 
-    def more(self, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
-        """Further terms of the surrogate; `weight` (K, B) is that of log p(z)."""
+    def more(self, objective: Bounded, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
+        """Further terms of the surrogate, of these particles; `weight` (K, B) is that of log p(z)."""
         return []
 
-    def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, Traces]:
-        """The bound for each datum, (B,), with the estimated gradient; and the traces it came from."""
+    def choose(self, objective: Bounded, terms: LogWeights) -> tuple[Coefficients, float | Tensor]:
+        """The weights of the gradient's parts, and beta, for the log-weights of all particles."""
+        beta = objective.beta_for((terms.posterior - terms.prior).detach())
+        log_w = weigh(terms, beta).detach()
+        return self.coefficients(objective, log_w - log_w.amax(0), beta), beta
+
+    def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, float]:
+        """The bound for each datum, (B,), with the estimated gradient; and the scale of their sum."""
+        if step.particles > step.chunk:
+            return chunks.estimate(self, objective, step)
+        if not torch.is_grad_enabled():
+            drawn = step.draw()
+            if self.reparameterized:
+                self.check_sites(drawn, objective)
+            traces = step.score(drawn)
+            return objective.bound(weights.split(traces).log_w), traces.scale
+        terms, pairs, traces = self.pairs(objective, step, partial(self.choose, objective))
+        return weighted(objective.bound(terms.log_w.detach()), pairs), traces.scale
+
+    def pairs(
+        self, objective: Bounded, step: Step, choose: Callable[[LogWeights], tuple[Coefficients, float | Tensor]]
+    ) -> tuple[LogWeights, Pairs, Traces]:
+        """The log-weights of a step's particles, the surrogate of their gradient, and the traces both came from."""
         drawn = step.draw(detach=not self.reparameterized)
         if self.reparameterized:
             self.check_sites(drawn, objective)
-        if not torch.is_grad_enabled():
-            traces = step.score(drawn)
-            return objective.bound(weights.split(traces).log_w), traces
         draws = Draws(step, drawn)
         gate = self.gate(objective, draws)
         traces = step.score(step.redraw(drawn, gate) if gate else drawn)
         terms = weights.split(traces)
-        beta = objective.beta_for((terms.posterior - terms.prior).detach())
-        log_w = weigh(terms, beta).detach()
-        found = self.coefficients(objective, log_w - log_w.amax(0), beta)
+        found, beta = choose(terms)
         if gate is not None:
             found = found._replace(model=gate.fill(found.model, found.path, traces))
         a, s = found.model, found.score
@@ -118,8 +125,8 @@ class Gradient(Member, family="gradient"):
             pairs += [(-beta * a, terms.posterior), (s + beta * a, weights.log_q(traces, draws.fixed.sites))]
         else:
             pairs.append((s, terms.posterior))
-        pairs += self.more(draws, traces, beta * a)
-        return weighted(objective.bound(terms.log_w.detach()), pairs), traces
+        pairs += self.more(objective, draws, traces, beta * a)
+        return terms, pairs, traces
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse sites that are not reparameterized, naming the estimators that don't need it."""
@@ -140,19 +147,19 @@ class Reparameterized(Gradient, name="reparam"):
     reparameterized = True
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
-        """Where the guide has a bound of its own; else `estimate` has no need of them."""
+        """Where the guide has a bound of its own, or particles come in parts; else `estimate` has no need of them."""
         _, a = bounds.slope(objective.bound, log_w)
         _, c = bounds.slope(objective.guide_bound, log_w)
         return Coefficients(a, c, -beta * c)
 
-    def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, Traces]:
-        """The bound for each datum, (B,), as autograd differentiates it; and the traces it came from."""
-        if objective.apart:
+    def estimate(self, objective: Bounded, step: Step) -> tuple[Tensor, float]:
+        """The bound for each datum, (B,), as autograd differentiates it; and the scale of their sum."""
+        if objective.apart or step.particles > step.chunk:
             return super().estimate(objective, step)
-        drawn = step.draw(detach=False)
+        drawn = step.draw()
         self.check_sites(drawn, objective)
         traces = step.score(drawn)
-        return objective.differentiable(traces), traces
+        return objective.differentiable(traces), traces.scale
 
 
 class StickingTheLanding(Gradient, name="stl"):
@@ -182,7 +189,7 @@ class DoublyReparameterized(Gradient, name="dreg"):
 
     def gate(self, objective: Bounded, draws: Draws) -> Gate:
         """The path always has weights of its own."""
-        return Gate()
+        return Gate(draws.step)
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The slopes, and the slopes less their own derivative."""
@@ -211,9 +218,9 @@ class GeneralizedDReG(Gradient, name="gdreg"):
 
     def gate(self, objective: Bounded, draws: Draws) -> Gate:
         """It lets the gradient at each draw through to the prior's parameters too."""
-        return Gate(draws.transported)
+        return Gate(draws.step, draws.transported)
 
-    def more(self, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
+    def more(self, objective: Bounded, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
         """The rest of g, and the score that it is in place of taken back."""
         pairs: Pairs = []
         for name, pull in draws.pull(traces).items() if draws.priors else ():
@@ -330,13 +337,14 @@ class ReweightedWakeSleep(Gradient, name="rws"):
         _, v = bounds.slope(objective.bound, log_w)
         return Coefficients(v, None, self.wake * v)
 
-    def more(self, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
+    def more(self, objective: Bounded, draws: Draws, traces: Traces, weight: Tensor) -> Pairs:
         """The dreams."""
         if self.wake == 1:
             return []
         step = draws.step
         found = dream(step.model, step.guide, traces, *step.args, **step.kwargs)
-        return [(torch.full_like(found, 1 - self.wake), found)]
+        share = traces.particles / objective.num_particles  # each part of the particles dreams anew
+        return [(torch.full_like(found, share * (1 - self.wake)), found)]
 
 
 def check(gradient: Gradient, objective: Bounded) -> None:

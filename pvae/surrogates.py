@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -14,7 +14,7 @@ import torch.distributions as td
 from pyro import poutine
 from torch import Tensor
 
-from . import chunks, weights
+from . import weights
 from .errors import InputError
 from .weights import Drawn, LogWeights, Program, Site, Traces
 
@@ -22,6 +22,17 @@ Pairs = list[tuple[Tensor, Tensor]]
 """Weights (K, B), detached, and the terms (K, B) of a surrogate that they multiply."""
 SMALL = 1e-20
 """So small a weight of a draw is as good as none, yet a float32 can be divided by it."""
+
+
+class Coefficients(NamedTuple):
+    """What the parts of the gradient weigh, each (K, B), detached: see the module's docstring."""
+
+    model: Tensor
+    """a: of log p(x, z)."""
+    path: Tensor | None
+    """b: of the path through the draws; None where there is none."""
+    score: Tensor
+    """s: of log q(z|x) at draws that stay where they are."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,13 @@ class Step:
     plate: str
     max_plate_nesting: int
     chunk: int
-    """How many particles the model is scored for at once."""
+    """How many particles are taken at once."""
+    path: dict[str, Tensor] = field(default_factory=dict)
+    """What weighs the path through each site's draws, see `Gate`; the same where the step is run again."""
+    aside: dict[str, Tensor] = field(default_factory=dict)
+    """Likewise the draws beside."""
 
-    def draw(self, detach: bool) -> Drawn:
+    def draw(self, detach: bool = False) -> Drawn:
         """K draws from the guide."""
         return weights.draw(
             self.guide,
@@ -55,8 +70,6 @@ class Step:
 
     def score(self, drawn: Drawn) -> Traces:
         """The model at what the guide drew."""
-        if drawn.particles > self.chunk and torch.is_grad_enabled():
-            return chunks.score(self.model, drawn, self.chunk, *self.args, plate=self.plate, **self.kwargs)
         return weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
 
 
@@ -186,14 +199,14 @@ class Gate:
     sites is weighed once. The weights are known later than the draws, but before the gradient.
 
     Args:
+        step: which holds the weights.
         beside: by site, the same draws as made by something else, to which the gradient goes with other weights.
     """
 
-    def __init__(self, beside: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, step: Step, beside: Mapping[str, Tensor] | None = None) -> None:
         self._beside = beside or {}
         self._events: dict[str, tuple[Tensor, int]] = {}
-        self._path: dict[str, Tensor] = {}
-        self._aside: dict[str, Tensor] = {}
+        self._path, self._aside = step.path, step.aside
 
     def __call__(self, site: Site) -> Tensor:
         """A site's draw, gated."""

@@ -35,8 +35,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
-        chunk: how many particles the model is scored for at once; where they are fewer than K it is scored again for
-            the gradient, and memory does not grow with K. By default as many as there is memory for, at the first call.
+        chunk: how many particles are taken at once; where they are fewer than K the programs run again for the
+            gradient, and memory is flat in K. By default as many as there is memory for, at the first call.
         free_bits: nats a datum (its mean over the batch) below which the KL has no gradient.
 
     Raises:
@@ -101,6 +101,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self.gradient = lookup("gradient", gradient)() if isinstance(gradient, str) else gradient
         estimators.check(self.gradient, self)
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether the particles are too many to be taken at once: the same random numbers are then drawn twice."""
+        return 0 < self._at_once < self.num_particles
+
     def bound(self, log_w: Tensor) -> Tensor:
         """The bound for each datum, (B,), nats, of log-weights (K, B)."""
         raise NotImplementedError
@@ -140,10 +145,10 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum of the bound over the data, (), nats."""
-        bound, traces = self._estimate(model, guide, args, kwargs)
+        bound, scale = self._estimate(model, guide, args, kwargs)
         if self._losses is not None and torch.is_grad_enabled():
             self._losses.add_(1)
-        return -traces.scale * bound.sum()
+        return -scale * bound.sum()
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the sum of the bound over the data, as a number: waits for the device."""
@@ -178,7 +183,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return model_trace, guide_trace
 
-    def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, Traces]:
+    def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, float]:
         if self.max_plate_nesting is None:
             self.max_plate_nesting = weights.inspect(model, guide, *args, **kwargs)
         if not self._at_once:
