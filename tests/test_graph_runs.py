@@ -7,6 +7,7 @@ from itertools import chain
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from programs import PROGRAMS, assert_same, kinds, parameters, start
@@ -352,6 +353,26 @@ def load_user_state(svi, state):
         store.setdefault(name, transform_to(constraint)(value), constraint)
         with torch.no_grad():
             store._params[name].copy_(value)
+
+
+def test_a_resumed_fit_takes_numbers_as_the_whole_one_does():
+    """As tensors from where on they were, so that the same steps have the same graphs."""
+
+    def factored(x, beta):
+        with poutine.scale(scale=beta):
+            model(x)
+
+    def fit(steps, state=None):
+        svi = pvae.SVI(factored, lambda x, beta: guide(x), pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile="graph")
+        if state is not None:
+            svi.load_state_dict(state)
+        for step in steps:
+            svi.step(DATA, 1 / (1 + step))
+        return svi.state_dict()
+
+    whole = fit(range(8))
+    resumed = fit(range(4, 8), fit(range(4)))
+    assert (resumed["graphs"], resumed["numbers"]) == (whole["graphs"], whole["numbers"])
 
 
 # Others in the same process -------------------------------------------------------------------------------------------
