@@ -80,10 +80,11 @@ B = 784-200-200-50, batch 20, IWAE with K=50; C = B with batch 256 and K=64 (`py
 `torch` is by hand with the same fused Adam, and like Pyro it is slowed on a CPU by denormal numbers, which `pvae`
 avoids; with `--flush-denormals` the ratios to it are, {flushed} (`benchmarks/NOTES.md`).
 
-Evaluating the bound at K={memory["particles"]:,} on {memory["images"]:,} MNIST images takes {memory["over_mib"]:.0f} MiB
-over the baseline (`python -m benchmarks.evaluate`).
+Evaluating the bound at K={memory["particles"]:,} on {memory["images"]:,} MNIST images takes
+{memory["over_mib"]:.0f} MiB over the baseline (`python -m benchmarks.evaluate`).
 
-A step's gradient estimators, K=50 on network B, over `reparam` (`python -m benchmarks.estimators`; {where(estimators)}):
+The time of a step under each gradient estimator, IWAE on network B, over `reparam` (`python -m benchmarks.estimators`;
+{where(estimators)}):
 {", ".join(f"`{name}` {t['ratio']:.2f}" for name, t in estimators["timings"].items() if name != "reparam")}.
 
 {END}"""

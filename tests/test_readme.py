@@ -41,7 +41,7 @@ def test_a_part_of_ones_own(tmp_path, monkeypatch):
 
 def test_members_that_are_listed_are_those_there_are():
     table = README.partition("## Members")[2].partition("Data:")[0]
-    for family in ("prior", "likelihood", "guide", "encoder", "decoder", "objective"):
+    for family in ("prior", "likelihood", "guide", "encoder", "decoder", "objective", "gradient"):
         for name in base.members(family):
             assert f"`{name}`" in table, f"{family} {name}"
 

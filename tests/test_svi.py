@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
 import pvae
+from pvae.svi import graphs
 
 
 def regression(data):
@@ -297,3 +298,27 @@ def test_programs_without_parameters_are_refused():
     svi = pvae.SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     with pytest.raises(ValueError, match="no parameter of model or guide has a gradient"):
         svi.step(torch.ones(3))
+
+
+def test_no_memory_for_a_graph_means_eager_steps(new_vae, x, monkeypatch):
+    def steps(svi):
+        torch.manual_seed(2)
+        return [float(svi.step(x)) for _ in range(12)]
+
+    def fresh(**options):
+        vae = new_vae()
+        return pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO(), **options)
+
+    def full(*_):
+        if len(calls) > 4:
+            raise torch.OutOfMemoryError
+        calls.append(1)
+        return real(*_)
+
+    expected, calls, real = steps(fresh(compile="off")), [], graphs.Graph.heads
+    monkeypatch.setattr(graphs.Graph, "heads", full)
+    with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
+        assert steps(fresh(check_every=10)) == expected
+    monkeypatch.setattr(graphs, "record", lambda *_: full())
+    with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
+        assert steps(fresh()) == expected

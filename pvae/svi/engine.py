@@ -20,7 +20,6 @@ from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, of
-from .replay import Captured
 
 MODES = ("auto", "off", "graph", "full")
 FLUSH_EVERY = 200
@@ -218,12 +217,14 @@ class SVI(pyro.infer.SVI):
             expected = self._expected(block[0])
         if self._safe is None:
             self._safe = Snapshot(self._changing())
-        heads = self._heads(graph, block)
+        try:
+            heads = graph.heads(self, block)
+        except torch.OutOfMemoryError:
+            self._graphs.out_of_memory()
+            return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, heads[0].tolist())):
             self._graphs.give_up(difference)
-            self._safe.restore()
-            self._safe = None
-            return [self._eager(call) for call in block]
+            return self._instead(block)
         bad = ~heads.isfinite().all()
         self._bad = bad if self._bad is None else self._bad | bad
         self._since += [(call, versions(call.inputs)) for call in block]
@@ -232,30 +233,11 @@ class SVI(pyro.infer.SVI):
             self.check()
         return heads[:, 0].clone()
 
-    def _heads(self, graph: Graph, block: list[Call]) -> Tensor:
-        """Loss and norm of the gradient of each step (block, 2)."""
-        if self._device.type != "cuda":
-            heads = []
-            for ahead, call in enumerate(block):
-                self._set_rates(ahead)
-                head, *gradients = graph.forward(*call.inputs)
-                graph.update(head, *gradients)
-                heads.append(head)
-            return torch.stack(heads)
-        captured = graph.captures.get(len(block))
-        if captured is None:
-            self._set_rates()
-            rates = self._rates if self.schedule is not None else None
-            update = graph.update if graph.replayable else None
-            with self._undone():
-                captured = Captured(graph.forward, update, block[0].inputs, rates, len(block), self._device)
-            graph.captures[len(block)] = captured
-        if not graph.replayable:
-            self._set_rates()
-        heads = captured.play([call.inputs for call in block], self._scheduled(len(block)))
-        if not graph.replayable:
-            graph.update(heads[0], *captured.gradients)
-        return heads
+    def _instead(self, block: list[Call]) -> list[float]:
+        """The steps since the last look, and these, eagerly."""
+        self._bad = torch.ones(())
+        self.check()
+        return [self._eager(call) for call in block]
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         """The loss, and the norm of the gradient, which is left on the parameters."""
@@ -336,8 +318,7 @@ class SVI(pyro.infer.SVI):
     def _scheduled(self, count: int) -> Tensor | None:
         """The rates (count, groups) of the next steps, where they have a schedule."""
         if self.schedule is None:
-            optimizers.hold(self.optimizer, self._rates)
-            return None
+            return optimizers.hold(self.optimizer, self._rates)
         factors = torch.tensor([[self.schedule(self.steps + ahead)] for ahead in range(count)])
         return factors * torch.tensor([group["initial_lr"] for group in self.optimizer.param_groups])
 

@@ -71,6 +71,31 @@ class Graph:
                 )
         return ""
 
+    def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:
+        """Take the steps; loss and norm of the gradient of each (block, 2), not yet looked at."""
+        if svi._device.type != "cuda":
+            return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
+        if len(block) not in self.captures:
+            svi._set_rates()
+            rates = svi._rates if svi.schedule is not None else None
+            update = self.update if self.replayable else None
+            with svi._undone():
+                made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
+            self.captures[len(block)] = made
+        captured = self.captures[len(block)]
+        if not self.replayable:
+            svi._set_rates()
+        heads = captured.play([call.inputs for call in block], svi._scheduled(len(block)))
+        if not self.replayable:
+            self.update(heads[0], *captured.gradients)
+        return heads
+
+    def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
+        svi._set_rates(ahead)
+        head, *gradients = self.forward(*call.inputs)
+        self.update(head, *gradients)
+        return head
+
 
 class Graphs:
     """The graphs of one SVI, by what its steps are called with."""
@@ -94,6 +119,11 @@ class Graphs:
         self.eager_only = reason
         self._graphs.clear()
         self._warn(f"the program runs eagerly: {reason}")
+
+    def out_of_memory(self) -> None:
+        """Run eagerly, which takes less."""
+        torch.cuda.empty_cache()
+        self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
 
     def block(self, calls: Sequence[Call]) -> int:
         """How many of these steps can be taken at once."""
@@ -144,8 +174,7 @@ class Graphs:
             self.give_up(f"it cannot be traced: {error}")
             return None
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
+            self.out_of_memory()
             return None
         if graph is None:
             return None
