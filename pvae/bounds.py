@@ -165,6 +165,29 @@ def grouped(log_w: Tensor, groups: int) -> Tensor:
     return log_w.reshape(groups, draws // groups, *log_w.shape[1:]).transpose(0, 1)
 
 
+def at(bound: Callable[[Tensor], Tensor], log_w: Tensor, particles: int) -> Tensor:
+    """A bound at K particles from S draws: the mean over disjoint groups of K, so that it has the bound's expectation.
+
+    Args:
+        bound: from (K, B) to (B,), as `iwae`, or `lambda log_w: renyi(log_w, 0.5)`.
+        log_w: (S, B), nats; what is left over of S is not used.
+        particles: K, at most S.
+
+    Raises:
+        InputError: K below 1 or above S.
+
+    >>> import torch
+    >>> at(iwae, torch.zeros(5, 3), 2)
+    tensor([0., 0., 0.])
+    """
+    draws, *shape = log_w.shape
+    if not 1 <= particles <= draws:
+        raise InputError(f"particles: found {particles}, expected 1 to {draws}, the number of draws")
+    groups = draws // particles
+    parted = log_w[: groups * particles].reshape(groups, particles, -1).transpose(0, 1).flatten(1)
+    return bound(parted).reshape(groups, *shape).mean(0)
+
+
 def piwae(log_w: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The two bounds of partially importance-weighted inference: the model's, L_MK, and the guide's, MIWAE.
 

@@ -198,17 +198,11 @@ def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:
     log_normalized = log_w - log_w.logsumexp(0)
     return {
         "elbo": bounds.elbo(log_w),
-        **{f"iw.{k}": _groups(log_w, k) for k in ks},
+        **{f"iw.{k}": bounds.at(bounds.iwae, log_w, k) for k in ks},
         "rate": (terms.posterior - terms.prior).mean(0),
         "distortion": -terms.likelihood.mean(0),
         "ess": (-(2 * log_normalized).logsumexp(0)).exp(),
     }
-
-
-def _groups(log_w: Tensor, k: int) -> Tensor:
-    """The bound at K from all draws: the mean over disjoint groups of K, so that it has the bound's expectation."""
-    groups = log_w.shape[0] // k
-    return bounds.iwae(log_w[: groups * k].reshape(groups, k, -1).transpose(0, 1)).mean(0)
 
 
 def _check_numbers(terms: LogWeights, start: int) -> None:

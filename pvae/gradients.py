@@ -21,14 +21,14 @@ from .checkpoints import disk
 from .data import pixels
 from .errors import InputError
 from .load import load
-from .snr import Gradient, Toy, measure, slope
+from .snr import Signal, Toy, measure, slope
 from .vae import VAE
 
 ENDINGS = (".json", ".csv", ".png", ".pdf", ".svg")
 NUMBERS = {"snr": "signal-to-noise ratio", "dsnr": "directional SNR", "variance": "variance of one estimate"}
 LARGEST = 3
 """Of so many K slopes are taken."""
-Found = dict[str, dict[int, dict[str, Gradient]]]
+Found = dict[str, dict[int, dict[str, Signal]]]
 """By estimator, K and group of parameters."""
 
 
@@ -107,7 +107,7 @@ def _floor(results: Found) -> float:
     return next(one.floor for by_k in results.values() for groups in by_k.values() for one in groups.values())
 
 
-def _slope(by_k: dict[int, dict[str, Gradient]], group: str, number: str) -> str:
+def _slope(by_k: dict[int, dict[str, Signal]], group: str, number: str) -> str:
     """Over the `LARGEST` largest K, with its standard error: what theory says of slopes it says of many particles."""
     values = {k: by_k[k][group].summary()[number] for k in sorted(by_k)[-LARGEST:]}
     if len(values) < 2 or min(values.values()) <= 0:

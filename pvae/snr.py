@@ -23,7 +23,7 @@ Groups = Mapping[str, Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Signal:
     """What was found of one group of parameters; sums over the data, nats for a unit of the parameter."""
 
     mean: Tensor
@@ -66,7 +66,7 @@ def measure(
     coordinates: int = 10_000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Gradient]:
+) -> dict[str, Signal]:
     """Take the gradient of an objective many times; its signal and noise for each group of parameters.
 
     Args:
@@ -137,13 +137,13 @@ def _chosen(group: Sequence[Tensor], coordinates: int, seed: int) -> list[Tensor
     ]
 
 
-def _statistics(values: Tensor) -> Gradient:
+def _statistics(values: Tensor) -> Signal:
     mean = values.mean(0)
     direction = mean / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)
     parallel = values @ direction
     perpendicular = (values - parallel.unsqueeze(1) * direction).norm(dim=1)
     ratio = parallel.abs() / perpendicular.clamp(min=torch.finfo(mean.dtype).tiny)
-    return Gradient(mean, values.var(0), ratio.mean().item(), len(values))
+    return Signal(mean, values.var(0), ratio.mean().item(), len(values))
 
 
 def slope(ks: Sequence[int], values: Sequence[float]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from torch.distributions import Normal
 
 import pvae
 from pvae import bounds, exact
+from pvae.errors import InputError
 
 PARTITIONS = (0.0, 0.05, 0.3, 1.0)
 BOUNDS = {
@@ -274,3 +275,13 @@ def test_a_surrogates_value_is_no_bound(gaussian):
     log_w = sampled(gaussian, 500, 200)
     surrogate = (log_w.softmax(0) * log_w).sum(0)
     assert surrogate.mean() > gaussian[0] + 4 * surrogate.std() / math.sqrt(200)
+
+
+def test_a_bound_at_k_is_the_mean_over_disjoint_groups():
+    log_w = torch.randn(11, 3).double()
+    expected = (bounds.iwae(log_w[:4]) + bounds.iwae(log_w[4:8])) / 2
+    torch.testing.assert_close(bounds.at(bounds.iwae, log_w, 4), expected)
+    torch.testing.assert_close(bounds.at(bounds.elbo, log_w, 11), log_w.mean(0))
+    for particles in (0, 12):
+        with pytest.raises(InputError, match=f"particles: found {particles}, expected 1 to 11"):
+            bounds.at(bounds.iwae, log_w, particles)

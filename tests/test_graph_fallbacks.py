@@ -17,7 +17,8 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import nn
 
 import pvae
-from pvae import base
+from pvae import base, exact
+from pvae.svi import calls
 
 BETA = 1.0
 SETTINGS = {"beta": 1.0}
@@ -418,3 +419,13 @@ def test_a_module_turned_double():
     for mode in ("off", "graph"):  # as under torch: the optimizer's state stays float32
         with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
             fit(mode, net, before, call=call)
+
+
+def test_other_models_may_come_and_go():
+    first = exact.LinearVAE(4, 2)
+    seen = calls.Seen([first.model, first.guide], {})
+    with pyro.poutine.trace():
+        base.announce(second := exact.LinearVAE(4, 2), "another")
+    assert seen.changed() == ""
+    del second
+    assert seen.changed() == ""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+LIBRARIES = ("torch", "pyro", __name__.partition(".")[0])
 FLAGS = ("training", "p", "eps", "momentum", "forward")
 """What may change of a module of torch's own."""
 CONSTANT = 2
@@ -229,14 +230,14 @@ class Seen:
                 self._values.append((f"'{key}' of {name}", cell, "cell_contents", value))
             else:
                 yield key, value
-        if function.__module__.partition(".")[0] in ("torch", "pyro"):
+        if _library(function):
             return
         for key in function.__code__.co_names:
             if key in function.__globals__:
                 value = function.__globals__[key]
                 if isinstance(value, CONSTANTS):
                     self._values.append((f"global '{key}'", function.__globals__, key, value))
-                elif not inspect.isfunction(value) or value.__module__.partition(".")[0] not in ("torch", "pyro"):
+                elif not inspect.isfunction(value) or not _library(value):
                     yield key, value
 
     def _module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -258,3 +259,8 @@ class Seen:
                 self._values.append((f"{name}.{key}", values, key, value))
             elif not key.startswith("_") or isinstance(value, nn.Module):  # what is private says nothing of the program
                 yield f"{name}.{key}", value
+
+
+def _library(function: types.FunctionType) -> bool:
+    """Whether what a function has global is none of a program's: such as registers that shrink as others are freed."""
+    return function.__module__.partition(".")[0] in LIBRARIES
