@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs."""
 
-from . import ais, bounds, data, diagnostics, evaluate, exact, gap, load
+from . import ais, bounds, comparison, data, diagnostics, evaluate, exact, gap, load
 from .base import Part
 from .errors import InputError
 from .guides import Guide, MeanField
@@ -37,6 +37,7 @@ __all__ = [
     "Prior",
     "ais",
     "bounds",
+    "comparison",
     "data",
     "diagnostics",
     "evaluate",
