@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,9 +26,11 @@ from .config import Config, convert
 from .data import Dataset, binarize, pixels
 from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
+from .exact import linear_gaussian
 from .load import load
 from .pace import pace
 from .runs import protocol, versions, write_results
+from .vae import VAE
 
 ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
 
@@ -43,11 +46,13 @@ def main(argv: Sequence[str]) -> int:
     protocols = {name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()}
     check_protocols(protocols)
     _, dataset, run = next(iter(loaded.values()))
+    test = Data(pixels(dataset.test.x), dataset.test.y)
     comparison = compare(
         {name: (vae.model, vae.guide) for name, (vae, _, _) in loaded.items()},
-        Data(pixels(dataset.test.x), dataset.test.y),
+        test,
         training_data(dataset, run.config, len(dataset.test.x) if train is None else train, plan.seed),
         plan,
+        exact={name: value for name, (vae, _, _) in loaded.items() if (value := _exact(vae, test.x)) is not None},
         progress=_progress(),
     )
     shared = next(iter(protocols.values()))
@@ -83,6 +88,12 @@ def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Da
     if config.binarization == "dynamic":
         x = binarize(x.cpu(), "dynamic", torch.Generator().manual_seed(seed)).to(x.device)
     return Data(x, None if dataset.train.y is None else dataset.train.y[rows])
+
+
+def _exact(vae: VAE, x: Tensor) -> Tensor | None:
+    """The exact log p(x) (N,), of a model that is linear and Gaussian."""
+    model = linear_gaussian(vae.prior, vae.likelihood)
+    return None if model is None else model.log_prob(x.flatten(1).double())
 
 
 def _plan(found: argparse.Namespace) -> Plan:
@@ -168,7 +179,7 @@ def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
 def _bounds(found: Comparison) -> Any:
     """The chart of the bounds; with the exact value, where the models agree on it."""
     ks = list(found.plan.particles)
-    estimates = {name: found.estimates(name) for name in found.models}
+    estimates = {_broken(name): found.estimates(name) for name in found.models}
     means = {name: [each["test"][f"iw.{k}"].mean for k in ks] for name, each in estimates.items()}
     errors = {name: [each["test"][f"iw.{k}"].se for k in ks] for name, each in estimates.items()}
     exact = {estimate(each.exact).mean for each in found.models.values() if each.exact is not None}
@@ -176,8 +187,13 @@ def _bounds(found: Comparison) -> Any:
 
 
 def _khats(found: Comparison) -> Any:
-    values: dict[str, Tensor] = {name: each.test.khat for name, each in found.models.items()}
+    values: dict[str, Any] = {_broken(name): each.test.khat for name, each in found.models.items()}
     return plots.khat_quantiles(values, khat_threshold(found.plan.total))
+
+
+def _broken(name: str) -> str:
+    """A long name in lines, so that it leaves room beside it."""
+    return "\n".join(textwrap.wrap(name, 20))
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,11 @@ from torch import Tensor
 from .comparison import Comparison, Estimate, Measured, is_bound
 from .diagnostics import FEWEST, Paired, khat_threshold
 
-NAME = 22
-"""Characters of a model's name in a line; longer ones are broken."""
-LABEL = 24
-"""Of the first column."""
+COLUMN = 20
+"""Characters of a column; longer names are broken."""
 Arrays = dict[str, dict[str, tuple[tuple[str, ...], Any]]]
+_Row = tuple[str, dict[str, list[str]]]
+"""A label, and each model's lines."""
 
 
 def label(quantity: str) -> str:
@@ -35,10 +37,10 @@ def label(quantity: str) -> str:
     if first == "iw":
         return f"L_{rest}"
     if first == "khat":
-        return {"50": "k-hat, median", "above": "k-hat above threshold"}.get(rest, f"k-hat, {rest}%")
+        return {"50": "k-hat, median", "above": "k-hat > threshold"}.get(rest, f"k-hat, {rest}%")
     if first in ("approximation", "amortization"):
         return f"{first}, {rest.replace('_', '-')}"
-    known = {"elbo": "ELBO", "ess": "effective sample size", "log_p": "log p(x)", "information": "mutual information"}
+    known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)", "information": "mutual information"}
     return known.get(quantity, quantity)
 
 
@@ -55,21 +57,13 @@ def plus_minus(value: Estimate | Paired, form: str = "") -> tuple[str, str]:
 
 def text(found: Comparison, protocol: dict[str, Any], width: int = 100) -> str:
     """The tables of a comparison, no wider than `width` characters where a column fits into it."""
-    names = list(found.models)
-    column = 2 + max(20, min(NAME, max(map(len, names))))
-    at_once = max(1, (width - LABEL) // column)
-    tables = [
-        _aligned(title, names[i : i + at_once], rows, column)
-        for title, rows in _sections(found)
-        for i in range(0, len(names), at_once)
-    ]
-    others = names[1:]
-    for i in range(0, len(others), at_once):
-        rows = list(_pairs(found, others))
-        title = f"less {names[0]}, paired by datum; below it wins/losses, and p of a two-sided sign test"
-        tables.append(_aligned(title, others[i : i + at_once], rows, column))
+    first, *others = found.models
+    tables = [(title, [first, *others], rows) for title, rows in _sections(found)]
+    if others:
+        title = f"less {first}, paired by datum; below it wins/losses, and p of a two-sided sign test"
+        tables.append((title, others, list(_pairs(found, others))))
     notes = (textwrap.fill(line, width) for line in _notes(found, protocol))
-    return "\n\n".join(["\n".join(notes), *tables])
+    return "\n\n".join(["\n".join(notes), *(_aligned(*table, width) for table in tables)])
 
 
 def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
@@ -82,16 +76,17 @@ def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     groups = ", ".join(f"{plan.total // k:,} of K={k}" for k in plan.particles)
     yield f"{plan.total:,} draws for each datum (seed {plan.seed}); L_K is averaged over disjoint groups: {groups}"
     if plan.total < FEWEST:
-        yield f"k-hat: not given: it needs at least {FEWEST} draws: raise --draws"
+        yield f"Pareto k-hat is not given: it needs at least {FEWEST} draws for each datum"
     else:
-        yield f"k-hat: the weights' tail; above {khat_threshold(plan.total):.2f} the bounds of a datum are unreliable"
+        threshold = khat_threshold(plan.total)
+        yield f"Pareto k-hat above the threshold, {threshold:.2f}: the bounds of that datum cannot be relied on"
     if plan.information:
         most = math.log(found.size)
-        yield f"mutual information: from {min(plan.information, found.size):,} draws, at most log N = {most:.2f}"
+        yield f"Mutual information: from {min(plan.information, found.size):,} draws, at most log N = {most:.2f}"
 
 
-def _sections(found: Comparison) -> Iterator[tuple[str, list[tuple[str, dict[str, list[str]]]]]]:
-    """Titles, and rows of a label and each model's lines."""
+def _sections(found: Comparison) -> Iterator[tuple[str, list[_Row]]]:
+    """Titles, and the rows below them."""
     estimates = {name: found.estimates(name) for name in found.models}
     for part, title in _titles(found).items():
         values = {name: each[part] for name, each in estimates.items() if part in each}
@@ -120,7 +115,7 @@ def _titles(found: Comparison) -> dict[str, str]:
     }
 
 
-def _pairs(found: Comparison, others: Sequence[str]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def _pairs(found: Comparison, others: Sequence[str]) -> Iterator[_Row]:
     first, differences = next(iter(found.models)), found.differences()
     every = {name: differences[name, first] for name in others}
     for key in _shown(every.values()):
@@ -128,7 +123,10 @@ def _pairs(found: Comparison, others: Sequence[str]) -> Iterator[tuple[str, dict
         for name, each in every.items():
             if key in each:
                 pair = each[key]
-                cells[name] = [" +- ".join(plus_minus(pair, "+")), f"{pair.wins}/{pair.losses}, p={pair.p_value:.2g}"]
+                cells[name] = [
+                    " +- ".join(plus_minus(pair, "+")),
+                    f"{pair.wins}/{pair.losses}, p={pair.p_value:.{1 if pair.p_value < 1e-3 else 2}g}",
+                ]
         yield label(key), cells
 
 
@@ -148,19 +146,26 @@ def _units(found: Measured) -> str:
     return f"{found.test.active_units} of {len(found.test.latent_variance)}"
 
 
-def _aligned(title: str, names: Sequence[str], rows: Sequence[tuple[str, dict[str, list[str]]]], column: int) -> str:
-    """A table: names above, broken where they are long, labels on the left, numbers to the right."""
-    heads = [textwrap.wrap(name, column - 2) for name in names]
-    height = max(map(len, heads))
-    lines = [title]
-    for i in range(height):  # at the bottom of the head
-        words = (head[i - height + len(head)] if i >= height - len(head) else "" for head in heads)
-        lines.append(" " * LABEL + "".join(f"{word:>{column}}" for word in words))
-    for name, cells in rows:
-        for i in range(max(len(cell) for cell in cells.values())):
-            words = (cells[each][i] if each in cells else "" for each in names)
-            lines.append(f"{'' if i else '  ' + name:<{LABEL}}" + "".join(f"{word:>{column}}" for word in words))
-    return "\n".join(line.rstrip() for line in lines)
+def _aligned(title: str, names: Sequence[str], rows: Sequence[_Row], width: int) -> str:
+    """A table: names above, broken where they are long; labels on the left, again where the columns do not fit."""
+    labels = max(COLUMN, *(2 + len(name) for name, _ in rows)) if rows else COLUMN
+    at_once = max(1, (width - labels) // COLUMN)
+    lines = textwrap.wrap(title, width)
+    for start in range(0, len(names), at_once):
+        lines += [""] if start else []
+        shown = names[start : start + at_once]
+        heads = [textwrap.wrap(name, COLUMN - 2) for name in shown]
+        height = max(map(len, heads))
+        lines += _block("", [[""] * (height - len(head)) + head for head in heads], labels)
+        for name, cells in rows:
+            lines += _block(f"  {name}", [cells.get(each, []) for each in shown], labels)
+    return "\n".join(lines)
+
+
+def _block(label: str, cells: Sequence[Sequence[str]], labels: int) -> list[str]:
+    """The lines of a row whose cells have several."""
+    rows = zip_longest([label], *cells, fillvalue="")
+    return [(f"{first:<{labels}}" + "".join(f"{word:>{COLUMN}}" for word in rest)).rstrip() for first, *rest in rows]
 
 
 def summary(found: Comparison, protocol: dict[str, Any], versions: dict[str, Any]) -> dict[str, Any]:
@@ -198,16 +203,20 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_csv(found: Comparison) -> str:
-    """A row for each number: run, less, part, quantity, K, mean, se, n, wins, losses, p_value."""
+    """A row for each number: run, less, part, quantity, K, mean, se, n, draws, wins, losses, p_value."""
     rows: list[dict[str, Any]] = []
     for name, each in found.models.items():
+        draws = {"test": each.test.draws, "train": each.train.draws if each.train else None}
         for part, values in found.estimates(name).items():
-            rows += [{"run": name, "part": part, **_quantity(key), **value._asdict()} for key, value in values.items()]
-        rows.append({"run": name, "part": "test", "quantity": "active_units", "mean": each.test.active_units})
+            shared = {"run": name, "part": part, "draws": draws.get(part)}
+            rows += [{**shared, **_quantity(key), **value._asdict()} for key, value in values.items()]
+        units = {"quantity": "active_units", "mean": each.test.active_units, "n": found.size}
+        rows.append({"run": name, "part": "test", "draws": found.plan.total, **units})
     for (a, b), pairs in found.differences().items():
-        shared = {"run": a, "less": b, "part": "paired", "n": found.size}
+        shared = {"run": a, "less": b, "part": "paired", "n": found.size, "draws": found.plan.total}
         rows += [{**shared, **_quantity(key), **pair._asdict()} for key, pair in pairs.items()]
-    return _csv(["run", "less", "part", "quantity", "K", "mean", "se", "n", "wins", "losses", "p_value"], rows)
+    columns = ["run", "less", "part", "quantity", "K", "mean", "se", "n", "draws", "wins", "losses", "p_value"]
+    return _csv(columns, rows)
 
 
 def data_csv(found: Comparison) -> str:
@@ -323,8 +332,6 @@ _ESCAPED = str.maketrans(
 
 def _escape(words: str) -> str:
     """Text as LaTeX prints it; L_K is set as a formula, +- as its sign."""
-    import re
-
     parts = re.split(r"(\bL_\w+|\+-|\bk-hat\b|\blog p\(x\)|\blog N\b)", words)
     known = {"+-": r"$\pm$", "k-hat": r"$\hat{k}$", "log p(x)": r"$\log p(x)$", "log N": r"$\log N$"}
     return "".join(

@@ -51,7 +51,7 @@ ROOMS = {
     "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
     "compare": {
         *{"errors", "ais", "checkpoints", "cli", "comparison", "config", "data", "diagnostics", "exact", "load"},
-        *{"pace", "plots", "runs", "tables"},
+        *{"pace", "plots", "runs", "tables", "vae"},
     },
     "__main__": {"errors", "cli"},
     "__init__": None,
