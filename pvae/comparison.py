@@ -18,7 +18,7 @@ from .ais import Annealed, Annealing, ais
 from .diagnostics import FEWEST, Paired, khat_threshold, mutual_information, paired, share_above
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
-from .gap import Gap, gap
+from .gap import Gap, check_families, gap
 from .weights import Program
 
 QUANTILES = (10, 50, 90)
@@ -66,7 +66,8 @@ class Plan:
         chunk: how many pairs of a particle and a datum are scored at once.
 
     Raises:
-        InputError: no K, or one below 1 or named twice; fewer draws than the largest K; other numbers out of range.
+        InputError: no K, or one below 1 or named twice; fewer draws than the largest K; an unknown family; other
+            numbers out of range.
 
     >>> Plan(particles=(1, 5, 50, 500)).of_training
     (1, 5, 50)
@@ -91,6 +92,7 @@ class Plan:
                 raise InputError(f"{name}: found {list(ks)}, expected different numbers of draws, each at least 1")
         if self.total < max(self.particles):
             raise InputError(f"draws: found {self.total}, expected at least the largest K, {max(self.particles)}")
+        check_families(self.families)
         if self.start not in ("prior", "guide"):
             raise InputError(f"start: found '{self.start}', expected prior or guide")
         for name, least in {"information": 0, "subset": 1, "steps": 1}.items():
@@ -228,7 +230,7 @@ def choose(n: int, count: int, seed: int) -> Tensor:
     """Rows of n, in order, at most `count`, chosen at random: (min(n, count),).
 
     >>> choose(5, 2, seed=0), choose(3, 9, seed=0)
-    (tensor([1, 2]), tensor([0, 1, 2]))
+    (tensor([0, 4]), tensor([0, 1, 2]))
     """
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 

@@ -205,9 +205,11 @@ def linear_gaussian(prior: nn.Module, likelihood: nn.Module) -> LinearGaussian |
     away = 10 * torch.randn(64, latent, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     z = torch.cat([torch.zeros(1, latent, **place), torch.eye(latent, **place), away.to(**place)])
     p_x = _normal(decode(z))
-    if p_x is None or p_x.scale.max() > p_x.scale.min() or len(p_x.loc) != len(z):
+    if p_x is None or not p_x.scale.max() <= p_x.scale.min() or len(p_x.loc) != len(z):
         return None
     found = p_x.loc.flatten(1)
+    if not found.isfinite().all():
+        return None
     mean, weight = found[0], (found[1 : 1 + latent] - found[0]).mT
     if not torch.allclose(mean + z @ weight.mT, found, rtol=1e-9, atol=1e-9 * found.abs().max().item()):
         return None

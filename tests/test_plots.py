@@ -49,6 +49,9 @@ FIGURES = {
     "units, none": lambda: plots.active_units(np.zeros(8)),
     "units, one": lambda: plots.active_units([0.7]),
     "bound": lambda: plots.bound_against_k(KS, BOUND, ERROR, exact=-86.5),
+    "k-hat": lambda: plots.khat_quantiles({"vae": RNG.normal(0.5, 0.2, 200), "a long name\nin two": [0.1, 0.9]}, 0.7),
+    "k-hat, infinite": lambda: plots.khat_quantiles({"exact": [-np.inf] * 3, "one": [np.inf]}, 0.7),
+    "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": RNG.normal(size=9) for i in range(25)}, 0.7),
     "bound, one K": lambda: plots.bound_against_k([50], {"vae": [-88]}, {"vae": [0.1]}),
 }
 
@@ -257,6 +260,8 @@ WRONG = {
     "variance, threshold: found the smallest -1": lambda: plots.active_units([1, -1]),
     "errors: found runs": lambda: plots.bound_against_k(KS, BOUND, {}),
     "ks: found 0, expected at least 1": lambda: plots.bound_against_k([0, 1, 2], BOUND, ERROR),
+    r"values\['a'\]: found shape \(0,\), expected": lambda: plots.khat_quantiles({"a": []}, 0.7),
+    r"values\['a'\]: found shape \(1,\), .* without NaN": lambda: plots.khat_quantiles({"a": [np.nan]}, 0.7),
     "no negative error": lambda: plots.bound_against_k([1], {"a": [1]}, {"a": [-1]}),
     "path: found the ending '.gif', expected one of .png": lambda: plots.save(Figure(), "figure.gif"),
 }

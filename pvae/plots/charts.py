@@ -105,13 +105,14 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
     finite = np.concatenate([row[np.isfinite(row)] for row in rows.values()] + [[0.0, threshold]])
     low, high = finite.min() - 0.1, finite.max() + 0.1
     figure, axes = page(5.6, 2.9)
+    gap = "\n" if len(rows) < 7 else "  "
     for i, (name, row) in enumerate(rows.items()):
         share = 100 * (np.arange(len(row)) + 0.5) / len(row)
         above = 100 * (row > threshold).mean()
-        axes.plot(share, row.clip(low, high), label=f"{name}\n{above:.0f}% above", **_look(i))
-    axes.axhline(threshold, color=INK, ls="--", lw=0.9, label=f"threshold\n{threshold:.2f}")
+        axes.plot(share, row.clip(low, high), label=f"{name}{gap}{above:.0f}% above", **_look(i))
+    axes.axhline(threshold, color=INK, ls="--", lw=0.9, label=f"threshold{gap}{threshold:.2f}")
     axes.set(xlabel="data, in order of k-hat (%)", ylabel="Pareto k-hat", xlim=(0, 100), ylim=(low, high))
-    figure.set_figheight(max(figure.get_figheight(), 0.3 * len(rows) + 0.6))
+    figure.set_figheight(max(figure.get_figheight(), 0.18 * len(rows) + 0.4))
     figure.legend(loc="outside right upper", handlelength=1.4)
     return settled(figure)
 
