@@ -31,7 +31,7 @@ from .errors import InputError
 from .exact import linear_gaussian
 from .load import load
 from .pace import pace
-from .runs import protocol, versions, write_results
+from .runs import Run, protocol, versions, write_results
 from .vae import VAE
 
 ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
@@ -42,34 +42,22 @@ def main(argv: Sequence[str]) -> int:
     found = _parser().parse(argv)
     plan, outs, device = _plan(found), _outs(found.out or []), cli.device(found.device)
     train = None if found.train is None else cli.whole(found.train, "--train", 0)
-    if plan.total < FEWEST and (found.khat or any(_kind(out) == "khat" for out in outs)):
+    if plan.total < FEWEST and (found.khat or any(_is_of_khat(out) for out in outs)):
         raise InputError(f"--khat: found {plan.total} draws, expected at least {FEWEST}: raise --draws or --particles")
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
-    protocols = {name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()}
-    check_protocols(protocols)
-    _, dataset, run = next(iter(loaded.values()))
-    test, vaes = Data(pixels(dataset.test.x), dataset.test.y), {name: vae for name, (vae, _, _) in loaded.items()}
-    with pyro.validation_enabled(
-        False
-    ):  # the data were looked at; what is not a number is found in the sums, and named
-        comparison = compare(
-            {name: (vae.model, vae.guide) for name, vae in vaes.items()},
-            test,
-            training_data(dataset, run.config, len(test.x) if train is None else train, plan.seed),
-            plan,
-            exact={name: value for name, vae in vaes.items() if (value := _exact(vae, test.x)) is not None},
-            progress=_progress(),
-        )
-    shared = next(iter(protocols.values()))
-    print(tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns))
+    shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
+    # the data were looked at; what is not a number is found in the sums, and named
+    with pyro.validation_enabled(False):
+        comparison = _compared(loaded, plan, train)
+    print(tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns), end="\n\n" if outs else "\n")
     for out in outs:
         _write(out, comparison, shared)
-        print(f"\nwritten: {out}" if out == outs[0] else f"written: {out}")
+        print(f"written: {out}")
     return 0
 
 
-def check_protocols(protocols: dict[str, dict[str, Any]]) -> None:
-    """Hold runs to one protocol.
+def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Hold runs to one protocol, and return it.
 
     Raises:
         InputError: two differ: in what, and how to make them equal.
@@ -82,6 +70,21 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> None:
                     f"{first} and {name} were measured under different protocols: {key} is {value} and {found[key]}: "
                     f"fit one of them again with the other's --data, --test, --validation, --data-seed and --binarize"
                 )
+    return expected
+
+
+def _compared(loaded: dict[str, tuple[VAE, Dataset, Run]], plan: Plan, train: int | None) -> Comparison:
+    """Runs under one protocol, compared: the data are those of any of them."""
+    _, dataset, run = next(iter(loaded.values()))
+    test, vaes = Data(pixels(dataset.test.x), dataset.test.y), {name: vae for name, (vae, _, _) in loaded.items()}
+    return compare(
+        {name: (vae.model, vae.guide) for name, vae in vaes.items()},
+        test,
+        training_data(dataset, run.config, len(test.x) if train is None else train, plan.seed),
+        plan,
+        exact={name: value for name, vae in vaes.items() if (value := _exact(vae, test.x)) is not None},
+        progress=_progress(),
+    )
 
 
 def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Data | None:
@@ -163,18 +166,23 @@ def _progress(every: float = 5.0) -> Callable[[str, int, int], None]:
     return progress
 
 
-def _kind(path: Path) -> str:
-    """What goes into a file: what its name says before the ending, as in `x.data.csv`."""
-    return Path(path.stem).suffix.removeprefix(".")
+def _is_of_data(path: Path) -> bool:
+    """Whether a table has a row for each datum: `x.data.csv`."""
+    return path.stem.endswith(".data")
+
+
+def _is_of_khat(path: Path) -> bool:
+    """Whether a chart is of k-hat: `x.khat.png`."""
+    return path.stem.endswith(".khat") and path.suffix.lower() in (".png", ".pdf", ".svg")
 
 
 def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
-    ending, kind = path.suffix.lower(), _kind(path)
+    ending = path.suffix.lower()
     with disk(path):
         if ending == ".json":
             path.write_text(json.dumps(tables.summary(found, shared, versions()), indent=1) + "\n")
         elif ending == ".csv":
-            path.write_text(tables.data_csv(found) if kind == "data" else tables.as_csv(found))
+            path.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found))
         elif ending == ".tex":
             path.write_text(tables.latex(found, shared))
         elif ending == ".nc":
@@ -182,7 +190,7 @@ def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
             attributes |= {"draws": found.plan.total, "seed": found.plan.seed, "versions": json.dumps(versions())}
             write_results(path, tables.arrays(found), attributes)
         else:
-            plots.save(_khats(found) if kind == "khat" else _bounds(found), path)
+            plots.save(_khats(found) if _is_of_khat(path) else _bounds(found), path)
 
 
 def _bounds(found: Comparison) -> Any:

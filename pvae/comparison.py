@@ -210,7 +210,7 @@ def compare(
     >>> vae, x = LinearVAE(4, 2), torch.randn(50, 4)
     >>> known = {"linear": vae.exact().log_prob(x)}
     >>> found = compare({"linear": (vae.model, vae.guide)}, Data(x), plan=Plan(particles=(1, 100)), exact=known)
-    >>> found.estimates("linear")["exact"]["log_p - iw.100"].mean > 0
+    >>> found.estimates("linear")["exact"]["log_p - elbo"].mean > 0
     True
     """
     plan, exact = plan or Plan(), exact or {}

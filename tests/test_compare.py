@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 
 import pvae
 from pvae import diagnostics, tables
+from pvae import evaluate as evaluate_room
 from pvae.ais import Annealing
 from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, compare, estimate
 from pvae.evaluate import CELL, Evaluation, evaluate
@@ -378,6 +379,13 @@ def test_weights_that_are_no_weights_name_model_datum_and_term(value, message):
         compare({"linear": (broken, vae.guide)}, Data(x), plan=Plan((40,)))
 
 
+def test_terms_that_only_together_are_no_number():
+    none = torch.full((3, 2), -math.inf, dtype=torch.float64)
+    zero = torch.zeros_like(none)
+    with pytest.raises(pvae.InputError, match="the log-weight of datum 7 is not a number"):
+        evaluate_room._check_numbers(pvae.LogWeights(none, zero, none), 7)
+
+
 def test_a_few_weights_of_zero_are_no_error():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -511,6 +519,8 @@ def test_netcdf_opens_with_arviz(whole, tmp_path):
     assert dict(found["ais"]["log_weight"].sizes) == {"run": 2, "chain": 3, "datum": 3}
     gap, _ = whole.models["linear1"].gap.columns()["amortization.mean_field"]
     np.testing.assert_array_equal(found["gap"]["amortization_mean_field"].sel(run="linear1").values, gap.numpy())
+    error = test["iw_se"].sel(run="linear1", K=1).values
+    np.testing.assert_array_equal(error, whole.models["linear1"].test.se["iw.1"].numpy())
     assert dict(found["train"]["iw_se"].sizes) == {"run": 2, "datum": 5, "K": 2}
 
 
