@@ -281,7 +281,7 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
             rf"\caption{{{caption}}}",
             rf"\begin{{tabular}}{{l{'r' * len(names)}}}",
             r"\toprule",
-            " & ".join(["", *map(_escape, names)]) + r" \\",
+            " & ".join(["", *(name.translate(_ESCAPED) for name in names)]) + r" \\",
             r"\midrule",
             "\n\\midrule\n".join(sections),
             r"\bottomrule",

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.mathtext import MathTextParser
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -539,7 +540,7 @@ def test_the_table_for_a_paper():
 
 @pytest.mark.parametrize("one", [False, True])
 def test_the_table_for_a_paper_is_well_formed(whole, one):
-    found = dataclasses.replace(whole, models={"x%_~^\\{": whole.models["linear1"]}) if one else whole
+    found = dataclasses.replace(whole, models={"L_x%_~^\\{": whole.models["linear1"]}) if one else whole
     text = tables.latex(found, PROTOCOL)
     plain = re.sub(r"\\[{}]", "", text)
     assert plain.count("{") == plain.count("}")
@@ -551,4 +552,7 @@ def test_the_table_for_a_paper_is_well_formed(whole, one):
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(row.count("&") == columns - 1 or row.startswith(rf"\multicolumn{{{columns}}}") for row in rows)
     assert (r"\mathbf" in text) is not one
+    assert (r" & L\_x\%\_\textasciitilde{}\textasciicircum{}\textbackslash{}\{ \\" in text) is one
+    for formula in re.findall(r"\$[^$]+\$", text.replace(r"\$", "")):
+        MathTextParser("path").parse(formula)
     assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))

@@ -109,6 +109,9 @@ def test_training_data_are_the_seeds(runs):
     rows = comparison.choose(1294, 50, 1)
     assert torch.equal(some.x, compare.training_data(dataset, run.config, 50, 1).x)
     assert not torch.equal(some.x, compare.training_data(dataset, run.config, 50, 2).x)
+    every = [compare.training_data(dataset, run.config, 2000, seed).x for seed in (1, 2)]
+    assert every[0].shape == every[1].shape == (1294, 8, 8)
+    assert not torch.equal(*every)  # the same images, drawn anew
     grey = pvae.data.pixels(dataset.train.x[rows])
     assert bool((some.x[grey == 0] == 0).all())
     assert bool((some.x[grey == 1] == 1).all())
