@@ -167,6 +167,25 @@ def test_the_exact_value_where_there_is_one(runs, capsys):
     assert found["log_p - iw.3000"]["mean"] < 0.1 * found["log_p - elbo"]["mean"]
 
 
+def test_every_option_reaches_the_plan():
+    argv = "run --particles 9,3 --draws 11 --train-particles 2 --seed 5 --eval-chunk 777 --gap --subset 7 --steps 8"
+    argv += " --temperatures 21 --chains 22 --leapfrog 23 --start guide --families flow"
+    assert compare._plan(compare._parser().parse(argv.split())) == comparison.Plan(
+        particles=(3, 9),
+        draws=11,
+        train_particles=(2,),
+        annealing=pvae.ais.Annealing(21, 22, 23),
+        start="guide",
+        families=("flow",),
+        subset=7,
+        steps=8,
+        seed=5,
+        chunk=777,
+    )
+    plain = compare._plan(compare._parser().parse(["run"]))
+    assert plain == comparison.Plan()  # the library's defaults are the command's
+
+
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_it_fits_the_terminal(runs, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
