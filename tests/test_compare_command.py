@@ -205,7 +205,7 @@ def test_too_few_draws_for_khat(runs, capsys):
 
 
 def test_names_that_charts_and_tables_must_bear(runs):
-    names = ["_hidden", "a$b_{c", "x" * 60]
+    names = ["_hidden", "a$b_{$c", "x" * 60]
     for name in names:
         Path(name).symlink_to(runs["vae"])
     # links to one run are one run
@@ -215,7 +215,7 @@ def test_names_that_charts_and_tables_must_bear(runs):
         subprocess.run(["cp", "-r", runs["vae"], name], check=True)
     outs = ["--out", "x.png", "--out", "x.khat.png", "--out", "x.tex", "--out", "x.nc"]
     assert go(*names, "--particles", "1,30", "--train", "0", *outs) == 0
-    assert r"\_hidden & a\$b\_\{c & " in Path("x.tex").read_text()
+    assert r"\_hidden & a\$b\_\{\$c & " in Path("x.tex").read_text()
 
 
 WRONG = {
