@@ -49,9 +49,11 @@ FIGURES = {
     "units, none": lambda: plots.active_units(np.zeros(8)),
     "units, one": lambda: plots.active_units([0.7]),
     "bound": lambda: plots.bound_against_k(KS, BOUND, ERROR, exact=-86.5),
-    "k-hat": lambda: plots.khat_quantiles({"vae": RNG.normal(0.5, 0.2, 200), "a long name\nin two": [0.1, 0.9]}, 0.7),
+    "k-hat": lambda: plots.khat_quantiles(
+        {"vae": np.linspace(-0.2, 1.3, 200) ** 3, "a long name\nin two": [0.1, 0.9]}, 0.7
+    ),
     "k-hat, infinite": lambda: plots.khat_quantiles({"exact": [-np.inf] * 3, "one": [np.inf]}, 0.7),
-    "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": RNG.normal(size=9) for i in range(25)}, 0.7),
+    "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": np.arange(9) / (i + 1) for i in range(25)}, 0.7),
     "bound, one K": lambda: plots.bound_against_k([50], {"vae": [-88]}, {"vae": [0.1]}),
 }
 
