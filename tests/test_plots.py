@@ -210,7 +210,7 @@ def test_latent_scatter_gives_each_point_the_colour_of_its_class():
 
 
 def test_latent_scatter_projects_on_principal_components():
-    z = RNG.normal(size=(500, 4)) * [1, 3, 0, 0] + 7
+    z = np.random.default_rng(0).normal(size=(500, 4)) * [1, 3, 0, 0] + 7
     axes = plots.latent_scatter(z).axes[0]
     share = z.var(0) / z.var(0).sum()
     assert axes.get_xlabel() == f"principal component 1 ({share[1]:.0%} of variance)"
