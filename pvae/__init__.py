@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs."""
 
-from . import ais, bounds, data, diagnostics, estimators, evaluate, exact, gap, load, snr
+from . import ais, bounds, comparison, data, diagnostics, estimators, evaluate, exact, gap, load, snr
 from .base import Part
 from .errors import InputError
 from .estimators import Gradient
@@ -45,6 +45,7 @@ __all__ = [
     "Renyi",
     "ais",
     "bounds",
+    "comparison",
     "data",
     "diagnostics",
     "estimators",

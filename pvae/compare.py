@@ -1,50 +1,63 @@
-"""`python -m pvae.compare`: evaluate runs on the same test data, side by side.
+"""`python -m pvae.compare`: measure runs on the same test data, side by side.
 
-python -m pvae.compare runs/A runs/B --particles 1,10,100,1000
+python -m pvae.compare runs/A runs/B --particles 1,10,100,1000 --out bounds.png --out table.tex
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyro
+import torch
 from torch import Tensor
 
-from . import cli, plots
+from . import cli, plots, tables
+from .ais import Annealing
 from .checkpoints import disk
-from .data import pixels
+from .comparison import Comparison, Data, Plan, choose, compare, estimate
+from .config import Config, convert
+from .data import Dataset, binarize, pixels
+from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
-from .evaluate import Evaluation, evaluate, mean_and_se
+from .exact import linear_gaussian
 from .load import load
-from .runs import protocol
+from .pace import pace
+from .runs import Run, protocol, versions, write_results
+from .vae import VAE
 
-ENDINGS = (".json", ".png", ".pdf", ".svg")
+ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     found = _parser().parse(argv)
-    particles = cli.numbers(found.particles, "--particles")
-    seed, chunk = cli.whole(found.seed, "--seed", 0), cli.whole(found.eval_chunk, "--eval-chunk", 128)
-    device = cli.device(found.device)
-    out = None if found.out is None else cli.output(found.out, "--out", ENDINGS)
+    plan, outs, device = _plan(found), _outs(found.out or []), cli.device(found.device)
+    train = None if found.train is None else cli.whole(found.train, "--train", 0)
+    if plan.total < FEWEST and (found.khat or any(_is_of_khat(out) for out in outs)):
+        raise InputError(f"--khat: found {plan.total} draws, expected at least {FEWEST}: raise --draws or --particles")
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
-    protocols = {name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()}
-    check_protocols(protocols)
-    evaluations = {}
-    for name, (vae, dataset, _) in loaded.items():
-        x, y = pixels(dataset.test.x), dataset.test.y
-        evaluations[name] = evaluate(vae.model, vae.guide, x, y, particles=particles, seed=seed, chunk=chunk)
-    shared = next(iter(protocols.values()))
-    print(table(evaluations, shared))
-    _write(out, evaluations, shared)
+    shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
+    # the data were looked at; what is not a number is found in the sums, and named
+    with pyro.validation_enabled(False):
+        comparison = _compared(loaded, plan, train)
+    print(tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns), end="\n\n" if outs else "\n")
+    for out in outs:
+        _write(out, comparison, shared)
+        print(f"written: {out}")
     return 0
 
 
-def check_protocols(protocols: dict[str, dict[str, Any]]) -> None:
-    """Hold runs to one protocol.
+def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Hold runs to one protocol, and return it.
 
     Raises:
         InputError: two differ: in what, and how to make them equal.
@@ -57,75 +70,197 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> None:
                     f"{first} and {name} were measured under different protocols: {key} is {value} and {found[key]}: "
                     f"fit one of them again with the other's --data, --test, --validation, --data-seed and --binarize"
                 )
+    return expected
 
 
-def table(evaluations: dict[str, Evaluation], shared: dict[str, Any]) -> str:
-    """Means and standard errors as text, and differences to the first run, paired by datum."""
-    columns = {name: found.columns() for name, found in evaluations.items()}
-    first, *others = columns
-    width = max(12, *(len(name) for name in columns)) + 2
-    lines = [
-        f"test, {shared['sizes']['test']:,} data of {shared['data']}, binarization {shared['binarization']}, nats/datum"
-    ]
-    lines += [f"{'':<14}" + "".join(f"{name:>{width + 8}}" for name in columns)]
-    for key in columns[first]:
-        cells = [_cell(column[key]) for column in columns.values()]
-        lines += [f"{_label(key):<14}" + "".join(f"{cell:>{width + 8}}" for cell in cells)]
-    units = [f"{e.active_units} of {len(e.latent_variance)}" for e in evaluations.values()]
-    lines += [f"{'active units':<14}" + "".join(f"{cell:>{width + 8}}" for cell in units)]
-    for name in others:
-        lines += [f"\n{name} - {first}, paired by datum"]
-        for key in columns[first]:
-            if key == "elbo" or key.startswith("iw."):
-                lines += [f"{_label(key):<14}{_cell(columns[name][key] - columns[first][key]):>{width + 8}}"]
-    return "\n".join(lines)
+def _compared(loaded: dict[str, tuple[VAE, Dataset, Run]], plan: Plan, train: int | None) -> Comparison:
+    """Runs under one protocol, compared: the data are those of any of them."""
+    _, dataset, run = next(iter(loaded.values()))
+    test, vaes = Data(pixels(dataset.test.x), dataset.test.y), {name: vae for name, (vae, _, _) in loaded.items()}
+    return compare(
+        {name: (vae.model, vae.guide) for name, vae in vaes.items()},
+        test,
+        training_data(dataset, run.config, len(test.x) if train is None else train, plan.seed),
+        plan,
+        exact={name: value for name, vae in vaes.items() if (value := _exact(vae, test.x)) is not None},
+        progress=_progress(),
+    )
 
 
-def _label(key: str) -> str:
-    return {"elbo": "ELBO", "ess": "ESS"}.get(key, f"IW, K={key[3:]}" if key.startswith("iw.") else key)
+def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Data | None:
+    """At most so many training data, chosen by the seed; drawn once where they are binarized anew at each step."""
+    if not count:
+        return None
+    rows = choose(len(dataset.train.x), count, seed).to(dataset.train.x.device)
+    x = pixels(dataset.train.x[rows])
+    if config.binarization == "dynamic":
+        x = binarize(x.cpu(), "dynamic", torch.Generator().manual_seed(seed)).to(x.device)
+    return Data(x, None if dataset.train.y is None else dataset.train.y[rows])
 
 
-def _cell(value: Tensor) -> str:
-    found = mean_and_se(value)
-    return f"{found['mean']:.3f} +- {found['se']:.3f}"
+def _exact(vae: VAE, x: Tensor) -> Tensor | None:
+    """The exact log p(x) (N,), of a model that is linear and Gaussian."""
+    with suppress(Exception):  # parts of one's own may need labels, or float32: then there is no exact value
+        model = linear_gaussian(vae.prior, vae.likelihood)
+        return None if model is None else model.log_prob(x.flatten(1).double())
+    return None
 
 
-def _write(path: Path | None, evaluations: dict[str, Evaluation], shared: dict[str, Any]) -> None:
-    if path is None:
-        return
+def _plan(found: argparse.Namespace) -> Plan:
+    def particles(option: str) -> tuple[int, ...] | None:
+        text = getattr(found, option.replace("-", "_"))
+        ks = None if text is None else cli.numbers(text, f"--{option}")
+        if ks is not None and len(set(ks)) < len(ks):
+            raise InputError(f"--{option}: found '{text}', expected each K once")
+        return None if ks is None else tuple(sorted(ks))
+
+    def whole(option: str, least: int = 1) -> int:
+        return cli.whole(getattr(found, option.replace("-", "_")), f"--{option}", least)
+
+    ks = particles("particles") or ()
+    draws = None if found.draws is None else whole("draws")
+    if draws is not None and draws < ks[-1]:
+        raise InputError(f"--draws: found {draws}, expected at least the largest K, {ks[-1]}")
+    annealing = Annealing(whole("temperatures"), whole("chains"), whole("leapfrog"))
+    families = convert(found.families, Sequence[str], "--families") if found.gap else ()
+    if found.gap and not families:
+        raise InputError("--families: found none, expected mean_field, flow or both")
+    return Plan(
+        particles=ks,
+        draws=draws,
+        train_particles=particles("train-particles"),
+        annealing=annealing if found.ais or found.gap else None,
+        start=found.start,
+        families=families,
+        subset=whole("subset"),
+        steps=whole("steps"),
+        seed=whole("seed", 0),
+        chunk=whole("eval-chunk", 128),
+    )
+
+
+def _outs(names: Sequence[str]) -> list[Path]:
+    outs = [cli.output(name, "--out", ENDINGS) for name in names]
+    for out in outs:
+        if outs.count(out) > 1:
+            raise InputError(f"--out {out}: found twice, expected different files")
+    return outs
+
+
+def _progress(every: float = 5.0) -> Callable[[str, int, int], None]:
+    """Says on standard error how far each part of the work is."""
+    began = time.monotonic()
+    parts: dict[str, Callable[[int, int], None]] = {}
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal began
+        if what not in parts:
+            parts[what] = pace(say, f"{what}:", every=every, began=began)
+        parts[what](done, total)
+        if done == total:
+            began = time.monotonic()
+
+    return progress
+
+
+def _is_of_data(path: Path) -> bool:
+    """Whether a table has a row for each datum: `x.data.csv`."""
+    return path.stem.endswith(".data")
+
+
+def _is_of_khat(path: Path) -> bool:
+    """Whether a chart is of k-hat: `x.khat.png`."""
+    return path.stem.endswith(".khat") and path.suffix.lower() in (".png", ".pdf", ".svg")
+
+
+def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
+    ending = path.suffix.lower()
     with disk(path):
-        if path.suffix == ".json":
-            runs = {
-                name: {**found.summary(), "active_units": found.active_units} for name, found in evaluations.items()
-            }
-            path.write_text(json.dumps({"protocol": shared, "runs": runs}, indent=1) + "\n")
+        if ending == ".json":
+            path.write_text(json.dumps(tables.summary(found, shared, versions()), indent=1) + "\n")
+        elif ending == ".csv":
+            path.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found))
+        elif ending == ".tex":
+            path.write_text(tables.latex(found, shared))
+        elif ending == ".nc":
+            attributes = {key: value if isinstance(value, int | str) else str(value) for key, value in shared.items()}
+            attributes |= {"draws": found.plan.total, "seed": found.plan.seed, "versions": json.dumps(versions())}
+            write_results(path, tables.arrays(found), attributes)
         else:
-            ks = list(next(iter(evaluations.values())).iw)
-            summaries = {name: [mean_and_se(found.iw[k]) for k in ks] for name, found in evaluations.items()}
-            means = {name: [s["mean"] for s in found] for name, found in summaries.items()}
-            errors = {name: [s["se"] for s in found] for name, found in summaries.items()}
-            plots.save(plots.bound_against_k(ks, means, errors), path)
-    print(f"\nwritten: {path}")
+            plots.save(_khats(found) if _is_of_khat(path) else _bounds(found), path)
+
+
+def _bounds(found: Comparison) -> Any:
+    """The chart of the bounds; with the exact value, where the models agree on it."""
+    ks = list(found.plan.particles)
+    estimates = {_broken(name): found.estimates(name) for name in found.models}
+    means = {name: [each["test"][f"iw.{k}"].mean for k in ks] for name, each in estimates.items()}
+    errors = {name: [each["test"][f"iw.{k}"].se for k in ks] for name, each in estimates.items()}
+    exact = {estimate(each.exact).mean for each in found.models.values() if each.exact is not None}
+    return plots.bound_against_k(ks, means, errors, exact=exact.pop() if len(exact) == 1 else None)
+
+
+def _khats(found: Comparison) -> Any:
+    values: dict[str, Any] = {_broken(name): each.test.khat for name, each in found.models.items()}
+    return plots.khat_quantiles(values, khat_threshold(found.plan.total))
+
+
+def _broken(name: str) -> str:
+    """A name as matplotlib shows it: in lines, so that it leaves room beside it; neither a formula nor hidden."""
+    lines = "\n".join(textwrap.wrap(name, 20)).replace("$", r"\$")
+    return f" {lines}" if lines.startswith("_") else lines
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
     """Runs by the last part of their path, or by all of it where that is not enough to tell them apart."""
-    short = [Path(path).resolve().name for path in paths]
-    if len(set(map(str, paths))) < len(paths):
+    whole = [Path(path).resolve() for path in paths]
+    short = [path.name for path in whole]
+    if len(set(whole)) < len(whole):
         raise InputError(f"runs: found one of them twice in {' '.join(paths)}, expected different runs")
     return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(prog="pvae compare", description="Evaluate runs on the same test data, side by side.")
-    parser.add_argument("runs", nargs="+", help="run folders, or checkpoints of them")
-    parser.add_argument("--particles", default="1,10,100", metavar="K,...", help="every K (default: 1,10,100)")
-    parser.add_argument(
-        "--out", metavar="FILE", help="write it: .json (numbers), or .png, .pdf, .svg (bound against K)"
+    parser = cli.Parser(prog="pvae compare", description="Measure runs on the same test data, side by side.")
+    add = parser.add_argument
+    add("runs", nargs="+", help="run folders, or checkpoints of them; differences are to the first")
+    add("--particles", default="1,10,100", metavar="K,...", help="every K of the bounds (default: 1,10,100)")
+    add("--draws", metavar="S", help="draws for each datum, shared by all K (default: the largest K)")
+    add("--khat", action="store_true", help="insist on Pareto k-hat: refuse where there are too few draws for it")
+    add(
+        "--train",
+        metavar="N",
+        help="training data to measure the train-test gap with (default: as many as test; 0: none)",
     )
-    parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
-    parser.add_argument("--eval-chunk", default="4096", metavar="N", help="pairs of particle and datum scored at once")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    add("--train-particles", metavar="K,...", help="their every K (default: those up to a tenth of the draws)")
+    add(
+        "--out",
+        action="append",
+        metavar="FILE",
+        help="write it; may be given several times: .json, .csv, .tex (numbers), .data.csv, .nc (values of each datum; "
+        "arviz opens .nc), .png, .pdf, .svg (bound against K), .khat.png, .khat.pdf, .khat.svg (k-hat of the data)",
+    )
+    add("--seed", default="0", metavar="SEED", help="of the draws and choices (default: 0)")
+    add("--eval-chunk", default="4096", metavar="N", help="pairs of particle and datum scored at once")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    group = parser.add_argument_group("log p(x), and what the bound lacks of it")
+    group.add_argument("--ais", action="store_true", help="annealed importance sampling beside the bounds")
+    group.add_argument(
+        "--gap", action="store_true", help="split log p(x) - ELBO into approximation and amortization (with --ais)"
+    )
+    group.add_argument("--subset", default="100", metavar="N", help="test data these are for (default: 100)")
+    for name, default, text in (
+        ("temperatures", 1000, "of the annealing: more is tighter, and slower"),
+        ("chains", 16, "for each datum"),
+        ("leapfrog", 10, "steps of each transition"),
+        ("steps", 1000, "of the fit of each datum's own guide"),
+    ):
+        group.add_argument(f"--{name}", default=str(default), metavar="N", help=f"{text} (default: {default})")
+    group.add_argument("--start", default="prior", choices=("prior", "guide"), help="of the annealing (default: prior)")
+    group.add_argument("--families", default="mean_field,flow", metavar="NAME,...", help="of these guides")
     return parser
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import bounds, weights
+from . import bounds, diagnostics, weights
+from .diagnostics import FEWEST
 from .errors import InputError
 from .svi.replay import replayed
 from .svi.tracing import Untraceable
@@ -45,7 +46,12 @@ class Evaluation:
     """(N,): effective sample size of all the weights, 1 / sum w^2 for weights that sum to one."""
     latent_variance: Tensor
     """(L,): variance over the data of the posterior mean, for each latent dimension."""
+    se: dict[str, Tensor]
+    """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
+    the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
     draws: int
+    khat: Tensor | None = None
+    """(N,): Pareto k-hat of all the weights (`pvae.diagnostics.khat`), where it was asked for."""
 
     def __repr__(self) -> str:
         rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
@@ -91,6 +97,7 @@ def evaluate(
     draws: int | None = None,
     seed: int = 0,
     chunk: int = 4096,
+    khat: bool = False,
     compile: Literal["off", "graph", "full"] = "graph",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -106,14 +113,15 @@ def evaluate(
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory.
+        khat: also Pareto k-hat of each datum's weights, from at least 30 draws; a block of data at a time.
         compile: `graph`: the programs are traced once and replayed (the same numbers on a CPU, captured on CUDA);
             `full`: compiled as well, which takes some seconds; `off`: run as they are, as they also are where they
             cannot be traced or where there is little to do.
         progress: called after every block of data with how many are done, and of how many.
 
     Raises:
-        InputError: no data; a K below 1; fewer draws than the largest K; a log-weight that is not a number (which
-            datum, which term).
+        InputError: no data; a K below 1; fewer draws than the largest K, or than k-hat needs; a log-weight that is not
+            a number, or infinite; all weights of a datum zero (which datum, which term).
 
     >>> import pvae
     >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
@@ -127,6 +135,8 @@ def evaluate(
     draws = ks[-1] if draws is None else draws
     if draws < ks[-1]:
         raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
+    if khat and draws < FEWEST:
+        raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
     devices = [x.device] if x.device.type == "cuda" else []
@@ -139,13 +149,14 @@ def evaluate(
             block = tuple(part[start : start + CELL] for part in data)
             terms, mean = cells.draw(block, draws, (seed, start // CELL))
             _check_numbers(terms, start)
-            parts.append(_reduce(terms, ks))
+            parts.append(_reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w)} if khat else {}))
             means.append(mean)
             if progress is not None:
                 progress(start + len(means[-1]), len(x))
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
+        se={name.removeprefix("se."): columns.pop(name) for name in list(columns) if name.startswith("se.")},
         latent_variance=torch.cat(means).var(0, correction=0),
         draws=draws,
         **columns,
@@ -196,19 +207,47 @@ class _Cells:
 def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:
     log_w = terms.log_w
     log_normalized = log_w - log_w.logsumexp(0)
-    return {
-        "elbo": bounds.elbo(log_w),
-        **{f"iw.{k}": bounds.at(bounds.iwae, log_w, k) for k in ks},
-        "rate": (terms.posterior - terms.prior).mean(0),
-        "distortion": -terms.likelihood.mean(0),
-        "ess": (-(2 * log_normalized).logsumexp(0)).exp(),
+    means = {
+        "elbo": (bounds.elbo(log_w), _se(log_w)),
+        **{f"iw.{k}": _groups(log_w, k) for k in ks},
+        "rate": _mean(terms.posterior - terms.prior),
+        "distortion": _mean(-terms.likelihood),
     }
+    found = {name: mean for name, (mean, _) in means.items()}
+    found |= {f"se.{name}": se for name, (_, se) in means.items()}
+    return {**found, "ess": (-(2 * log_normalized).logsumexp(0)).exp()}
+
+
+def _mean(value: Tensor) -> tuple[Tensor, Tensor]:
+    return value.mean(0), _se(value)
+
+
+def _se(value: Tensor) -> Tensor:
+    """Of the mean over the first dimension; NaN where that is of one value."""
+    return value.std(0) / math.sqrt(len(value)) if len(value) > 1 else torch.full_like(value[0], math.nan)
+
+
+def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The bound at K from all draws: the mean over disjoint groups of K, so that it has the bound's expectation."""
+    groups = log_w.shape[0] // k
+    found = bounds.iwae(log_w[: groups * k].reshape(groups, k, -1).transpose(0, 1))
+    if groups > 1 or k == 1:
+        return _mean(found)
+    inverse_ess = log_w[:k].softmax(0).square().sum(0)
+    return found[0], ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sqrt()
 
 
 def _check_numbers(terms: LogWeights, start: int) -> None:
-    for name, term in terms._asdict().items():
+    log_w = terms.log_w
+    for name, term in {**terms._asdict(), "weight": log_w}.items():
         if term.isnan().any():
-            _, datum = term.isnan().nonzero()[0].tolist()
+            datum = start + int(term.isnan().any(0).nonzero()[0])
+            raise InputError(f"evaluate: the log-{name} of datum {datum} is not a number: the model has diverged")
+    for bad, what in (((log_w == -math.inf).all(0), "zero, all of them"), ((log_w == math.inf).any(0), "infinite")):
+        if bad.any():
+            datum = int(bad.nonzero()[0])
+            name = next(name for name, term in terms._asdict().items() if term[:, datum].isinf().any())
             raise InputError(
-                f"evaluate: the log-{name} of datum {start + datum} is not a number: the model has diverged"
+                f"evaluate: the weights of datum {start + datum} are {what}: its log-{name} is infinite: "
+                "the model gives it no probability, or has diverged"
             )

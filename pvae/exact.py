@@ -3,6 +3,7 @@
 The linear-Gaussian model p(z) = N(0, I), p(x|z) = N(Wz + m, s2 I): its evidence, posterior, bounds, best fit.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -183,6 +184,43 @@ class LinearGaussian:
         _require_shape(full, (n, k, k) if full.ndim == 3 else (k, k), "covariance")
         _cholesky(full, "covariance")
         return mean.to(self.weight.dtype), full.to(self.weight.dtype)
+
+
+@torch.no_grad()
+def linear_gaussian(prior: nn.Module, likelihood: nn.Module) -> LinearGaussian | None:
+    """The closed form of the model that two parts make, (D) flattened; None where it has none.
+
+    It has one if the prior is independent normals, and the likelihood normals of one scale about a mean that is affine
+    in z. That is looked at in float64, at 64 points: parts of any class may be linear.
+
+    >>> from pvae import Gaussian, MLPDecoder, Normal
+    >>> linear_gaussian(Normal(2), Gaussian(MLPDecoder(2, (2, 3), []), (2, 3))).log_prob(torch.zeros(4, 6)).shape
+    torch.Size([4])
+    >>> linear_gaussian(Normal(2), Gaussian(MLPDecoder(2, (2, 3), [8]), (2, 3)))
+    """
+    p_z, decode = _normal(copy.deepcopy(prior).double()()), copy.deepcopy(likelihood).double().eval()
+    if p_z is None or p_z.loc.dim() != 1:
+        return None
+    latent, place = len(p_z.loc), {"dtype": p_z.loc.dtype, "device": p_z.loc.device}
+    away = 10 * torch.randn(64, latent, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = torch.cat([torch.zeros(1, latent, **place), torch.eye(latent, **place), away.to(**place)])
+    p_x = _normal(decode(z))
+    if p_x is None or not p_x.scale.max() <= p_x.scale.min() or len(p_x.loc) != len(z):
+        return None
+    found = p_x.loc.flatten(1)
+    if not found.isfinite().all():
+        return None
+    mean, weight = found[0], (found[1 : 1 + latent] - found[0]).mT
+    if not torch.allclose(mean + z @ weight.mT, found, rtol=1e-9, atol=1e-9 * found.abs().max().item()):
+        return None
+    return LinearGaussian(weight * p_z.scale, mean + weight @ p_z.loc, p_x.scale.flatten()[0].square())
+
+
+def _normal(found: dist.Distribution) -> dist.Normal | None:
+    """The independent normals that a distribution is, if it is."""
+    while isinstance(found, dist.Independent):
+        found = found.base_dist
+    return found if isinstance(found, dist.Normal) else None
 
 
 def fit_ppca(

@@ -111,10 +111,7 @@ def gap(
     >>> bool((approximation.mean() - truth.gap()).abs() < 0.1)
     True
     """
-    known = list(_FAMILIES)
-    for name in families:
-        if name not in known:
-            raise InputError(f"families: unknown '{name}': {nearest(name, known)}")
+    check_families(families)
     if min(len(x), steps, particles, draws) < 1:
         raise InputError(
             f"gap: found {len(x)} data, {steps} steps, {particles} particles, {draws} draws, expected 1 or more of each"
@@ -251,6 +248,19 @@ def _flow(like: Tensor, noise: Noise) -> tuple[list[Tensor], _Flow]:
 
 
 _FAMILIES = {"mean_field": _mean_field, "flow": _flow}
+
+
+def check_families(families: Sequence[str]) -> None:
+    """Hold families to those there are.
+
+    Raises:
+        InputError: an unknown one, or one named twice.
+    """
+    for name in families:
+        if name not in _FAMILIES:
+            raise InputError(f"families: unknown '{name}': {nearest(name, list(_FAMILIES))}")
+        if list(families).count(name) > 1:
+            raise InputError(f"families: found {name} twice, expected different ones")
 
 
 def _log_normal(noise: Tensor) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from . import weights
 from .checkpoints import disk
 from .data import Split, pixels
 from .evaluate import Evaluation, evaluate
+from .pace import pace
 from .runs import Run, protocol, write_results
 from .train import Training
 from .vae import VAE
@@ -53,7 +52,7 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
         particles=config.eval_particles,
         seed=config.data_seed,
         chunk=config.eval_chunk,
-        progress=_pace(say),
+        progress=pace(say, "evaluated", " (--eval-particles with a smaller largest K is quicker)"),
     )
     best = training.at.best
     summary = {
@@ -66,21 +65,6 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     write_results(run.folder / "results.nc", arrays, attributes(summary))
     figures(run, vae, dataset.test, found)
     run.write_json("summary.json", summary)
-
-
-def _pace(say: Callable[[str], None], every: float = 10.0) -> Callable[[int, int], None]:
-    """Says how far an evaluation is, every so many seconds."""
-    began = shown = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= every and done < total:
-            shown = now
-            left = timedelta(seconds=round((now - began) * (total - done) / done))
-            say(f"evaluated {done:,} of {total:,}, {left} left (--eval-particles with a smaller largest K is quicker)")
-
-    return progress
 
 
 def nested(found: Evaluation) -> dict[str, Any]:

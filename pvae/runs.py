@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -240,29 +241,34 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def write_results(
-    path: Path, groups: dict[str, dict[str, tuple[tuple[str, ...], Tensor]]], attributes: dict[str, Any]
+    path: Path, groups: Mapping[str, Mapping[str, tuple[tuple[str, ...], Any]]], attributes: dict[str, Any]
 ) -> None:
     """Write labelled arrays that arviz opens, 0.23 and 1.x alike.
 
     Args:
         path: a `.nc` file.
-        groups: {"posterior": {"z": (("chain", "draw", "datum", "latent"), tensor)}, ...}.
+        groups: {"posterior": {"z": (("chain", "draw", "datum", "latent"), tensor or array)}, ...}; what is named as its
+            dimension labels it.
         attributes: of the file.
     """
     import xarray
 
-    tree = {
-        f"/{name}": xarray.Dataset({key: (dims, value.cpu().numpy()) for key, (dims, value) in group.items()})
-        for name, group in groups.items()
+    arrays = {
+        name: {key: (dims, _array(value)) for key, (dims, value) in group.items()} for name, group in groups.items()
     }
+    tree = {f"/{name}": xarray.Dataset(group) for name, group in arrays.items()}
     tree["/"] = xarray.Dataset(attrs=attributes)
     with disk(path):
-        size = sum(value.nbytes for group in groups.values() for _, value in group.values())
+        size = sum(value.nbytes for group in arrays.values() for _, value in group.values())
         if shutil.disk_usage(path.parent).free < size + 2**20:  # HDF5 would crash
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         aside = path.with_suffix(".writing")
         xarray.DataTree.from_dict(tree).to_netcdf(aside, engine="h5netcdf")
         os.replace(aside, path)
+
+
+def _array(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
 
 
 def _name(steps: int) -> str:
@@ -274,11 +280,16 @@ def _name_of(config_: Config) -> str:
     return "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S}"])
 
 
+def versions() -> dict[str, Any]:
+    """Of the packages that numbers depend on, and of Python."""
+    packages = {name: version(name) for name in ("pvae", "pyro-ppl", "torch", "numpy", "arviz")}
+    return {"packages": packages, "python": platform.python_version()}
+
+
 def _environment(config_: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
-        "packages": {name: version(name) for name in ("pvae", "pyro-ppl", "torch", "numpy", "arviz")},
-        "python": platform.python_version(),
+        **versions(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "commit": _commit(),

@@ -301,12 +301,9 @@ def test_data_have_changed(here, capsys, plain):
 
 OTHERS = {
     "compare": "the following arguments are required: runs",
-    "compare RUN RUN": "found one of them twice",
     "compare RUN nosuch": "nosuch: no such run folder",
-    "compare RUN --particles 0": "--particles: found '0'",
     "compare RUN --seed -1": "--seed: found -1, expected at least 0",
     "compare RUN --eval-chunk 3": "--eval-chunk: found 3, expected at least 128",
-    "compare RUN --out x.txt": "--out x.txt: found the ending '.txt'",
     "compare RUN --out nodir/x.png": "--out nodir/x.png: cannot be written there",
     "sample RUN -n 0": "-n: found 0, expected at least 1",
     "sample RUN -n ten": "-n: found 'ten'",
@@ -671,25 +668,6 @@ def test_the_console_script(command):
     done = subprocess.run([sys.executable, "-m", "pvae", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: pvae {command}")
-
-
-def test_compare(finished, run, capsys):
-    other = run.rename(run.with_name("other"))
-    assert go(finished, other, "--particles", "1,5", "--out", "x.json", command="compare") == 0
-    out = capsys.readouterr().out
-    assert "IW, K=5" in out
-    assert "other - whole, paired by datum" in out
-    found = json.loads(Path("x.json").read_text())
-    assert found["runs"]["whole"]["iw.5"] == found["runs"]["other"]["iw.5"]
-    assert go(finished, other, "--particles", "1,5", "--out", "x.png", command="compare") == 0
-    assert Path("x.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_compare_refuses_different_protocols(finished, capsys, plain):
-    assert go(*SMALL, "--binarize", "threshold", "--out", "other") == 0
-    message = refused(capsys, finished, "other", command="compare")
-    assert "binarization is dynamic and threshold" in message
-    assert "--binarize" in message
 
 
 def test_sample(finished):

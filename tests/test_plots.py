@@ -49,6 +49,11 @@ FIGURES = {
     "units, none": lambda: plots.active_units(np.zeros(8)),
     "units, one": lambda: plots.active_units([0.7]),
     "bound": lambda: plots.bound_against_k(KS, BOUND, ERROR, exact=-86.5),
+    "k-hat": lambda: plots.khat_quantiles(
+        {"vae": np.linspace(-0.2, 1.3, 200) ** 3, "a long name\nin two": [0.1, 0.9]}, 0.7
+    ),
+    "k-hat, infinite": lambda: plots.khat_quantiles({"exact": [-np.inf] * 3, "one": [np.inf]}, 0.7),
+    "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": np.arange(9) / (i + 1) for i in range(25)}, 0.7),
     "bound, one K": lambda: plots.bound_against_k([50], {"vae": [-88]}, {"vae": [0.1]}),
 }
 
@@ -205,7 +210,7 @@ def test_latent_scatter_gives_each_point_the_colour_of_its_class():
 
 
 def test_latent_scatter_projects_on_principal_components():
-    z = RNG.normal(size=(500, 4)) * [1, 3, 0, 0] + 7
+    z = np.random.default_rng(0).normal(size=(500, 4)) * [1, 3, 0, 0] + 7
     axes = plots.latent_scatter(z).axes[0]
     share = z.var(0) / z.var(0).sum()
     assert axes.get_xlabel() == f"principal component 1 ({share[1]:.0%} of variance)"
@@ -257,6 +262,8 @@ WRONG = {
     "variance, threshold: found the smallest -1": lambda: plots.active_units([1, -1]),
     "errors: found runs": lambda: plots.bound_against_k(KS, BOUND, {}),
     "ks: found 0, expected at least 1": lambda: plots.bound_against_k([0, 1, 2], BOUND, ERROR),
+    r"values\['a'\]: found shape \(0,\), expected": lambda: plots.khat_quantiles({"a": []}, 0.7),
+    r"values\['a'\]: found shape \(1,\), .* without NaN": lambda: plots.khat_quantiles({"a": [np.nan]}, 0.7),
     "no negative error": lambda: plots.bound_against_k([1], {"a": [1]}, {"a": [-1]}),
     "path: found the ending '.gif', expected one of .png": lambda: plots.save(Figure(), "figure.gif"),
 }

@@ -4,7 +4,14 @@ Nothing here touches pyplot: no backend starts, no figure outlives its last refe
 look is one (`style`) and owes nothing to the settings of whoever runs it.
 """
 
-from pvae.plots.charts import active_units, bound_against_k, latent_scatter, learning_curves, signal_against_k
+from pvae.plots.charts import (
+    active_units,
+    bound_against_k,
+    khat_quantiles,
+    latent_scatter,
+    learning_curves,
+    signal_against_k,
+)
 from pvae.plots.pictures import image_grid, latent_plane, reconstructions
 from pvae.plots.style import save
 
@@ -12,6 +19,7 @@ __all__ = [
     "active_units",
     "bound_against_k",
     "image_grid",
+    "khat_quantiles",
     "latent_plane",
     "latent_scatter",
     "learning_curves",

@@ -90,6 +90,34 @@ def bound_against_k(
 
 
 @styled()
+def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
+    """Pareto k-hat of each datum in ascending order, a line for each run, and the share above the threshold.
+
+    `values[run]` is (N,); infinite values are drawn at the edges. Raises `InputError` for other shapes, and for NaN.
+
+    >>> khat_quantiles({"vae": [0.2, 0.9, 0.5]}, 0.7).axes[0].get_ylabel()
+    'Pareto k-hat'
+    """
+    rows = {name: np.sort(np.asarray(value, dtype=float)) for name, value in values.items()}
+    for name, row in rows.items():
+        if row.ndim != 1 or not row.size or np.isnan(row).any():
+            raise InputError(f"values[{name!r}]: found shape {row.shape}, expected (N,), N above 0, without NaN")
+    finite = np.concatenate([row[np.isfinite(row)] for row in rows.values()] + [[0.0, threshold]])
+    low, high = finite.min() - 0.1, finite.max() + 0.1
+    figure, axes = page(5.6, 2.9)
+    gap = "\n" if len(rows) < 7 else "  "
+    for i, (name, row) in enumerate(rows.items()):
+        share = 100 * (np.arange(len(row)) + 0.5) / len(row)
+        above = 100 * (row > threshold).mean()
+        axes.plot(share, row.clip(low, high), label=f"{name}{gap}{above:.0f}% above", **_look(i))
+    axes.axhline(threshold, color=INK, ls="--", lw=0.9, label=f"threshold{gap}{threshold:.2f}")
+    axes.set(xlabel="data, in order of k-hat (%)", ylabel="Pareto k-hat", xlim=(0, 100), ylim=(low, high))
+    figure.set_figheight(max(figure.get_figheight(), 0.18 * len(rows) + 0.4))
+    figure.legend(loc="outside right upper", handlelength=1.4)
+    return settled(figure)
+
+
+@styled()
 def signal_against_k(
     ks: ArrayLike, signals: Mapping[str, ArrayLike], *, floor: float | None = None, title: str = ""
 ) -> Figure:

@@ -1,0 +1,342 @@
+"""Models measured on the same data: bounds at every K, how far they can be trusted, and differences datum by datum.
+
+From programs and data to numbers, each with its standard error; `pvae.tables` writes them down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .ais import Annealed, Annealing, ais
+from .diagnostics import FEWEST, Paired, khat_threshold, mutual_information, paired, share_above
+from .errors import InputError
+from .evaluate import Evaluation, evaluate
+from .gap import Gap, check_families, gap
+from .weights import Program
+
+QUANTILES = (10, 50, 90)
+"""Of k-hat over the data, in percent."""
+
+
+class Data(NamedTuple):
+    """Data (N, *shape), as the likelihood scores them, and their labels (N,) or None."""
+
+    x: Tensor
+    y: Tensor | None = None
+
+    def chosen(self, rows: Tensor) -> Data:
+        """Those of some rows."""
+        rows = rows.to(self.x.device)
+        return Data(self.x[rows], None if self.y is None else self.y[rows])
+
+
+class Estimate(NamedTuple):
+    """A mean over data."""
+
+    mean: float
+    se: float
+    """its standard error, NaN where there is none"""
+    n: int
+    """over how many data, or draws"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and how; the same for every model.
+
+    Args:
+        particles: every K of the importance-weighted bounds.
+        draws: for each datum, shared by all K: at least the largest K, the default.
+        train_particles: every K of the bounds of training data; by default those up to a tenth of the draws, or else
+            the smallest, so that as many training data as test data cost little.
+        information: data whose draws the mutual information is from, at random; 0 leaves it out.
+        annealing: how annealed importance sampling estimates log p(x), if it is to.
+        start: where that begins.
+        families: of guides fitted to each datum alone, which split the gap; needs `annealing`, or the exact values.
+        subset: how many test data these two are for, chosen by the seed.
+        steps: of the fit of each such guide.
+        seed: of draws and choices.
+        chunk: how many pairs of a particle and a datum are scored at once.
+
+    Raises:
+        InputError: no K, or one below 1 or named twice; fewer draws than the largest K; an unknown family; other
+            numbers out of range.
+
+    >>> Plan(particles=(1, 5, 50, 500)).of_training
+    (1, 5, 50)
+    """
+
+    particles: Sequence[int] = (1, 10, 100)
+    draws: int | None = None
+    train_particles: Sequence[int] | None = None
+    information: int = 1000
+    annealing: Annealing | None = None
+    start: Literal["prior", "guide"] = "prior"
+    families: Sequence[str] = ()
+    subset: int = 100
+    steps: int = 1000
+    seed: int = 0
+    chunk: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("particles", "train_particles"):
+            ks = getattr(self, name)
+            if ks is not None and (not ks or min(ks) < 1 or len(set(ks)) < len(ks)):
+                raise InputError(f"{name}: found {list(ks)}, expected different numbers of draws, each at least 1")
+        if self.total < max(self.particles):
+            raise InputError(f"draws: found {self.total}, expected at least the largest K, {max(self.particles)}")
+        check_families(self.families)
+        if self.start not in ("prior", "guide"):
+            raise InputError(f"start: found '{self.start}', expected prior or guide")
+        for name, least in {"information": 0, "subset": 1, "steps": 1}.items():
+            if (found := getattr(self, name)) < least:
+                raise InputError(f"{name}: found {found}, expected at least {least}")
+
+    @property
+    def total(self) -> int:
+        """Draws for each datum."""
+        return max(self.particles) if self.draws is None else self.draws
+
+    @property
+    def of_training(self) -> tuple[int, ...]:
+        """Every K of the training data's bounds."""
+        if self.train_particles is not None:
+            return tuple(self.train_particles)
+        return tuple(k for k in self.particles if 10 * k <= self.total) or (min(self.particles),)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of one model."""
+
+    test: Evaluation
+    train: Evaluation | None = None
+    information: Tensor | None = None
+    """(M,): by draw, the mutual information of z and which datum; at most log N"""
+    exact: Tensor | None = None
+    """(N,): log p(x), where it is known"""
+    annealed: Annealed | None = None
+    """of the data that were chosen"""
+    gap: Gap | None = None
+    """of these too"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found of every model, by name; the first is what the others are held against."""
+
+    models: dict[str, Measured]
+    plan: Plan
+    size: int
+    """N: how many test data"""
+    chosen: Tensor = field(default_factory=lambda: torch.arange(0))
+    """(C,): the test data that were annealed"""
+
+    def estimates(self, name: str) -> dict[str, dict[str, Estimate]]:
+        """The numbers of a model by part and quantity: {"test": {"elbo": ...}, "train": ..., "ais": ...}.
+
+        Parts are test, train, difference (train less test), exact, ais and gap, those that were measured.
+        """
+        found = self.models[name]
+        parts = {"test": _evaluation(found.test), "train": {}, "difference": {}, "exact": {}, "ais": {}, "gap": {}}
+        if found.information is not None:
+            parts["test"]["information"] = estimate(found.information)
+        if found.test.khat is not None:
+            parts["test"] |= _khat(found.test.khat, found.test.draws)
+        if found.train is not None:
+            parts["train"] = _evaluation(found.train)
+            del parts["train"]["ess"]  # of fewer draws: not to be put beside the test data's
+            parts["difference"] = _independent(parts["train"], parts["test"])
+        if found.exact is not None:
+            parts["exact"] = _log_p(found.exact, found.test)
+        if found.annealed is not None:
+            acceptance, ess = found.annealed.acceptance, found.annealed.ess
+            parts["ais"] = _log_p(found.annealed.log_p, found.test, self.chosen)
+            parts["ais"] |= {"ess": estimate(ess), "acceptance": estimate(acceptance)}
+        if found.gap is not None:
+            parts["gap"] = {key: estimate(value) for key, (value, _) in found.gap.columns().items()}
+        return {part: values for part, values in parts.items() if values}
+
+    def differences(self) -> dict[tuple[str, str], dict[str, Paired]]:
+        """Of each two models (a, b), the later less the earlier, on the same data: by quantity, elbo and iw.K.
+
+        A quantity that is infinite for some datum is left out.
+        """
+        values = {name: found.test.columns() for name, found in self.models.items()}
+        pairs = [(a, b) for b, a in combinations(values, 2)]
+        return {
+            (a, b): {
+                key: paired(values[a][key], values[b][key])
+                for key in values[a]
+                if is_bound(key) and bool((values[a][key].isfinite() & values[b][key].isfinite()).all())
+            }
+            for a, b in pairs
+        }
+
+
+def compare(
+    programs: Mapping[str, tuple[Program, Program]],
+    test: Data,
+    train: Data | None = None,
+    plan: Plan | None = None,
+    *,
+    exact: Mapping[str, Tensor] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Measure models and their guides on the same data.
+
+    Everything but annealing is from one set of draws for each model, a block of data at a time: no array is as large
+    as draws times data.
+
+    Args:
+        programs: (model, guide) by name: p(x, z) and q(z|x), Pyro programs of x, or of (x, y) if there are labels.
+        test: the data.
+        train: those that the models were fitted on, or some of them, or None.
+        plan: what to measure; `Plan()` if not given.
+        exact: log p(x) (N,) of the models where it is known, by name.
+        progress: called with what is being done, how many are done, and of how many.
+
+    Raises:
+        InputError: no model; as `evaluate`, `mutual_information`, `ais` and `gap` do, with the model's name.
+
+    >>> from pvae.exact import LinearVAE
+    >>> vae, x = LinearVAE(4, 2), torch.randn(50, 4)
+    >>> known = {"linear": vae.exact().log_prob(x)}
+    >>> found = compare({"linear": (vae.model, vae.guide)}, Data(x), plan=Plan(particles=(1, 100)), exact=known)
+    >>> found.estimates("linear")["exact"]["log_p - elbo"].mean > 0
+    True
+    """
+    plan, exact = plan or Plan(), exact or {}
+    if not programs:
+        raise InputError("compare: found no model, expected one at least")
+    chosen = choose(len(test.x), plan.subset, plan.seed) if plan.annealing or plan.families else torch.arange(0)
+    found = {}
+    for name, pair in programs.items():
+        try:
+            found[name] = _measure(pair, test, train, chosen, plan, exact.get(name), _named(name, progress))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return Comparison(found, plan, len(test.x), chosen)
+
+
+def choose(n: int, count: int, seed: int) -> Tensor:
+    """Rows of n, in order, at most `count`, chosen at random: (min(n, count),).
+
+    >>> choose(5, 2, seed=0), choose(3, 9, seed=0)
+    (tensor([0, 4]), tensor([0, 1, 2]))
+    """
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+
+def estimate(value: Tensor) -> Estimate:
+    """The mean of (N,) values, with its standard error.
+
+    >>> estimate(torch.tensor([0.0, 4.0]))
+    Estimate(mean=2.0, se=2.0, n=2)
+    """
+    value = value.double()
+    se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
+    return Estimate(value.mean().item(), se, len(value))
+
+
+def is_bound(quantity: str) -> bool:
+    """Whether a quantity is a bound on log p(x)."""
+    return quantity == "elbo" or quantity.startswith("iw.")
+
+
+def _named(name: str, progress: Callable[[str, int, int], None] | None) -> Callable[[str], Callable[[int, int], None]]:
+    def start(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: None if progress is None else progress(f"{name}, {what}", done, total)
+
+    return start
+
+
+def _measure(
+    programs: tuple[Program, Program],
+    test: Data,
+    train: Data | None,
+    chosen: Tensor,
+    plan: Plan,
+    exact: Tensor | None,
+    told: Callable[[str], Callable[[int, int], None]],
+) -> Measured:
+    model, guide = programs
+    bounds = {"seed": plan.seed, "chunk": plan.chunk}
+    found = {
+        "test": evaluate(
+            *programs,
+            *test,
+            particles=plan.particles,
+            draws=plan.draws,
+            khat=plan.total >= FEWEST,
+            progress=told("test data"),
+            **bounds,
+        ),
+        "exact": _checked(exact, len(test.x)),
+    }
+    if train is not None:
+        found["train"] = evaluate(
+            *programs, *train, particles=plan.of_training, progress=told("training data"), **bounds
+        )
+    if plan.information:
+        found["information"] = mutual_information(guide, *test, samples=plan.information, seed=plan.seed, chunk=2**17)
+    few = test.chosen(chosen)
+    log_p = None if exact is None else exact[chosen.to(exact.device)]
+    if plan.annealing is not None:
+        start = guide if plan.start == "guide" else None
+        given = {"annealing": plan.annealing, "seed": plan.seed, "progress": told("annealing, steps")}
+        found["annealed"] = ais(model, *few, guide=start, **given)
+        log_p = found["annealed"] if log_p is None else log_p
+    if plan.families:
+        if log_p is None:
+            raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
+        given = {"families": plan.families, "steps": plan.steps, "seed": plan.seed, "progress": told("guides, steps")}
+        found["gap"] = gap(*programs, *few, log_p=log_p, **given)
+    return Measured(**found)
+
+
+def _checked(exact: Tensor | None, n: int) -> Tensor | None:
+    if exact is None:
+        return None
+    if exact.shape != (n,):
+        raise InputError(f"exact: found shape {tuple(exact.shape)}, expected a value for each datum, ({n},)")
+    return exact.detach().double().cpu()
+
+
+def _evaluation(found: Evaluation) -> dict[str, Estimate]:
+    return {key: estimate(value) for key, value in found.columns().items()}
+
+
+def _khat(value: Tensor, draws: int) -> dict[str, Estimate]:
+    """Its quantiles, whose errors are from order statistics, and the share above the threshold."""
+    n, threshold, found = len(value), khat_threshold(draws), {}
+    ordered = value.sort().values
+    for percent in QUANTILES:
+        p = percent / 100
+        half = math.sqrt(p * (1 - p) / n)
+        low, at, high = (ordered[min(max(math.ceil(n * q) - 1, 0), n - 1)].item() for q in (p - half, p, p + half))
+        found[f"khat.{percent}"] = Estimate(at, (high - low) / 2 if n > 1 else math.nan, n)
+    share = share_above(value, threshold)
+    return {**found, "khat.above": Estimate(share, math.sqrt(share * (1 - share) / n), n)}
+
+
+def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Estimate]:
+    """Differences a - b of bounds on different data; `n` counts the fewer."""
+    return {
+        key: Estimate(a[key].mean - b[key].mean, math.hypot(a[key].se, b[key].se), min(a[key].n, b[key].n))
+        for key in a
+        if is_bound(key) and key in b
+    }
+
+
+def _log_p(value: Tensor, test: Evaluation, rows: Tensor | None = None) -> dict[str, Estimate]:
+    """The value, and what each bound lacks of it on the same data."""
+    bounds = {key: column if rows is None else column[rows] for key, column in test.columns().items() if is_bound(key)}
+    return {"log_p": estimate(value), **{f"log_p - {key}": estimate(value - bound) for key, bound in bounds.items()}}

@@ -1,0 +1,558 @@
+"""From programs and data to a comparison, and how it is written down."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from matplotlib.mathtext import MathTextParser
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import pvae
+from pvae import diagnostics, tables
+from pvae import evaluate as evaluate_room
+from pvae.ais import Annealing
+from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, compare, estimate
+from pvae.evaluate import CELL, Evaluation, evaluate
+from pvae.exact import LinearVAE, linear_gaussian
+from pvae.runs import write_results
+
+PROTOCOL = {"data": "toy_1", "binarization": "none", "sizes": {"test": 4}}
+SMALL = Plan(particles=(1, 4), draws=40, subset=3, annealing=Annealing(20, 3, 2), families=("mean_field",), steps=5)
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return LinearVAE(4, 2)
+
+
+def programs(*seeds):
+    return {f"linear{seed}": (linear(seed).model, linear(seed).guide) for seed in seeds}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A comparison of two models, with everything in it."""
+    torch.manual_seed(1)
+    x = torch.randn(9, 4)
+    known = {"linear1": linear(1).exact().log_prob(x)}
+    return compare(programs(0, 1), Data(x), Data(torch.randn(5, 4)), SMALL, exact=known)
+
+
+def evaluation(bound, khat=None, draws=100):
+    """An evaluation whose ELBO and L_1 are these values."""
+    value = torch.tensor(bound, dtype=torch.float64)
+    return Evaluation(
+        elbo=value,
+        iw={1: value, 10: value + 1},
+        rate=value.abs(),
+        distortion=-value - value.abs(),
+        ess=torch.ones_like(value),
+        latent_variance=torch.tensor([1.0, 0.0]),
+        se={"elbo": value * 0, "iw.1": value * 0, "iw.10": value * 0, "rate": value * 0, "distortion": value * 0},
+        draws=draws,
+        khat=khat,
+    )
+
+
+def comparison(plan=None, **bounds):
+    models = {name: Measured(evaluation(bound)) for name, bound in bounds.items()}
+    size = len(next(iter(bounds.values())))
+    return Comparison(models, plan or Plan(particles=(1, 10), draws=100, information=0), size)
+
+
+# One set of draws -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weighed(monkeypatch):
+    """An evaluation in two blocks, and all its log-weights."""
+    blocks, real = [], diagnostics.khat
+    monkeypatch.setattr(diagnostics, "khat", lambda log_w: (blocks.append(log_w), real(log_w))[1])
+    vae, x = linear(), torch.randn(CELL + 20, 4)
+    found = evaluate(vae.model, vae.guide, x, particles=[1, 7, 70, 200], draws=300, khat=True)
+    assert len(blocks) == 2
+    return found, torch.cat(blocks, 1), real
+
+
+@pytest.mark.parametrize("k", [1, 7, 70, 200])
+def test_every_k_is_from_disjoint_groups_of_the_same_draws(weighed, k):
+    found, log_w, _ = weighed
+    groups = [log_w[i * k : (i + 1) * k].logsumexp(0) - math.log(k) for i in range(300 // k)]
+    torch.testing.assert_close(found.iw[k], torch.stack(groups).mean(0), rtol=0, atol=1e-12)
+    if len(groups) > 1:
+        error = torch.stack(groups).std(0) / math.sqrt(len(groups))
+    else:  # of log mean w: the standard error of mean w, over mean w
+        w = log_w[:k].exp()
+        error = (w.var(0, correction=0) / (k - 1)).sqrt() / w.mean(0)
+    torch.testing.assert_close(found.se[f"iw.{k}"], error, rtol=1e-9, atol=0)
+
+
+def test_khat_by_block_is_that_of_all_the_weights(weighed):
+    found, log_w, khat = weighed
+    torch.testing.assert_close(found.khat, khat(log_w), rtol=0, atol=0)
+    assert found.khat.shape == (CELL + 20,)
+
+
+def test_the_monte_carlo_errors_are_those_of_the_draws(weighed):
+    found, log_w, _ = weighed
+    torch.testing.assert_close(found.se["elbo"], log_w.std(0) / math.sqrt(300), rtol=1e-12, atol=0)
+    # ELBO = -(rate + distortion): its error is at most the sum of theirs
+    assert bool((found.se["elbo"] <= found.se["rate"] + found.se["distortion"]).all())
+    other = evaluate(linear().model, linear().guide, torch.randn(3, 4), particles=[1])
+    assert all(bool(value.isnan().all()) for value in other.se.values())
+    assert other.khat is None
+
+
+def test_bounds_at_every_k_agree_with_the_exact_value():
+    torch.manual_seed(3)
+    vae = LinearVAE(3, 2, covariance="full")
+    x = vae.exact().sample(600)[1]
+    with torch.no_grad():
+        vae.set_(vae.exact()).guide_log_scales.add_(0.15)  # a little wide: finite variance
+    found = compare(
+        {"a": (vae.model, vae.guide)}, Data(x), plan=Plan((1, 10, 1000)), exact={"a": vae.exact().log_prob(x)}
+    )
+    exact = found.estimates("a")["exact"]
+    posterior = vae.exact().posterior(x)
+    root = vae.guide_lower.tril(-1) + vae.guide_log_scales.exp().diag()
+    gap = vae.exact().log_prob(x) - vae.exact().elbo(x, posterior.mean, root @ root.mT)
+    assert exact["log_p - elbo"].mean == pytest.approx(
+        gap.mean().item(), abs=4 * found.models["a"].test.se["elbo"].mean().item()
+    )
+    assert abs(exact["log_p - iw.1000"].mean) < 4 * exact["log_p - iw.1000"].se + 1e-3
+    assert exact["log_p - elbo"].mean > exact["log_p - iw.10"].mean > exact["log_p - iw.1000"].mean
+
+
+class Largest(TorchDispatchMode):
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in tree_iter(out):
+            if isinstance(value, torch.Tensor):
+                stored = value.untyped_storage().nbytes() // value.element_size()
+                self.numel = max(self.numel, min(value.numel(), stored))
+        return out
+
+
+def test_no_array_grows_with_draws_times_data():
+    largest = []
+    for n in (2 * CELL, 6 * CELL):
+        with Largest() as seen:
+            compare(programs(0), Data(torch.randn(n, 4)), Data(torch.randn(n, 4)), Plan((1, 400), information=100))
+        largest.append(seen.numel)
+    assert largest[0] == largest[1] == 3 * 400 * CELL  # the three terms of a block of data
+    assert largest[1] < 400 * 6 * CELL
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def test_differences_are_paired_by_datum():
+    found = comparison(b=[0.0, 2.0, 5.0, 1.0], a=[1.0, 2.0, 3.0, 4.0], c=[1.0, 3.0, 6.0, 2.0]).differences()
+    assert list(found) == [("a", "b"), ("c", "b"), ("c", "a")]
+    pair = found["a", "b"]["elbo"]
+    assert pair[:1] + pair[2:] == (0.5, 2, 1, 1.0)  # differences 1, 0, -2, 3
+    assert pair.se == pytest.approx(math.sqrt(13 / 3) / 2)
+    assert found["c", "b"]["iw.10"] == (1.0, 0.0, 4, 0, pytest.approx(2 / 2**4))
+    assert list(found["c", "a"]) == ["elbo", "iw.1", "iw.10"]
+
+
+def test_a_bound_that_is_infinite_is_left_out_of_the_differences():
+    a, b = evaluation([0.0, -math.inf]), evaluation([0.0, 1.0])
+    a = dataclasses.replace(a, iw={1: a.iw[1], 10: torch.zeros(2)})
+    found = Comparison({"a": Measured(a), "b": Measured(b)}, Plan((1, 10), information=0), 2)
+    assert list(found.differences()["b", "a"]) == ["iw.10"]
+    assert json.loads(json.dumps(tables.summary(found, PROTOCOL, {})))["runs"]["a"]["test"]["elbo"]["mean"] is None
+
+
+def test_training_less_test():
+    found = comparison(a=[0.0, 2.0, 4.0])
+    found.models["a"] = Measured(evaluation([0.0, 2.0, 4.0]), train=evaluation([10.0, 11.0], draws=10))
+    parts = found.estimates("a")
+    gap = parts["difference"]["elbo"]
+    assert (gap.mean, gap.n) == (8.5, 2)
+    assert gap.se == pytest.approx(math.hypot(2 / math.sqrt(3), 0.5))
+    assert "rate" not in parts["difference"]
+    assert "ess" not in parts["train"]
+
+
+def test_the_distribution_of_khat():
+    values = torch.tensor([0.1, 0.9, 0.3, 0.2, 0.4, 0.6, 0.7, 0.5, 1.0, 0.8], dtype=torch.float64)
+    found = comparison(a=[0.0] * 10)
+    found.models["a"] = Measured(evaluation([0.0] * 10, khat=values[torch.randperm(10)]))
+    test = found.estimates("a")["test"]
+    assert [test[f"khat.{p}"].mean for p in (10, 50, 90)] == [0.1, 0.5, 0.9]
+    assert test["khat.above"] == (0.5, pytest.approx(math.sqrt(0.25 / 10)), 10)  # above 0.5, from 100 draws
+    assert test["khat.50"].se == pytest.approx((0.7 - 0.4) / 2)  # the 3.4th and the 6.6th of ten
+
+
+def test_the_error_of_a_median_is_its_own():
+    torch.manual_seed(0)
+    medians = []
+    for _ in range(300):
+        found = comparison(a=[0.0] * 101)
+        found.models["a"] = Measured(evaluation([0.0] * 101, khat=torch.randn(101).double()))
+        medians.append(found.estimates("a")["test"]["khat.50"])
+    spread = torch.tensor([each.mean for each in medians]).std().item()
+    assert np.mean([each.se for each in medians]) == pytest.approx(spread, rel=0.15)
+
+
+def test_annealing_and_guides_are_of_the_same_chosen_data(whole):
+    rows = choose(9, 3, 0)
+    assert torch.equal(whole.chosen, rows)
+    found = whole.models["linear1"]
+    ais = pvae.ais.ais(linear(1).model, _x()[rows], annealing=SMALL.annealing)
+    assert torch.equal(found.annealed.log_w, ais.log_w)
+    part = whole.estimates("linear1")["ais"]
+    assert part["log_p - iw.4"] == estimate(ais.log_p - found.test.iw[4][rows])
+    # the exact values are better than annealing's where there are any
+    torch.testing.assert_close(found.gap.log_p, linear(1).exact().log_prob(_x())[rows].double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(whole.models["linear0"].gap.log_p, whole.models["linear0"].annealed.log_p)
+
+
+def _x():
+    torch.manual_seed(1)
+    return torch.randn(9, 4)
+
+
+def test_annealing_may_start_from_the_guide():
+    plan = dataclasses.replace(SMALL, families=(), start="guide")
+    found = compare(programs(0), Data(_x()), plan=plan).models["linear0"]
+    ais = pvae.ais.ais(linear().model, _x()[choose(9, 3, 0)], guide=linear().guide, annealing=SMALL.annealing)
+    assert torch.equal(found.annealed.log_w, ais.log_w)
+
+
+def test_each_part_is_what_its_own_function_finds(whole):
+    vae, found = linear(0), whole.models["linear0"]
+    alone = evaluate(vae.model, vae.guide, _x(), particles=[1, 4], draws=40, khat=True)
+    assert torch.equal(found.test.iw[4], alone.iw[4])
+    assert torch.equal(found.test.khat, alone.khat)
+    assert torch.equal(found.information, diagnostics.mutual_information(vae.guide, _x()))
+    assert list(found.train.iw) == [1, 4]  # both up to a tenth of the 40 draws
+    assert found.train.draws == 4
+
+
+def test_what_is_done_is_told():
+    told = []
+    compare(programs(0), Data(_x()), Data(_x()), SMALL, progress=lambda *at: told.append(at))
+    assert ("linear0, test data", 9, 9) in told
+    assert list(dict.fromkeys(what for what, _, _ in told)) == [
+        f"linear0, {what}" for what in ("test data", "training data", "annealing, steps", "guides, steps")
+    ]
+
+
+def test_labels_go_with_their_data():
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(y.float()[:, None], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + y[:, None]) / 2, 0.5**0.5).to_event(1))
+
+    x, y = torch.randn(20, 1), torch.arange(20)
+    found = compare({"a": (model, guide)}, Data(x, y), plan=dataclasses.replace(SMALL, families=()))
+    log_p = torch.distributions.Normal(y[:, None].float(), 2**0.5).log_prob(x).double().squeeze(1)
+    torch.testing.assert_close(found.models["a"].test.elbo, log_p, rtol=1e-5, atol=1e-5)
+    assert found.models["a"].annealed.log_p.sub(log_p[found.chosen]).abs().max() < 3
+    assert bool((found.models["a"].test.khat == -math.inf).all())
+    assert "-inf" in tables.text(found, PROTOCOL)
+
+
+# Exact values ---------------------------------------------------------------------------------------------------------
+
+
+class Wide(pvae.Prior):
+    def forward(self, y=None):
+        return dist.Normal(torch.tensor([1.0, -2.0]).to(self.at), torch.tensor([0.5, 3.0]).to(self.at)).to_event(1)
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.at = nn.Parameter(torch.zeros(()))
+
+
+class Heavy(Wide):
+    def forward(self, y=None):
+        return dist.Laplace(self.at.expand(2), 1.0).to_event(1)
+
+
+def decoder(*hidden):
+    return pvae.MLPDecoder(2, (2, 3), hidden)
+
+
+def test_a_linear_gaussian_model_is_solved():
+    likelihood = pvae.Gaussian(decoder(), (2, 3), scale=0.7)
+    found, (layer,) = linear_gaussian(Wide(2), likelihood), likelihood.decoder.layers
+    w, m0, s0 = layer.weight.double(), torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    covariance = w @ s0.square().diag() @ w.mT + 0.7**2 * torch.eye(6)
+    truth = torch.distributions.MultivariateNormal(w @ m0 + layer.bias, covariance).log_prob(x)
+    torch.testing.assert_close(found.log_prob(x), truth, rtol=1e-6, atol=1e-6)
+    assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("prior", "likelihood"),
+    [
+        (Heavy(2), pvae.Gaussian(decoder(), (2, 3))),
+        (pvae.Normal(2), pvae.Bernoulli(decoder(), (2, 3))),
+        (pvae.Normal(2), pvae.Gaussian(decoder(4), (2, 3))),
+        (pvae.Normal(2), pvae.Gaussian(pvae.MLPDecoder(2, (2, 3), (4,), "tanh"), (2, 3))),
+    ],
+)
+def test_other_models_have_no_closed_form(prior, likelihood):
+    assert linear_gaussian(prior, likelihood) is None
+
+
+def test_a_scale_for_each_pixel_has_no_closed_form():
+    likelihood = pvae.Gaussian(decoder(), (2, 3), scale="pixel")
+    with torch.no_grad():
+        likelihood.raw_scale[0, 0] += 1
+    assert linear_gaussian(pvae.Normal(2), likelihood) is None
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"particles": ()}, r"particles: found \[\]"),
+        ({"particles": (0,)}, r"particles: found \[0\]"),
+        ({"particles": (5, 1, 5)}, r"particles: found \[5, 1, 5\], expected different"),
+        ({"train_particles": (0,)}, r"train_particles: found \[0\]"),
+        ({"draws": 99}, "draws: found 99, expected at least the largest K, 100"),
+        ({"start": "posterior"}, "start: found 'posterior', expected prior or guide"),
+        ({"subset": 0}, "subset: found 0"),
+        ({"information": -1}, "information: found -1"),
+        ({"steps": 0}, "steps: found 0"),
+    ],
+)
+def test_a_plan_that_cannot_be(wrong, message):
+    with pytest.raises(pvae.InputError, match=message):
+        Plan(**wrong)
+
+
+def test_what_cannot_be_compared():
+    x = torch.randn(5, 4)
+    with pytest.raises(pvae.InputError, match="found no model"):
+        compare({}, Data(x))
+    with pytest.raises(pvae.InputError, match=r"linear0: exact: found shape \(3,\), expected .*\(5,\)"):
+        compare(programs(0), Data(x), exact={"linear0": torch.zeros(3)})
+    with pytest.raises(pvae.InputError, match="linear0: families: found neither annealing nor exact values"):
+        compare(programs(0), Data(x), plan=Plan((1,), families=("mean_field",)))
+    with pytest.raises(pvae.InputError, match="draws: found 20, expected at least 30, as k-hat needs"):
+        evaluate(*programs(0)["linear0"], x, particles=[20], khat=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-math.inf, "linear: evaluate: the weights of datum 130 are zero, all of them: its log-likelihood is infinite"),
+        (math.inf, "linear: evaluate: the weights of datum 130 are infinite: its log-likelihood is infinite"),
+        (math.nan, "linear: evaluate: the log-likelihood of datum 130 is not a number"),
+    ],
+)
+def test_weights_that_are_no_weights_name_model_datum_and_term(value, message):
+    vae, x = linear(), torch.randn(CELL + 9, 4)
+    x[CELL + 2, 0] = 50.0
+
+    def broken(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, True), 1.0).to_event(1), obs=x[:, :1])
+            pyro.factor("odd", torch.where(x[:, 0] > 40, value, 0.0))
+
+    with pyro.validation_enabled(False), pytest.raises(pvae.InputError, match=message):
+        compare({"linear": (broken, vae.guide)}, Data(x), plan=Plan((40,)))
+
+
+def test_terms_that_only_together_are_no_number():
+    none = torch.full((3, 2), -math.inf, dtype=torch.float64)
+    zero = torch.zeros_like(none)
+    with pytest.raises(pvae.InputError, match="the log-weight of datum 7 is not a number"):
+        evaluate_room._check_numbers(pvae.LogWeights(none, zero, none), 7)
+
+
+def test_a_few_weights_of_zero_are_no_error():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.factor("x", torch.where(z[..., 0] > 0, 0.0, -math.inf) + 0 * x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    found = evaluate(model, guide, torch.randn(3, 4), particles=[1000])
+    assert bool((found.elbo == -math.inf).all())
+    torch.testing.assert_close(found.iw[1000].exp(), torch.full((3,), 0.5).double(), rtol=0, atol=0.08)
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("names", [["a"], ["vae", "iwae"], [f"run-{'x' * 9 * i}_{i}" for i in range(5)]])
+def test_the_text_keeps_to_the_width(width, names):
+    found = comparison(**{name: [1.0 + i, 2.0, 3.5 * i, 4.0] for i, name in enumerate(names)})
+    text = tables.text(found, PROTOCOL, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.replace(" ", "").replace("\n", "").count("ELBO") >= len(names) // 3
+    for i in range(len(names)):
+        mean = np.mean([1.0 + i, 2.0, 3.5 * i, 4.0])
+        assert f"{mean:.2f}" in text or f"{mean:.3f}" in text or f"{mean:.1f}" in text
+
+
+def test_the_text_says_what_it_shows(whole):
+    text = tables.text(whole, PROTOCOL, 100)
+    assert "40 draws for each datum (seed 0); L_K is averaged over disjoint groups: 40 of K=1, 10 of K=4" in text
+    assert "at most log N = 2.20" in text
+    assert "annealed importance sampling from the prior: 3 of the test data, 20 temperatures, 3 chains, 2" in text
+    assert "training, 5 data, 4 draws each" in text
+    assert re.search(r"less linear0, paired by datum; below it wins/losses", text)
+    assert "L_1 " not in text  # the ELBO
+    row = next(line for line in text.splitlines() if line.startswith("  L_4"))
+    for name in whole.models:
+        assert " +- ".join(tables.plus_minus(whole.estimates(name)["test"]["iw.4"])) in row
+
+
+def test_too_few_draws_for_khat_are_said():
+    found = compare(programs(0), Data(_x()), plan=Plan((1, 29)))
+    text = " ".join(tables.text(found, PROTOCOL).split())
+    assert "Pareto k-hat is not given: it needs at least 30 draws" in text
+    assert "k-hat, median" not in text
+    assert tables.summary(found, PROTOCOL, {})["settings"]["khat_threshold"] is None
+    assert "k-hat, median" in tables.text(compare(programs(0), Data(_x()), plan=Plan((1, 30))), PROTOCOL)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Estimate(-98.96123, 0.2512, 9), ("-98.96", "0.25")),
+        (Estimate(-98.96123, 2.512, 9), ("-99.0", "2.5")),
+        (Estimate(-98.96123, 25.12, 9), ("-99", "25")),
+        (Estimate(1e-5, 3.14e-6, 9), ("0.0000100", "0.0000031")),
+        (Estimate(1.0, 0.0, 9), ("1.000", "0.000")),
+        (Estimate(-math.inf, math.nan, 9), ("-inf", "nan")),
+    ],
+)
+def test_errors_have_two_digits(value, shown):
+    assert tables.plus_minus(value) == shown
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_json_has_every_number_and_what_it_rests_on(whole):
+    def refuse(word):
+        raise AssertionError(word)
+
+    text = json.dumps(tables.summary(whole, PROTOCOL, {"python": "3"}), allow_nan=False)
+    found = json.loads(text, parse_constant=refuse)
+    for name in whole.models:
+        for part, values in whole.estimates(name).items():
+            for key, value in values.items():
+                assert found["runs"][name][part][key]["mean"] == value.mean
+                assert found["runs"][name][part][key]["n"] == value.n
+    (pair,) = [each for each in found["paired"] if each["quantity"] == "iw.4"]
+    expected = whole.differences()["linear1", "linear0"]["iw.4"]
+    assert (pair["a"], pair["b"], pair["mean"], pair["p_value"]) == (
+        "linear1",
+        "linear0",
+        expected.mean,
+        expected.p_value,
+    )
+    assert found["settings"]["annealing"]["temperatures"] == 20
+    assert found["settings"]["draws"] == 40
+    assert found["runs"]["linear0"]["test"]["active_units"] == whole.models["linear0"].test.active_units
+
+
+def test_csv_has_the_same_numbers(whole):
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(whole))))
+    found = {(row["run"], row["less"], row["part"], row["quantity"], row["K"]): row for row in rows}
+    assert len(found) == len(rows)
+    row = found["linear1", "", "test", "iw", "4"]
+    value = whole.estimates("linear1")["test"]["iw.4"]
+    assert (float(row["mean"]), float(row["se"]), row["n"], row["draws"]) == (value.mean, value.se, "9", "40")
+    assert found["linear1", "", "train", "iw", "4"]["draws"] == "4"
+    assert found["linear1", "", "ais", "log_p - iw", "4"]["n"] == "3"
+    assert (
+        int(found["linear1", "linear0", "paired", "elbo", ""]["wins"])
+        == whole.differences()["linear1", "linear0"]["elbo"].wins
+    )
+
+
+def test_the_csv_of_data_has_a_row_for_each(whole):
+    rows = list(csv.DictReader(io.StringIO(tables.data_csv(whole))))
+    assert [(row["run"], row["datum"]) for row in rows] == [(name, str(i)) for name in whole.models for i in range(9)]
+    test = whole.models["linear1"].test
+    for column, value in {"iw.4": test.iw[4], "iw.4.se": test.se["iw.4"], "khat": test.khat, "ess": test.ess}.items():
+        assert [float(row[column]) for row in rows[9:]] == value.tolist()
+
+
+def test_netcdf_opens_with_arviz(whole, tmp_path):
+    write_results(tmp_path / "x.nc", tables.arrays(whole), {"data": "toy"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # arviz 0.23 announces arviz 1
+        import arviz
+    found = arviz.from_netcdf(tmp_path / "x.nc")
+    test = found["test"]
+    assert dict(test["iw"].sizes) == {"run": 2, "datum": 9, "K": 2}
+    one = test["iw"].sel(run="linear1", K=4).values
+    np.testing.assert_array_equal(one, whole.models["linear1"].test.iw[4].numpy())
+    np.testing.assert_array_equal(test["khat"].sel(run="linear0").values, whole.models["linear0"].test.khat.numpy())
+    assert bool(np.isnan(test["log_p"].sel(run="linear0")).all())
+    assert found["ais"]["log_p"].datum.values.tolist() == whole.chosen.tolist()
+    assert dict(found["ais"]["log_weight"].sizes) == {"run": 2, "chain": 3, "datum": 3}
+    gap, _ = whole.models["linear1"].gap.columns()["amortization.mean_field"]
+    np.testing.assert_array_equal(found["gap"]["amortization_mean_field"].sel(run="linear1").values, gap.numpy())
+    error = test["iw_se"].sel(run="linear1", K=1).values
+    np.testing.assert_array_equal(error, whole.models["linear1"].test.se["iw.1"].numpy())
+    assert dict(found["train"]["iw_se"].sizes) == {"run": 2, "datum": 5, "K": 2}
+
+
+def test_the_table_for_a_paper():
+    found = comparison(first=[1.0, 2.0, 3.0, 4.0], a_b=[1.5, 2.5, 3.5, 4.5], c=[2.0, 2.0, 3.5, 4.4])
+    text = tables.latex(found, PROTOCOL)
+    body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert r" & first & a\_b & c \\" in text
+    # c is -0.025 +- 0.18 of a_b's: not to be told from it
+    assert body[0] == r"ELBO & $2.50 \pm 0.65$ & $\mathbf{3.00} \pm 0.65$ & $\mathbf{2.98} \pm 0.59$ \\"
+    assert body[1] == r"$L_{10}$ & $3.50 \pm 0.65$ & $\mathbf{4.00} \pm 0.65$ & $\mathbf{3.98} \pm 0.59$ \\"
+    assert body[-1] == r"active units & 1 of 2 & 1 of 2 & 1 of 2 \\"
+    assert r"test data of toy\_1" in text
+    assert r"mean $\pm$ standard error" in text
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_the_table_for_a_paper_is_well_formed(whole, one):
+    found = dataclasses.replace(whole, models={"L_x%_~^\\{": whole.models["linear1"]}) if one else whole
+    text = tables.latex(found, PROTOCOL)
+    plain = re.sub(r"\\[{}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert text.replace(r"\$", "").count("$") % 2 == 0
+    assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [
+        ("begin", "table"), ("begin", "tabular"), ("end", "tabular"), ("end", "table")
+    ]  # fmt: skip
+    columns = 1 + len(found.models)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert all(row.count("&") == columns - 1 or row.startswith(rf"\multicolumn{{{columns}}}") for row in rows)
+    assert (r"\mathbf" in text) is not one
+    assert (r" & L\_x\%\_\textasciitilde{}\textasciicircum{}\textbackslash{}\{ \\" in text) is one
+    for formula in re.findall(r"\$[^$]+\$", text.replace(r"\$", "")):
+        MathTextParser("path").parse(formula)
+    assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))

@@ -1,0 +1,288 @@
+"""The command that compares runs: what it prints and writes, and what it refuses."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pvae
+from pvae import cli, compare, comparison, fit, report
+from pvae.load import load
+
+SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
+QUICK = ["--subset", "2", "--temperatures", "5", "--chains", "2", "--leapfrog", "1", "--steps", "3"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs on the digits: ELBO, IWAE, and a linear one of grey pixels, which has an exact answer."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "figures", lambda *_: None)
+        patch.setattr(os, "fsync", lambda _: None)
+        assert fit.main([*SMALL, "--out", str(folder / "vae")]) == 0
+        assert fit.main([*SMALL, "--objective", "iwae", "--particles", "3", "--out", str(folder / "iwae")]) == 0
+        linear = ["--likelihood", "gaussian", "--decoder.hidden", "", "--epochs", "2", "--out", str(folder / "linear")]
+        assert fit.main([*SMALL, *linear]) == 0
+    return {name: folder / name for name in ("vae", "iwae", "linear")}
+
+
+def go(*argv):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(compare.main, "compare", [str(word) for word in argv])
+    return ended.value.code
+
+
+def refused(capsys, *argv):
+    """The one line that it refuses with; nothing was written."""
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+    assert go(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("pvae compare: error: ")
+    assert sorted(Path().rglob("*")) == before
+    return err
+
+
+def test_two_runs_in_every_form(runs, capsys):
+    names = ["x.json", "x.csv", "x.data.csv", "x.tex", "x.nc", "x.png", "x.pdf", "x.svg", "x.khat.png"]
+    outs = [word for name in names for word in ("--out", name)]
+    assert go(runs["vae"], runs["iwae"], "--particles", "5,1,40", *outs) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line for line in out.splitlines() if line.startswith("written")] == [f"written: {name}" for name in names]
+    assert "less vae, paired by datum" in out
+    assert "training, 359 data, 1 draws each" in out
+    found = json.loads(Path("x.json").read_text())
+    assert found["settings"]["K"] == [1, 5, 40]
+    assert found["protocol"]["sizes"]["test"] == 359
+    assert found["packages"]["pvae"]
+    means = [found["runs"]["iwae"]["test"][key]["mean"] for key in ("elbo", "iw.5", "iw.40")]
+    assert means == sorted(means)
+    assert list(found["runs"]["vae"]) == ["test", "train", "difference"]
+    rows = list(csv.DictReader(Path("x.data.csv").read_text().splitlines()))
+    assert np.mean([float(row["iw.40"]) for row in rows[359:]]) == pytest.approx(means[2])
+    assert Path("x.tex").read_text().count(r"\mathbf") >= 3  # a best one of each bound
+    assert Path("x.png").read_bytes().startswith(b"\x89PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+    test = arviz.from_netcdf("x.nc")["test"]
+    assert test["run"].values.tolist() == ["vae", "iwae"]
+    assert float(test["iw"].sel(run="iwae", K=40).mean()) == pytest.approx(means[2])
+
+
+def test_the_numbers_are_those_of_the_runs_test_data(runs):
+    assert go(runs["vae"], "--particles", "7", "--draws", "21", "--seed", "3", "--out", "x.json") == 0
+    vae, dataset, _ = load(runs["vae"])
+    x = pvae.data.pixels(dataset.test.x)
+    alone = pvae.evaluate.evaluate(vae.model, vae.guide, x, particles=[7], draws=21, seed=3)
+    found = json.loads(Path("x.json").read_text())["runs"]["vae"]
+    assert found["test"]["iw.7"]["mean"] == alone.summary()["iw.7"]["mean"]
+    train = compare.training_data(dataset, load(runs["vae"])[2].config, 359, 3)
+    assert set(train.x.unique().tolist()) == {0.0, 1.0}  # drawn, as the test data are
+    again = pvae.evaluate.evaluate(vae.model, vae.guide, train.x, particles=[7], seed=3)
+    assert found["train"]["iw.7"]["mean"] == again.summary()["iw.7"]["mean"]
+
+
+def test_training_data_are_the_seeds(runs):
+    _, dataset, run = load(runs["vae"])
+    some = compare.training_data(dataset, run.config, 50, 1)
+    rows = comparison.choose(1294, 50, 1)
+    assert torch.equal(some.x, compare.training_data(dataset, run.config, 50, 1).x)
+    assert not torch.equal(some.x, compare.training_data(dataset, run.config, 50, 2).x)
+    every = [compare.training_data(dataset, run.config, 2000, seed).x for seed in (1, 2)]
+    assert every[0].shape == every[1].shape == (1294, 8, 8)
+    assert not torch.equal(*every)  # the same images, drawn anew
+    grey = pvae.data.pixels(dataset.train.x[rows])
+    assert bool((some.x[grey == 0] == 0).all())
+    assert bool((some.x[grey == 1] == 1).all())
+    assert torch.equal(some.y, dataset.train.y[rows])
+    _, dataset, run = load(runs["linear"])
+    assert torch.equal(compare.training_data(dataset, run.config, 50, 1).x, dataset.train.x[rows])
+    assert compare.training_data(dataset, run.config, 0, 1) is None
+
+
+def test_without_training_data(runs, capsys):
+    assert go(runs["vae"], "--particles", "1,30", "--train", "0") == 0
+    assert "training" not in capsys.readouterr().out
+    assert go(runs["vae"], "--particles", "1,30", "--train", "9", "--train-particles", "4,2", "--out", "x.json") == 0
+    found = json.loads(Path("x.json").read_text())["runs"]["vae"]
+    assert [key for key in found["train"] if key.startswith("iw")] == ["iw.2", "iw.4"]
+    assert found["train"]["elbo"]["n"] == 9
+    assert list(found["difference"]) == ["elbo"]  # no K of both
+
+
+def test_annealing_beside_the_bounds(runs, capsys):
+    outs = ["--out", "x.nc", "--out", "x.json", "--out", "x.tex"]
+    assert go(runs["vae"], runs["iwae"], "--particles", "1,40", "--train", "0", "--ais", "--gap", *QUICK, *outs) == 0
+    out = capsys.readouterr().out
+    assert "annealed importance sampling from the prior: 2 of the test data, 5 temperatures, 2 chains" in out
+    assert "approximation, mean-field" in out
+    assert "amortization, flow" in out
+    assert max(map(len, out.splitlines())) <= 100
+    found = json.loads(Path("x.json").read_text())["runs"]["iwae"]
+    assert found["ais"]["log_p"]["n"] == 2
+    total = found["gap"]["approximation.flow"]["mean"] + found["gap"]["amortization.flow"]["mean"]
+    assert total == pytest.approx(found["gap"]["inference"]["mean"])
+
+
+def test_annealing_alone_from_the_guide(runs, capsys):
+    argv = [runs["vae"], "--particles", "1,40", "--train", "0", "--ais", "--start", "guide", *QUICK]
+    assert go(*argv, "--out", "x.json") == 0
+    assert "annealed importance sampling from the guide" in capsys.readouterr().out
+    found = json.loads(Path("x.json").read_text())
+    assert found["settings"]["annealing"]["start"] == "guide"
+    assert "gap" not in found["runs"]["vae"]
+
+
+def test_the_exact_value_where_there_is_one(runs, capsys):
+    argv = [runs["linear"], "--particles", "1,3000", "--train", "0"]
+    assert go(*argv, "--out", "x.json", "--out", "x.svg") == 0
+    assert "log p(x) - L_3000" in capsys.readouterr().out
+    found = json.loads(Path("x.json").read_text())["runs"]["linear"]["exact"]
+    vae, dataset, _ = load(runs["linear"])
+    w, b = vae.likelihood.decoder.layers[-1].weight.double(), vae.likelihood.decoder.layers[-1].bias.double()
+    covariance = w @ w.mT + vae.likelihood.scale.double().square() * torch.eye(64)
+    truth = torch.distributions.MultivariateNormal(b, covariance).log_prob(dataset.test.x.flatten(1).double())
+    assert found["log_p"]["mean"] == pytest.approx(truth.mean().item(), abs=1e-4)
+    assert found["log_p - iw.3000"]["mean"] < 0.1 * found["log_p - elbo"]["mean"]
+
+
+def test_every_option_reaches_the_plan():
+    argv = "run --particles 9,3 --draws 11 --train-particles 2 --seed 5 --eval-chunk 777 --gap --subset 7 --steps 8"
+    argv += " --temperatures 21 --chains 22 --leapfrog 23 --start guide --families flow"
+    assert compare._plan(compare._parser().parse(argv.split())) == comparison.Plan(
+        particles=(3, 9),
+        draws=11,
+        train_particles=(2,),
+        annealing=pvae.ais.Annealing(21, 22, 23),
+        start="guide",
+        families=("flow",),
+        subset=7,
+        steps=8,
+        seed=5,
+        chunk=777,
+    )
+    plain = compare._plan(compare._parser().parse(["run"]))
+    assert plain == comparison.Plan()  # the library's defaults are the command's
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_it_fits_the_terminal(runs, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert go(runs["vae"], runs["iwae"], "--particles", "1,30") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= int(columns)
+
+
+def test_too_few_draws_for_khat(runs, capsys):
+    assert go(runs["vae"], "--particles", "1,29", "--train", "0") == 0
+    assert "Pareto k-hat is not given: it needs at least 30 draws" in capsys.readouterr().out
+    for wanted in (["--khat"], ["--out", "x.khat.png"]):
+        message = refused(capsys, runs["vae"], "--particles", "1,29", *wanted)
+        assert "--khat: found 29 draws, expected at least 30: raise --draws or --particles" in message
+    assert go(runs["vae"], "--particles", "1,29", "--train", "0", "--out", "my.khat.csv") == 0  # a table as any
+    assert go(runs["vae"], "--particles", "1,29", "--draws", "30", "--khat", "--train", "0") == 0
+    assert "k-hat, median" in capsys.readouterr().out
+
+
+def test_names_that_charts_and_tables_must_bear(runs):
+    names = ["_hidden", "a$b_{$c", "x" * 60]
+    for name in names:
+        Path(name).symlink_to(runs["vae"])
+    # links to one run are one run
+    assert go(*names, "--particles", "1,30") == 2
+    for name in names:
+        Path(name).unlink()
+        subprocess.run(["cp", "-r", runs["vae"], name], check=True)
+    outs = ["--out", "x.png", "--out", "x.khat.png", "--out", "x.tex", "--out", "x.nc"]
+    assert go(*names, "--particles", "1,30", "--train", "0", *outs) == 0
+    assert r"\_hidden & a\$b\_\{\$c & " in Path("x.tex").read_text()
+
+
+WRONG = {
+    "VAE VAE": "found one of them twice",
+    "VAE --particles 1,0": "--particles: found '1,0', expected numbers of draws, each at least 1",
+    "VAE --particles 5,5": "--particles: found '5,5', expected each K once",
+    "VAE --train-particles 2,2": "--train-particles: found '2,2', expected each K once",
+    "VAE --particles 50 --draws 49": "--draws: found 49, expected at least the largest K, 50",
+    "VAE --draws 0": "--draws: found 0, expected at least 1",
+    "VAE --train -1": "--train: found -1, expected at least 0",
+    "VAE --ais --temperatures 0": "--temperatures: found 0, expected at least 1",
+    "VAE --ais --chains 0": "--chains: found 0",
+    "VAE --ais --leapfrog 0": "--leapfrog: found 0",
+    "VAE --ais --subset 0": "--subset: found 0",
+    "VAE --gap --steps 0": "--steps: found 0",
+    "VAE --gap --families flwo": "families: unknown 'flwo': did you mean 'flow'?",
+    "VAE --gap --families ,": "--families",
+    "VAE --ais --start middle": "--start",
+    "VAE --out x.json --out x.json": "--out x.json: found twice, expected different files",
+    "VAE --out x.json --out y.txt": "--out y.txt: found the ending '.txt', expected one of .json, .csv, .tex",
+    "VAE LINEAR": "different protocols: binarization is dynamic and none: fit one of them again with the",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_it_refuses(line, runs, capsys):
+    argv = [str(runs.get(word.lower(), word)) for word in line.split()]
+    assert WRONG[line] in refused(capsys, *argv)
+
+
+def test_data_that_are_gone(capsys, monkeypatch):
+    monkeypatch.setattr(report, "figures", lambda *_: None)
+    np.savez("mine.npz", x=np.random.default_rng(0).random((40, 5)).round())
+    assert fit.main([*SMALL, "--data", "mine.npz", "--out", "run"]) == 0
+    Path("mine.npz").rename("moved.npz")
+    assert "mine.npz" in refused(capsys, "run")
+
+
+def test_weights_that_are_not_numbers(runs, capsys, monkeypatch):
+    vae, dataset, run = load(runs["linear"])
+    with torch.no_grad():
+        vae.likelihood.decoder.layers[-1].bias[3] = math.nan
+    monkeypatch.setattr(compare, "load", lambda path, device: (vae, dataset, run))
+    message = refused(capsys, runs["linear"], "--particles", "1")
+    assert "linear: evaluate: the log-likelihood of datum 0 is not a number: the model has diverged" in message
+
+
+def test_progress_is_told_on_standard_error(runs, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "_progress", lambda: real(every=0.0))
+    assert go(runs["vae"], "--particles", "1,30") == 0
+    out, err = capsys.readouterr()
+    assert "left" not in out
+    lines = err.splitlines()
+    assert re.fullmatch(r"vae, test data: 128 of 359, 0:\d\d:\d\d left", lines[0])
+    assert lines[-1].startswith("vae, training data: 256 of 359, ")
+
+
+real = compare._progress
+
+
+def test_ctrl_c_leaves_nothing(runs, here, capsys, monkeypatch):
+    real = comparison.mutual_information
+    monkeypatch.setattr(
+        comparison, "mutual_information", lambda *a, **k: (signal.raise_signal(signal.SIGINT), real(*a, **k))
+    )
+    assert go(runs["vae"], "--particles", "1,30", "--out", "x.json") == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "pvae compare: error: interrupted: nothing to resume was written\n"
+    assert list(here.iterdir()) == []
