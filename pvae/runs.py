@@ -181,7 +181,7 @@ class Run:
         return checkpoints.load(self.folder / "checkpoints" / self.names()[-1])
 
     def best(self) -> Checkpoint:
-        """The checkpoint with the best validation ELBO; the newest where there was no validation."""
+        """The checkpoint with the best validation bound; the newest where there was no validation."""
         last = self.last()
         best = last.state["best"]
         name = _name(best["steps"]) if best is not None else last.path.name

@@ -33,7 +33,7 @@ class Position:
     count: int = 0
     """The number of data in them."""
     best: dict[str, Any] | None = field(default=None)
-    """Where the best validation ELBO was seen: {"steps", "epoch", "elbo"}."""
+    """Where the best validation bound was seen: {"steps", "epoch", "bound"}."""
 
 
 class Training:
@@ -124,9 +124,11 @@ class Training:
             raise InputError(f"{where}: {error}: lower --lr, or set --clip-norm") from error
         self.vae.train()
         summary = found.summary()
-        elbo = summary["elbo"]["mean"]
-        if self.at.best is None or elbo > self.at.best["elbo"]:
-            self.at.best = {"steps": self.svi.steps, "epoch": self.at.epoch, "elbo": elbo}
+        # by the ELBO a model that is fitted under a bound that weighs its draws would be best when it has hardly begun
+        judged = "elbo" if getattr(self.svi.objective, "power", 0.0) == 0 else f"iw.{VALIDATION_PARTICLES[-1]}"
+        bound = summary[judged]["mean"]
+        if self.at.best is None or bound > self.at.best["bound"]:
+            self.at.best = {"steps": self.svi.steps, "epoch": self.at.epoch, "bound": bound}
         means = {f"validation.{name}": value["mean"] for name, value in summary.items() if name != "iw.1"}
         return {**means, "validation.active_units": found.active_units}
 

@@ -568,7 +568,7 @@ def test_the_last_two_and_the_best_are_kept(plain, monkeypatch):
     def validate(self):
         found = real(self)
         if self.at.epoch > 2:
-            self.at.best = {"steps": 22, "epoch": 2, "elbo": 0.0}
+            self.at.best = {"steps": 22, "epoch": 2, "bound": 0.0}
         return found
 
     monkeypatch.setattr(fit.Training, "_validate", validate)
@@ -739,3 +739,13 @@ def test_help_shows_the_options_of_a_class_of_ones_own(tmp_path, monkeypatch, ca
             fit.main([*words, "--help"])
         assert ended.value.code == 0
         assert "helplab:Wide (default: 2.0): how wide. [a number]" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("objective", "judged"), [("elbo", "elbo"), ("iwae", "iw.10")])
+def test_the_best_is_best_by_the_bound_that_is_fitted(objective, judged, monkeypatch):
+    assert go(*SMALL, "--objective", objective, "--particles", "5", "--out", "new") == 0
+    lines = [json.loads(line) for line in Path("new/metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: line[f"validation.{judged}"])
+    assert json.loads(Path("new/summary.json").read_text())["epoch"] == best["epoch"]
+    position = runs.Run.open("new").last().state["best"]
+    assert position == {"steps": best["steps"], "epoch": best["epoch"], "bound": best[f"validation.{judged}"]}

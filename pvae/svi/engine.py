@@ -96,7 +96,7 @@ class SVI(pyro.infer.SVI):
         self.steps = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self._rates: Tensor | None = None
-        self._elbo = loss if isinstance(loss, ELBO) else None
+        self.objective = loss if isinstance(loss, ELBO) else None
         self._names: dict[Tensor, str] = {}
         # Pyro's own objectives take a gradient only where they see param sites
         self._used = Parameters(noting=not getattr(loss, "needs_param_sites", True))
@@ -277,7 +277,7 @@ class SVI(pyro.infer.SVI):
 
     def _fault(self, call: Call, value: float, before: Snapshot) -> NonFiniteError:
         before.restore()
-        where = blame(self._names, self._elbo, self.model, self.guide, *call.plain())
+        where = blame(self._names, self.objective, self.model, self.guide, *call.plain())
         for parameter in self._names:
             parameter.grad = None
         before.restore()
@@ -324,9 +324,9 @@ class SVI(pyro.infer.SVI):
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
-        if self._clock is None and hasattr(self._elbo, "clock"):
+        if self._clock is None and hasattr(self.objective, "clock"):
             device = call.inputs[0].device if call.inputs else self._device
-            self._clock = self._elbo.clock = torch.tensor(self.steps, device=device)
+            self._clock = self.objective.clock = torch.tensor(self.steps, device=device)
 
     @property
     def _device(self) -> torch.device:
@@ -352,7 +352,7 @@ class SVI(pyro.infer.SVI):
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "max_plate_nesting": getattr(self._elbo, "max_plate_nesting", None),
+            "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
             "graphs": dict(self._graphs.counts),
             "numbers": {place: list(values) for place, values in self._numbers.seen.items()},
         }
@@ -365,8 +365,8 @@ class SVI(pyro.infer.SVI):
         self._numbers.seen = {place: list(values) for place, values in state.get("numbers", {}).items()}
         if self._clock is not None:
             self._clock.fill_(self.steps)
-        if self._elbo is not None and state.get("max_plate_nesting") is not None:
-            self._elbo.max_plate_nesting = state["max_plate_nesting"]
+        if self.objective is not None and state.get("max_plate_nesting") is not None:
+            self.objective.max_plate_nesting = state["max_plate_nesting"]
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:

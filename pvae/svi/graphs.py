@@ -135,7 +135,7 @@ class Graphs:
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
-        if svi.compile == "off" or self.eager_only or getattr(svi._elbo, "in_parts", False):
+        if svi.compile == "off" or self.eager_only or getattr(svi.objective, "in_parts", False):
             return None
         if call.key is None:
             self._warn(
