@@ -35,7 +35,8 @@ def opening(run: Run, training: Training) -> str:
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     data = f"{config.data} ({counts}; binarization: {config.binarization})"
     resumed = f" from epoch {training.at.epoch + 1:,}" if training.at.epoch or training.at.batch else ""
-    objective = f"{config.objective} with K={config.particles}"
+    gradient = "" if config.gradient == "reparam" else f", gradient {config.gradient}"
+    objective = f"{config.objective} with K={config.particles}{gradient}"
     return f"{data}\n{parts}; {objective}, {training.epochs:,} epochs{resumed} on {device}, into {run.folder}"
 
 
