@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .checkpoints import disk
 from .data import pixels
 from .errors import InputError
 from .load import load
+from .pace import pace
 from .snr import Signal, Toy, measure, slope
 from .vae import VAE
 
@@ -45,11 +47,17 @@ def main(argv: Sequence[str]) -> int:
     for name, by_k in objectives.items():
         for k, objective in by_k.items():
             if objective is not None:
-                results[name][k] = measure(objective, model, guide, parameters, *data, samples=samples, seed=seed)
+                told = pace(_say, f"{name}, K={k}: gradient")
+                options = {"samples": samples, "seed": seed, "progress": told}
+                results[name][k] = measure(objective, model, guide, parameters, *data, **options)
     print(table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each"))
     if out:
         _write(out, results, ks, {"of": title, "objective": found.objective, "samples": samples, "seed": seed})
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _objective(objective: str, k: int, gradient: str) -> Any:

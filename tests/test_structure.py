@@ -53,7 +53,7 @@ ROOMS = {
     "progress": {"train"},
     "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
-    "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "plots", "snr", "vae"},
+    "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "pace", "plots", "snr", "vae"},
     "compare": {
         *{"errors", "ais", "checkpoints", "cli", "comparison", "config", "data", "diagnostics", "exact", "load"},
         *{"pace", "plots", "runs", "tables", "vae"},
