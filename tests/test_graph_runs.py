@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from functools import partial
 from itertools import chain
 
 import pyro
@@ -154,6 +155,19 @@ def test_a_prepare_that_closes_over_another_number_is_another_prepare():
             for block in svi.run(rows, DATA, prepare=lambda x: x + float(epoch)):  # noqa: B023
                 found[mode] += block.tolist()
     assert found["graph"] == pytest.approx(found["off"], rel=1e-6)
+
+
+def test_a_partial_that_is_made_anew_is_the_same_prepare():
+    found = {}
+    for mode in ("off", "graph"):
+        svi, lines = fresh(mode), []
+        svi.notice = lines.append
+        found[mode] = []
+        for epoch, rows in enumerate(epochs(6)):
+            for block in svi.run(rows, DATA, prepare=partial(torch.add, other=float(epoch > 3))):
+                found[mode] += block.tolist()
+    assert found["graph"] == pytest.approx(found["off"], rel=1e-6)
+    assert len(lines) == 2
 
 
 def test_data_changed_in_place_or_replaced_are_followed():

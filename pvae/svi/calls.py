@@ -105,14 +105,20 @@ def take(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> tupl
 
 
 def _identity(function: Any) -> Hashable:
-    """The same for a function that is written once and made often, as a lambda in a loop or a bound method."""
+    """The same for a function that is written once and made often: a lambda in a loop, a bound method, a partial."""
+    if isinstance(function, functools.partial):
+        given = [*function.args, *(part for item in sorted(function.keywords.items()) for part in item)]
+        return ("partial", _identity(function.func), *map(_of_value, given))
     inner = getattr(function, "__func__", function)
     if not inspect.isfunction(inner):
         return id(function)
     values = [cell.cell_contents for cell in inner.__closure__ or ()]
     values += [*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()]
-    found = (value if isinstance(value, CONSTANTS) else id(value) for value in values)
-    return (inner.__code__, id(getattr(function, "__self__", None)), *found)
+    return (inner.__code__, id(getattr(function, "__self__", None)), *map(_of_value, values))
+
+
+def _of_value(value: Any) -> Hashable:
+    return value if isinstance(value, CONSTANTS) else id(value)
 
 
 def _part(leaf: Any) -> Hashable:
