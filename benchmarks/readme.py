@@ -50,6 +50,15 @@ def fits(result: dict[str, Any]) -> str:
     return table(["fit, from start to figures", "wall time", "test ELBO", "test IW bound, K=200"], rows)
 
 
+def others(result: dict[str, Any]) -> str:
+    """A row for each program."""
+    rows = [
+        [name, *(f"{found[mode]['ratio']:.1f}" for mode in ("off", "graph", "full"))]
+        for name, found in result["programs"].items()
+    ]
+    return table(["times faster than Pyro", "off", "graph", "full"], rows)
+
+
 def _ratios(result: dict[str, Any], who: str, other: str) -> str:
     """Of two contestants' times, by network."""
     found = {name: network["contestants"] for name, network in result["networks"].items()}
@@ -58,8 +67,8 @@ def _ratios(result: dict[str, Any], who: str, other: str) -> str:
 
 def measured() -> str:
     """The section as text."""
-    fit, step, evaluation, flushed_, estimators = (
-        newest(name) for name in ("fit", "step", "evaluate", "step-flushed", "estimators")
+    fit, step, evaluation, flushed_, estimators, programs = (
+        newest(name) for name in ("fit", "step", "evaluate", "step-flushed", "estimators", "programs")
     )
     modes = {mode: _ratios(flushed_, f"pvae-{mode}", "torch") for mode in ("off", "graph", "full")}
     flushed = "; ".join(f"`{mode}` {found}" for mode, found in modes.items())
@@ -78,7 +87,12 @@ B = 784-200-200-50, batch 20, IWAE with K=50; C = B with batch 256 and K=64 (`py
 
 `pvae-MODE` is `--compile MODE`: `full` over NumPyro's `jit(update)` is {_ratios(step, "pvae-full", "numpyro-jit")}.
 `torch` is by hand with the same fused Adam, and like Pyro it is slowed on a CPU by denormal numbers, which `pvae`
-avoids; with `--flush-denormals` the ratios to it are, {flushed} (`benchmarks/NOTES.md`).
+avoids; with `--flush-denormals` the ratios to it are
+{flushed} (`benchmarks/NOTES.md`).
+
+Programs that are no VAEs, how many times faster a step is than under `pyro.infer.SVI` (`python -m benchmarks.programs`):
+
+{others(programs)}
 
 Evaluating the bound at K={memory["particles"]:,} on {memory["images"]:,} MNIST images takes
 {memory["over_mib"]:.0f} MiB over the baseline (`python -m benchmarks.evaluate`).
