@@ -90,7 +90,7 @@ B = 784-200-200-50, batch 20, IWAE with K=50; C = B with batch 256 and K=64 (`py
 avoids; with `--flush-denormals` the ratios to it are
 {flushed} (`benchmarks/NOTES.md`).
 
-Programs that are no VAEs, how many times faster a step is than under `pyro.infer.SVI` (`python -m benchmarks.programs`):
+Programs that are no VAEs, how many times faster a step is than under Pyro's SVI (`python -m benchmarks.programs`):
 
 {others(programs)}
 
