@@ -42,8 +42,11 @@ def main(argv: Sequence[str]) -> int:
     found = _parser().parse(argv)
     plan, outs, device = _plan(found), _outs(found.out or []), cli.device(found.device)
     train = None if found.train is None else cli.whole(found.train, "--train", 0)
-    if plan.total < FEWEST and (found.khat or any(_is_of_khat(out) for out in outs)):
-        raise InputError(f"--khat: found {plan.total} draws, expected at least {FEWEST}: raise --draws or --particles")
+    asked = ["--khat"] * found.khat + [f"--out {out}" for out in outs if _is_of_khat(out)]
+    if plan.total < FEWEST and asked:
+        raise InputError(
+            f"{asked[0]}: found {plan.total} draws, expected at least {FEWEST}: raise --draws or --particles"
+        )
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
     # the data were looked at; what is not a number is found in the sums, and named

@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     found = _parser().parse(argv)
     ks = cli.numbers(found.particles, "--particles")
     samples, size = cli.whole(found.samples, "--samples", 2), cli.whole(found.batch_size, "--batch-size", 1)
-    seed, out = cli.whole(found.seed, "--seed", 0), found.out and cli.output(found.out, "--out", ENDINGS)
+    seed, outs = cli.whole(found.seed, "--seed", 0), [cli.output(out, "--out", ENDINGS) for out in found.out or []]
     names = [name for name in found.gradient.split(",") if name]
-    objectives = {name: {k: _objective(found.objective, k, name) for k in ks} for name in names}
+    objectives = {name: {k: _objective(found.objective, k, name, max(ks)) for k in ks} for name in names}
     model, guide, parameters, data, title = _programs(found, size)
     results: Found = {name: {} for name in names}
     for name, by_k in objectives.items():
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
                 options = {"samples": samples, "seed": seed, "progress": told}
                 results[name][k] = measure(objective, model, guide, parameters, *data, **options)
     print(table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each"))
-    if out:
+    for out in outs:
         _write(out, results, ks, {"of": title, "objective": found.objective, "samples": samples, "seed": seed})
     return 0
 
@@ -60,22 +60,23 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _objective(objective: str, k: int, gradient: str) -> Any:
-    """None where an estimator needs more particles than these."""
+def _objective(objective: str, k: int, gradient: str, most: int) -> Any:
+    """None where an estimator needs more particles than these, of which it has enough at the most there are."""
     made = lookup("objective", objective)
     try:
         return made(k, gradient=gradient)  # type: ignore[call-arg]
-    except InputError as error:
-        if k > 1 or not str(error).startswith(("particles", "gradient")):
+    except InputError:
+        if k == most:
             raise
-        made(64, gradient=gradient)  # type: ignore[call-arg]
+        made(most, gradient=gradient)  # type: ignore[call-arg]
         return None
 
 
 def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Tensor]], tuple, str]:
     device = cli.device(found.device)
     if found.toy == (found.run is not None):
-        raise InputError("found neither or both of a run and --toy, expected one of them: pvae gradients runs/NAME")
+        both = "both a run and --toy" if found.toy else "neither a run nor --toy"
+        raise InputError(f"found {both}, expected one of them, as in: pvae gradients runs/NAME")
     if found.toy:
         toy = Toy(perturbation=0.01).to(device)
         return toy.model, toy.guide, toy.groups(), (toy.x.to(device),), "the Gaussian toy"
@@ -157,14 +158,23 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--toy", action="store_true", help="the Gaussian toy of Rainforth et al. 2018, in place of a run"
     )
-    parser.add_argument("--gradient", default="reparam,stl,dreg", metavar="NAME,...", help="estimators")
-    parser.add_argument("--particles", default="1,4,16,64,256", metavar="K,...", help="every K")
+    parser.add_argument(
+        "--gradient", default="reparam,stl,dreg", metavar="NAME,...", help="estimators (default: reparam,stl,dreg)"
+    )
+    parser.add_argument(
+        "--particles", default="1,4,16,64,256", metavar="K,...", help="every K (default: 1,4,16,64,256)"
+    )
     parser.add_argument("--objective", default="iwae", metavar="NAME", help="whose gradient (default: iwae)")
     parser.add_argument("--samples", default="1000", metavar="N", help="gradients for each (default: 1000)")
     parser.add_argument(
         "--batch-size", default="20", metavar="N", help="test data that the gradient is of (default: 20)"
     )
-    parser.add_argument("--out", metavar="FILE", help="write it: .json, .csv, or .png, .pdf, .svg (SNR against K)")
+    parser.add_argument(
+        "--out",
+        action="append",
+        metavar="FILE",
+        help="write it; may be given several times: .json, .csv, or .png, .pdf, .svg (SNR against K)",
+    )
     parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
     return parser

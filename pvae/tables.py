@@ -78,11 +78,24 @@ def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     if plan.total < FEWEST:
         yield f"Pareto k-hat is not given: it needs at least {FEWEST} draws for each datum"
     else:
-        threshold = khat_threshold(plan.total)
-        yield f"Pareto k-hat above the threshold, {threshold:.2f}: the bounds of that datum cannot be relied on"
+        above = f"Pareto k-hat above the threshold, {khat_threshold(plan.total):.2f}"
+        yield f"{above}: the bounds of that datum cannot be relied on"
     if plan.information:
-        most = math.log(found.size)
-        yield f"Mutual information: from {min(plan.information, found.size):,} draws, at most log N = {most:.2f}"
+        drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
+        yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
+    for name in found.models:
+        yield from _too_short(name, found.estimates(name))
+
+
+def _too_short(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:
+    """What cannot be, but for noise: annealing below a bound, a fitted guide below the amortized one."""
+    for part, kind, words in (
+        ("ais", " - ", "is below zero: annealing, a bound too, is the looser: raise --temperatures or --chains"),
+        ("gap", "amortization", "is below zero: the guides of each datum are not yet fitted: raise --steps"),
+    ):
+        for key, value in parts.get(part, {}).items():
+            if kind in key and value.mean < -2 * value.se:
+                yield f"{name}: {label(key)} {words}"
 
 
 def _sections(found: Comparison) -> Iterator[tuple[str, list[_Row]]]:
@@ -110,7 +123,7 @@ def _titles(found: Comparison) -> dict[str, str]:
         "ais": ""
         if annealing is None
         else f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures, "
-        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps",
+        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; from below",
         "gap": f"inference gap, log p(x) - ELBO, split by guides fitted to each datum alone: {few}",
     }
 
@@ -125,9 +138,13 @@ def _pairs(found: Comparison, others: Sequence[str]) -> Iterator[_Row]:
                 pair = each[key]
                 cells[name] = [
                     " +- ".join(plus_minus(pair, "+")),
-                    f"{pair.wins}/{pair.losses}, p={pair.p_value:.{1 if pair.p_value < 1e-3 else 2}g}",
+                    f"{pair.wins}/{pair.losses}, {_p(pair.p_value)}",
                 ]
         yield label(key), cells
+
+
+def _p(value: float) -> str:
+    return f"p={value:.{1 if value < 1e-3 else 2}g}" if value >= 1e-300 else "p<1e-300"
 
 
 def _shown(values: Iterable[Mapping[str, Any]]) -> list[str]:

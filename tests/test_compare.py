@@ -556,3 +556,22 @@ def test_the_table_for_a_paper_is_well_formed(whole, one):
     for formula in re.findall(r"\$[^$]+\$", text.replace(r"\$", "")):
         MathTextParser("path").parse(formula)
     assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))
+
+
+def test_annealing_and_fits_that_are_too_short_are_said():
+    low, zero = Estimate(-1.0, 0.1, 9), Estimate(-0.1, 0.1, 9)
+    parts = {
+        "ais": {"log_p": low, "log_p - elbo": low, "log_p - iw.5": zero},
+        "gap": {"amortization.flow": low, "amortization.mean_field": zero, "approximation.flow": low},
+    }
+    ais, gap = tables._too_short("run", parts)
+    assert ais.startswith("run: log p(x) - ELBO is below zero: annealing, a bound too, is the looser")
+    assert gap.startswith("run: amortization, flow is below zero: the guides of each datum are not yet fitted")
+    assert tables._p(0.0) == "p<1e-300"
+
+
+def test_a_fit_that_is_too_short_is_in_the_table():
+    vae = LinearVAE(6, 3)
+    plan = Plan(particles=(1, 5), annealing=Annealing(temperatures=2, chains=1), families=("flow",), subset=40, steps=1)
+    found = compare({"short": (vae.model, vae.guide)}, Data(3 * torch.randn(40, 6)), plan=plan)
+    assert "short: amortization, flow is below zero" in " ".join(tables.text(found, PROTOCOL).split())

@@ -26,9 +26,8 @@ def run(tmp_path_factory):
 
 def test_a_run(run, tmp_path, capsys):
     files = [tmp_path / f"found{ending}" for ending in (".json", ".csv", ".png")]
-    for file in files:
-        options = ["--particles", "1,4", "--gradient", "reparam,vimco", "--samples", 5, "--out", file]
-        assert go(gradients.main, "gradients", run, *options) == 0
+    options = ["--particles", "1,4", "--gradient", "reparam,vimco", "--samples", 5]
+    assert go(gradients.main, "gradients", run, *options, *(word for file in files for word in ("--out", file))) == 0
     text = capsys.readouterr().out
     assert "signal-to-noise ratio, guide" in text
     assert "run, 20 test data, iwae, 5 gradients each" in text
@@ -51,7 +50,9 @@ def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "found neither or both of a run and --toy"),
+        ([], "found neither a run nor --toy"),
+        (["x", "--toy"], "found both a run and --toy"),
+        (["--toy", "--gradient", "vimco", "--particles", "1"], "2 or more"),
         (["--toy", "--gradient", "drag"], "unknown gradient 'drag': did you mean 'dreg'?"),
         (["--toy", "--objective", "chi", "--gradient", "gdreg"], "gdreg does not fit chi"),
         (["--toy", "--particles", "0"], "--particles: found '0'"),

@@ -87,6 +87,8 @@ class SVI(pyro.infer.SVI):
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+        if not (isinstance(loss, ELBO) or callable(loss)):
+            raise ValueError(f"loss: found {loss!r}, expected a pyro.infer.ELBO, as pvae.ELBO(), or a function")
         stand_in = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {"lr": 0.0})
         super().__init__(model, guide, stand_in, loss, loss_and_grads, **kwargs)
         self.optim = optim
@@ -314,13 +316,6 @@ class SVI(pyro.infer.SVI):
         if self.schedule is not None:
             optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
         optimizers.hold(self.optimizer, self._rates)
-
-    def _scheduled(self, count: int) -> Tensor | None:
-        """The rates (count, groups) of the next steps, where they have a schedule."""
-        if self.schedule is None:
-            return optimizers.hold(self.optimizer, self._rates)
-        factors = torch.tensor([[self.schedule(self.steps + ahead)] for ahead in range(count)])
-        return factors * torch.tensor([group["initial_lr"] for group in self.optimizer.param_groups])
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""

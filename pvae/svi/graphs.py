@@ -83,9 +83,9 @@ class Graph:
                 made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
             self.captures[len(block)] = made
         captured = self.captures[len(block)]
-        if not self.replayable:
-            svi._set_rates()
-        heads = captured.play([call.inputs for call in block], svi._scheduled(len(block)))
+        svi._set_rates()
+        rates = svi.schedule and optimizers.scheduled(svi.optimizer, svi.schedule, svi.steps, len(block))
+        heads = captured.play([call.inputs for call in block], rates)
         if not self.replayable:
             self.update(heads[0], *captured.gradients)
         return heads

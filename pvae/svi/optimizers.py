@@ -205,6 +205,12 @@ def schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None:
             rates[index].fill_(value)
 
 
+def scheduled(optimizer: Optimizer, factor: Callable[[int], float], first: int, count: int) -> Tensor:
+    """The rates (count, groups) of `count` steps from the first, on the CPU."""
+    start = torch.tensor([group["initial_lr"] for group in optimizer.param_groups])
+    return torch.tensor([[factor(first + ahead)] for ahead in range(count)]) * start
+
+
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
     """All that a step changes beside the parameters."""
     rates = [group.get("lr") for group in optimizer.param_groups]
