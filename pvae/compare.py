@@ -34,6 +34,11 @@ from .pace import pace
 from .runs import Run, protocol, versions, write_results
 from .vae import VAE
 
+IDLE = {
+    **dict.fromkeys(("subset", "temperatures", "chains", "leapfrog", "start"), ("ais", "gap")),
+    **dict.fromkeys(("steps", "families"), ("gap",)),
+}
+"""Options, and what they are for."""
 ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
 
 
@@ -120,6 +125,7 @@ def _plan(found: argparse.Namespace) -> Plan:
     def whole(option: str, least: int = 1) -> int:
         return cli.whole(getattr(found, option.replace("-", "_")), f"--{option}", least)
 
+    _check_idle(found)
     ks = particles("particles") or ()
     draws = None if found.draws is None else whole("draws")
     if draws is not None and draws < ks[-1]:
@@ -140,6 +146,15 @@ def _plan(found: argparse.Namespace) -> Plan:
         seed=whole("seed", 0),
         chunk=whole("eval-chunk", 128),
     )
+
+
+def _check_idle(found: argparse.Namespace) -> None:
+    """Refuse options of something that is not asked for."""
+    parser = _parser()
+    for option, wanted in IDLE.items():
+        if getattr(found, option) != parser.get_default(option) and not any(getattr(found, name) for name in wanted):
+            need = " or ".join(f"--{name}" for name in wanted)
+            raise InputError(f"--{option}: found it without {need}, which it is for: add that, or leave it out")
 
 
 def _outs(names: Sequence[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from pvae import cli, compare, comparison, fit, report
 from pvae.load import load
 
 SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
-QUICK = ["--subset", "2", "--temperatures", "5", "--chains", "2", "--leapfrog", "1", "--steps", "3"]
+QUICK = ["--subset", "2", "--temperatures", "5", "--chains", "2", "--leapfrog", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,23 @@ def test_without_training_data(runs, capsys):
 
 def test_annealing_beside_the_bounds(runs, capsys):
     outs = ["--out", "x.nc", "--out", "x.json", "--out", "x.tex"]
-    assert go(runs["vae"], runs["iwae"], "--particles", "1,40", "--train", "0", "--ais", "--gap", *QUICK, *outs) == 0
+    assert (
+        go(
+            runs["vae"],
+            runs["iwae"],
+            "--particles",
+            "1,40",
+            "--train",
+            "0",
+            "--ais",
+            "--gap",
+            *QUICK,
+            "--steps",
+            "3",
+            *outs,
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "annealed importance sampling from the prior: 2 of the test data, 5 temperatures, 2 chains" in out
     assert "approximation, mean-field" in out
@@ -286,3 +302,15 @@ def test_ctrl_c_leaves_nothing(runs, here, capsys, monkeypatch):
     assert out == ""
     assert err == "pvae compare: error: interrupted: nothing to resume was written\n"
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--subset", "3"], "--subset: found it without --ais or --gap"),
+        (["--start", "guide"], "--start: found it without --ais or --gap"),
+        (["--ais", "--steps", "5"], "--steps: found it without --gap"),
+    ],
+)
+def test_options_that_would_do_nothing(options, message, runs, capsys):
+    assert message in refused(capsys, runs["vae"], *options)
