@@ -62,8 +62,8 @@ def text(found: Comparison, protocol: dict[str, Any], width: int = 100) -> str:
     if others:
         title = f"less {first}, paired by datum; below it wins/losses, and p of a two-sided sign test"
         tables.append((title, others, list(_pairs(found, others))))
-    notes = (textwrap.fill(line, width) for line in _notes(found, protocol))
-    return "\n\n".join(["\n".join(notes), *(_aligned(*table, width) for table in tables)])
+    notes = "\n".join(textwrap.fill(line, width) for line in _notes(found, protocol))
+    return "\n\n".join([notes, *(_aligned(*table, width) for table in tables)])
 
 
 def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
@@ -102,8 +102,7 @@ def _sections(found: Comparison) -> Iterator[tuple[str, list[_Row]]]:
     """Titles, and the rows below them."""
     estimates = {name: found.estimates(name) for name in found.models}
     for part, title in _titles(found).items():
-        values = {name: each[part] for name, each in estimates.items() if part in each}
-        if not values:
+        if not (values := {name: each[part] for name, each in estimates.items() if part in each}):
             continue
         keys = _shown(values.values())
         rows = [(label(key), {name: [_cell(key, each[key])] for name, each in values.items()}) for key in keys]
@@ -113,8 +112,8 @@ def _sections(found: Comparison) -> Iterator[tuple[str, list[_Row]]]:
 
 
 def _titles(found: Comparison) -> dict[str, str]:
-    plan, few, size = found.plan, f"{len(found.chosen):,} of the test data", next(iter(found.models.values())).train
-    annealing = plan.annealing
+    plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
+    few = f"{len(found.chosen):,} of the test data"
     return {
         "test": "test",
         "train": "" if size is None else f"training, {len(size.elbo):,} data, {size.draws:,} draws each",
@@ -136,10 +135,7 @@ def _pairs(found: Comparison, others: Sequence[str]) -> Iterator[_Row]:
         for name, each in every.items():
             if key in each:
                 pair = each[key]
-                cells[name] = [
-                    " +- ".join(plus_minus(pair, "+")),
-                    f"{pair.wins}/{pair.losses}, {_p(pair.p_value)}",
-                ]
+                cells[name] = [" +- ".join(plus_minus(pair, "+")), f"{pair.wins}/{pair.losses}, {_p(pair.p_value)}"]
         yield label(key), cells
 
 
