@@ -184,8 +184,7 @@ def at(bound: Callable[[Tensor], Tensor], log_w: Tensor, particles: int) -> Tens
     if not 1 <= particles <= draws:
         raise InputError(f"particles: found {particles}, expected 1 to {draws}, the number of draws")
     groups = draws // particles
-    parted = log_w[: groups * particles].reshape(groups, particles, -1).transpose(0, 1).flatten(1)
-    return bound(parted).reshape(groups, *shape).mean(0)
+    return bound(grouped(log_w[: groups * particles], groups).flatten(1)).reshape(groups, *shape).mean(0)
 
 
 def piwae(log_w: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -230,7 +230,7 @@ def _se(value: Tensor) -> Tensor:
 def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The bound at K from all draws: the mean over disjoint groups of K, so that it has the bound's expectation."""
     groups = log_w.shape[0] // k
-    found = bounds.iwae(log_w[: groups * k].reshape(groups, k, -1).transpose(0, 1))
+    found = bounds.iwae(bounds.grouped(log_w[: groups * k], groups))
     if groups > 1 or k == 1:
         return _mean(found)
     inverse_ess = log_w[:k].softmax(0).square().sum(0)

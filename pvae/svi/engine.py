@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +41,7 @@ class SVI(pyro.infer.SVI):
         clip_norm: clip the gradient to this global norm.
         schedule: a function from the number of steps taken to a factor of the learning rates.
         compile: `off`: eager. `graph`: operations of the traced step, replayed (on CUDA captured as a graph); ready in
-            under a second. `full`: compiled by inductor as well, in some seconds. `auto`: one of the two, by what
+            under a second for some hundred operations. `full`: compiled by inductor as well, in some seconds. `auto`: one of the two, by what
             compiling would save in the `steps` to come.
         steps: how many steps are to come; only `auto` asks.
         precision: of products and convolutions: `float32`, `tf32` (CUDA), or `bf16` (autocast).
@@ -126,7 +126,9 @@ class SVI(pyro.infer.SVI):
         (loss,) = self._advance([calls.of_arguments(args, kwargs, self._numbers)])
         return Loss(loss) if isinstance(loss, Tensor) else loss
 
-    def run(self, rows: Tensor, *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x) -> Iterator[Tensor]:
+    def run(
+        self, rows: Tensor | Sequence[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
+    ) -> Iterator[Tensor]:
         """Take a step on each batch of rows of data that stay on the device; yields losses, a block at a time.
 
         Args:
