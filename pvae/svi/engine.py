@@ -40,9 +40,9 @@ class SVI(pyro.infer.SVI):
         loss_and_grads: as in Pyro, with a loss that is a function.
         clip_norm: clip the gradient to this global norm.
         schedule: a function from the number of steps taken to a factor of the learning rates.
-        compile: `off`: eager. `graph`: operations of the traced step, replayed (on CUDA captured as a graph); ready in
-            under a second for some hundred operations. `full`: compiled by inductor as well, in some seconds. `auto`: one of the two, by what
-            compiling would save in the `steps` to come.
+        compile: `off`: eager. `graph`: operations of the traced step, replayed (on CUDA as a captured graph); built in
+            under a second for some hundred operations. `full`: compiled by inductor as well, in some seconds. `auto`:
+            one of the two, by what compiling would save in the `steps` to come.
         steps: how many steps are to come; only `auto` asks.
         precision: of products and convolutions: `float32`, `tf32` (CUDA), or `bf16` (autocast).
         check_every: steps between two looks whether all losses were finite (default: 1 on a CPU, 100 on CUDA).
