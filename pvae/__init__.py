@@ -2,6 +2,7 @@
 
 from . import ais, bounds, comparison, data, diagnostics, estimators, evaluate, exact, gap, load, snr
 from .base import Part
+from .conditions import Condition, ConditionedDecoder, ConditionedEncoder, Covariates, Label
 from .errors import InputError
 from .estimators import Gradient
 from .guides import Guide, MeanField
@@ -24,14 +25,19 @@ __all__ = [
     "VAE",
     "Bernoulli",
     "Chi",
+    "Condition",
+    "ConditionedDecoder",
+    "ConditionedEncoder",
     "ConvDecoder",
     "ConvEncoder",
+    "Covariates",
     "Decoder",
     "Encoder",
     "Gaussian",
     "Gradient",
     "Guide",
     "InputError",
+    "Label",
     "Likelihood",
     "LogWeights",
     "MLPDecoder",

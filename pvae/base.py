@@ -7,11 +7,14 @@ import inspect
 import sys
 import traceback
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
@@ -54,12 +57,27 @@ class Part(Member, nn.Module):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the distribution; within a Pyro program, say that it uses the part's parameters."""
-        announce(self, self.family)
-        return super().__call__(*args, **kwargs)
+        """Build the distribution; within a Pyro program, say that it uses the part's parameters.
 
-    def initialize(self, x: Tensor) -> None:
-        """Take what the part starts from out of the training data x (N, *shape), float32; once, before a fit."""
+        Raises:
+            InputError: `forward` gave something that is not a distribution, or one of another shape than it should.
+        """
+        announce(self, self.family)
+        found = super().__call__(*args, **kwargs)
+        self.check(found, *args, **kwargs)
+        return found
+
+    def check(self, found: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse what `forward` gave for these arguments if it is not what the family gives."""
+
+    def connect(self, prior: Part, likelihood: Part, guide: Part) -> None:
+        """Meet the other parts of a model, for a part that is made of another; called by the model that joins them.
+
+        Keep a part that is met with `object.__setattr__`, or its parameters would be this part's too.
+        """
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Take what the part starts from out of the training data, x (N, *shape) float32 and y; once, before a fit."""
 
 
 def members(family: str) -> dict[str, type[Member]]:
@@ -91,7 +109,7 @@ def lookup(family: str, name: str) -> type[Member]:
         raise InputError(f"--{family}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
     found = _import(family, name)
     if not (inspect.isclass(found) and issubclass(found, root(family)) and found is not root(family)):
-        expected = f"{root(family).__module__}.{root(family).__name__}"
+        expected = f"{root(family).__module__.partition('.')[0]}.{root(family).__name__}"
         raise InputError(f"--{family} {name}: found {found!r}, expected a subclass of {expected}")
     return found
 
@@ -127,6 +145,32 @@ def _import(family: str, name: str) -> Any:
             f"--{family} {name}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}"
         )
     return getattr(module, attribute)
+
+
+def check_distribution(part: Part, found: Any, batch: Sequence[tuple[int, ...]], event: tuple[int, ...]) -> None:
+    """Refuse what a part's `forward` gave unless it is a distribution of one of these batch shapes and this event.
+
+    Shapes alone are looked at: nothing waits for the device.
+
+    Raises:
+        InputError: naming the part, what was found, and what is expected.
+    """
+    who = f"{part.family} {path_of(type(part))}"
+    if not isinstance(found, TorchDistributionMixin):
+        expected = "expected a distribution of pyro.distributions"
+        if isinstance(found, torch.distributions.Distribution):
+            expected += ": found one of torch.distributions, which cannot be a Pyro site"
+        raise InputError(f"{who}: forward returned {type(found).__name__}, {expected}")
+    have = (tuple(found.batch_shape), tuple(found.event_shape))
+    if have[1] == event and have[0] in batch:
+        return
+    wanted = " or ".join(map(str, dict.fromkeys(batch)))
+    right = len(event) - len(have[1])
+    hint = f": add .to_event({right})" if right > 0 and have[0] + have[1] in [(*b, *event) for b in batch] else ""
+    raise InputError(
+        f"{who}: forward returned batch shape {have[0]} and event shape {have[1]}, expected batch shape {wanted} and"
+        f" event shape {event}{hint}"
+    )
 
 
 def announce(module: nn.Module, scope: str = "") -> None:

@@ -16,15 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from .base import Member, lookup, members, root
+from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .data import Dataset, pixels
 from .errors import InputError, nearest
+from .likelihoods import decoded_shape
 from .objectives import Objective
 from .vae import VAE
 
-FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "objective", "gradient")
+FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "condition", "objective", "gradient")
+PARTS = ("prior", "likelihood", "guide")
 
 
 def _option(default: Any, text: str, low: float | None = None) -> Any:
@@ -56,6 +60,10 @@ class Config:
     guide: str = _option("mean_field", "q(z|x)")
     encoder: str = _option("mlp", "the guide's network")
     decoder: str = _option("mlp", "the likelihood's network")
+    condition: str = _option("none", "what of the data's y the model is conditioned on")
+    conditioned: Sequence[Literal["prior", "likelihood", "guide"]] = _option(
+        PARTS, "which parts are conditioned; a prior that takes no labels stays as it is"
+    )
     latent: int = _option(20, "size of the latent z", 1)
     objective: str = _option("elbo", "what is maximized")
     gradient: str = _option("reparam", "how the objective's gradient is estimated")
@@ -97,8 +105,8 @@ class Config:
 
     @property
     def binary(self) -> bool:
-        """Whether the likelihood scores 0 or 1 with a probability, or numbers with a density."""
-        return lookup("likelihood", self.likelihood).binary  # type: ignore[attr-defined]
+        """Whether the likelihood scores 0 or 1."""
+        return lookup("likelihood", self.likelihood).support == "binary"  # type: ignore[attr-defined]
 
     @property
     def binarization(self) -> str:
@@ -315,13 +323,55 @@ def build(config: Config, dataset: Dataset) -> VAE:
     """
     shape, options = dataset.shape, config.options
     part = {family: lookup(family, getattr(config, family)) for family in FAMILIES}
-    decoder = _make(part, "decoder", options, config.latent, part["likelihood"].decoded_shape(shape))
-    encoder = _make(part, "encoder", options, shape, part["guide"].outputs * config.latent)
+    given = {name: condition(config, dataset) if name in config.conditioned else None for name in PARTS}
+    context = {name: made.size if made else 0 for name, made in given.items()}
+
+    outputs = part["likelihood"].outputs_for(**all_options(config, "likelihood"))
+    decoder = _make(part, "decoder", options, config.latent + context["likelihood"], decoded_shape(shape, outputs))
+    outputs = part["guide"].outputs_for(config.latent, **all_options(config, "guide"))
+    with_context = {"context": context["guide"]} if context["guide"] else {}
+    if context["guide"] and "context" not in inspect.signature(part["encoder"]).parameters:
+        raise InputError(f"--encoder {config.encoder}: it takes no context, expected __init__(..., context=0): add it")
+    encoder = _make(part, "encoder", options, shape, outputs * config.latent, **with_context)
+    if given["likelihood"]:
+        decoder = ConditionedDecoder(decoder, given["likelihood"])
+    if given["guide"]:
+        encoder = ConditionedEncoder(encoder, given["guide"])
     return VAE(
-        prior=_make(part, "prior", options, config.latent),
+        prior=_make(part, "prior", options, config.latent, **_condition_of_prior(part["prior"], given["prior"])),
         likelihood=_make(part, "likelihood", options, decoder, shape),
         guide=_make(part, "guide", options, encoder, config.latent),
-    ).initialize(pixels(dataset.train.x))
+    ).initialize(pixels(dataset.train.x), dataset.train.y)
+
+
+def condition(config: Config, dataset: Dataset) -> Condition | None:
+    """What the model is conditioned on, sized by the labels of all parts of the data; None where it is not.
+
+    Raises:
+        InputError: the data have no labels, or not of that kind.
+    """
+    parts = [getattr(dataset, name).y for name in dataset.sizes]
+    y = None if any(part is None for part in parts) else torch.cat(parts)
+    try:
+        made = lookup("condition", config.condition).of(y, **config.options.get("condition", {}))  # type: ignore[attr-defined]
+    except InputError as error:
+        raise InputError(f"--condition {config.condition}: {dataset.name}: {str(error).partition(': ')[2]}") from error
+    return made if made.size else None
+
+
+def all_options(config: Config, family: str) -> dict[str, Any]:
+    """A member's options, those that were not given at their defaults."""
+    own = member_options(family, lookup(family, getattr(config, family)))
+    return {name: p.default for name, p in own.items()} | dict(config.options.get(family, {}))
+
+
+def _condition_of_prior(prior: type[Member], given: Condition | None) -> dict[str, Condition]:
+    taken = inspect.signature(prior).parameters.get("condition")
+    if taken is None or (given is None and taken.default is not taken.empty):
+        return {}
+    if given is None:
+        raise InputError(f"--prior {prior.name}: found no labels to depend on: pass --condition label")
+    return {"condition": given}
 
 
 def objective(config: Config) -> Objective:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .base import Part
+from .base import Part, members, path_of
 from .errors import InputError
 from .weights import LogWeights, log_weights
 
@@ -50,14 +50,17 @@ class VAE(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = guide
+        for part in (prior, likelihood, guide):
+            part.connect(prior, likelihood, guide)
+        check_support(prior, guide)
 
-    def initialize(self, x: Tensor) -> VAE:
-        """Let every part take what it starts from out of the training data x (N, *shape); once, before a fit.
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> VAE:
+        """Let every part take what it starts from out of the training data, x (N, *shape) and y; once, before a fit.
 
         A Bernoulli decoder's last bias starts at the logit of the training mean, for one. Returns self.
         """
         for part in (self.prior, self.likelihood, self.posterior):
-            part.initialize(x)
+            part.initialize(x, y)
         return self
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -87,7 +90,15 @@ class VAE(nn.Module):
             y: labels (n,), for parts that use them.
             mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
         """
-        p = self.likelihood(self.prior(y).expand([n]).sample(), y)
+        prior = self.prior(y)
+        try:
+            z = prior.expand([n]).sample()
+        except NotImplementedError as error:
+            raise InputError(
+                f"prior {path_of(type(self.prior))}: {type(prior).__name__} has no sample: it can be fitted and"
+                " evaluated, but not sampled from"
+            ) from error
+        p = self.likelihood(z, y)
         return p.mean if mean else p.sample()
 
     def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
@@ -96,3 +107,19 @@ class VAE(nn.Module):
         They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
         """
         return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+
+
+def check_support(prior: Part, guide: Part) -> None:
+    """Refuse a prior and a guide whose draws do not lie in the same place.
+
+    Raises:
+        InputError: they do not; names what goes with the prior.
+    """
+    found = {part: getattr(part, "support", None) for part in (prior, guide)}
+    if found[prior] == found[guide] or None in found.values():
+        return
+    fit = [name for name, member in members("guide").items() if member.support == found[prior]]  # type: ignore[attr-defined]
+    raise InputError(
+        f"guide: {type(guide).__name__} draws from {found[guide]}, {type(prior).__name__} from {found[prior]}, expected"
+        f" the same of prior and guide{': choose guide ' + ', '.join(fit) if fit else ''}"
+    )

@@ -136,13 +136,13 @@ def test_a_class_in_a_file_beside_the_user(beside):
     text = refused("prior", "mylab:Wid")
     assert "'mylab' has no class 'Wid': did you mean 'Wide'? known: Bernoulli, Wide" in text
     text = refused("prior", "mylab:Bernoulli")
-    assert text.endswith("found <class 'mylab.Bernoulli'>, expected a subclass of pvae.priors.Prior")
+    assert text.endswith("found <class 'mylab.Bernoulli'>, expected a subclass of pvae.Prior")
 
 
 def test_what_is_not_a_member_is_refused(beside):
     beside("things", "import pvae\nnormal = pvae.Normal(2)\nclass Plain: pass\n")
     for name in ("things:normal", "things:Plain", "pvae:Prior", "pvae:Bernoulli", "os:getcwd"):
-        assert "expected a subclass of pvae.priors.Prior" in refused("prior", name)
+        assert "expected a subclass of pvae.Prior" in refused("prior", name)
 
 
 def test_a_module_that_is_not_there(beside):

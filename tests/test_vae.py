@@ -245,7 +245,7 @@ class ClassNormal(pvae.Prior):
 class ConditionalBernoulli(pvae.Likelihood):
     """p(x|z, y): the decoder sees the label beside the latent."""
 
-    binary = True
+    support = "binary"
 
     def __init__(self, decoder, shape, classes=4):
         super().__init__(decoder, shape)

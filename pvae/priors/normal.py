@@ -1,4 +1,4 @@
-"""Priors p(z): parameters in `__init__`, a distribution over the latent from `forward`."""
+"""The standard normal prior."""
 
 from __future__ import annotations
 
@@ -6,26 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .base import Part
-from .distributions import StandardNormal
-
-
-class Prior(Part, family="prior"):
-    """The family of priors. A member takes `latent` first, then options of its own.
-
-    Its call takes the labels y (or None) and returns a distribution with event shape (latent,).
-
-    Args:
-        latent: size of the latent.
-    """
-
-    def __init__(self, latent: int) -> None:
-        super().__init__()
-        self.latent = latent
-
-    def forward(self, y: Tensor | None = None) -> dist.Distribution:
-        """p(z) or p(z|y): batch shape () or that of y, event shape (latent,)."""
-        raise NotImplementedError
+from ..distributions import StandardNormal
+from .prior import Prior
 
 
 class Normal(Prior, name="normal"):

@@ -1,88 +1,17 @@
-"""Likelihoods p(x|z): a decoder and what its numbers mean."""
+"""The Gaussian likelihood."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .base import Part, leading
-from .distributions import IndependentBernoulli
-from .errors import InputError, nearest
-from .networks import Decoder
-
-
-class Likelihood(Part, family="likelihood"):
-    """The family of likelihoods. A member takes `decoder` and `shape` first, then options of its own.
-
-    Its call takes a latent z (..., latent) and the labels y (or None) and returns a distribution with batch shape
-    (...) and event shape `shape`, whose `mean` is what a picture shows.
-
-    Args:
-        decoder: a module from (..., latent) to (..., *shape), or (..., outputs, *shape) where a member needs
-            several numbers for each pixel. Any module that knows one batch dimension will do, flat or shaped.
-        shape: of one datum.
-    """
-
-    outputs: ClassVar[int] = 1
-    """How many numbers the decoder gives for each pixel."""
-    binary: ClassVar[bool] = False
-    """Whether data are 0 or 1: grey pixels in [0, 1] are then binarized on the way in."""
-
-    def __init__(self, decoder: nn.Module, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.decoder, self.shape = decoder, torch.Size(shape)
-
-    @classmethod
-    def decoded_shape(cls, shape: Sequence[int]) -> tuple[int, ...]:
-        """What a decoder gives for one latent: `shape`, with the number of outputs before it if above one."""
-        return tuple(shape) if cls.outputs == 1 else (cls.outputs, *shape)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The decoder's numbers (..., *decoded_shape) for latents z (..., latent)."""
-        out, shape = leading(self.decoder, z, event_dim=1), self.decoded_shape(self.shape)
-        if out.shape[z.dim() - 1 :].numel() != prod(shape):
-            raise InputError(
-                f"decoder: found an output of shape {tuple(out.shape[z.dim() - 1 :])} for each latent, expected {shape}"
-                f" for {type(self).__name__} data of shape {tuple(self.shape)}"
-            )
-        out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
-        return out.reshape(*z.shape[:-1], *shape)
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """p(x|z) or p(x|z, y): batch shape (...), event shape `shape`."""
-        raise NotImplementedError
-
-
-class Bernoulli(Likelihood, name="bernoulli"):
-    """Each pixel is 0 or 1: log p(x|z) = sum_d x_d l_d - log(1 + exp l_d), with logits l = decoder(z).
-
-    Args:
-        decoder: from latents to logits.
-        shape: of one datum.
-
-    >>> p = Bernoulli(nn.Linear(2, 6), (2, 3))(torch.zeros(5, 4, 2))
-    >>> p.batch_shape, p.event_shape
-    (torch.Size([5, 4]), torch.Size([2, 3]))
-    """
-
-    binary = True
-
-    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
-        """p(x|z): batch shape (...), event shape `shape`."""
-        return IndependentBernoulli(self.decode(z), len(self.shape))
-
-    def initialize(self, x: Tensor) -> None:
-        """Start the decoder's last bias at the logit of the training mean, clipped to [0.001, 0.999].
-
-        Burda, Grosse and Salakhutdinov 2015, in the authors' code.
-        """
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(x.mean(0).clamp(1e-3, 1 - 1e-3).logit())
+from ..errors import InputError, nearest
+from ..networks import Decoder
+from .likelihood import Likelihood
 
 
 class Gaussian(Likelihood, name="gaussian"):
@@ -138,14 +67,14 @@ class Gaussian(Likelihood, name="gaussian"):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z): batch shape (...), event shape `shape`."""
-        mean = self.decode(z)
+        mean = self.decode(z, y)
         if self.kind == "optimal" and self.training:
             normal: dist.Normal = _BatchOptimal(mean, self)
         else:
             normal = dist.Normal(mean, self.scale)
         return normal.to_event(len(self.shape))
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the means at the training mean, and a learned scale at the training deviation about it."""
         if isinstance(self.decoder, Decoder):
             self.decoder.center(x.mean(0))

@@ -1,0 +1,180 @@
+"""What a model is conditioned on: labels or covariates as features, and networks that take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Member, leading
+from .errors import InputError
+from .networks import Decoder, Encoder
+
+
+class Condition(Member, nn.Module, family="condition"):
+    """The family of what a model is conditioned on. Its call takes labels y to their features (..., size).
+
+    Args:
+        size: how many features there are.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    @classmethod
+    def of(cls, y: Tensor | None, **options: Any) -> Condition:
+        """The condition that fits the labels of all data.
+
+        Raises:
+            InputError: they are missing, or of another type.
+        """
+        raise NotImplementedError
+
+    def forward(self, y: Tensor | None) -> Tensor:
+        """Labels y (...) or (..., size) to features (..., size)."""
+        raise NotImplementedError
+
+
+class Unconditional(Condition, name="none"):
+    """Nothing: labels are left alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    @classmethod
+    def of(cls, y: Tensor | None, **options: Any) -> Unconditional:  # noqa: D102
+        return cls()
+
+
+class Label(Condition, name="label"):
+    """The class of each datum, one-hot.
+
+    Args:
+        size: how many classes there are.
+
+    >>> Label(3)(torch.tensor([2, 0]))
+    tensor([[0., 0., 1.],
+            [1., 0., 0.]])
+    """
+
+    one_hot: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.register_buffer("one_hot", torch.eye(size), persistent=False)
+
+    @classmethod
+    def of(cls, y: Tensor | None, **options: Any) -> Label:  # noqa: D102
+        if y is None or y.dtype != torch.int64 or y.dim() != 1:
+            raise InputError(f"label: {_found(y)}, expected a whole number for each datum: give the data labels y (N,)")
+        if y.min() < 0:
+            raise InputError(f"label: found {y.min().item()}, expected classes from 0 on: number them again")
+        return cls(int(y.max()) + 1, **options)
+
+    def forward(self, y: Tensor | None) -> Tensor:
+        """Classes y (...), whole numbers, to (..., size)."""
+        if y is None or y.dtype not in (torch.int64, torch.int32, torch.uint8):
+            raise InputError(f"y: {_found(y)}, expected whole numbers below {self.size}: the model takes labels")
+        if torch.distributions.Distribution._validate_args and ((y < 0) | (y >= self.size)).any():
+            raise InputError(f"y: found {y.min()} to {y.max()}, expected labels from 0 to {self.size - 1}")
+        return self.one_hot[y]
+
+
+class Covariates(Condition, name="covariates"):
+    """Numbers beside each datum, each brought to mean 0 and deviation 1 over the data.
+
+    Args:
+        size: how many there are.
+
+    >>> Covariates.of(torch.tensor([[1.0], [3.0]]))(torch.tensor([[3.0]]))
+    tensor([[0.7071]])
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+
+    @classmethod
+    def of(cls, y: Tensor | None, **options: Any) -> Covariates:  # noqa: D102
+        if y is None or not y.is_floating_point() or y.dim() != 2:
+            raise InputError(f"covariates: {_found(y)}, expected numbers y (N, size) beside the data")
+        made = cls(y.shape[1], **options)
+        made.mean.copy_(y.mean(0))
+        made.deviation.copy_(y.std(0).nan_to_num(1.0).clamp(min=1e-6))
+        return made
+
+    def forward(self, y: Tensor | None) -> Tensor:
+        """Covariates y (..., size), brought to scale."""
+        if y is None or not y.is_floating_point() or y.shape[-1:] != (self.size,):
+            raise InputError(f"y: {_found(y)}, expected (..., {self.size}) numbers: the model takes covariates")
+        return (y - self.mean) / self.deviation
+
+
+class ConditionedEncoder(Encoder):
+    """An encoder that sees labels: its network takes (x, context) with their features as the context.
+
+    Args:
+        network: from data (..., *shape) and a context (..., size) to numbers; an `Encoder` made with `context`, say.
+        condition: from labels to features.
+
+    >>> from pvae import Label, MLPEncoder
+    >>> encoder = ConditionedEncoder(MLPEncoder((4,), 6, context=3), Label(3))
+    >>> encoder(torch.zeros(5, 2, 4), torch.tensor([0, 2])).shape
+    torch.Size([5, 2, 6])
+    """
+
+    def __init__(self, network: Encoder, condition: Condition) -> None:
+        if getattr(network, "context", 0) != condition.size:
+            raise InputError(
+                f"encoder: {type(network).__name__} takes a context of {getattr(network, 'context', 0)}, expected"
+                f" {condition.size} numbers of {type(condition).__name__}: make it with context={condition.size}"
+            )
+        super().__init__(network.shape, network.outputs, context=condition.size)
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Data (..., *shape) and labels, that broadcast against it on the left, to (..., outputs)."""
+        return self.network(x, _beside(self.condition(y), x.shape[: x.dim() - len(self.shape)]))
+
+
+class ConditionedDecoder(Decoder):
+    """A decoder that sees labels: their features come after the latent.
+
+    Args:
+        network: from (..., latent + size) to numbers for each pixel.
+        condition: from labels to features.
+
+    >>> from pvae import Label, MLPDecoder
+    >>> decoder = ConditionedDecoder(MLPDecoder(2 + 3, (4,)), Label(3))
+    >>> decoder(torch.zeros(5, 2, 2), torch.tensor([0, 2])).shape
+    torch.Size([5, 2, 4])
+    """
+
+    def __init__(self, network: Decoder, condition: Condition) -> None:
+        super().__init__(network.inputs - condition.size, network.shape)
+        self.network, self.condition = network, condition
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Latents (..., latent) and labels, that broadcast against them on the left, to (..., *shape)."""
+        return leading(self.network, torch.cat([z, _beside(self.condition(y), z.shape[:-1])], -1), event_dim=1)
+
+    def center(self, value: Tensor) -> None:  # noqa: D102
+        self.network.center(value)
+
+
+def _beside(features: Tensor, lead: torch.Size) -> Tensor:
+    """Features of labels, for every particle."""
+    given = features.shape[:-1]
+    if given != lead[len(lead) - len(given) :]:
+        raise InputError(f"y: found labels of shape {tuple(given)} for {tuple(lead)} data, expected one for each datum")
+    return features.expand(*lead, -1)
+
+
+def _found(y: Tensor | None) -> str:
+    return "found none" if y is None else f"found {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"

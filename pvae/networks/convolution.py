@@ -1,0 +1,130 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ..base import leading
+from ..errors import InputError
+from .network import Activation, Decoder, Encoder, activation_of, check_sizes
+
+
+def _halvings(size: Sequence[int], times: int) -> list[tuple[int, ...]]:
+    sizes = [tuple(size)]
+    for _ in range(times):
+        sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+    return sizes
+
+
+class ConvEncoder(Encoder, name="conv"):
+    """Convolutions of stride 2, then one linear layer, for images of any size.
+
+    Args:
+        shape: of one image, (height, width) or (channels, height, width).
+        outputs: how many numbers it gives.
+        context: size of the context, each number of which is a constant channel of its own; 0 for none.
+        channels: of each convolution; each halves height and width, rounding up.
+        activation: after each convolution; smooth by default, because rectifiers of a decoder that is all noise at
+            first die in the first hundred steps, and the posterior collapses for good.
+
+    >>> ConvEncoder((3, 27, 20), 40)(torch.zeros(5, 2, 3, 27, 20)).shape
+    torch.Size([5, 2, 40])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        channels: Sequence[int] = (32, 64),
+        activation: Activation = "silu",
+        *,
+        context: int = 0,
+    ) -> None:
+        super().__init__(shape, outputs, context=context)
+        _check_image(self.shape)
+        check_sizes("channels", channels)
+        planes = [prod(self.shape[:-2]) + context, *channels]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(planes):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation_of(activation)]
+        smallest = _halvings(self.shape[-2:], len(channels))[-1]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(planes[-1] * prod(smallest), outputs))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
+        return leading(self.layers, images(x, self.shape, context), event_dim=3)
+
+
+class ConvDecoder(Decoder, name="conv"):
+    """One linear layer, then transposed convolutions of stride 2 up to images of any size.
+
+    The last bias is one number for each pixel.
+
+    Args:
+        inputs: size of the latent.
+        shape: of one image, (height, width) or (channels, height, width).
+        channels: of each transposed convolution's input; each doubles height and width.
+        activation: before each transposed convolution; smooth by default, as the encoder's.
+
+    >>> ConvDecoder(20, (3, 27, 20))(torch.zeros(5, 2, 20)).shape
+    torch.Size([5, 2, 3, 27, 20])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        activation: Activation = "silu",
+    ) -> None:
+        super().__init__(inputs, shape)
+        _check_image(self.shape)
+        check_sizes("channels", channels)
+        sizes = _halvings(self.shape[-2:], len(channels))[::-1]
+        planes = [*channels, prod(self.shape[:-2])]
+        layers: list[nn.Module] = [
+            nn.Linear(inputs, planes[0] * prod(sizes[0])),
+            nn.Unflatten(1, (planes[0], *sizes[0])),
+        ]
+        for i in range(len(channels)):
+            # 2n - 1 without padding at the end, 2n with it: whichever the encoder's halving came from
+            extra = tuple(after - (2 * before - 1) for before, after in zip(sizes[i], sizes[i + 1], strict=True))
+            last = i == len(channels) - 1
+            layers += [
+                activation_of(activation),
+                nn.ConvTranspose2d(
+                    planes[i], planes[i + 1], 3, stride=2, padding=1, output_padding=extra, bias=not last
+                ),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.bias = nn.Parameter(torch.zeros(self.shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., inputs) to (..., *shape)."""
+        return leading(self.layers, z, event_dim=1).reshape(*z.shape[:-1], *self.shape) + self.bias
+
+    def center(self, value: Tensor) -> None:  # noqa: D102
+        with torch.no_grad():
+            self.bias.copy_(value.expand(self.shape))
+
+
+def images(x: Tensor, shape: tuple[int, ...], context: Tensor | None = None) -> Tensor:
+    """Data (..., *shape) as (..., channels, height, width), with a constant channel for each number of the context."""
+    lead, size = x.shape[: x.dim() - len(shape)], shape[-2:]
+    x = x.reshape(*lead, prod(shape[:-2]), *size)
+    if context is None:
+        return x
+    return torch.cat([x, context[..., None, None].expand(*context.shape, *size)], -3)
+
+
+def _check_image(shape: tuple[int, ...]) -> None:
+    if len(shape) < 2:
+        raise InputError(
+            f"conv: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
+            "use mlp for vectors"
+        )

@@ -1,0 +1,86 @@
+"""Networks: an encoder takes data to numbers, a decoder takes a latent to numbers for each pixel.
+
+Every network takes any number of leading dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..base import Member
+from ..errors import InputError, nearest
+
+Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus", "sigmoid"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def activation_of(name: str) -> nn.Module:
+    """The activation of that name."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation: unknown name '{name}': {nearest(name, list(ACTIVATIONS))}")
+    return ACTIVATIONS[name]()
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "relu") -> nn.Sequential:
+    """A multilayer perceptron: (..., inputs) to (..., outputs), an activation after each hidden layer.
+
+    >>> import torch
+    >>> mlp(4, [8, 8], 2)(torch.zeros(5, 3, 4)).shape
+    torch.Size([5, 3, 2])
+    """
+    check_sizes("hidden", hidden)
+    sizes = [inputs, *hidden]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), activation_of(activation)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+class Encoder(Member, nn.Module, family="encoder"):
+    """The family of networks from data (..., *shape) to (..., outputs).
+
+    Args:
+        shape: of one datum.
+        outputs: how many numbers it gives.
+        context: size of a vector that it takes beside each datum, as what a model is conditioned on; 0 for none.
+    """
+
+    def __init__(self, shape: Sequence[int], outputs: int, *, context: int = 0) -> None:
+        super().__init__()
+        self.shape, self.outputs, self.context = tuple(shape), outputs, context
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
+        raise NotImplementedError
+
+
+class Decoder(Member, nn.Module, family="decoder"):
+    """The family of networks from (..., inputs) to numbers for each pixel (..., *shape)."""
+
+    def __init__(self, inputs: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.inputs, self.shape = inputs, tuple(shape)
+
+    def center(self, value: Tensor) -> None:
+        """Start the last bias at value, which broadcasts to `shape`: the output's mean before training."""
+        raise NotImplementedError
+
+
+def check_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Refuse sizes below 1, of layers that an option names."""
+    if any(size < 1 for size in sizes):
+        raise InputError(f"{name}: found {','.join(map(str, sizes))}, expected each to be at least 1")
