@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         )
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
+    shared["notes"] = [note for name, (_, _, run) in loaded.items() for note in notes(name, run.config)]
     # the data were looked at; what is not a number is found in the sums, and named
     with pyro.validation_enabled(False):
         comparison = _compared(loaded, plan, train)
@@ -62,6 +63,13 @@ def main(argv: Sequence[str]) -> int:
         _write(out, comparison, shared)
         print(f"written: {out}")
     return 0
+
+
+def notes(name: str, config: Config) -> list[str]:
+    """What is to be known of a run's numbers beside those of others, in sentences."""
+    if config.condition == "none":
+        return []
+    return [f"{name} is conditioned on {config.condition}: its bounds are on log p(x|y)"]
 
 
 def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:

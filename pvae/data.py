@@ -25,7 +25,7 @@ _TEST, _VALIDATION, _ORDER, _BINARIZE = 1, 2, 3, 4
 
 
 class Split(NamedTuple):
-    """One part: `x` (N, *shape), uint8 (0 to 255) or float32; `y` (N,) int64 labels, or None."""
+    """One part: `x` (N, *shape), uint8 (0 to 255) or float32; `y` (N,) int64 labels, (N, C) covariates, or None."""
 
     x: Tensor
     y: Tensor | None

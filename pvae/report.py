@@ -98,7 +98,7 @@ def results(
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
     constant = {"x": (("shown", *pixel), x)}
     if y is not None:
-        constant["label"] = (("shown",), y)
+        constant |= {"label": (("shown",), y)} if y.dim() == 1 else {"covariates": (("shown", "covariate"), y)}
     return {
         "posterior": {"z": ((*draws, "latent"), drawn.sites["z"]["value"].unsqueeze(0))},
         "log_likelihood": {"x": (draws, terms.likelihood.unsqueeze(0))},
@@ -137,12 +137,12 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             ),
             "latent_space": plots.latent_scatter(
                 _numpy(vae.encode(x[:5000], None if y is None else y[:5000]).mean),
-                None if y is None else _numpy(y[:5000]),
+                None if y is None else _numpy(y[:5000] if y.dim() == 1 else y[:5000, 0]),
                 title="Posterior means of test data",
             ),
             "active_units": plots.active_units(_numpy(found.latent_variance)),
         }
-        if run.config.latent == 2 and x.dim() > 2:  # a mosaic of pictures
+        if run.config.latent == 2 and x.dim() > 2 and run.config.condition == "none":  # a mosaic of pictures
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
@@ -164,10 +164,15 @@ def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
     }
 
 
-def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True) -> Tensor:
-    """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own; with the labels of data, if any."""
-    device = next(vae.parameters()).device
-    y = None if split.y is None else split.y.repeat(-(-n // len(split.y)))[:n]
+def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True, label: int | None = None) -> Tensor:
+    """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own.
+
+    A model that takes labels is given every class in turn, or the one that is asked for; covariates are those of data.
+    """
+    device, y = next(vae.parameters()).device, split.y
+    if y is not None:
+        each = y if y.dim() > 1 else y.unique() if label is None else y.new_tensor([label])
+        y = each[torch.arange(n, device=each.device) * len(each) // n if y.dim() == 1 else torch.arange(n) % len(each)]
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return vae.sample(n, y, mean=mean)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from . import cli, plots
 from .checkpoints import disk
+from .errors import InputError
 from .load import load
 from .report import picture, sample
 
@@ -22,10 +25,18 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "-o", default="samples.png", metavar="FILE", help=f"{', '.join(ENDINGS)} (default: samples.png)"
     )
+    parser.add_argument("--label", metavar="Y", help="of one class alone, for a model conditioned on labels")
     parser.add_argument("--draw", action="store_true", help="draw x from p(x|z) too, in place of its mean")
     parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
     return parser
+
+
+def _check_label(label: int, condition: str, y: Tensor | None) -> None:
+    if condition != "label" or y is None:
+        raise InputError(f"--label {label}: the run is not conditioned on labels: fit one with --condition label")
+    if not (y == label).any():
+        raise InputError(f"--label {label}: found no such class, expected one of 0 to {y.max().item()}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,8 +45,11 @@ def main(argv: Sequence[str]) -> int:
     n, seed = cli.whole(found.n, "-n", 1), cli.whole(found.seed, "--seed", 0)
     out = cli.output(found.o, "-o", ENDINGS)
     device = cli.device(found.device)
-    vae, dataset, _ = load(found.run, device)
-    images = sample(vae, n, seed, dataset.test, mean=not found.draw)
+    vae, dataset, run = load(found.run, device)
+    label = None if found.label is None else cli.whole(found.label, "--label", 0)
+    if label is not None:
+        _check_label(label, run.config.condition, dataset.test.y)
+    images = sample(vae, n, seed, dataset.test, mean=not found.draw, label=label)
     with disk(out):
         if out.suffix == ".npy":
             import numpy as np

@@ -24,7 +24,10 @@ _PATHS = "a path to a .npz, .npy or .csv file or to a folder of images"
 
 
 class Arrays(NamedTuple):
-    """One part as it is kept: `x` (N, *shape), uint8 (0 to 255) or float32; `y` (N,) int64 labels, or None."""
+    """One part as it is kept: `x` (N, *shape), uint8 (0 to 255) or float32; `y` labels or covariates, or None.
+
+    Labels are (N,) int64, covariates (N, C) float32.
+    """
 
     x: np.ndarray
     y: np.ndarray | None
@@ -86,10 +89,19 @@ def _stored(data: str, part: str, x: np.ndarray, y: np.ndarray | None) -> Arrays
 
 
 def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
-    if y.shape != (n,):
-        raise InputError(f"{where} has shape {y.shape}, expected ({n},) to go with x: give one label a datum")
+    if len(y.shape) not in (1, 2) or len(y) != n:
+        raise InputError(
+            f"{where} has shape {y.shape}, expected ({n},) to go with x: give one label a datum, or covariates ({n}, C)"
+        )
     if y.dtype.kind not in "buif":
         raise InputError(f"{where} has dtype {y.dtype}, expected whole numbers as labels: number the classes")
+    if y.ndim == 2:
+        with np.errstate(over="ignore"):
+            y = y.astype(np.float32)
+        if not np.isfinite(y).all():
+            at = np.argwhere(~np.isfinite(y))[0].tolist()
+            raise InputError(f"{where}: found {y[tuple(at)]:g} at {at}, expected finite covariates: mend that datum")
+        return y
     odd = ~(np.isfinite(y) & (y == np.floor(y)))
     if odd.any():
         found = f"found {y[odd][0]:g} at {odd.argmax()}"
@@ -99,8 +111,14 @@ def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
 
 def _check_parts(data: str, parts: Parts) -> None:
     def kind(arrays: Arrays) -> str:
-        labels = "without" if arrays.y is None else "with"
-        return f"{arrays.x.dtype} of shape {arrays.x.shape[1:]} {labels} labels"
+        labels = (
+            "without labels"
+            if arrays.y is None
+            else "with labels"
+            if arrays.y.ndim == 1
+            else f"with {arrays.y.shape[1]} covariates"
+        )
+        return f"{arrays.x.dtype} of shape {arrays.x.shape[1:]} {labels}"
 
     (first, model), *_ = parts.items()
     for part, arrays in parts.items():

@@ -83,6 +83,7 @@ def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     if plan.information:
         drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
+    yield from protocol.get("notes", ())
     for name in found.models:
         yield from _too_short(name, found.estimates(name))
 

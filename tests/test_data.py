@@ -407,7 +407,11 @@ ARRAYS = {
     "empty": ({"x": np.ones((0, 2))}, "found 0 data, expected at least 2"),
     "one": ({"x": np.ones((1, 2))}, "found 1 data, expected at least 2"),
     "y length": ({"x": grey(), "y": labels(19)}, "y has shape (19,), expected (20,)"),
-    "y one-hot": ({"x": grey(), "y": np.eye(20)}, "y has shape (20, 20), expected (20,)"),
+    "y 3-d": ({"x": grey(), "y": np.ones((20, 2, 2))}, "y has shape (20, 2, 2), expected (20,)"),
+    "covariate NaN": (
+        {"x": grey(), "y": np.full((20, 2), np.nan)},
+        "y: found nan at [0, 0], expected finite",
+    ),
     "y strings": ({"x": grey(), "y": np.full(20, "a")}, "y has dtype <U1, expected whole numbers"),
     "y fractions": ({"x": grey(), "y": labels() / 2}, "y: found 0.5 at 1, expected whole numbers"),
     "y nan": ({"x": grey(), "y": np.full(20, np.inf)}, "y: found inf at 0, expected whole numbers"),
