@@ -6,7 +6,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ..distributions import DiagonalNormal
-from .prior import Prior
+from .prior import Prior, full_precision
 
 
 class ClassNormal(Prior, name="class_normal"):
@@ -34,5 +34,5 @@ class ClassNormal(Prior, name="class_normal"):
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z|y): batch shape that of y, event shape (latent,)."""
-        loc, log_scale = self.linear(self.condition(y)).float().chunk(2, -1)
+        loc, log_scale = full_precision(self.linear(self.condition(y))).chunk(2, -1)
         return DiagonalNormal(loc, log_scale.exp())

@@ -13,7 +13,7 @@ from ..base import leading
 from ..distributions import Unexpanded
 from ..errors import InputError
 from ..networks import mlp
-from .prior import Prior
+from .prior import Prior, full_precision
 
 TRAINING, EVALUATION = 1024, 2**16
 """How many draws of N(0, I) an expectation is estimated by."""
@@ -55,8 +55,8 @@ class Resampled(Prior, name="resampled"):
 
     def log_accept(self, z: Tensor) -> Tensor:
         """Log a(z) for z (..., latent): (...)."""
-        out = leading(self.network, z, event_dim=1).squeeze(-1)
-        return nn.functional.logsigmoid(out.float() if out.dtype == torch.bfloat16 else out)
+        out = full_precision(leading(self.network, z, event_dim=1).squeeze(-1))
+        return nn.functional.logsigmoid(out)
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
