@@ -186,13 +186,12 @@ class FiniteMixture(Unexpanded):
         return (self.log_weights + scores).logsumexp(-1)
 
     def draw(self, shape: torch.Size) -> Tensor:  # noqa: D102
-        count = self.log_weights.shape[-1]
-        waits = torch.empty(*shape, count, device=self.log_weights.device).exponential_()
-        chosen = (self.log_weights - waits.log()).argmax(-1)  # the first arrival of C Poisson processes
+        log_weights = self.log_weights.expand(*shape, self.log_weights.shape[-1])
+        chosen = choose(log_weights)
         if isinstance(self.components, DiagonalNormal):
-            loc, scale = (self._pick(part, chosen) for part in (self.components.loc, self.components.scale))
+            loc, scale = (pick(part, chosen) for part in (self.components.loc, self.components.scale))
             return torch.addcmul(loc, scale, torch.randn_like(loc))
-        return self._pick(self.components.expand([*shape, count]).sample(), chosen)
+        return pick(self.components.expand(log_weights.shape).sample(), chosen, len(self.event_shape))
 
     @property
     def _dim(self) -> int:
@@ -212,8 +211,25 @@ class FiniteMixture(Unexpanded):
         weights = self.log_weights.exp().reshape(*self.log_weights.shape, *[1] * len(self.event_shape))
         return (weights * parts).sum(self._dim).expand(self.batch_shape + self.event_shape)
 
-    def _pick(self, parts: Tensor, chosen: Tensor) -> Tensor:
-        """The chosen (...) of parts (..., C, *event)."""
-        index = chosen.reshape(*chosen.shape, *[1] * -self._dim)
-        parts = parts.expand(*chosen.shape, *parts.shape[self._dim :])
-        return torch.take_along_dim(parts, index, self._dim).squeeze(self._dim)
+
+def choose(log_weights: Tensor) -> Tensor:
+    """A draw of c in proportion to exp log_weights (..., C): (...); without a look at the device, as Gumbel's maximum.
+
+    >>> choose(torch.tensor([[0.0, -math.inf], [-math.inf, 3.0]]))
+    tensor([0, 1])
+    """
+    waits = torch.empty_like(log_weights, memory_format=torch.contiguous_format).exponential_()
+    return (log_weights - waits.log()).argmax(-1)
+
+
+def pick(parts: Tensor, chosen: Tensor, event_dim: int = 1) -> Tensor:
+    """The chosen (...) of parts (..., C, *event), which broadcast on the left: (..., *event).
+
+    >>> pick(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 1, 0]))
+    tensor([[3., 4.],
+            [3., 4.],
+            [1., 2.]])
+    """
+    dim = -1 - event_dim
+    parts = parts.expand(*chosen.shape, *parts.shape[dim:])
+    return torch.take_along_dim(parts, chosen.reshape(*chosen.shape, *[1] * -dim), dim).squeeze(dim)

@@ -41,6 +41,7 @@ def made(name, latent):
         "mixture": lambda: priors.Mixture(latent, components=4),
         "vamp": lambda: vamp(4, latent).prior,
         "resampled": lambda: priors.Resampled(latent, hidden=(8,), truncation=5),
+        "energy": lambda: priors.Energy(latent, hidden=(8,)),
         "class_normal": lambda: priors.ClassNormal(latent, condition=pvae.Label(3)),
     }[name]()
     if name == "vamp":
@@ -55,7 +56,7 @@ def grid(latent, half=25.0, n=1201):
     return points, (axis[1] - axis[0]).item() ** latent
 
 
-NAMES = ["learned_normal", "laplace", "student_t", "mixture", "vamp", "resampled", "class_normal"]
+NAMES = ["learned_normal", "laplace", "student_t", "mixture", "vamp", "resampled", "energy", "class_normal"]
 
 
 # Every prior ----------------------------------------------------------------------------------------------------------
@@ -68,7 +69,9 @@ def test_a_density_integrates_to_one(name, latent):
     p = made(name, latent)(torch.tensor(1))
     total = p.log_prob(z).exp().sum().item() * cell
     # resampled: its normalizer is estimated; student_t: what is beyond the grid; laplace: the kink
-    assert total == pytest.approx(1, abs={"resampled": 0.02, "student_t": 1e-5, "laplace": 2e-3}.get(name, 1e-5))
+    assert total == pytest.approx(
+        1, abs={"resampled": 0.02, "energy": 0.02, "student_t": 1e-5, "laplace": 2e-3}.get(name, 1e-5)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,7 +101,7 @@ def test_a_wider_batch_scores_as_each_alone(name):
     torch.testing.assert_close(one, torch.stack([part(c).log_prob(value[0, 0]) for c in y]).expand(4, 3))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "resampled"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("resampled", "energy")])
 def test_a_mean_is_that_of_the_density(name):
     z, cell = grid(2)
     p = made(name, 2)(torch.tensor(1))
@@ -413,6 +416,7 @@ def test_vamp_lies_where_its_guide_does():
         (lambda: priors.Mixture(2, components=0), "components: found 0, expected at least 1"),
         (lambda: priors.Laplace(2, scale=0.0), "scale: found 0.0, expected more than 0"),
         (lambda: priors.StudentT(2, df=-1.0), "df: found -1.0, expected more than 0"),
+        (lambda: priors.Energy(2, bound=0.0), "bound: found 0.0, expected more than 0"),
         (lambda: priors.Resampled(2, truncation=0), "truncation: found 0, expected at least 1"),
     ],
 )
@@ -437,18 +441,18 @@ def resampled(truncation, latent=1, by=2.0):
     return randomize(priors.Resampled(latent, hidden=(8,), truncation=truncation), by).double()
 
 
-def exact_rate(part):
-    """Z by quadrature."""
+def average(part, tilt):
+    """E_N[tilt(z)] by quadrature."""
     z, cell = grid(part.latent)
     weight = pvae.Normal(part.latent).double()().log_prob(z).exp() * cell
-    return (weight * part.log_accept(z).exp()).sum()
+    return (weight * tilt(z)).sum()
 
 
 @pytest.mark.parametrize("truncation", [2, 5, 100])
 def test_resampled_with_the_exact_rate_integrates_to_one(truncation):
     part = resampled(truncation)
     z, cell = grid(1)
-    p = priors.tilted.TruncatedRejection(part.log_accept, exact_rate(part), 1, truncation)
+    p = priors.tilted.TruncatedRejection(part.accept, average(part, part.accept), 1, truncation)
     assert p.log_prob(z).exp().sum().item() * cell == pytest.approx(1, abs=1e-8)
 
 
@@ -471,13 +475,13 @@ def test_resampled_draws_as_rejection_does():
 
 def test_the_rate_and_its_gradient_are_estimated_without_bias():
     part = resampled(5).train()
-    exact = torch.autograd.grad(exact_rate(part), list(part.parameters()))
+    exact = torch.autograd.grad(average(part, part.accept), list(part.parameters()))
     estimates = []
     for _ in range(300):
         rate = part().rate
         estimates.append(torch.cat([rate[None], *(g.flatten() for g in torch.autograd.grad(rate, part.parameters()))]))
     found = torch.stack(estimates).detach()
-    expected = torch.cat([exact_rate(part).detach()[None], *(g.flatten() for g in exact)])
+    expected = torch.cat([average(part, part.accept).detach()[None], *(g.flatten() for g in exact)])
     error = found.std(0) / math.sqrt(len(found)) + 1e-12
     assert ((found.mean(0) - expected).abs() / error).max() < 4
 
@@ -487,5 +491,27 @@ def test_in_evaluation_the_rate_is_one_number_within_its_error():
         part = randomize(priors.Resampled(2, hidden=(8,)), 2.0, seed).eval()
         first, second = part().rate, copy.deepcopy(part)().rate
         assert torch.equal(first, second)
-        exact = exact_rate(part.double()).item()
+        exact = average(part.double(), part.accept).item()
         assert abs(first.item() / exact - 1) < 4 * math.sqrt((1 - exact) / (exact * 2**16))
+
+
+# Energies -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_energy_with_the_exact_normalizer_integrates_to_one():
+    part = randomize(priors.Energy(1, hidden=(8,)), 2.0).double()
+    z, cell = grid(1)
+    log_normalizer = average(part, lambda z: (-part.energy(z)).exp()).log()
+    p = priors.tilted.NormalByEnergy(part.energy, log_normalizer, 1)
+    assert p.log_prob(z).exp().sum().item() * cell == pytest.approx(1, abs=1e-8)
+    assert p.log_prob(z).argmax() != pvae.Normal(1).double()().log_prob(z).argmax()
+
+
+@pytest.mark.parametrize("bound", [0.5, 3.0])
+def test_an_energy_is_bounded_and_its_normalizer_within_its_error(bound):
+    part = randomize(priors.Energy(2, hidden=(8,), bound=bound), 20.0).eval()
+    z = torch.randn(1000, 2)
+    assert bound * 0.9 < part.energy(z).abs().max() <= bound
+    found = part().log_normalizer.exp().item()
+    exact = average(part.double(), lambda z: (-part.energy(z)).exp()).item()
+    assert abs(found / exact - 1) < 4 * math.sinh(bound) / 2**8

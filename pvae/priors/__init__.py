@@ -6,7 +6,18 @@ from .learned_normal import LearnedNormal
 from .mixture import Mixture
 from .normal import Normal
 from .prior import Prior
-from .tilted import Resampled
+from .tilted import Energy, Resampled
 from .vamp import Vamp
 
-__all__ = ["ClassNormal", "Laplace", "LearnedNormal", "Mixture", "Normal", "Prior", "Resampled", "StudentT", "Vamp"]
+__all__ = [
+    "ClassNormal",
+    "Energy",
+    "Laplace",
+    "LearnedNormal",
+    "Mixture",
+    "Normal",
+    "Prior",
+    "Resampled",
+    "StudentT",
+    "Vamp",
+]

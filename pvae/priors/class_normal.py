@@ -19,6 +19,7 @@ class ClassNormal(Prior, name="class_normal"):
         latent: size of the latent.
         condition: from labels y to their features; it has to be given.
 
+    >>> import torch
     >>> from pvae import Label
     >>> ClassNormal(2, condition=Label(10))(torch.tensor([3, 1, 4])).batch_shape
     torch.Size([3])
