@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -82,7 +83,7 @@ class OneHots(dist.TorchDistribution):
     (torch.Size([10]), tensor(2.), tensor(-3.2189))
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
     def __init__(self, logits: Tensor) -> None:
@@ -132,7 +133,7 @@ class RelaxedBernoullis(dist.TorchDistribution):
     tensor([-1.3863, -1.3863, -1.3863])
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
     support = constraints.independent(constraints.unit_interval, 1)
 
@@ -178,12 +179,12 @@ class RelaxedOneHots(dist.TorchDistribution):
         temperature: t. The lower, the closer to one-hot vectors.
         logits: l (..., groups, categories). P(z_c is the largest) = softmax(l)_c, at any temperature.
 
-    >>> p = RelaxedOneHots(1.0, torch.zeros(1, 3))  # at equal logits and t = 1, at the centre: log 2! + 3 log 3 - 3 log 3
+    >>> p = RelaxedOneHots(1.0, torch.zeros(1, 3))  # at t = 1 uniform on the simplex: log 2!
     >>> torch.allclose(p.log_prob(torch.full((3,), 1 / 3)), torch.tensor(2.0).log())
     True
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
 
     def __init__(self, temperature: float, logits: Tensor) -> None:

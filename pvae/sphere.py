@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -57,7 +57,7 @@ class SphereUniform(dist.TorchDistribution):
     tensor(-2.5310)
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
     support = _Sphere()
 
@@ -94,7 +94,7 @@ class Directional(dist.TorchDistribution):
         concentration: (...,), from 0, where they are uniform.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
     support = _Sphere()
 
@@ -161,7 +161,7 @@ class VonMisesFisher(Directional):
         return _BesselRatio.apply(self.concentration, self.event_shape[0] / 2 - 1)
 
     def kl_to_uniform(self) -> Tensor:
-        """k times the mean cosine, less the logarithm of what normalizes."""
+        """The mean cosine times k, less the logarithm of what normalizes."""
         d, k = self.event_shape[0], self.concentration.double()
         cosine, log_i = _BesselRatio.apply(k, d / 2 - 1), _LogBessel.apply(k, d / 2 - 1)
         kl = k * (cosine - 1) - log_i - d / 2 * math.log(2 * math.pi) + log_area(d)
@@ -249,7 +249,7 @@ class _LogBessel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, k: Tensor, order: float) -> Tensor:
-        log_i, ratio, _ = _bessel(k.double(), order)
+        log_i, _, _ = _bessel(k.double(), order)
         ctx.save_for_backward(k)
         ctx.order = order
         return log_i.to(k.dtype)
@@ -277,7 +277,7 @@ class _BesselRatio(torch.autograd.Function):
 
 
 def _bessel(k: Tensor, order: float) -> tuple[Tensor, Tensor, Tensor]:
-    """log I_v(k) - v log k - k, the ratio r_v = I_(v+1)(k) / I_v(k), and r_v / k; float64.
+    """The logarithm log I_v(k) - v log k - k, the ratio r_v = I_(v+1)(k) / I_v(k), and r_v / k; float64.
 
     By an expansion at an order of 20 or more, then down: r_(n-1) = k / (2n + k r_n).
     """
@@ -292,7 +292,7 @@ def _bessel(k: Tensor, order: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _debye(k: Tensor, order: float) -> Tensor:
-    """log I_m(k) - m log k - k by Debye's expansion, uniform in k, to m^-6: float64."""
+    """The same for a large order m by Debye's expansion, uniform in k, to m^-6."""
     x = k / order
     s = (1 + x.square()).sqrt()
     p = 1 / s

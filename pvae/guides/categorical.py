@@ -10,7 +10,7 @@ from .guide import Guide
 
 
 class Categorical(Guide, name="categorical"):
-    """Independent one-hot vectors, one after the other: log q(z|x) = sum_gc z_gc log softmax(l_g)_c, l from the encoder.
+    """Independent one-hot vectors, concatenated: log q(z|x) = sum_gc z_gc log softmax(l_g)_c, l from the encoder.
 
     Draws have no gradient: it is for the gradients score, vimco, ovis and rws.
 
@@ -48,7 +48,7 @@ class Categorical(Guide, name="categorical"):
 
 
 class RelaxedCategorical(Guide, name="relaxed_categorical"):
-    """Independent probability vectors: z_g = softmax((l_g + e) / t), e Gumbel noise, l from the encoder.
+    """Independent probability vectors, concatenated: z_g = softmax((l_g + e) / t), e Gumbel noise, l from the encoder.
 
     See `pvae.discrete` for how densities so close to 0 are taken.
     Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.

@@ -11,7 +11,7 @@ from .prior import Prior
 
 
 class Categorical(Prior, name="categorical"):
-    """One-hot vectors, one after the other: log p(z) = sum_gc z_gc log softmax(l_g)_c, logits l learned, 0 at the start.
+    """One-hot vectors, concatenated: log p(z) = sum_gc z_gc log softmax(l_g)_c, logits l learned, 0 at the start.
 
     Args:
         latent: size of the latent: of all the vectors together.
@@ -38,7 +38,7 @@ class Categorical(Prior, name="categorical"):
 
 
 class RelaxedCategorical(Prior, name="relaxed_categorical"):
-    """Probability vectors, mostly close to one-hot ones: z_g = softmax((l_g + e) / t), e Gumbel noise, logits l learned.
+    """Probability vectors close to one-hot ones: z_g = softmax((l_g + e) / t), e Gumbel noise, logits l learned.
 
     Draws have a gradient; a guide has the same support, at a temperature of its own. See `pvae.discrete` for how
     densities so close to 0 are taken. Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
