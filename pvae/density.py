@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
 
 from . import weights
 from .errors import InputError
@@ -81,7 +81,9 @@ class Density:
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
             for name in drawn:
                 if sites[name]["fn"].support.is_discrete:
-                    raise InputError(f"site '{name}': discrete: expected latents that have a gradient to follow")
+                    raise InputError(
+                        f"site '{name}': discrete: expected latents that have a gradient to follow: real numbers"
+                    )
             self.slots = tuple(self._slot(name, sites[name]) for name in drawn)
         self.sizes = [prod(slot.rest) for slot in self.slots]
 
@@ -153,7 +155,7 @@ class Density:
     def _numbers(self, slot: _Slot, site: Site, particles: int) -> Tensor:
         """A site's value without constraints, particles and data first: (K, B, *rest)."""
         value, event = site["value"], site["fn"].event_dim
-        numbers = value if _is_real(site) else biject_to(site["fn"].support).inv(value)
+        numbers = value if _is_real(site) else _map_to(slot.name, site["fn"].support).inv(value)
         batch = value.dim() - event
         data = batch + self.traces.dim
         if particles == 1:
@@ -223,6 +225,16 @@ class _Unconstrained(weights.Collect):
             transform = biject_to(msg["fn"].support)
             msg["value"] = transform(numbers)
             self.log_dets.append(transform.log_abs_det_jacobian(numbers, msg["value"]))
+
+
+def _map_to(name: str, support: constraints.Constraint) -> Transform:
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise InputError(
+            f"site '{name}': found latents that no numbers without constraints map onto one to one: expected ones on"
+            " the real numbers, or between bounds"
+        ) from error
 
 
 def _is_real(site: Site) -> bool:

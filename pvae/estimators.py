@@ -134,7 +134,7 @@ class Gradient(Member, family="gradient"):
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs draws that are"
                 f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong:"
-                f" estimators that need none: {_fitting(objective, False)}"
+                f" {_without_path(objective)}"
             )
 
 
@@ -363,6 +363,15 @@ def _named(objective: Bounded) -> str:
 def _fitting(objective: Bounded, reparameterized: bool | None = None) -> str:
     fitting = {name: member for name, member in members("gradient").items() if not member.misfit(objective)}
     return ", ".join(name for name, m in fitting.items() if reparameterized in (None, m.reparameterized)) or "none"
+
+
+def _without_path(objective: Bounded) -> str:
+    """What to pass where draws have no path."""
+    known = {name: m for name, m in members("gradient").items() if not m.reparameterized}  # type: ignore[attr-defined]
+    alone = _alone(objective)
+    fitting = [name for name, m in known.items() if m.misfit(objective) in ("", alone)]  # type: ignore[attr-defined]
+    more = "--particles 2 or more, and " if alone else ""
+    return f"pass {more}--gradient with one of those that need none: {', '.join(fitting) or 'none'}"
 
 
 def _alone(objective: Bounded) -> str:

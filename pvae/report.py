@@ -15,6 +15,7 @@ from .checkpoints import disk
 from .data import Split, pixels
 from .evaluate import Evaluation, evaluate
 from .pace import pace
+from .priors import Prior
 from .runs import Run, protocol, write_results
 from .train import Training
 from .vae import VAE
@@ -136,16 +137,22 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
                 picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
             ),
             "latent_space": plots.latent_scatter(
-                _numpy(vae.encode(x[:5000], None if y is None else y[:5000]).mean),
+                _numpy(means(vae, x[:5000], None if y is None else y[:5000])),
                 None if y is None else _numpy(y[:5000] if y.dim() == 1 else y[:5000, 0]),
                 title="Posterior means of test data",
             ),
             "active_units": plots.active_units(_numpy(found.latent_variance)),
         }
-        if run.config.latent == 2 and x.dim() > 2 and run.config.condition == "none":  # a mosaic of pictures
+        plain = vae.prior.support == Prior.support and run.config.condition == "none"
+        if run.config.latent == 2 and plain and x.dim() > 2:  # a mosaic of pictures
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
+
+
+def means(vae: VAE, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """The posterior mean of each datum, (B, latent); a draw where the guide knows no mean."""
+    return weights.draw(vae.guide, x, y, max_plate_nesting=1).latent_means(-1)
 
 
 def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:

@@ -79,8 +79,10 @@ class VAE(nn.Module):
         return self.posterior(x, y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
-        return self.likelihood(self.posterior(x, y).mean, y).mean
+        """The mean of p(x|z) at the mean of q(z|x), (B, *shape); at its mode where means lie off the support."""
+        q = self.posterior(x, y)
+        point = getattr(self.posterior, "point", None)
+        return self.likelihood(point(q) if point else q.mean, y).mean
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """Data x ~ p(x|z), z ~ p(z): (n, *shape).
@@ -113,13 +115,27 @@ def check_support(prior: Part, guide: Part) -> None:
     """Refuse a prior and a guide whose draws do not lie in the same place.
 
     Raises:
-        InputError: they do not; names what goes with the prior.
+        InputError: they do not; names the guides that go with the prior, and the priors that go with the guide.
     """
     found = {part: getattr(part, "support", None) for part in (prior, guide)}
     if found[prior] == found[guide] or None in found.values():
         return
-    fit = [name for name, member in members("guide").items() if member.support == found[prior]]  # type: ignore[attr-defined]
+    kinds = {type(part).support for part in (prior, guide)}  # type: ignore[attr-defined]
+    if len(kinds) == 1:
+        advice = ["give both the same options"]
+    else:
+        fits = {"guide": _of_support("guide", found[prior]), "prior": _of_support("prior", found[guide])}
+        advice = [f"choose --{family} {' or '.join(names)}" for family, names in fits.items() if names]
     raise InputError(
-        f"guide: {type(guide).__name__} draws from {found[guide]}, {type(prior).__name__} from {found[prior]}, expected"
-        f" the same of prior and guide{': choose guide ' + ', '.join(fit) if fit else ''}"
+        f"guide: {type(guide).__name__} draws from {found[guide]}, the prior {type(prior).__name__} from"
+        f" {found[prior]}, expected the same of both{': ' if advice else ''}{'; or '.join(advice)}"
     )
+
+
+def _of_support(family: str, support: str | None) -> list[str]:
+    """The members whose draws lie there, with the right options."""
+    return [
+        name
+        for name, member in members(family).items()
+        if str(support).startswith(member.support)  # type: ignore[attr-defined]
+    ]

@@ -47,6 +47,13 @@ class Guide(Part, family="guide"):
         """q(z|x) before any refinement that looks at the model: what a prior made of the guide is made of."""
         return self(x, y)
 
+    def point(self, q: dist.Distribution) -> Tensor:
+        """One latent in place of a draw from q, as pictures take it: its mean; a draw where it knows none."""
+        try:
+            return q.mean
+        except NotImplementedError:
+            return q.sample()
+
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The encoder's numbers (..., outputs * latent) for data x (..., *shape), and labels y where it takes them."""
         takes_labels = isinstance(self.encoder, ConditionedEncoder)

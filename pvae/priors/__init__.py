@@ -1,15 +1,20 @@
 """Priors p(z): parameters in `__init__`, a distribution over the latent from `forward`."""
 
+from .bernoulli import Bernoulli, RelaxedBernoulli
+from .categorical import Categorical, RelaxedCategorical
 from .class_normal import ClassNormal
 from .heavy_tailed import Laplace, StudentT
 from .learned_normal import LearnedNormal
 from .mixture import Mixture
 from .normal import Normal
 from .prior import Prior
+from .sphere import Sphere
 from .tilted import Energy, Resampled
 from .vamp import Vamp
 
 __all__ = [
+    "Bernoulli",
+    "Categorical",
     "ClassNormal",
     "Energy",
     "Laplace",
@@ -17,7 +22,10 @@ __all__ = [
     "Mixture",
     "Normal",
     "Prior",
+    "RelaxedBernoulli",
+    "RelaxedCategorical",
     "Resampled",
+    "Sphere",
     "StudentT",
     "Vamp",
 ]

@@ -1,0 +1,84 @@
+"""Guides on the unit sphere."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from .. import sphere
+from ..errors import InputError
+from .guide import Guide
+
+
+class _Directional(Guide):
+    outputs = 2
+    support = "the unit sphere"
+    distribution: ClassVar[type[sphere.Directional]]
+
+    def __init__(
+        self, encoder: nn.Module, latent: int, event_dim: int | None = None, max_concentration: float = 1e4
+    ) -> None:
+        super().__init__(encoder, latent, event_dim)
+        sphere.check_latent(latent)
+        if not 0 < max_concentration <= 1e4:
+            raise InputError(f"max_concentration: found {max_concentration}, expected above 0, at most 10000")
+        self.max_concentration = max_concentration
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """q(z|x): batch shape (...), event shape (latent,)."""
+        direction, a = self.encode(x, y).chunk(2, -1)
+        k = (self.latent * nn.functional.softplus(a.mean(-1))).clamp(max=self.max_concentration)
+        return self.distribution(nn.functional.normalize(direction, dim=-1), k)
+
+    def point(self, q: dist.Distribution) -> Tensor:
+        """The mode, as a decoder knows the sphere alone."""
+        return q.mode
+
+
+class VonMisesFisher(_Directional, name="von_mises_fisher"):
+    """Symmetric about a direction on the unit sphere: q(z|x) = C(k) exp(k m.z), m and k from one encoder.
+
+    k = d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of the latent; m is the
+    first half over its length. Draws have a gradient without a bias. Source: Davidson, Falorsi, De Cao, Kipf and
+    Tomczak 2018.
+
+    Args:
+        encoder: from data to a direction, then numbers a: 2 * latent of them.
+        latent: size of the latent, at least 2.
+        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
+        max_concentration: upper bound of k.
+
+    Raises:
+        InputError: a latent of size 1; a bound out of range.
+
+    >>> import torch
+    >>> q = VonMisesFisher(nn.Linear(6, 6), latent=3)(torch.ones(5, 6))
+    >>> q.batch_shape, q.rsample().norm(dim=-1).allclose(torch.ones(5))
+    (torch.Size([5]), True)
+    """
+
+    distribution = sphere.VonMisesFisher
+
+
+class PowerSpherical(_Directional, name="power_spherical"):
+    """Symmetric about a direction on the unit sphere: q(z|x) = C(k) (1 + m.z)^k, m and k from one encoder.
+
+    k and m as `VonMisesFisher` has them; a draw takes one beta variate and no rejection. Source: De Cao and Aziz 2020.
+
+    Args:
+        encoder: from data to a direction, then numbers a: 2 * latent of them.
+        latent: size of the latent, at least 2.
+        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
+        max_concentration: upper bound of k.
+
+    Raises:
+        InputError: a latent of size 1; a bound out of range.
+
+    >>> import torch
+    >>> PowerSpherical(nn.Linear(6, 6), latent=3)(torch.ones(5, 6)).batch_shape
+    torch.Size([5])
+    """
+
+    distribution = sphere.PowerSpherical
