@@ -88,14 +88,6 @@ def inputs(family, *lead):
     }[family]()
 
 
-def mean_of(p):
-    """None where a distribution knows no mean: a likelihood always does."""
-    try:
-        return p.mean
-    except NotImplementedError:
-        return None
-
-
 def event(family):
     return {"likelihood": SHAPE, "decoder": SHAPE, "encoder": (7,)}.get(family, (LATENT,))
 
@@ -239,7 +231,7 @@ def has_transport(prior):
     try:
         surrogates.transported({"name": "z", "fn": p, "value": p.sample()})
     except pvae.InputError:
-        return not any(True for _ in prior.parameters())
+        return not p.log_prob(p.sample()).requires_grad
     return True
 
 

@@ -109,24 +109,6 @@ def test_a_mean_is_that_of_the_density(name):
     torch.testing.assert_close(p.mean, expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(pvae.base.members("prior")))
-def test_the_fast_step_is_the_eager_one(name):
-    """Replayed as a graph, as it stands for any objective that draws: same losses from the same seed."""
-    x, y = torch.bernoulli(torch.rand(8, *SHAPE)), torch.arange(8) % 3
-    found = {}
-    for how in ("off", "graph"):
-        torch.manual_seed(3)
-        vae = vamp(5).initialize(x, y)
-        if name != "vamp":
-            member = pvae.base.lookup("prior", name)
-            needed = {"condition": pvae.Label(3)} if name == "class_normal" else {}
-            vae = pvae.VAE(member(2, **needed), vae.likelihood, vae.posterior)
-        svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.IWAE(3), compile=how)
-        torch.manual_seed(4)
-        found[how] = [svi.step(x, y) for _ in range(4)]
-    assert found["graph"] == pytest.approx(found["off"], rel=1e-5)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_can_dream(name):
     """Reweighted wake-sleep draws from the prior within the step."""
