@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -87,7 +87,7 @@ class CovarianceNormal(dist.TorchDistribution):
             [1., 2.]])
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "root": constraints.lower_cholesky}
+    arg_constraints: ClassVar = {"loc": constraints.real_vector, "root": constraints.lower_cholesky}
     support = constraints.real_vector
     has_rsample = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -83,7 +83,7 @@ class LowRankNormal(dist.TorchDistribution):
             [1., 2.]])
     """
 
-    arg_constraints = {
+    arg_constraints: ClassVar = {
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
         "factor": constraints.independent(constraints.real, 2),
@@ -145,7 +145,7 @@ class LowRankNormal(dist.TorchDistribution):
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """diag scale^2 + U U', (..., D, D)."""
+        """The matrix diag scale^2 + U U', (..., D, D)."""
         return self.scale.square().diag_embed() + self.factor @ self.factor.mT
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -93,7 +93,7 @@ class DiagonalMixture(dist.TorchDistribution):
     (tensor([0.]), tensor([2.]))
     """
 
-    arg_constraints = {
+    arg_constraints: ClassVar = {
         "logits": constraints.real_vector,
         "locs": constraints.independent(constraints.real, 2),
         "scales": constraints.independent(constraints.positive, 2),
@@ -166,9 +166,9 @@ class _Moving(torch.autograd.Function):
 def _weights_gradient(grad: Tensor, logits: Tensor, standard: Tensor, log_density: Tensor, scales: Tensor) -> Tensor:
     """What a gradient (..., D) at draws is at the log-weights (..., C).
 
-    With r_cd the weight of component c given z_<d, A_cd = r_cd (Phi_cd - F_d) is the slope of F_d in the log-weight, and
-    F_d has the slope sum_c A_cd dlog N_cj/dz_j in an earlier z_j, and the conditional density in z_d: u solves the
-    triangular system of these, transposed, against the gradient, and what is wanted is -sum_d A_cd u_d.
+    With r_cd the weight of component c given z_<d, A_cd = r_cd (Phi_cd - F_d) is the slope of F_d in the log-weight;
+    F_d has the slope sum_c A_cd dlog N_cj/dz_j in an earlier z_j, and the conditional density in z_d. The triangular
+    system of these slopes, transposed, is solved for u against the gradient: what is wanted is -sum_d A_cd u_d.
     """
     before = log_density.cumsum(-1) - log_density
     weight = (logits.unsqueeze(-1) + before).softmax(-2)

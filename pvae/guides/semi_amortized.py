@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -96,7 +97,9 @@ class SemiAmortized(Guide, name="semi_amortized"):
         start = self.amortized(x, y)
         mean, log_scale = start.loc, start.scale.log()
         follow = self.through and torch.is_grad_enabled()
-        with _as_in_evaluation(*self._met):
+        # where particles come in parts nothing is kept for the gradient, which the steps take at once
+        kept = torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value)
+        with _as_in_evaluation(*self._met), kept:
             for step in range(self.steps):
                 mean, log_scale = self._step(step, mean, log_scale, x, y, follow)
         return DiagonalNormal(mean, log_scale.exp())
@@ -106,19 +109,22 @@ class SemiAmortized(Guide, name="semi_amortized"):
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-scale after a step; the gradient passes through it if it is to be followed."""
         with torch.enable_grad():
+            # nodes of their own, through which no other path of the graph leads
             at = [
-                part if follow and part.requires_grad else part.detach().requires_grad_() for part in (mean, log_scale)
+                part.view_as(part) if follow and part.requires_grad else part.detach().requires_grad_()
+                for part in (mean, log_scale)
             ]
             bound = self._bound(step, *at, x, y)
             of_mean, of_scale = torch.autograd.grad(bound.sum(), at, create_graph=follow)
         with torch.set_grad_enabled(follow):
             rise = self.step_size * of_scale
             rise = rise.clamp(0, 1) / 2 - torch.log1p((-rise).clamp(min=0)) / 2
-            after = (log_scale + rise).exp().clamp(self.scale.low, self.scale.high)
-            change = self.step_size * after.square() * of_mean
+            after = log_scale + rise
+            change = self.step_size * (2 * after).exp() * of_mean
+            after = after.clamp(math.log(self.scale.low), math.log(self.scale.high))
         if follow:
-            return mean + change, after.log()
-        return mean + change, log_scale + (after.log() - log_scale.detach())
+            return mean + change, after
+        return mean + change, log_scale + (after - log_scale.detach())
 
     def _bound(self, step: int, mean: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         """L for each datum, (...), up to a constant."""
