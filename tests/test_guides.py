@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import os
 import pickle
 
 import pyro
@@ -261,7 +262,7 @@ def test_a_mixtures_draws_have_its_moments_and_exact_gradients(seed):
     torch.manual_seed(seed)
     _, _, parameters = mixture()
     jacobian = torch.autograd.functional.jacobian(exact_moments, tuple(parameters))
-    n = 100_000
+    n = 40_000
     each = [p.detach().expand(n, *p.shape).clone().requires_grad_() for p in parameters]
     found = moments(DiagonalMixture(*each).rsample())
     matches(found.detach(), exact_moments(*parameters).detach())
@@ -372,7 +373,8 @@ def runs(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "figures", lambda *_: None)
-        for name in ("mean_field", "delta", "mixture", "semi_amortized"):
+        patch.setattr(os, "fsync", lambda _: None)
+        for name in ("mean_field", "delta", "semi_amortized"):
             assert fit.main([*small, "--guide", name, "--out", str(folder / name)]) == 0
     return folder
 
@@ -397,7 +399,10 @@ def test_a_points_numbers_do_not_stand_beside_bounds(runs, capsys):
     assert "again with the other's --guide" in err
     assert compare.main([str(runs / "delta"), "--particles", "1,2", "--train", "0"]) == 0
     assert "The numbers are no bounds on log p(x)" in " ".join(capsys.readouterr().out.split())
-    assert compare.main([str(runs / "mean_field"), str(runs / "mixture"), "--particles", "1,2", "--train", "0"]) == 0
+    assert (
+        compare.main([str(runs / "mean_field"), str(runs / "semi_amortized"), "--particles", "1,2", "--train", "0"])
+        == 0
+    )
     assert "no bounds" not in capsys.readouterr().out
 
 
@@ -671,10 +676,10 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 @pytest.mark.parametrize("name", NAMES)
-def test_a_replayed_step_is_the_eager_step(name, objective, labels):
+def test_a_replayed_step_is_the_eager_step(name, objective):
+    labels = objective == "iwae"
     x, y = torch.bernoulli(torch.rand(6, DIM)), torch.tensor([0, 1, 2] * 2)
     member, losses, found = members("guide")[name], [], []
     own = {n: p.default for n, p in pvae.config.member_options("guide", member).items()}
@@ -687,7 +692,7 @@ def test_a_replayed_step_is_the_eager_step(name, objective, labels):
         made = OBJECTIVES[objective](name == "delta")
         svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), made, compile=compile)
         torch.manual_seed(3)
-        losses.append([float(svi.step(x, *([y] if labels else []))) for _ in range(6)])
+        losses.append([float(svi.step(x, *([y] if labels else []))) for _ in range(4)])
         found.append([p.detach().clone() for p in vae.parameters()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for eager, graph in zip(*found, strict=True):
