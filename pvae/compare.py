@@ -82,9 +82,10 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for name, found in rest:
         for key, value in expected.items():
             if found[key] != value:
+                again = "--data, --test, --validation, --data-seed and --binarize" if key != "numbers" else "--guide"
                 raise InputError(
                     f"{first} and {name} were measured under different protocols: {key} is {value} and {found[key]}: "
-                    f"fit one of them again with the other's --data, --test, --validation, --data-seed and --binarize"
+                    f"fit one of them again with the other's {again}"
                 )
     return expected
 

@@ -109,6 +109,11 @@ class Config:
         return lookup("likelihood", self.likelihood).support == "binary"  # type: ignore[attr-defined]
 
     @property
+    def bounded(self) -> bool:
+        """Whether what is measured is a bound on log p(x): with a guide that has a density it is."""
+        return lookup("guide", self.guide).bound  # type: ignore[attr-defined]
+
+    @property
     def binarization(self) -> str:
         """The binarization that `auto` stands for."""
         if self.binarize != "auto":

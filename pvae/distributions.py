@@ -108,11 +108,13 @@ class _BernoulliLogProb(torch.autograd.Function):
         return nn.functional.softplus(logits).neg_().addcmul_(logits, x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, x = ctx.saved_tensors
         residual = torch.sigmoid(logits)
-        torch.sub(x, residual, out=residual)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            residual = x - residual
+        else:
+            torch.sub(x, residual, out=residual)
         return residual * grad, grad * logits if ctx.needs_input_grad[1] else None
 
 

@@ -60,6 +60,8 @@ class Gradient(Member, family="gradient"):
 
     reparameterized: ClassVar[bool] = False
     """Whether it takes the path through the draws, for which every site has to be reparameterized."""
+    scores: ClassVar[bool] = True
+    """Whether it rests on the gradient of log q, for which every site has to have a density: a point mass has none."""
 
     @classmethod
     def misfit(cls, objective: Bounded) -> str:
@@ -97,8 +99,7 @@ class Gradient(Member, family="gradient"):
             return chunks.estimate(self, objective, step)
         if not torch.is_grad_enabled():
             drawn = step.draw()
-            if self.reparameterized:
-                self.check_sites(drawn, objective)
+            self.check_sites(drawn, objective)
             traces = step.score(drawn)
             return objective.bound(weights.split(traces).log_w), traces.scale
         terms, pairs, traces = self.pairs(objective, step, partial(self.choose, objective))
@@ -109,8 +110,7 @@ class Gradient(Member, family="gradient"):
     ) -> tuple[LogWeights, Pairs, Traces]:
         """The log-weights of a step's particles, the surrogate of their gradient, and the traces both came from."""
         drawn = step.draw(detach=not self.reparameterized)
-        if self.reparameterized:
-            self.check_sites(drawn, objective)
+        self.check_sites(drawn, objective)
         draws = Draws(step, drawn)
         gate = self.gate(objective, draws)
         traces = step.score(step.redraw(drawn, gate) if gate else drawn)
@@ -129,8 +129,14 @@ class Gradient(Member, family="gradient"):
         return terms, pairs, traces
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
-        """Refuse sites that are not reparameterized, naming the estimators that don't need it."""
-        for site in weights.unreparameterized(drawn):
+        """Refuse sites that lack what the gradient needs, naming the estimators that don't need it."""
+        for site in weights.points(drawn) if self.scores else ():
+            raise InputError(
+                f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs the gradient of a density,"
+                f" and {type(site['fn']).__name__} is a point mass: the guide's gradient would be wrong: expected"
+                " --gradient reparam or stl"
+            )
+        for site in weights.unreparameterized(drawn) if self.reparameterized else ():
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs draws that are"
                 f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong:"
@@ -145,6 +151,7 @@ class Reparameterized(Gradient, name="reparam"):
     """
 
     reparameterized = True
+    scores = False
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """Where the guide has a bound of its own, or particles come in parts; else `estimate` has no need of them."""
@@ -169,6 +176,7 @@ class StickingTheLanding(Gradient, name="stl"):
     """
 
     reparameterized = True
+    scores = False
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The slopes, and nothing for the score."""

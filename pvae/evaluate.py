@@ -24,6 +24,9 @@ from .svi.replay import replayed
 from .svi.tracing import Untraceable
 from .weights import LogWeights, Program
 
+BOUNDS = "bounds on log p(x)"
+NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log p(x, z) at its point"
+"""What the numbers are, with a guide that has a density and without."""
 CELL = 128
 """Data, and particles, that one seed's draws are made for."""
 TRACED_AFTER = 5

@@ -215,6 +215,7 @@ def closing(run: Run) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {run.config.latent}"]
+    lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}", f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)

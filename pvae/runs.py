@@ -23,6 +23,7 @@ from .checkpoints import Checkpoint, disk
 from .config import Config
 from .data import Dataset
 from .errors import InputError
+from .evaluate import BOUNDS, NO_BOUNDS
 
 BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}
 """What a run folder holds before its first checkpoint."""
@@ -237,6 +238,7 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
         "binarization": config_.binarization,
         "measure": "probability" if config_.binary else "density",
         "unit": "nats / datum",
+        "numbers": BOUNDS if config_.bounded else NO_BOUNDS,
     }
 
 

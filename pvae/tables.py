@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .comparison import Comparison, Estimate, Measured, is_bound
 from .diagnostics import FEWEST, Paired, khat_threshold
+from .evaluate import BOUNDS
 
 COLUMN = 20
 """Characters of a column; longer names are broken."""
@@ -73,6 +74,8 @@ def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         f"{found.size:,} test data of {protocol['data']}, binarization {protocol['binarization']}; nats / datum, "
         f"mean +- standard error over the data"
     )
+    if protocol["numbers"] != BOUNDS:
+        yield f"The numbers are {protocol['numbers']}"
     groups = ", ".join(f"{plan.total // k:,} of K={k}" for k in plan.particles)
     yield f"{plan.total:,} draws for each datum (seed {plan.seed}); L_K is averaged over disjoint groups: {groups}"
     if plan.total < FEWEST:

@@ -23,11 +23,11 @@ from pvae import diagnostics, tables
 from pvae import evaluate as evaluate_room
 from pvae.ais import Annealing
 from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, compare, estimate
-from pvae.evaluate import CELL, Evaluation, evaluate
+from pvae.evaluate import BOUNDS, CELL, Evaluation, evaluate
 from pvae.exact import LinearVAE, linear_gaussian
 from pvae.runs import write_results
 
-PROTOCOL = {"data": "toy_1", "binarization": "none", "sizes": {"test": 4}}
+PROTOCOL = {"data": "toy_1", "binarization": "none", "sizes": {"test": 4}, "numbers": BOUNDS}
 SMALL = Plan(particles=(1, 4), draws=40, subset=3, annealing=Annealing(20, 3, 2), families=("mean_field",), steps=5)
 
 

@@ -2,17 +2,27 @@
 
 from .bernoulli import Bernoulli, RelaxedBernoulli
 from .categorical import Categorical, RelaxedCategorical
+from .delta import Delta
+from .full_covariance import FullCovariance
 from .guide import Guide
+from .low_rank import LowRank
 from .mean_field import MeanField
+from .mixture import Mixture
+from .semi_amortized import SemiAmortized
 from .sphere import PowerSpherical, VonMisesFisher
 
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Delta",
+    "FullCovariance",
     "Guide",
+    "LowRank",
     "MeanField",
+    "Mixture",
     "PowerSpherical",
     "RelaxedBernoulli",
     "RelaxedCategorical",
+    "SemiAmortized",
     "VonMisesFisher",
 ]

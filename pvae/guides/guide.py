@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -29,6 +29,8 @@ class Guide(Part, family="guide"):
     """How many numbers the encoder gives for each latent dimension."""
     support: str = "the real numbers"
     """Where its draws lie: a prior's must lie there too."""
+    bound: ClassVar[bool] = True
+    """Whether log p(x, z) - log q(z|x) of its draws is a bound on log p(x): not where q has no density."""
 
     def __init__(self, encoder: nn.Module, latent: int, event_dim: int | None = None) -> None:
         super().__init__()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ..distributions import DiagonalNormal
-from ..errors import InputError
 from .guide import Guide
+from .scales import BoundedScale
 
 
 class MeanField(Guide, name="mean_field"):
@@ -29,6 +26,7 @@ class MeanField(Guide, name="mean_field"):
     Raises:
         InputError: bounds out of order.
 
+    >>> import torch
     >>> q = MeanField(nn.Linear(6, 4), latent=2)(torch.zeros(5, 6))
     >>> q.batch_shape, q.event_shape
     (torch.Size([5]), torch.Size([2]))
@@ -43,15 +41,9 @@ class MeanField(Guide, name="mean_field"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        if not 0 < min_scale < 1 < max_scale:
-            raise InputError(
-                f"min_scale, max_scale: found {min_scale}, {max_scale}, expected 0 < min_scale < 1 < max_scale"
-            )
-        self.min_scale, self.max_scale = min_scale, max_scale
-        self._shift = math.log((max_scale - 1) / (1 - min_scale))
+        self.scale = BoundedScale(min_scale, max_scale)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (...), event shape (latent,)."""
         mean, raw = self.encode(x, y).chunk(2, -1)
-        scale = self.min_scale + (self.max_scale - self.min_scale) * torch.sigmoid(raw - self._shift)
-        return DiagonalNormal(mean, scale)
+        return DiagonalNormal(mean, self.scale(raw))

@@ -1,0 +1,139 @@
+"""The guide with a covariance of its own for every datum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints, register_kl
+
+from ..distributions import DiagonalNormal
+from .guide import Guide
+from .scales import BoundedScale
+
+
+class FullCovariance(Guide, name="full_covariance"):
+    """A Gaussian with any covariance: q(z|x) = N(m, L L'), m and the lower triangular L from one encoder.
+
+    The diagonal of L is bounded on both sides as the scale of `MeanField` is; what is below it is free.
+
+    Args:
+        encoder: from data to means, then numbers of the diagonal, then what is below it, row by row; and as many
+            numbers without use as make their count a multiple of `latent`.
+        latent: size of the latent.
+        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
+        min_scale: lower bound of the diagonal.
+        max_scale: upper bound of the diagonal, above 1.
+
+    Raises:
+        InputError: bounds out of order.
+
+    Source: Kingma and Welling 2019.
+
+    >>> guide = FullCovariance(nn.Linear(6, 9), latent=3)
+    >>> guide(torch.zeros(5, 6)).covariance_matrix.shape
+    torch.Size([5, 3, 3])
+    """
+
+    place: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent: int,
+        event_dim: int | None = None,
+        min_scale: float = 1e-4,
+        max_scale: float = 10.0,
+    ) -> None:
+        super().__init__(encoder, latent, event_dim)
+        self.outputs = self.outputs_for(latent)
+        self.scale = BoundedScale(min_scale, max_scale)
+        place = torch.full((latent, latent), latent * (latent - 1) // 2)  # of a zero, above the diagonal and on it
+        place[tuple(torch.tril_indices(latent, latent, -1))] = torch.arange(latent * (latent - 1) // 2)
+        self.register_buffer("place", place.flatten(), persistent=False)
+
+    @classmethod
+    def outputs_for(cls, latent: int, **options: Any) -> int:  # noqa: D102
+        return -(-(latent + latent * (latent + 1) // 2) // latent)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """q(z|x): batch shape (...), event shape (latent,)."""
+        k = self.latent
+        mean, raw, below, _ = self.encode(x, y).split(self._sizes, -1)
+        below = nn.functional.pad(below, (0, 1)).index_select(-1, self.place)
+        root = below.unflatten(-1, (k, k)) + torch.diag_embed(self.scale(raw))
+        return CovarianceNormal(mean, root)
+
+    @property
+    def _sizes(self) -> list[int]:
+        used = [self.latent, self.latent, self.latent * (self.latent - 1) // 2]
+        return [*used, self.outputs * self.latent - sum(used)]
+
+
+class CovarianceNormal(dist.TorchDistribution):
+    """N(loc, L L'), the triangle L kept once for all draws; nothing is checked, nothing factored.
+
+    Args:
+        loc: (..., D).
+        root: L (..., D, D), zero above its diagonal and positive on it.
+
+    >>> q = CovarianceNormal(torch.zeros(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    >>> q.covariance_matrix
+    tensor([[1., 1.],
+            [1., 2.]])
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.real_vector, "root": constraints.lower_cholesky}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, root: Tensor) -> None:
+        self.loc, self.root = loc, root
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> CovarianceNormal:  # noqa: D102
+        return CovarianceNormal(self.loc.expand(*batch_shape, *self.event_shape), self.root)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # noqa: D102
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).normal_()
+        return self.loc + torch.einsum("...ij,...j->...i", self.root, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """-1/2 |L^-1 (z - m)|^2 - sum_i log L_ii - D/2 log 2 pi."""
+        centred = value - self.loc
+        extra = centred.shape[: max(0, centred.dim() - self.root.dim() + 1)]
+        columns = centred.reshape(extra.numel(), *centred.shape[len(extra) :]).movedim(0, -1)
+        standard = torch.linalg.solve_triangular(self.root, columns, upper=False)
+        squared = standard.square().sum(-2).movedim(-1, 0)
+        squared = squared.reshape(extra + squared.shape[1:])
+        return -0.5 * squared - self.log_determinant - 0.5 * math.log(2 * math.pi) * self.event_shape[0]
+
+    @property
+    def log_determinant(self) -> Tensor:
+        """Log det L, that is half of the covariance's."""
+        return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @property
+    def mean(self) -> Tensor:  # noqa: D102
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:  # noqa: D102
+        return self.root.square().sum(-1).expand_as(self.loc)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """L L', (..., D, D)."""
+        return self.root @ self.root.mT
+
+
+@register_kl(CovarianceNormal, DiagonalNormal)
+def _kl(q: CovarianceNormal, p: DiagonalNormal) -> Tensor:
+    """1/2 [sum_i (C_ii + (m_i - n_i)^2) / t_i^2 - D] + sum_i log t_i - log det L, C = L L'."""
+    distance = ((q.variance + (q.loc - p.loc).square()) / p.scale.square() - 1).sum(-1)
+    return 0.5 * distance + p.scale.log().sum(-1) - q.log_determinant

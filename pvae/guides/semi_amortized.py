@@ -1,0 +1,163 @@
+"""The guide whose encoder's answer is refined for every datum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..base import Part
+from ..distributions import DiagonalNormal
+from ..errors import InputError
+from .guide import Guide
+from .scales import BoundedScale
+
+
+class SemiAmortized(Guide, name="semi_amortized"):
+    """A mean-field Gaussian refined by steps up the ELBO of each datum: q(z|x) = N(m, diag s^2), from the encoder's.
+
+    A step takes g, the gradient of L(m, log s) = E_e[log p(x|m + s e) + log p(m + s e)] + sum log s, and goes along the
+    natural gradient, whose size depends on no scale (Khan and Lin 2017): with rate r
+
+        log s <- log s + r/2 g_s, or -1/2 log(1 - r g_s) where g_s < 0;    m <- m + r s^2 g_m
+
+    The expectation is over pairs of points e and -e with entries 1 and -1, other ones at each step, so that the same
+    datum is always given the same q; its mean and variances are exact, its covariances are once there are as many pairs
+    as latent dimensions. Networks are as in evaluation while q is refined.
+
+    Args:
+        encoder: from data to means, then numbers of the scale: 2 * latent of them.
+        latent: size of the latent.
+        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
+        steps: how many.
+        step_size: r, above 0 and at most 1; above 2 / latent they may diverge where the latents are much correlated.
+        pairs: of points at each step: each costs two runs of the likelihood, and their gradient.
+        through: differentiate through the steps in training; else what they add to mean and log-scale is a constant.
+        min_scale: lower bound of the scale.
+        max_scale: upper bound of the scale, above 1.
+
+    Raises:
+        InputError: options out of range; when called before a VAE has shown it its prior and likelihood.
+
+    Source: Kim et al. 2018; Marino, Yue and Mandt 2018.
+
+    >>> import pvae
+    >>> guide = SemiAmortized(nn.Linear(6, 4), latent=2)
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(nn.Linear(2, 6), (6,)), guide)
+    >>> guide(torch.ones(5, 6)).mean.shape
+    torch.Size([5, 2])
+    """
+
+    points: Tensor
+    _met: tuple[Part, Part] | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent: int,
+        event_dim: int | None = None,
+        steps: int = 3,
+        step_size: float = 0.1,
+        pairs: int = 1,
+        through: bool = True,
+        min_scale: float = 1e-4,
+        max_scale: float = 10.0,
+    ) -> None:
+        super().__init__(encoder, latent, event_dim)
+        for name, value in (("steps", steps), ("pairs", pairs)):
+            if value < 1:
+                raise InputError(f"{name}: found {value}, expected at least 1")
+        if not 0 < step_size <= 1:
+            raise InputError(f"step_size: found {step_size}, expected above 0 and at most 1")
+        self.steps, self.step_size, self.pairs, self.through = steps, step_size, pairs, through
+        self.scale = BoundedScale(min_scale, max_scale)
+        self.register_buffer("points", _points(steps, pairs, latent), persistent=False)
+        self._met = None
+
+    def connect(self, prior: Part, likelihood: Part, guide: Part) -> None:
+        """Meet the prior and the likelihood of the model, whose ELBO is climbed."""
+        object.__setattr__(self, "_met", (prior, likelihood))  # in a tuple: their parameters are not the guide's
+
+    def amortized(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """The encoder's q(z|x), unrefined."""
+        mean, raw = self.encode(x, y).chunk(2, -1)
+        return DiagonalNormal(mean, self.scale(raw))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """q(z|x): batch shape (...), event shape (latent,)."""
+        if self._met is None:
+            raise InputError(
+                "guide SemiAmortized: found no prior and likelihood to refine against, expected those of a model: make"
+                " a pvae.VAE of them, or call guide.connect(prior, likelihood, guide)"
+            )
+        start = self.amortized(x, y)
+        mean, log_scale = start.loc, start.scale.log()
+        follow = self.through and torch.is_grad_enabled()
+        # where particles come in parts nothing is kept for the gradient, which the steps take at once
+        kept = torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value)
+        with _as_in_evaluation(*self._met), kept:
+            for step in range(self.steps):
+                mean, log_scale = self._step(step, mean, log_scale, x, y, follow)
+        return DiagonalNormal(mean, log_scale.exp())
+
+    def _step(
+        self, step: int, mean: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None, follow: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log-scale after a step; the gradient passes through it if it is to be followed."""
+        with torch.enable_grad():
+            # nodes of their own, through which no other path of the graph leads
+            at = [
+                part.view_as(part) if follow and part.requires_grad else part.detach().requires_grad_()
+                for part in (mean, log_scale)
+            ]
+            bound = self._bound(step, *at, x, y)
+            of_mean, of_scale = torch.autograd.grad(bound.sum(), at, create_graph=follow)
+        with torch.set_grad_enabled(follow):
+            rise = self.step_size * of_scale
+            rise = rise.clamp(0, 1) / 2 - torch.log1p((-rise).clamp(min=0)) / 2
+            after = log_scale + rise
+            change = self.step_size * (2 * after).exp() * of_mean
+            after = after.clamp(math.log(self.scale.low), math.log(self.scale.high))
+        if follow:
+            return mean + change, after
+        return mean + change, log_scale + (after - log_scale.detach())
+
+    def _bound(self, step: int, mean: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """L for each datum, (...), up to a constant."""
+        prior, likelihood = self._met  # type: ignore[misc]
+        points = self.points[step].reshape(2 * self.pairs, *[1] * (mean.dim() - 1), self.latent)
+        z = mean + log_scale.exp() * points
+        # not by their call: that would say to Pyro, once more, that the program uses them
+        value = likelihood.forward(z, y).log_prob(x) + prior.forward(y).log_prob(z)
+        return value.mean(0) + log_scale.sum(-1)
+
+
+def _points(steps: int, pairs: int, latent: int) -> Tensor:
+    """Those of each step, (steps, 2 * pairs, latent): rows of a Hadamard matrix in turn, and their opposites.
+
+    The rows, of 1 and -1, are as many as the power of two that is at least `latent` and `pairs`; over all of them the
+    columns are orthogonal.
+    """
+    rows = torch.ones(1, 1)
+    while len(rows) < max(latent, pairs):
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    order = torch.arange(steps * pairs).reshape(steps, pairs) % len(rows)
+    points = rows[order, :latent]
+    return torch.cat([points, -points], 1)
+
+
+@contextmanager
+def _as_in_evaluation(*parts: Part) -> Iterator[None]:
+    """No dropout, and no running mean is moved: what is looked at here is no batch of training."""
+    modules = [module for part in parts for module in part.modules() if module.training]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True
