@@ -446,6 +446,13 @@ def test_what_does_not_fit_is_refused_in_one_line(wrong, message):
     assert "\n" not in str(found.value)
 
 
+def test_vamp_joins_parts_of_another_precision():
+    before = vamp()
+    likelihood, guide = before.likelihood.double(), before.posterior.double()
+    again = pvae.VAE(priors.Vamp(2, 7).double(), likelihood, guide)
+    assert again.prior().log_prob(torch.zeros(2).double()).dtype == torch.float64
+
+
 def test_vamp_is_joined_again_with_what_it_has_learned():
     vae = vamp()
     before = vae.prior.pseudo_inputs
