@@ -112,8 +112,8 @@ class TruncatedRejection(Unexpanded):
 class Energy(Tilted, name="energy"):
     """The normal weighed by a learned energy: p(z) = N(z) exp(-f(z)) / Z, with |f(z)| below a bound.
 
-    f is a network's, b tanh(. / b), and Z = E_N[exp(-f(z))]. A prior of energy and base as Pang et al. 2020 have it,
-    but normalized by draws of the base in place of a Markov chain.
+    f is b tanh(. / b) of a network's number, and Z = E_N[exp(-f(z))]; it is normalized by draws of the normal in place
+    of the paper's Markov chains. Source: Pang et al. 2020.
 
     Z is not known but estimated, with a relative standard error of sinh(b) / sqrt(S) at most, and mostly far less; S is
     1,024 new draws at each call in training, the same 65,536 at every call in evaluation. There log p(z) is off by one

@@ -21,7 +21,7 @@ Inputs = Literal["learned", "data"]
 class Vamp(Prior, name="vamp"):
     """The mixture of the guide's own posteriors at pseudo-inputs: p(z) = 1/C sum_c q(z|u_c).
 
-    Source: Tomczak and Welling 2018; with data as the inputs, the exemplars of Norouzi, Fleet and Norouzi 2020.
+    Source: Tomczak and Welling 2018. With data as the inputs these are the exemplars of Norouzi et al. 2020.
 
     The guide is the model's: a `VAE` hands it over, and keeps its parameters. A guide that is conditioned sees a label
     of its own beside each input, that of the training datum it started from; the prior itself does not depend on y.
@@ -67,17 +67,21 @@ class Vamp(Prior, name="vamp"):
         object.__setattr__(self, "guide", guide)  # or its parameters would be this part's as well
         shape = (len(self.uniform), *likelihood.shape)  # type: ignore[misc]
         if self.pseudo_inputs is None or self.pseudo_inputs.shape != shape:
-            self._hold(torch.rand(shape))
+            self._hold(torch.rand(shape, dtype=self.uniform.dtype, device=self.uniform.device))
         encoder = getattr(guide, "encoder", None)
         if isinstance(encoder, ConditionedEncoder):
             labels = _labels(encoder.condition, len(self.uniform))
             if self.labels is None or self.labels.shape != labels.shape:
-                self.register_buffer("labels", labels)
+                self.register_buffer("labels", labels.to(self.uniform.device))
         self.support = guide.support  # type: ignore[assignment]
         _check_guide(guide, self.pseudo_inputs, self.labels)
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Start at training data drawn at random, with their labels; learned inputs with a little noise on them."""
+        """Start at training data drawn at random, with their labels.
+
+        So the components are apart from the first step on. Learned inputs get a little noise, or those that start at
+        the same datum, where there are fewer data than inputs, would never part. They may leave the range of the data.
+        """
         chosen = torch.randperm(len(x), device=x.device)[torch.arange(len(self.uniform), device=x.device) % len(x)]
         with torch.no_grad():
             self.pseudo_inputs.copy_(x[chosen])
