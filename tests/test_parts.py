@@ -214,9 +214,9 @@ def test_constructors_conform(member):
 
 
 def partner(member):
-    """The first prior for a guide, or guide for a prior, whose draws lie where this one's do."""
-    family = {"prior": "guide", "guide": "prior"}[member.family]
-    return family, next(other for other in members(family).values() if other.support == member.support)
+    """The plainest prior for a guide, or guide for a prior, whose draws lie where this one's do."""
+    family, plain = {"prior": ("guide", pvae.MeanField), "guide": ("prior", pvae.Normal)}[member.family]
+    return family, next(m for m in (plain, *members(family).values()) if m.support == member.support)
 
 
 def whole(member, options):
