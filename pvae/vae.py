@@ -79,8 +79,13 @@ class VAE(nn.Module):
         return self.posterior(x, y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
-        return self.likelihood(self.posterior(x, y).mean, y).mean
+        """The mean of p(x|z) at the mean of q(z|x), or at a draw where q knows no mean: (B, *shape)."""
+        q = self.posterior(x, y)
+        try:
+            z = q.mean
+        except NotImplementedError:
+            z = q.sample()
+        return self.likelihood(z, y).mean
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """Data x ~ p(x|z), z ~ p(z): (n, *shape).

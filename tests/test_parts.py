@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 import typing
+from contextlib import suppress
 
 import pyro
 import pytest
@@ -41,13 +42,22 @@ def every(family):
     return pytest.mark.parametrize(("member", "options"), list(variants(family)))
 
 
+def outputs_of(member, options):
+    """`outputs` of a member with these options, as before it is made."""
+    own = {name: p.default for name, p in config.member_options(member.family, member).items()} | (options or {})
+    return member.outputs_for(LATENT, **own) if member.family == "guide" else member.outputs_for(**own)
+
+
 def make(member, options=None, seed=0):
     """A part with plain networks, or a network: its family's arguments first."""
     torch.manual_seed(seed)
     arguments = {
         "prior": lambda: (LATENT,),
-        "likelihood": lambda: (pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, member.outputs), [8], "tanh"), SHAPE),
-        "guide": lambda: (pvae.MLPEncoder(SHAPE, member.outputs * LATENT, [8], "tanh"), LATENT),
+        "likelihood": lambda: (
+            pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, outputs_of(member, options)), [8], "tanh"),
+            SHAPE,
+        ),
+        "guide": lambda: (pvae.MLPEncoder(SHAPE, outputs_of(member, options) * LATENT, [8], "tanh"), LATENT),
         "encoder": lambda: (SHAPE, 7),
         "decoder": lambda: (LATENT, SHAPE),
     }
@@ -90,7 +100,8 @@ def test_a_part_has_batch_left_and_event_right(member, options, lead):
     assert (p.batch_shape, p.event_shape) == (lead, event(member.family))
     value = p.sample()
     assert value.shape == lead + event(member.family)
-    assert p.mean.shape == value.shape
+    with suppress(NotImplementedError):  # a mean that is not known
+        assert p.mean.shape == value.shape
     log_prob = p.log_prob(value)
     assert log_prob.shape == lead
     assert log_prob.isfinite().all()
@@ -118,9 +129,13 @@ def test_one_datum_does_not_know_the_others(member, options):
 @part_variants
 def test_a_draw_of_a_part_has_its_mean(member, options):
     p = make(member, options).eval()(inputs(member.family)).expand([20_000])
+    try:
+        mean = p.mean[0]
+    except NotImplementedError:
+        return
     x = p.sample()
     error = x.std(0) / math.sqrt(len(x)) + 1e-9
-    assert ((x.mean(0) - p.mean[0]) / error).abs().max() < 4.5
+    assert ((x.mean(0) - mean) / error).abs().max() < 4.5
 
 
 @part_variants
@@ -202,7 +217,11 @@ def test_every_part_trains_under_every_objective_and_gradient(member, options, o
     vae = whole(member, options)
     if members("gradient")[gradient].misfit(objective(3)):
         return
-    loss = objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, data())
+    try:
+        loss = objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, data())
+    except pvae.InputError as error:
+        assert "expected one of location and scale" in str(error)  # noqa: PT017
+        return
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in vae.parameters())
 

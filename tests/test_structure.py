@@ -26,9 +26,10 @@ ROOMS = {
     "plates": {"errors"},
     "weights": {"errors", "plates"},
     "conditions": {"errors", "base", "networks"},
-    "priors": {"errors", "base", "conditions", "distributions", "networks"},
+    "flows": {"errors", "networks"},
+    "priors": {"errors", "base", "conditions", "distributions", "flows", "networks"},
     "likelihoods": {"errors", "base", "conditions", "distributions", "networks"},
-    "guides": {"errors", "base", "conditions", "distributions", "networks"},
+    "guides": {"errors", "base", "conditions", "distributions", "flows", "networks"},
     "noise": set(),
     "density": {"errors", "noise", "weights"},
     "ais": {"errors", "bounds", "density", "noise", "weights"},
@@ -73,6 +74,7 @@ ONLY_IN = {
     "torchvision": {"sources"},
     "safetensors": {"checkpoints"},
     "yaml": {"config"},
+    "zuko": {"flows"},
 }
 PRINTS = {"cli", "fit", "sample", "compare", "gradients", "progress", "__main__"}
 

@@ -48,10 +48,13 @@ class MeanField(Guide, name="mean_field"):
                 f"min_scale, max_scale: found {min_scale}, {max_scale}, expected 0 < min_scale < 1 < max_scale"
             )
         self.min_scale, self.max_scale = min_scale, max_scale
-        self._shift = math.log((max_scale - 1) / (1 - min_scale))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (...), event shape (latent,)."""
         mean, raw = self.encode(x, y).chunk(2, -1)
-        scale = self.min_scale + (self.max_scale - self.min_scale) * torch.sigmoid(raw - self._shift)
-        return DiagonalNormal(mean, scale)
+        return DiagonalNormal(mean, bounded_scale(raw, self.min_scale, self.max_scale))
+
+
+def bounded_scale(raw: Tensor, low: float = 1e-4, high: float = 10.0) -> Tensor:
+    """A scale between low and high, 1 at raw = 0: low + (high - low) sigmoid(raw - log((high - 1) / (1 - low)))."""
+    return low + (high - low) * torch.sigmoid(raw - math.log((high - 1) / (1 - low)))

@@ -1,0 +1,142 @@
+"""Priors that are normalizing flows of the standard normal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..distributions import StandardNormal
+from ..flows import AFFINE, Autoregressive, Coupling, FlowDistribution, Univariate, check_transforms, compose, splines
+from .prior import Prior
+
+
+class FlowPrior(Prior):
+    """A flow of the standard normal: z = T(e), e ~ N(0, I). Where labels are given T depends on their features."""
+
+    zero: Tensor
+    one: Tensor
+
+    def __init__(
+        self,
+        latent: int,
+        step: type[nn.Module],
+        univariate: Univariate,
+        transforms: int,
+        hidden: Sequence[int],
+        condition: nn.Module | None,
+    ) -> None:
+        super().__init__(latent, condition=condition)
+        check_transforms(transforms)
+        context: Any = getattr(condition, "size", 0)
+        self.steps = nn.ModuleList(
+            step(latent, univariate, hidden, context, reverse=i % 2 == 1) for i in range(transforms)
+        )
+        self.register_buffer("zero", torch.zeros(latent), persistent=False)
+        self.register_buffer("one", torch.ones(latent), persistent=False)
+
+    def forward(self, y: Tensor | None = None) -> dist.Distribution:
+        """p(z) or p(z|y): batch shape () or that of y, event shape (latent,)."""
+        context = None if self.condition is None else self.condition(y)
+        noise = StandardNormal(self.zero, self.one).expand(() if context is None else context.shape[:-1])
+        return FlowDistribution(noise, self.to_draws(compose([step(context) for step in self.steps])))
+
+    def to_draws(self, transform: Any) -> Any:
+        """The map from noise to draws; the steps' own, or their inverse."""
+        return transform
+
+
+class RealNVP(FlowPrior, name="realnvp"):
+    """Affine coupling layers on the standard normal: z = T_n(...T_1(e)), e ~ N(0, I) (Dinh et al. 2017).
+
+    Each layer moves half of the dimensions by z_b = exp(a(z_a)) e_b + b(z_a), the halves in turn; draws and densities
+    take one pass. It starts near the standard normal.
+
+    Args:
+        latent: size of the latent.
+        transforms: how many layers.
+        hidden: sizes of the hidden layers of each one's network.
+        condition: from labels to their features, or None for a prior that does not depend on them.
+
+    >>> RealNVP(2)().sample().shape
+    torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        transforms: int = 6,
+        hidden: Sequence[int] = (128,),
+        *,
+        condition: nn.Module | None = None,
+    ) -> None:
+        super().__init__(latent, Coupling, AFFINE, transforms, hidden, condition)
+
+
+class MAFPrior(FlowPrior, name="maf"):
+    """A masked autoregressive flow: e_d = (z_d - b(z_<d)) exp(-a(z_<d)), e ~ N(0, I), layer by layer.
+
+    The order of the dimensions is reversed from layer to layer. Densities take one pass, draws D. It starts near the
+    standard normal.
+
+    Args:
+        latent: size of the latent, D.
+        transforms: how many layers.
+        hidden: sizes of the hidden layers of each one's network.
+        condition: from labels to their features, or None for a prior that does not depend on them.
+
+    Source: Papamakarios, Pavlakou and Murray 2017.
+
+    >>> MAFPrior(2)().log_prob(torch.zeros(5, 2)).shape
+    torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        transforms: int = 3,
+        hidden: Sequence[int] = (128,),
+        *,
+        condition: nn.Module | None = None,
+    ) -> None:
+        super().__init__(latent, Autoregressive, AFFINE, transforms, hidden, condition)
+
+    def to_draws(self, transform: Any) -> Any:
+        """The steps go from draws to noise."""
+        return transform.inv
+
+
+class SplinePrior(FlowPrior, name="spline"):
+    """A neural spline flow: coupling layers z_b = s(e_b; z_a) on the standard normal, s a rational-quadratic spline.
+
+    Splines are monotone within +-bound and the identity outside; each layer moves half of the dimensions, the halves
+    in turn; draws and densities take one pass. It starts near the standard normal.
+
+    Args:
+        latent: size of the latent.
+        transforms: how many layers.
+        hidden: sizes of the hidden layers of each one's network.
+        bins: of each spline.
+        bound: where the splines end.
+        condition: from labels to their features, or None for a prior that does not depend on them.
+
+    Source: Durkan et al. 2019.
+
+    >>> SplinePrior(2)().log_prob(torch.zeros(5, 2)).shape
+    torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        transforms: int = 4,
+        hidden: Sequence[int] = (128,),
+        bins: int = 8,
+        bound: float = 5.0,
+        *,
+        condition: nn.Module | None = None,
+    ) -> None:
+        super().__init__(latent, Coupling, splines(bins, bound), transforms, hidden, condition)
