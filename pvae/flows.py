@@ -92,6 +92,7 @@ class FlowDistribution(dist.TransformedDistribution):
             z, log_prob, with_gradient = self._drawn
             if value is z and (with_gradient or not torch.is_grad_enabled()):
                 return log_prob
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         noise, ladj = self.transforms[0].inv.call_and_ladj(value)
         return self.base_dist.log_prob(noise) + ladj
 
@@ -143,6 +144,8 @@ AFFINE: Univariate = (2, affine)
 def splines(bins: int, bound: float) -> Univariate:
     """Splines of so many bins within +-bound."""
     check_sizes("bins", [bins])
+    if not bound > 0:
+        raise InputError(f"bound: found {bound}, expected more than 0")
     return 3 * bins - 1, partial(spline, bound=bound)
 
 
@@ -368,14 +371,15 @@ class _Planar(Transform):
         return y - self.u * torch.tanh(a)
 
     @staticmethod
-    def _solve(along: Tensor, stretch: Tensor, steps: int = 16) -> Tensor:
-        """The root a of a + stretch tanh(a) = along: Newton's steps, halves of the bracket where these leave it."""
-        low, high = along - stretch.abs(), along + stretch.abs()
-        a = along
+    def _solve(along: Tensor, stretch: Tensor, steps: int = 20) -> Tensor:
+        """The root a of a + stretch tanh(a) = along.
+
+        Newton's steps, from where none goes too far: at positive numbers the left side bends down for a positive
+        stretch, so from 0; up for a negative one, so from beyond the root.
+        """
+        far = along.abs()
+        a = torch.where(stretch < 0, far - stretch, 0.0)
         for _ in range(steps):
             moved = torch.tanh(a)
-            over = a + stretch * moved - along
-            low, high = torch.where(over > 0, low, a), torch.where(over > 0, a, high)
-            newton = a - over / (1 + stretch * (1 - moved.square()))
-            a = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-        return a
+            a = a - (a + stretch * moved - far) / (1 + stretch * (1 - moved.square()))
+        return along.sign() * a

@@ -136,7 +136,7 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
                 picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
             ),
             "latent_space": plots.latent_scatter(
-                _numpy(vae.encode(x[:5000], None if y is None else y[:5000]).mean),
+                _numpy(vae.means(x[:5000], None if y is None else y[:5000])),
                 None if y is None else _numpy(y[:5000]),
                 title="Posterior means of test data",
             ),

@@ -78,14 +78,17 @@ class VAE(nn.Module):
         """q(z|x): batch shape (B,), event shape (latent,)."""
         return self.posterior(x, y)
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x), or at a draw where q knows no mean: (B, *shape)."""
+    def means(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean of q(z|x), (B, latent); that of 64 draws where q does not know its own, as a flow."""
         q = self.posterior(x, y)
         try:
-            z = q.mean
+            return q.mean
         except NotImplementedError:
-            z = q.sample()
-        return self.likelihood(z, y).mean
+            return q.sample((64,)).mean(0)
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
+        return self.likelihood(self.means(x, y), y).mean
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """Data x ~ p(x|z), z ~ p(z): (n, *shape).

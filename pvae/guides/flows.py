@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -23,19 +24,26 @@ class FlowGuide(Guide):
         encoder: from data to means, numbers for the scales as those of `MeanField`, then the context h.
         latent: size of the latent.
         event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        steps: of the flow.
+        transforms: how many steps the flow has.
         context: how many numbers h has for each latent dimension.
+        step: makes one, of the size of h, and of whether the dimensions are in reverse order.
     """
 
     def __init__(
-        self, encoder: nn.Module, latent: int, event_dim: int | None, steps: Sequence[nn.Module], context: int
+        self,
+        encoder: nn.Module,
+        latent: int,
+        event_dim: int | None,
+        transforms: int,
+        context: int,
+        step: Callable[[int, bool], nn.Module],
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        check_transforms(len(steps))
+        check_transforms(transforms)
         if context < 0:
             raise InputError(f"context: found {context}, expected at least 0")
         self.outputs = 2 + context
-        self.steps = nn.ModuleList(steps)
+        self.steps = nn.ModuleList(step(context * latent, i % 2 == 1) for i in range(transforms))
 
     @classmethod
     def outputs_for(cls, latent: int, **options: Any) -> int:
@@ -86,9 +94,9 @@ class IAF(FlowGuide, name="iaf"):
         hidden: Sequence[int] = (128,),
         context: int = 1,
     ) -> None:
-        size = context * latent
-        steps = [Autoregressive(latent, AFFINE, hidden, size, reverse=i % 2 == 1) for i in range(transforms)]
-        super().__init__(encoder, latent, event_dim, steps, context)
+        super().__init__(
+            encoder, latent, event_dim, transforms, context, partial(Autoregressive, latent, AFFINE, hidden)
+        )
 
 
 class MAFGuide(FlowGuide, name="maf"):
@@ -122,9 +130,9 @@ class MAFGuide(FlowGuide, name="maf"):
         hidden: Sequence[int] = (128,),
         context: int = 1,
     ) -> None:
-        size = context * latent
-        steps = [Autoregressive(latent, AFFINE, hidden, size, reverse=i % 2 == 1) for i in range(transforms)]
-        super().__init__(encoder, latent, event_dim, steps, context)
+        super().__init__(
+            encoder, latent, event_dim, transforms, context, partial(Autoregressive, latent, AFFINE, hidden)
+        )
 
     def to_draws(self, transform: Transform) -> Transform:
         """The steps go from draws to noise."""
@@ -160,8 +168,7 @@ class PlanarGuide(FlowGuide, name="planar"):
         transforms: int = 8,
         context: int = 1,
     ) -> None:
-        steps = [Planar(latent, context * latent) for _ in range(transforms)]
-        super().__init__(encoder, latent, event_dim, steps, context)
+        super().__init__(encoder, latent, event_dim, transforms, context, lambda size, reverse: Planar(latent, size))
 
 
 class SplineGuide(FlowGuide, name="spline"):
@@ -199,6 +206,5 @@ class SplineGuide(FlowGuide, name="spline"):
         bound: float = 5.0,
         context: int = 1,
     ) -> None:
-        univariate, size = splines(bins, bound), context * latent
-        steps = [Coupling(latent, univariate, hidden, size, reverse=i % 2 == 1) for i in range(transforms)]
-        super().__init__(encoder, latent, event_dim, steps, context)
+        step = partial(Coupling, latent, splines(bins, bound), hidden)
+        super().__init__(encoder, latent, event_dim, transforms, context, step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,12 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import StandardNormal
-from ..flows import AFFINE, Autoregressive, Coupling, FlowDistribution, Univariate, check_transforms, compose, splines
+from ..flows import AFFINE, Autoregressive, Coupling, FlowDistribution, check_transforms, compose, splines
 from .prior import Prior
 
 
 class FlowPrior(Prior):
-    """A flow of the standard normal: z = T(e), e ~ N(0, I). Where labels are given T depends on their features."""
+    """A flow of the standard normal: z = T(e), e ~ N(0, I). With a condition T depends on the labels' features.
+
+    Args:
+        latent: size of the latent.
+        transforms: how many steps the flow has.
+        condition: from labels to their features, or None for a prior that does not depend on them.
+        step: makes one, of the size of the features, and of whether the dimensions are in reverse order.
+    """
 
     zero: Tensor
     one: Tensor
@@ -23,18 +31,14 @@ class FlowPrior(Prior):
     def __init__(
         self,
         latent: int,
-        step: type[nn.Module],
-        univariate: Univariate,
         transforms: int,
-        hidden: Sequence[int],
         condition: nn.Module | None,
+        step: Callable[[int, bool], nn.Module],
     ) -> None:
         super().__init__(latent, condition=condition)
         check_transforms(transforms)
         context: Any = getattr(condition, "size", 0)
-        self.steps = nn.ModuleList(
-            step(latent, univariate, hidden, context, reverse=i % 2 == 1) for i in range(transforms)
-        )
+        self.steps = nn.ModuleList(step(context, i % 2 == 1) for i in range(transforms))
         self.register_buffer("zero", torch.zeros(latent), persistent=False)
         self.register_buffer("one", torch.ones(latent), persistent=False)
 
@@ -73,7 +77,7 @@ class RealNVP(FlowPrior, name="realnvp"):
         *,
         condition: nn.Module | None = None,
     ) -> None:
-        super().__init__(latent, Coupling, AFFINE, transforms, hidden, condition)
+        super().__init__(latent, transforms, condition, partial(Coupling, latent, AFFINE, hidden))
 
 
 class MAFPrior(FlowPrior, name="maf"):
@@ -102,7 +106,7 @@ class MAFPrior(FlowPrior, name="maf"):
         *,
         condition: nn.Module | None = None,
     ) -> None:
-        super().__init__(latent, Autoregressive, AFFINE, transforms, hidden, condition)
+        super().__init__(latent, transforms, condition, partial(Autoregressive, latent, AFFINE, hidden))
 
     def to_draws(self, transform: Any) -> Any:
         """The steps go from draws to noise."""
@@ -139,4 +143,4 @@ class SplinePrior(FlowPrior, name="spline"):
         *,
         condition: nn.Module | None = None,
     ) -> None:
-        super().__init__(latent, Coupling, splines(bins, bound), transforms, hidden, condition)
+        super().__init__(latent, transforms, condition, partial(Coupling, latent, splines(bins, bound), hidden))
