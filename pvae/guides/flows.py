@@ -100,7 +100,7 @@ class IAF(FlowGuide, name="iaf"):
 
 
 class MAFGuide(FlowGuide, name="maf"):
-    """A masked autoregressive flow: z_0,d = (z_d - b(z_<d, h)) exp(-a(z_<d, h)), layer by layer, z_0 mean-field.
+    """A masked autoregressive flow: z_0,d = exp(a(z_<d, h)) z_d + b(z_<d, h), layer by layer, z_0 mean-field.
 
     A density takes one pass at any point, a draw D: for objectives that score more than they draw. It starts near
     mean-field.
@@ -172,10 +172,10 @@ class PlanarGuide(FlowGuide, name="planar"):
 
 
 class SplineGuide(FlowGuide, name="spline"):
-    """A neural spline flow: coupling layers z_b = s(z_0,b; z_a, h) on mean-field, s a rational-quadratic spline.
+    """A neural spline flow: z_b = s(z_0,b; z_0,a, h), z_a = z_0,a, layer by layer, z_0 mean-field; s is a spline.
 
-    Splines are monotone within +-bound and the identity outside; each layer moves half of the dimensions, the halves
-    in turn; draws and densities take one pass. It starts near mean-field.
+    Splines are rational-quadratic, monotone within +-bound and the identity outside; each layer moves half of the
+    dimensions, the halves in turn; draws and densities take one pass. It starts near mean-field.
 
     Args:
         encoder: from data to means, scales and the context: (2 + context) * latent numbers.
@@ -200,7 +200,7 @@ class SplineGuide(FlowGuide, name="spline"):
         encoder: nn.Module,
         latent: int,
         event_dim: int | None = None,
-        transforms: int = 4,
+        transforms: int = 2,
         hidden: Sequence[int] = (128,),
         bins: int = 8,
         bound: float = 5.0,

@@ -16,7 +16,9 @@ from .prior import Prior
 
 
 class FlowPrior(Prior):
-    """A flow of the standard normal: z = T(e), e ~ N(0, I). With a condition T depends on the labels' features.
+    """A flow to the standard normal: T(z) = e ~ N(0, I), so that densities take one pass.
+
+    With a condition T depends on the labels' features.
 
     Args:
         latent: size of the latent.
@@ -46,24 +48,22 @@ class FlowPrior(Prior):
         """p(z) or p(z|y): batch shape () or that of y, event shape (latent,)."""
         context = None if self.condition is None else self.condition(y)
         noise = StandardNormal(self.zero, self.one).expand(() if context is None else context.shape[:-1])
-        return FlowDistribution(noise, self.to_draws(compose([step(context) for step in self.steps])))
-
-    def to_draws(self, transform: Any) -> Any:
-        """The map from noise to draws; the steps' own, or their inverse."""
-        return transform
+        return FlowDistribution(noise, compose([step(context) for step in self.steps]).inv)
 
 
 class RealNVP(FlowPrior, name="realnvp"):
-    """Affine coupling layers on the standard normal: z = T_n(...T_1(e)), e ~ N(0, I) (Dinh et al. 2017).
+    """Affine coupling layers: e_b = exp(a(z_a)) z_b + b(z_a), e_a = z_a, layer by layer, at last e ~ N(0, I).
 
-    Each layer moves half of the dimensions by z_b = exp(a(z_a)) e_b + b(z_a), the halves in turn; draws and densities
-    take one pass. It starts near the standard normal.
+    Each layer moves half of the dimensions, the halves in turn; draws and densities take one pass. It starts near the
+    standard normal.
 
     Args:
         latent: size of the latent.
         transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
         condition: from labels to their features, or None for a prior that does not depend on them.
+
+    Source: Dinh, Sohl-Dickstein and Bengio 2017.
 
     >>> RealNVP(2)().sample().shape
     torch.Size([2])
@@ -72,7 +72,7 @@ class RealNVP(FlowPrior, name="realnvp"):
     def __init__(
         self,
         latent: int,
-        transforms: int = 6,
+        transforms: int = 4,
         hidden: Sequence[int] = (128,),
         *,
         condition: nn.Module | None = None,
@@ -81,7 +81,7 @@ class RealNVP(FlowPrior, name="realnvp"):
 
 
 class MAFPrior(FlowPrior, name="maf"):
-    """A masked autoregressive flow: e_d = (z_d - b(z_<d)) exp(-a(z_<d)), e ~ N(0, I), layer by layer.
+    """A masked autoregressive flow: e_d = exp(a(z_<d)) z_d + b(z_<d), layer by layer, at last e ~ N(0, I).
 
     The order of the dimensions is reversed from layer to layer. Densities take one pass, draws D. It starts near the
     standard normal.
@@ -108,16 +108,12 @@ class MAFPrior(FlowPrior, name="maf"):
     ) -> None:
         super().__init__(latent, transforms, condition, partial(Autoregressive, latent, AFFINE, hidden))
 
-    def to_draws(self, transform: Any) -> Any:
-        """The steps go from draws to noise."""
-        return transform.inv
-
 
 class SplinePrior(FlowPrior, name="spline"):
-    """A neural spline flow: coupling layers z_b = s(e_b; z_a) on the standard normal, s a rational-quadratic spline.
+    """A neural spline flow: e_b = s(z_b; z_a), e_a = z_a, layer by layer, at last e ~ N(0, I); s is a spline.
 
-    Splines are monotone within +-bound and the identity outside; each layer moves half of the dimensions, the halves
-    in turn; draws and densities take one pass. It starts near the standard normal.
+    Splines are rational-quadratic, monotone within +-bound and the identity outside; each layer moves half of the
+    dimensions, the halves in turn; draws and densities take one pass. It starts near the standard normal.
 
     Args:
         latent: size of the latent.
@@ -136,7 +132,7 @@ class SplinePrior(FlowPrior, name="spline"):
     def __init__(
         self,
         latent: int,
-        transforms: int = 4,
+        transforms: int = 3,
         hidden: Sequence[int] = (128,),
         bins: int = 8,
         bound: float = 5.0,
