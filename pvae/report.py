@@ -137,7 +137,7 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
                 picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
             ),
             "latent_space": plots.latent_scatter(
-                _numpy(means(vae, x[:5000], None if y is None else y[:5000])),
+                _numpy(vae.means(x[:5000], None if y is None else y[:5000])),
                 None if y is None else _numpy(y[:5000] if y.dim() == 1 else y[:5000, 0]),
                 title="Posterior means of test data",
             ),
@@ -148,11 +148,6 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
-
-
-def means(vae: VAE, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """The posterior mean of each datum, (B, latent); a draw where the guide knows no mean."""
-    return weights.draw(vae.guide, x, y, max_plate_nesting=1).latent_means(-1)
 
 
 def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:

@@ -78,11 +78,19 @@ class VAE(nn.Module):
         """q(z|x): batch shape (B,), event shape (latent,)."""
         return self.posterior(x, y)
 
+    def means(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean of q(z|x), (B, latent); that of 64 draws where q does not know its own, as a flow."""
+        q = self.posterior(x, y)
+        try:
+            return q.mean
+        except NotImplementedError:
+            return q.sample((64,)).mean(0)
+
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The mean of p(x|z) at the mean of q(z|x), (B, *shape); at its mode where means lie off the support."""
-        q = self.posterior(x, y)
         point = getattr(self.posterior, "point", None)
-        return self.likelihood(point(q) if point else q.mean, y).mean
+        z = point(self.posterior(x, y)) if point else self.means(x, y)
+        return self.likelihood(z, y).mean
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """Data x ~ p(x|z), z ~ p(z): (n, *shape).

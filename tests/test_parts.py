@@ -42,16 +42,22 @@ def every(family):
     return pytest.mark.parametrize(("member", "options"), list(variants(family)))
 
 
+def outputs_of(member, options):
+    """`outputs` of a member with these options, as before it is made."""
+    own = {name: p.default for name, p in config.member_options(member.family, member).items()} | (options or {})
+    return member.outputs_for(LATENT, **own) if member.family == "guide" else member.outputs_for(**own)
+
+
 def make(member, options=None, seed=0):
     """A part with plain networks, or a network: its family's arguments first."""
     torch.manual_seed(seed)
-    if member.family == "guide":
-        own = config.member_options("guide", member)
-        outputs = member.outputs_for(LATENT, **{name: p.default for name, p in own.items()} | (options or {}))
     arguments = {
         "prior": lambda: (LATENT,),
-        "likelihood": lambda: (pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, member.outputs), [8], "tanh"), SHAPE),
-        "guide": lambda: (pvae.MLPEncoder(SHAPE, outputs * LATENT, [8], "tanh"), LATENT),
+        "likelihood": lambda: (
+            pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, outputs_of(member, options)), [8], "tanh"),
+            SHAPE,
+        ),
+        "guide": lambda: (pvae.MLPEncoder(SHAPE, outputs_of(member, options) * LATENT, [8], "tanh"), LATENT),
         "encoder": lambda: (SHAPE, 7),
         "decoder": lambda: (LATENT, SHAPE),
     }

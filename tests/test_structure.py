@@ -27,10 +27,11 @@ ROOMS = {
     "weights": {"errors", "plates"},
     "conditions": {"errors", "base", "networks"},
     "discrete": {"errors"},
+    "flows": {"errors", "networks"},
     "sphere": {"errors"},
-    "priors": {"errors", "base", "conditions", "discrete", "distributions", "networks", "sphere"},
+    "priors": {"errors", "base", "conditions", "discrete", "distributions", "flows", "networks", "sphere"},
     "likelihoods": {"errors", "base", "conditions", "distributions", "networks"},
-    "guides": {"errors", "base", "conditions", "discrete", "distributions", "networks", "sphere"},
+    "guides": {"errors", "base", "conditions", "discrete", "distributions", "flows", "networks", "sphere"},
     "noise": set(),
     "density": {"errors", "noise", "weights"},
     "ais": {"errors", "bounds", "density", "noise", "weights"},
@@ -75,6 +76,7 @@ ONLY_IN = {
     "torchvision": {"sources"},
     "safetensors": {"checkpoints"},
     "yaml": {"config"},
+    "zuko": {"flows"},
 }
 PRINTS = {"cli", "fit", "sample", "compare", "gradients", "progress", "__main__"}
 

@@ -3,6 +3,7 @@
 from .bernoulli import Bernoulli, RelaxedBernoulli
 from .categorical import Categorical, RelaxedCategorical
 from .delta import Delta
+from .flows import IAF, MAFGuide, PlanarGuide, SplineGuide
 from .full_covariance import FullCovariance
 from .guide import Guide
 from .low_rank import LowRank
@@ -12,17 +13,21 @@ from .semi_amortized import SemiAmortized
 from .sphere import PowerSpherical, VonMisesFisher
 
 __all__ = [
+    "IAF",
     "Bernoulli",
     "Categorical",
     "Delta",
     "FullCovariance",
     "Guide",
     "LowRank",
+    "MAFGuide",
     "MeanField",
     "Mixture",
+    "PlanarGuide",
     "PowerSpherical",
     "RelaxedBernoulli",
     "RelaxedCategorical",
     "SemiAmortized",
+    "SplineGuide",
     "VonMisesFisher",
 ]

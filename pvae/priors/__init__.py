@@ -1,8 +1,10 @@
 """Priors p(z): parameters in `__init__`, a distribution over the latent from `forward`."""
 
+from .autoregressive import Autoregressive
 from .bernoulli import Bernoulli, RelaxedBernoulli
 from .categorical import Categorical, RelaxedCategorical
 from .class_normal import ClassNormal
+from .flows import MAFPrior, RealNVP, SplinePrior
 from .heavy_tailed import Laplace, StudentT
 from .learned_normal import LearnedNormal
 from .mixture import Mixture
@@ -13,19 +15,23 @@ from .tilted import Energy, Resampled
 from .vamp import Vamp
 
 __all__ = [
+    "Autoregressive",
     "Bernoulli",
     "Categorical",
     "ClassNormal",
     "Energy",
     "Laplace",
     "LearnedNormal",
+    "MAFPrior",
     "Mixture",
     "Normal",
     "Prior",
+    "RealNVP",
     "RelaxedBernoulli",
     "RelaxedCategorical",
     "Resampled",
     "Sphere",
+    "SplinePrior",
     "StudentT",
     "Vamp",
 ]
