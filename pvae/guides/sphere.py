@@ -49,9 +49,9 @@ class _Directional(Guide):
 class VonMisesFisher(_Directional, name="von_mises_fisher"):
     """Symmetric about a direction on the unit sphere: q(z|x) = C(k) exp(k m.z), m and k from one encoder.
 
-    k = min_concentration + d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of the latent; m is the
-    first half over its length. Draws have a gradient without a bias. Source: Davidson, Falorsi, De Cao, Kipf and
-    Tomczak 2018.
+    k = min_concentration + d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of
+    the latent; m is the first half over its length. Draws have a gradient without a bias.
+    Source: Davidson, Falorsi, De Cao, Kipf and Tomczak 2018.
 
     Args:
         encoder: from data to a direction, then numbers a: 2 * latent of them.
