@@ -132,8 +132,8 @@ def test_relaxed_categorical_integrates_to_one(t):
 
 def test_a_shortened_vectors_density_is_that_of_its_logits():
     """By the change of variables written out, where no category has most of the probability."""
-    v, logits, t = torch.tensor([0.0, -0.3, -60.0, -41.0]).double(), torch.randn(4).double(), 0.3
-    short = torch.tensor([0.0, -0.3, -40 - math.log(21), -40 - math.log(2)]).double()
+    v, logits, t = torch.tensor([0.0, -0.3, -60.0, -41.0], dtype=torch.float64), torch.randn(4).double(), 0.3
+    short = torch.tensor([0.0, -0.3, -40 - math.log(21), -40 - math.log(2)], dtype=torch.float64)
     z = short.softmax(-1)
     d = logits - t * v
     log_v = math.log(6) + 3 * math.log(t) + d.sum() - 4 * d.logsumexp(0)
