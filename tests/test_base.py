@@ -450,7 +450,7 @@ def test_options_reach_the_parts(images):
     assert vae.likelihood.scale.item() == 0.25
     assert [p.shape[0] for n, p in vae.posterior.encoder.named_parameters() if "bias" in n] == [9, 8, 40]
     assert vae.likelihood.decoder.layers[0].out_features == 6 * 3 * 3
-    assert vae.posterior.max_scale == 3
+    assert vae.posterior.scale.high == 3
 
 
 def test_what_a_member_refuses_names_the_option(images):

@@ -130,6 +130,17 @@ def test_relaxed_categorical_integrates_to_one(t):
     assert torch.trapezoid(torch.trapezoid(density, axis), axis).item() == pytest.approx(1, abs=2e-3)
 
 
+def test_a_shortened_vectors_density_is_that_of_its_logits():
+    """By the change of variables written out, where no category has most of the probability."""
+    v, logits, t = torch.tensor([0.0, -0.3, -60.0, -41.0], dtype=torch.float64), torch.randn(4).double(), 0.3
+    short = torch.tensor([0.0, -0.3, -40 - math.log(21), -40 - math.log(2)], dtype=torch.float64)
+    z = short.softmax(-1)
+    d = logits - t * v
+    log_v = math.log(6) + 3 * math.log(t) + d.sum() - 4 * d.logsumexp(0)
+    expected = log_v + math.log(21) + math.log(2) - z.log().sum()
+    torch.testing.assert_close(discrete.RelaxedOneHots(t, logits.unsqueeze(0)).log_prob(z), expected)
+
+
 @pytest.mark.parametrize("t", TEMPERATURES)
 def test_relaxed_draws_are_from_their_density(t):
     torch.manual_seed(0)

@@ -91,3 +91,11 @@ def test_pictures_are_cut_to_the_range_of_the_data():
     split = Split(torch.tensor([[0.0, 1.0]]), None)
     found = picture(torch.tensor([[-3.0, 0.5], [0.2, 7.0]]), split)
     np.testing.assert_allclose(found, [[0.0, 0.5], [0.2, 1.0]])
+
+
+def test_a_plane_is_drawn_of_real_latents_alone(tmp_path):
+    command = f"--prior sphere --guide power_spherical --latent 2 --epochs 1 --eval-particles 2 --out {tmp_path}/run"
+    assert fit.main(command.split()) == 0
+    figures = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
+    assert "latent_space" in figures
+    assert "latent_plane" not in figures

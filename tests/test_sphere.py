@@ -302,7 +302,7 @@ def test_all_is_finite_at_any_concentration(guide, d, scale):
     raw = torch.randn(200, 2 * d)
     raw[:, d:] = scale
     raw.requires_grad_()
-    q = guide(nn.Identity(), d)(raw)
+    q = guide(nn.Identity(), d, min_concentration=0.0)(raw)
     assert q.concentration.max() <= 1e4
     z = q.rsample()
     assert ((z.norm(dim=-1) - 1).abs() < 1e-6).all()
@@ -317,7 +317,7 @@ def test_an_encoders_numbers_are_a_direction_and_a_concentration():
     for guide in (guides.VonMisesFisher, guides.PowerSpherical):
         q = guide(nn.Identity(), 3)(raw)
         torch.testing.assert_close(q.axis, torch.tensor([[0.6, 0.0, -0.8]]))
-        torch.testing.assert_close(q.concentration, torch.tensor([3 * math.log1p(math.exp(2.0))]))
+        torch.testing.assert_close(q.concentration, torch.tensor([1 + 3 * math.log1p(math.exp(2.0))]))
         assert guide(nn.Identity(), 3, max_concentration=1.5)(raw).concentration.item() == 1.5
 
 
@@ -332,9 +332,9 @@ def test_an_encoders_numbers_are_a_direction_and_a_concentration():
         (lambda: guides.PowerSpherical(nn.Identity(), 1), "latent: found 1, expected at least 2"),
         (
             lambda: guides.VonMisesFisher(nn.Identity(), 2, max_concentration=2e4),
-            "max_concentration: found 20000.0, expected above 0, at most 10000",
+            "min_concentration, max_concentration: found 1.0, 20000.0, expected 0 <= min_concentration < max_conc",
         ),
-        (lambda: guides.PowerSpherical(nn.Identity(), 2, max_concentration=0.0), "max_concentration: found 0.0"),
+        (lambda: guides.PowerSpherical(nn.Identity(), 2, min_concentration=-1.0), "found -1.0, 10000.0, expected 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong, message):

@@ -112,7 +112,7 @@ class LowRankNormal(dist.TorchDistribution):
         upper, lower = span[..., :size, :], span[..., size:, :]
         share = torch.einsum("...ir,...i->...r", upper, standard)
         squared = (standard - torch.einsum("...ir,...r->...i", upper, share)).square().sum(-1)
-        squared = squared
+        squared = squared + torch.einsum("...ir,...r->...i", lower, share).square().sum(-1)
         return -0.5 * squared - log_determinant - 0.5 * math.log(2 * math.pi) * size
 
     def _factored(self) -> tuple[Tensor, Tensor]:

@@ -18,18 +18,27 @@ class _Directional(Guide):
     distribution: ClassVar[type[sphere.Directional]]
 
     def __init__(
-        self, encoder: nn.Module, latent: int, event_dim: int | None = None, max_concentration: float = 1e4
+        self,
+        encoder: nn.Module,
+        latent: int,
+        event_dim: int | None = None,
+        min_concentration: float = 1.0,
+        max_concentration: float = 1e4,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
         sphere.check_latent(latent)
-        if not 0 < max_concentration <= 1e4:
-            raise InputError(f"max_concentration: found {max_concentration}, expected above 0, at most 10000")
-        self.max_concentration = max_concentration
+        if not 0 <= min_concentration < max_concentration <= 1e4:
+            raise InputError(
+                f"min_concentration, max_concentration: found {min_concentration}, {max_concentration}, expected"
+                " 0 <= min_concentration < max_concentration <= 10000"
+            )
+        self.min_concentration, self.max_concentration = min_concentration, max_concentration
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (...), event shape (latent,)."""
         direction, a = self.encode(x, y).chunk(2, -1)
-        k = (self.latent * nn.functional.softplus(a.mean(-1))).clamp(max=self.max_concentration)
+        k = self.min_concentration + self.latent * nn.functional.softplus(a.mean(-1))
+        k = k.clamp(max=self.max_concentration)
         return self.distribution(nn.functional.normalize(direction, dim=-1), k)
 
     def point(self, q: dist.Distribution) -> Tensor:
@@ -40,18 +49,19 @@ class _Directional(Guide):
 class VonMisesFisher(_Directional, name="von_mises_fisher"):
     """Symmetric about a direction on the unit sphere: q(z|x) = C(k) exp(k m.z), m and k from one encoder.
 
-    k = d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of the latent; m is the
-    first half over its length. Draws have a gradient without a bias. Source: Davidson, Falorsi, De Cao, Kipf and
-    Tomczak 2018.
+    k = min_concentration + d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of
+    the latent; m is the first half over its length. Draws have a gradient without a bias.
+    Source: Davidson, Falorsi, De Cao, Kipf and Tomczak 2018.
 
     Args:
         encoder: from data to a direction, then numbers a: 2 * latent of them.
         latent: size of the latent, at least 2.
         event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        max_concentration: upper bound of k.
+        min_concentration: lower bound of k; at 0 the guide can become uniform, where its direction has no gradient.
+        max_concentration: upper bound of k, at most 10000.
 
     Raises:
-        InputError: a latent of size 1; a bound out of range.
+        InputError: a latent of size 1; bounds out of order.
 
     >>> import torch
     >>> q = VonMisesFisher(nn.Linear(6, 6), latent=3)(torch.ones(5, 6))
@@ -71,10 +81,11 @@ class PowerSpherical(_Directional, name="power_spherical"):
         encoder: from data to a direction, then numbers a: 2 * latent of them.
         latent: size of the latent, at least 2.
         event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        max_concentration: upper bound of k.
+        min_concentration: lower bound of k; at 0 the guide can become uniform, where its direction has no gradient.
+        max_concentration: upper bound of k, at most 10000.
 
     Raises:
-        InputError: a latent of size 1; a bound out of range.
+        InputError: a latent of size 1; bounds out of order.
 
     >>> import torch
     >>> PowerSpherical(nn.Linear(6, 6), latent=3)(torch.ones(5, 6)).batch_shape
