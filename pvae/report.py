@@ -98,7 +98,8 @@ def results(
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
     constant = {"x": (("shown", *pixel), x)}
     if y is not None:
-        constant["label"] = (("shown",), y)
+        name, dims = ("label", ()) if y.dim() == 1 else ("covariates", ("covariate",))
+        constant[name] = (("shown", *dims), y)
     return {
         "posterior": {"z": ((*draws, "latent"), drawn.sites["z"]["value"].unsqueeze(0))},
         "log_likelihood": {"x": (draws, terms.likelihood.unsqueeze(0))},
@@ -137,7 +138,7 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             ),
             "latent_space": plots.latent_scatter(
                 _numpy(vae.encode(x[:5000], None if y is None else y[:5000]).mean),
-                None if y is None else _numpy(y[:5000]),
+                _tags(y),
                 title="Posterior means of test data",
             ),
             "active_units": plots.active_units(_numpy(found.latent_variance)),
@@ -146,6 +147,11 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
+
+
+def _tags(y: Tensor | None) -> Any:
+    """What points of the latent space are coloured by: labels, or one covariate."""
+    return None if y is None or y[0].numel() != 1 else _numpy(y[:5000].flatten())
 
 
 def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
@@ -167,7 +173,7 @@ def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
 def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True) -> Tensor:
     """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own; with the labels of data, if any."""
     device = next(vae.parameters()).device
-    y = None if split.y is None else split.y.repeat(-(-n // len(split.y)))[:n]
+    y = None if split.y is None else split.y[torch.arange(n, device=split.y.device) % len(split.y)]
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return vae.sample(n, y, mean=mean)

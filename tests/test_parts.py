@@ -44,10 +44,15 @@ def every(family):
 def make(member, options=None, seed=0):
     """A part with plain networks, or a network: its family's arguments first."""
     torch.manual_seed(seed)
+    defaults = {name: p.default for name, p in config.member_options(member.family, member).items()}
+    given = defaults | (options or {})
     arguments = {
         "prior": lambda: (LATENT,),
-        "likelihood": lambda: (pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, member.outputs), [8], "tanh"), SHAPE),
-        "guide": lambda: (pvae.MLPEncoder(SHAPE, member.outputs * LATENT, [8], "tanh"), LATENT),
+        "likelihood": lambda: (
+            pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, member.outputs_for(**given)), [8], "tanh"),
+            SHAPE,
+        ),
+        "guide": lambda: (pvae.MLPEncoder(SHAPE, member.outputs_for(LATENT, **given) * LATENT, [8], "tanh"), LATENT),
         "encoder": lambda: (SHAPE, 7),
         "decoder": lambda: (LATENT, SHAPE),
     }

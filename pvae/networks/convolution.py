@@ -14,7 +14,12 @@ from ..errors import InputError
 from .network import Activation, Decoder, Encoder, activation_of, check_sizes
 
 
-def _halvings(size: Sequence[int], times: int) -> list[tuple[int, ...]]:
+def halvings(size: Sequence[int], times: int) -> list[tuple[int, ...]]:
+    """A size and what it becomes, halved so many times and rounded up.
+
+    >>> halvings((7, 4), 2)
+    [(7, 4), (4, 2), (2, 1)]
+    """
     sizes = [tuple(size)]
     for _ in range(times):
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
@@ -46,13 +51,13 @@ class ConvEncoder(Encoder, name="conv"):
         context: int = 0,
     ) -> None:
         super().__init__(shape, outputs, context=context)
-        _check_image(self.shape)
+        check_image("conv", self.shape)
         check_sizes("channels", channels)
         planes = [prod(self.shape[:-2]) + context, *channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(planes):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation_of(activation)]
-        smallest = _halvings(self.shape[-2:], len(channels))[-1]
+        smallest = halvings(self.shape[-2:], len(channels))[-1]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(planes[-1] * prod(smallest), outputs))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -83,9 +88,9 @@ class ConvDecoder(Decoder, name="conv"):
         activation: Activation = "silu",
     ) -> None:
         super().__init__(inputs, shape)
-        _check_image(self.shape)
+        check_image("conv", self.shape)
         check_sizes("channels", channels)
-        sizes = _halvings(self.shape[-2:], len(channels))[::-1]
+        sizes = halvings(self.shape[-2:], len(channels))[::-1]
         planes = [*channels, prod(self.shape[:-2])]
         layers: list[nn.Module] = [
             nn.Linear(inputs, planes[0] * prod(sizes[0])),
@@ -122,9 +127,10 @@ def images(x: Tensor, shape: tuple[int, ...], context: Tensor | None = None) -> 
     return torch.cat([x, context[..., None, None].expand(*context.shape, *size)], -3)
 
 
-def _check_image(shape: tuple[int, ...]) -> None:
+def check_image(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse data that are no images, of the network of that name."""
     if len(shape) < 2:
         raise InputError(
-            f"conv: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
+            f"{name}: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
             "use mlp for vectors"
         )
