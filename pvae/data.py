@@ -260,17 +260,16 @@ def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
         at = tuple(int(i) for i in np.unravel_index(int(inside.flatten().byte().argmin()), x.shape))
         of = "" if part == "all" else f" of the {part} part"
         where = f"{data}: datum {at[0]}{of}, position ({', '.join(map(str, at[1:]))})"
-        found = f"found {pixels(x[at]).item():.7g}"
         if support == "unit_interval" and _are_counts(x).all():
-            found, expected = f"{found}, a count as all of the data", f"a pixel in [0, 1]: pass {_OF_COUNTS}"
-        raise InputError(f"{where}: {found}, expected {expected}")
+            expected = f"a pixel in [0, 1] under Bernoulli: all data are counts: pass {_OF_COUNTS}"
+        raise InputError(f"{where}: found {pixels(x[at]).item():.7g}, expected {expected}")
 
 
 def _are_counts(x: Tensor) -> Tensor:
     return (x >= 0) & (x == x.floor())
 
 
-_OF_COUNTS = "`--likelihood poisson`, `negative_binomial`, `zinb` or `binomial`, which score counts"
+_OF_COUNTS = "`--likelihood poisson`, `negative_binomial`, `zinb` or `binomial`, else `--likelihood gaussian`"
 
 
 # Each within the one before, and counts within the first. True where stored data lie in it, and the end of the

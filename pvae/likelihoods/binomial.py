@@ -47,7 +47,7 @@ class Binomial(Likelihood, name="binomial"):
         return BinomialCounts(logits, self.total.to(logits.dtype)).to_event(len(self.shape))
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Start the decoder's last bias at the logit of the training mean's share of the total, in [0.001, 0.999].
+        """Start the decoder's last bias at the logit of the training mean's share of the total.
 
         Raises:
             InputError: a count above the total.
@@ -59,4 +59,5 @@ class Binomial(Likelihood, name="binomial"):
                 f" expected at least that: pass --likelihood.total {largest}"
             )
         if isinstance(self.decoder, Decoder):
-            self.decoder.center((x.mean(0) / self.total).clamp(1e-3, 1 - 1e-3).logit())
+            least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
+            self.decoder.center((x.mean(0) / self.total).clamp(least, 1 - least).logit())

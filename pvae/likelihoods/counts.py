@@ -162,20 +162,26 @@ def log_means(numbers: Tensor, y: Tensor | None, library: bool, event_dim: int) 
     if not library:
         return bounded(numbers)
     lead = numbers.shape[: numbers.dim() - event_dim]
-    if (
-        y is None
-        or not y.is_floating_point()
-        or y.shape[-1:] != (1,)
-        or y.shape[:-1] != lead[len(lead) - y.dim() + 1 :]
-    ):
+    total = totals(y, lead, event_dim)
+    shares = numbers.reshape(*lead, -1).log_softmax(-1).reshape(numbers.shape)
+    # the mean of a datum without any count is as good as zero, and its logarithm finite
+    return shares + total.clamp(min=1e-8).log()
+
+
+def totals(y: Tensor | None, lead: torch.Size, event_dim: int) -> Tensor:
+    """The total counts y (..., 1) of data with these leading dimensions, so that they broadcast against the data.
+
+    Raises:
+        InputError: they are missing, or not one for each datum.
+    """
+    given = None if y is None or not y.is_floating_point() or y.shape[-1:] != (1,) else y.shape[:-1]
+    if y is None or given is None or given != lead[len(lead) - len(given) :]:
         found = "none" if y is None else f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
         raise InputError(
             f"y: found {found}, expected the total count of each datum, floats ({', '.join(map(str, lead))}, 1), as the"
             " likelihood has library=True: pass --condition library"
         )
-    shares = numbers.reshape(*lead, -1).log_softmax(-1).reshape(numbers.shape)
-    # the mean of a datum without any count is as good as zero, and its logarithm finite
-    return shares + y.clamp(min=1e-8).log().reshape(*y.shape[:-1], *[1] * event_dim)
+    return y.reshape((*given, *[1] * event_dim))
 
 
 def starting_means(x: Tensor, y: Tensor | None, library: bool, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -186,9 +192,12 @@ def starting_means(x: Tensor, y: Tensor | None, library: bool, share: float = 1.
         y: their totals (N, 1), with `library`.
         library: as in `log_means`.
         share: of the mean of the data that the distribution's other parameters leave to these means.
+
+    Raises:
+        InputError: totals are missing, or not one for each datum.
     """
     mean = x.mean(0).clamp(min=0.5 / len(x))  # where nothing was counted, half a count
-    if not library or y is None:
+    if not library:
         return unbounded((mean / share).log()), mean
     shares = mean / mean.sum()
-    return shares.log(), y.reshape(-1, *[1] * (x.dim() - 1)) * shares
+    return shares.log(), totals(y, x.shape[:1], x.dim() - 1) * shares

@@ -26,8 +26,8 @@ class Poisson(Likelihood, name="poisson"):
 
     >>> import torch
     >>> p = Poisson(nn.Linear(2, 3), (3,), library=True)(torch.zeros(5, 2), torch.full((5, 1), 80.0))
-    >>> p.mean.sum(-1)
-    tensor([80.0000, 80.0000, 80.0000, 80.0000, 80.0000], grad_fn=<SumBackward1>)
+    >>> p.mean.sum(-1).allclose(torch.tensor(80.0))
+    True
     """
 
     support = "counts"
@@ -43,5 +43,6 @@ class Poisson(Likelihood, name="poisson"):
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the means at the training mean, or at its shares of the total."""
+        start, _ = starting_means(x, y, self.library)
         if isinstance(self.decoder, Decoder):
-            self.decoder.center(starting_means(x, y, self.library)[0])
+            self.decoder.center(start)
