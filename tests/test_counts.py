@@ -28,7 +28,7 @@ LOG_MEANS = torch.tensor([-18.0, -5.0, -0.5, 0.0, 2.0, 7.0, 13.8])
 
 def raw(log_mean):
     """What a decoder gives for these logarithms of means."""
-    return BOUND * torch.atanh(torch.as_tensor(log_mean).double() / BOUND)
+    return BOUND * torch.atanh(torch.as_tensor(log_mean, dtype=torch.float64) / BOUND)
 
 
 def negative_binomial(log_mean, log_theta):
