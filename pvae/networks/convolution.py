@@ -26,6 +26,13 @@ def halvings(size: Sequence[int], times: int) -> list[tuple[int, ...]]:
     return sizes
 
 
+def doubling(planes: Sequence[int], sizes: Sequence[Sequence[int]], bias: bool) -> nn.ConvTranspose2d:
+    """A transposed convolution from as many channels and such a size to others, twice as high and wide, or one less."""
+    # 2n - 1 without padding at the end, 2n with it: whichever the encoder's halving came from
+    extra = tuple(after - (2 * before - 1) for before, after in zip(*sizes, strict=True))
+    return nn.ConvTranspose2d(*planes, 3, stride=2, padding=1, output_padding=extra, bias=bias)
+
+
 class ConvEncoder(Encoder, name="conv"):
     """Convolutions of stride 2, then one linear layer, for images of any size.
 
@@ -97,15 +104,8 @@ class ConvDecoder(Decoder, name="conv"):
             nn.Unflatten(1, (planes[0], *sizes[0])),
         ]
         for i in range(len(channels)):
-            # 2n - 1 without padding at the end, 2n with it: whichever the encoder's halving came from
-            extra = tuple(after - (2 * before - 1) for before, after in zip(sizes[i], sizes[i + 1], strict=True))
             last = i == len(channels) - 1
-            layers += [
-                activation_of(activation),
-                nn.ConvTranspose2d(
-                    planes[i], planes[i + 1], 3, stride=2, padding=1, output_padding=extra, bias=not last
-                ),
-            ]
+            layers += [activation_of(activation), doubling(planes[i : i + 2], sizes[i : i + 2], bias=not last)]
         self.layers = nn.Sequential(*layers)
         self.bias = nn.Parameter(torch.zeros(self.shape))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base import leading
 from ..errors import InputError
-from .convolution import check_image, halvings, images
+from .convolution import check_image, doubling, halvings, images
 from .network import Activation, Decoder, Encoder, activation_of, check_sizes
 
 
@@ -87,16 +87,16 @@ class ResNetEncoder(Encoder, name="resnet"):
 
 
 class ResNetDecoder(Decoder, name="resnet"):
-    """One linear layer, then residual blocks between enlargements by 2: h + f(h), up to images of any size.
+    """One linear layer, then residual blocks before transposed convolutions of stride 2: h + f(h), for any image size.
 
     The last bias is one number for each pixel. Normalization is over groups of channels of one datum (Wu and He 2018).
 
     Args:
         inputs: size of the latent.
         shape: of one image, (height, width) or (channels, height, width).
-        channels: before each enlargement, which repeats each pixel and is followed by a convolution.
+        channels: of each transposed convolution's input; each doubles height and width.
         blocks: before each of them.
-        activation: within the blocks, and before each enlargement.
+        activation: within the blocks, and before each transposed convolution.
 
     Source: He, Zhang, Ren and Sun 2016.
 
@@ -118,13 +118,10 @@ class ResNetDecoder(Decoder, name="resnet"):
         planes = [*channels, prod(self.shape[:-2])]
         first = [nn.Linear(inputs, planes[0] * prod(sizes[0])), nn.Unflatten(1, (planes[0], *sizes[0]))]
         layers: list[nn.Module] = [*first]
-        for i, (before, after) in enumerate(pairwise(planes), 1):
-            layers += [
-                *_blocks(before, blocks, channels, activation),
-                *_normalized(before, activation),
-                nn.Upsample(sizes[i]),
-                nn.Conv2d(before, after, 3, padding=1, bias=i < len(channels)),
-            ]
+        for i, before in enumerate(channels):
+            # pixels that were merely repeated before a convolution would hardly tell the latent from noise at first
+            last = doubling(planes[i : i + 2], sizes[i : i + 2], bias=i < len(channels) - 1)
+            layers += [*_blocks(before, blocks, channels, activation), *_normalized(before, activation), last]
         self.layers = nn.Sequential(*layers)
         self.bias = nn.Parameter(torch.zeros(self.shape))
 
