@@ -32,6 +32,15 @@ class Condition(Member, nn.Module, family="condition"):
         """
         raise NotImplementedError
 
+    @classmethod
+    def beside(cls, x: Tensor, y: Tensor | None) -> Tensor | None:
+        """What is known beside data x (N, *shape): their labels y, unless it is made of the data.
+
+        Raises:
+            InputError: the data are not such that it can be made of them.
+        """
+        return y
+
     def forward(self, y: Tensor | None) -> Tensor:
         """Labels y (...) or (..., size) to features (..., size)."""
         raise NotImplementedError
@@ -114,6 +123,47 @@ class Covariates(Condition, name="covariates"):
         if y is None or not y.is_floating_point() or y.shape[-1:] != (self.size,):
             raise InputError(f"y: {_found(y)}, expected (..., {self.size}) numbers: the model takes covariates")
         return (y - self.mean) / self.deviation
+
+
+class Library(Condition, name="library"):
+    """The total count of each datum, its library size: its logarithm, of mean 0 and deviation 1 over the data.
+
+    The totals y (N, 1) are made of the data, and taken as given beside them: densities are p(x | y).
+
+    >>> Library.of(torch.tensor([[10.0], [1000.0]]))(torch.tensor([[100.0]]))
+    tensor([[0.]])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.covariates = Covariates(1)
+
+    @classmethod
+    def beside(cls, x: Tensor, y: Tensor | None) -> Tensor:  # noqa: D102
+        expected = "expected counts, whole numbers of at least 0 that are not stored as uint8"
+        if x.dtype == torch.uint8:
+            raise InputError(
+                f"library: found uint8, which is read as pixels in [0, 1], {expected}: store them as int32"
+            )
+        if not (whole := (x >= 0) & (x == x.floor())).all():
+            raise InputError(f"library: found {x[~whole][0].item():.7g}, {expected}: leave it out")
+        return x.double().flatten(1).sum(1, keepdim=True).float()
+
+    @classmethod
+    def of(cls, y: Tensor | None, **options: Any) -> Library:  # noqa: D102
+        if y is None or not y.is_floating_point() or y.dim() != 2 or y.shape[1] != 1:
+            raise InputError(f"library: {_found(y)}, expected the total count of each datum, floats (N, 1)")
+        made = cls(**options)
+        made.covariates = Covariates.of(_log_total(y))
+        return made
+
+    def forward(self, y: Tensor | None) -> Tensor:
+        """Totals y (..., 1) to (..., 1)."""
+        return self.covariates(y if y is None else _log_total(y))
+
+
+def _log_total(y: Tensor) -> Tensor:
+    return y.clamp(min=1).log()
 
 
 class ConditionedEncoder(Encoder):

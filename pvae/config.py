@@ -24,6 +24,7 @@ from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .data import Dataset, pixels
 from .errors import InputError, nearest
 from .likelihoods import decoded_shape
+from .networks import Log1pEncoder
 from .objectives import Objective
 from .vae import VAE
 
@@ -104,9 +105,14 @@ class Config:
             raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
 
     @property
+    def support(self) -> str:
+        """What data the likelihood scores, a name that `data.check` knows."""
+        return lookup("likelihood", self.likelihood).support  # type: ignore[attr-defined]
+
+    @property
     def binary(self) -> bool:
         """Whether the likelihood scores 0 or 1."""
-        return lookup("likelihood", self.likelihood).support == "binary"  # type: ignore[attr-defined]
+        return self.support == "binary"
 
     @property
     def bounded(self) -> bool:
@@ -324,6 +330,8 @@ def _refuse() -> Any:
 def build(config: Config, dataset: Dataset) -> VAE:
     """The model that a configuration describes, its sizes and starting values from the data.
 
+    Where the data are counts, which may be of any size, the encoder takes log(1 + x).
+
     Draws from torch's generator: seed it before.
     """
     shape, options = dataset.shape, config.options
@@ -338,6 +346,8 @@ def build(config: Config, dataset: Dataset) -> VAE:
     if context["guide"] and "context" not in inspect.signature(part["encoder"]).parameters:
         raise InputError(f"--encoder {config.encoder}: it takes no context, expected __init__(..., context=0): add it")
     encoder = _make(part, "encoder", options, shape, outputs * config.latent, **with_context)
+    if config.support == "counts":
+        encoder = Log1pEncoder(encoder)
     if given["likelihood"]:
         decoder = ConditionedDecoder(decoder, given["likelihood"])
     if given["guide"]:

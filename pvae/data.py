@@ -19,7 +19,7 @@ from pvae.sources import NAMED as NAMED
 from pvae.sources import PARTS, Arrays, Parts, read
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
-Support = Literal["real", "unit_interval", "binary"]
+Support = Literal["real", "unit_interval", "binary", "counts"]
 # Each use of a seed draws from its own stream, so that no two uses see the same numbers.
 _TEST, _VALIDATION, _ORDER, _BINARIZE = 1, 2, 3, 4
 
@@ -224,7 +224,8 @@ def check(dataset: Dataset, *, support: Support) -> None:
 
     Args:
         dataset: what `load` or `fix_binarization` returned.
-        support: `real` is any finite number, `unit_interval` is [0, 1], `binary` is 0 or 1.
+        support: `real` is any finite number, `unit_interval` is [0, 1], `binary` is 0 or 1, `counts` are whole numbers
+            of at least 0.
 
     Raises:
         InputError: naming the part, the datum in it, the position in the datum and the value there; or an unknown
@@ -240,12 +241,17 @@ def check(dataset: Dataset, *, support: Support) -> None:
 def _supports_to(support: str) -> list[str]:
     """From the widest to this one, so that the advice fits what was found."""
     names = list(_SUPPORTS)
+    if support == "counts":
+        return ["real", "counts"]
     if support not in names:
         raise InputError(f"support: unknown name {support!r}: {nearest(support, names)}")
     return names[: names.index(support) + 1]
 
 
 def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
+    if x.dtype == torch.uint8 and support == "counts":
+        found = "found uint8, which is read as pixels in [0, 1]"
+        raise InputError(f"{data}: {found}, expected counts: store counts as int32, or pass `--likelihood bernoulli`")
     if x.dtype == torch.uint8 and support != "binary":
         return  # finite, and in [0, 1] after `pixels`: spares a pass over the data
     holds, expected = _SUPPORTS[support]
@@ -254,10 +260,20 @@ def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
         at = tuple(int(i) for i in np.unravel_index(int(inside.flatten().byte().argmin()), x.shape))
         of = "" if part == "all" else f" of the {part} part"
         where = f"{data}: datum {at[0]}{of}, position ({', '.join(map(str, at[1:]))})"
+        if support == "unit_interval" and _are_counts(x).all():
+            expected = f"a pixel in [0, 1] under Bernoulli: all data are counts: pass {_OF_COUNTS}"
         raise InputError(f"{where}: found {pixels(x[at]).item():.7g}, expected {expected}")
 
 
-# Each within the one before. True where stored data lie in it, and the end of the message where they do not.
+def _are_counts(x: Tensor) -> Tensor:
+    return (x >= 0) & (x == x.floor())
+
+
+_OF_COUNTS = "`--likelihood poisson`, `negative_binomial`, `zinb` or `binomial`, else `--likelihood gaussian`"
+
+
+# Each within the one before, and counts within the first. True where stored data lie in it, and the end of the
+# message where they do not.
 _SUPPORTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "real": (torch.isfinite, "a finite number: mend or leave out that datum"),
     "unit_interval": (
@@ -268,6 +284,10 @@ _SUPPORTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda x: (x == 0) | (x == (255 if x.dtype == torch.uint8 else 1)),
         "0 or 1, all that a Bernoulli likelihood scores: pass `--binarize dynamic`, `static` or `threshold`, or"
         " `--likelihood gaussian`",
+    ),
+    "counts": (
+        _are_counts,
+        "whole numbers of at least 0, all that a likelihood of counts scores: pass `--likelihood gaussian`",
     ),
 }
 

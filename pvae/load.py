@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from . import config, data
+from .base import lookup
 from .config import Config
 from .data import Dataset
 from .errors import InputError
@@ -27,9 +29,21 @@ def read_data(settings: Config) -> Dataset:
         validation=settings.validation,
         test=settings.test,
         seed=settings.data_seed,
-        support="unit_interval" if drawn else "binary" if settings.binary else "real",
+        support="unit_interval" if drawn else settings.support,
     )
-    return data.fix_binarization(dataset, settings.binarization, settings.data_seed)
+    return data.fix_binarization(_with_known(dataset, settings), settings.binarization, settings.data_seed)
+
+
+def _with_known(dataset: Dataset, settings: Config) -> Dataset:
+    """The data with what their model is conditioned on beside them, where that is made of them."""
+    known = lookup("condition", settings.condition).beside  # type: ignore[attr-defined]
+    try:
+        parts = {part: getattr(dataset, part) for part in dataset.sizes}
+        return replace(dataset, **{part: split._replace(y=known(*split)) for part, split in parts.items()})
+    except InputError as error:
+        raise InputError(
+            f"--condition {settings.condition}: {dataset.name}: {str(error).partition(': ')[2]}"
+        ) from error
 
 
 def run_data(run: Run) -> Dataset:

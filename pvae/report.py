@@ -138,7 +138,7 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             ),
             "latent_space": plots.latent_scatter(
                 _numpy(vae.means(x[:5000], None if y is None else y[:5000])),
-                None if y is None else _numpy(y[:5000] if y.dim() == 1 else y[:5000, 0]),
+                _tags(y),
                 title="Posterior means of test data",
             ),
             "active_units": plots.active_units(_numpy(found.latent_variance)),
@@ -148,6 +148,11 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
+
+
+def _tags(y: Tensor | None) -> Any:
+    """What points of the latent space are coloured by: labels, or one covariate."""
+    return None if y is None or y[0].numel() != 1 else _numpy(y[:5000].flatten())
 
 
 def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
@@ -174,7 +179,8 @@ def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True, labe
     device, y = next(vae.parameters()).device, split.y
     if y is not None:
         each = y if y.dim() > 1 else y.unique() if label is None else y.new_tensor([label])
-        y = each[torch.arange(n, device=each.device) * len(each) // n if y.dim() == 1 else torch.arange(n) % len(each)]
+        at = torch.arange(n, device=each.device)
+        y = each[at * len(each) // n if y.dim() == 1 else at % len(each)]
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return vae.sample(n, y, mean=mean)

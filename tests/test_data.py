@@ -751,7 +751,7 @@ def test_check_binary(x, found):
 
 
 def test_check_unknown_support():
-    with refused("support: unknown name 'binari': did you mean 'binary'? known: binary, real, unit_interval"):
+    with refused("support: unknown name 'binari': did you mean 'binary'? known: binary, counts, real, unit_interval"):
         check(load(), support="binari")
 
 

@@ -47,7 +47,7 @@ ROOMS = {
     "tables": {"comparison", "diagnostics", "evaluate"},
     "pace": set(),
     "snr": {"errors", "svi"},
-    "config": {"errors", "base", "conditions", "data", "likelihoods", "objectives", "vae"},
+    "config": {"errors", "base", "conditions", "data", "likelihoods", "networks", "objectives", "vae"},
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
     "runs": {"errors", "config", "data", "evaluate", "checkpoints"},

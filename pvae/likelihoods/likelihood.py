@@ -58,7 +58,7 @@ class Likelihood(Part, family="likelihood"):
                 f" for {type(self).__name__} data of shape {tuple(self.shape)}"
             )
         out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
-        return out.reshape(*z.shape[:-1], *shape)
+        return out.reshape((*z.shape[:-1], *shape))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z) or p(x|z, y): batch shape (...), event shape `shape`."""

@@ -4,8 +4,10 @@ Every network takes any number of leading dimensions.
 """
 
 from .convolution import ConvDecoder, ConvEncoder
-from .network import ACTIVATIONS, Activation, Decoder, Encoder, mlp
+from .gated import GatedDecoder, GatedEncoder, gated_mlp
+from .network import ACTIVATIONS, Activation, Decoder, Encoder, Log1pEncoder, mlp
 from .perceptron import MLPDecoder, MLPEncoder
+from .residual import ResNetDecoder, ResNetEncoder
 
 __all__ = [
     "ACTIVATIONS",
@@ -14,7 +16,13 @@ __all__ = [
     "ConvEncoder",
     "Decoder",
     "Encoder",
+    "GatedDecoder",
+    "GatedEncoder",
+    "Log1pEncoder",
     "MLPDecoder",
     "MLPEncoder",
+    "ResNetDecoder",
+    "ResNetEncoder",
+    "gated_mlp",
     "mlp",
 ]

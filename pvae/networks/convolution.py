@@ -14,11 +14,23 @@ from ..errors import InputError
 from .network import Activation, Decoder, Encoder, activation_of, check_sizes
 
 
-def _halvings(size: Sequence[int], times: int) -> list[tuple[int, ...]]:
+def halvings(size: Sequence[int], times: int) -> list[tuple[int, ...]]:
+    """A size and what it becomes, halved so many times and rounded up.
+
+    >>> halvings((7, 4), 2)
+    [(7, 4), (4, 2), (2, 1)]
+    """
     sizes = [tuple(size)]
     for _ in range(times):
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
     return sizes
+
+
+def doubling(planes: Sequence[int], sizes: Sequence[Sequence[int]], bias: bool) -> nn.ConvTranspose2d:
+    """A transposed convolution from as many channels and such a size to others, twice as high and wide, or one less."""
+    # 2n - 1 without padding at the end, 2n with it: whichever the encoder's halving came from
+    extra = tuple(after - (2 * before - 1) for before, after in zip(*sizes, strict=True))
+    return nn.ConvTranspose2d(*planes, 3, stride=2, padding=1, output_padding=extra, bias=bias)
 
 
 class ConvEncoder(Encoder, name="conv"):
@@ -46,13 +58,13 @@ class ConvEncoder(Encoder, name="conv"):
         context: int = 0,
     ) -> None:
         super().__init__(shape, outputs, context=context)
-        _check_image(self.shape)
+        check_image("conv", self.shape)
         check_sizes("channels", channels)
         planes = [prod(self.shape[:-2]) + context, *channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(planes):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation_of(activation)]
-        smallest = _halvings(self.shape[-2:], len(channels))[-1]
+        smallest = halvings(self.shape[-2:], len(channels))[-1]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(planes[-1] * prod(smallest), outputs))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -83,24 +95,17 @@ class ConvDecoder(Decoder, name="conv"):
         activation: Activation = "silu",
     ) -> None:
         super().__init__(inputs, shape)
-        _check_image(self.shape)
+        check_image("conv", self.shape)
         check_sizes("channels", channels)
-        sizes = _halvings(self.shape[-2:], len(channels))[::-1]
+        sizes = halvings(self.shape[-2:], len(channels))[::-1]
         planes = [*channels, prod(self.shape[:-2])]
         layers: list[nn.Module] = [
             nn.Linear(inputs, planes[0] * prod(sizes[0])),
             nn.Unflatten(1, (planes[0], *sizes[0])),
         ]
         for i in range(len(channels)):
-            # 2n - 1 without padding at the end, 2n with it: whichever the encoder's halving came from
-            extra = tuple(after - (2 * before - 1) for before, after in zip(sizes[i], sizes[i + 1], strict=True))
             last = i == len(channels) - 1
-            layers += [
-                activation_of(activation),
-                nn.ConvTranspose2d(
-                    planes[i], planes[i + 1], 3, stride=2, padding=1, output_padding=extra, bias=not last
-                ),
-            ]
+            layers += [activation_of(activation), doubling(planes[i : i + 2], sizes[i : i + 2], bias=not last)]
         self.layers = nn.Sequential(*layers)
         self.bias = nn.Parameter(torch.zeros(self.shape))
 
@@ -122,9 +127,10 @@ def images(x: Tensor, shape: tuple[int, ...], context: Tensor | None = None) -> 
     return torch.cat([x, context[..., None, None].expand(*context.shape, *size)], -3)
 
 
-def _check_image(shape: tuple[int, ...]) -> None:
+def check_image(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse data that are no images, of the network of that name."""
     if len(shape) < 2:
         raise InputError(
-            f"conv: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
+            f"{name}: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
             "use mlp for vectors"
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..base import Member
@@ -38,7 +39,6 @@ def activation_of(name: str) -> nn.Module:
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "relu") -> nn.Sequential:
     """A multilayer perceptron: (..., inputs) to (..., outputs), an activation after each hidden layer.
 
-    >>> import torch
     >>> mlp(4, [8, 8], 2)(torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
@@ -68,6 +68,26 @@ class Encoder(Member, nn.Module, family="encoder"):
         raise NotImplementedError
 
 
+class Log1pEncoder(Encoder):
+    """An encoder of log(1 + x): counts, which may be of any size, as numbers that a network can take.
+
+    Args:
+        network: from the logarithms to numbers.
+
+    >>> from pvae import MLPEncoder
+    >>> Log1pEncoder(MLPEncoder((3,), 4))(torch.full((5, 3), 1e6)).abs().max() < 20
+    tensor(True)
+    """
+
+    def __init__(self, network: Encoder) -> None:
+        super().__init__(network.shape, network.outputs, context=getattr(network, "context", 0))
+        self.network = network
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Counts (..., *shape), and (..., context) where there is one, to (..., outputs)."""
+        return self.network(x.log1p()) if context is None else self.network(x.log1p(), context)
+
+
 class Decoder(Member, nn.Module, family="decoder"):
     """The family of networks from (..., inputs) to numbers for each pixel (..., *shape)."""
 
@@ -84,3 +104,9 @@ def check_sizes(name: str, sizes: Sequence[int]) -> None:
     """Refuse sizes below 1, of layers that an option names."""
     if any(size < 1 for size in sizes):
         raise InputError(f"{name}: found {','.join(map(str, sizes))}, expected each to be at least 1")
+
+
+def flat(x: Tensor, event_dim: int, context: Tensor | None = None) -> Tensor:
+    """Data (..., *shape) as vectors (..., size), with the context (..., context) after them."""
+    vectors = x.flatten(x.dim() - event_dim) if event_dim else x.unsqueeze(-1)
+    return vectors if context is None else torch.cat([vectors, context], -1)

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from .network import Activation, Decoder, Encoder, mlp
+from .network import Activation, Decoder, Encoder, flat, mlp
 
 
 class MLPEncoder(Encoder, name="mlp"):
@@ -39,8 +39,7 @@ class MLPEncoder(Encoder, name="mlp"):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
-        flat = x.flatten(x.dim() - len(self.shape)) if self.shape else x.unsqueeze(-1)
-        return self.layers(flat if context is None else torch.cat([flat, context], -1))
+        return self.layers(flat(x, len(self.shape), context))
 
 
 class MLPDecoder(Decoder, name="mlp"):

@@ -1,0 +1,63 @@
+"""The binomial likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..networks import Decoder
+from .counts import BinomialCounts
+from .likelihood import Likelihood
+
+
+class Binomial(Likelihood, name="binomial"):
+    """Counts of successes out of a total n: log p(x|z) = sum_d log(n choose x_d) + x_d l_d - n log(1 + exp l_d).
+
+    The logits are l = decoder(z).
+
+    Args:
+        decoder: from latents to logits.
+        shape: of one datum.
+        total: n, the largest count that there can be.
+
+    Raises:
+        InputError: a total below 1.
+
+    >>> p = Binomial(nn.Linear(2, 3), (3,), total=16)(torch.zeros(5, 2))
+    >>> p.log_prob(torch.tensor([0.0, 9.0, 16.0])).shape
+    torch.Size([5])
+    """
+
+    support = "counts"
+    total: Tensor
+
+    def __init__(self, decoder: nn.Module, shape: Sequence[int], total: int = 1) -> None:
+        super().__init__(decoder, shape)
+        if total < 1:
+            raise InputError(f"total: found {total}, expected at least 1: the largest count that there can be")
+        self.register_buffer("total", torch.tensor(float(total)), persistent=False)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """p(x|z): batch shape (...), event shape `shape`."""
+        logits = self.decode(z, y)
+        return BinomialCounts(logits, self.total.to(logits.dtype)).to_event(len(self.shape))
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Start the decoder's last bias at the logit of the training mean's share of the total.
+
+        Raises:
+            InputError: a count above the total.
+        """
+        if x.max() > self.total:
+            largest = f"{x.max().item():.7g}"
+            raise InputError(
+                f"--likelihood.total: found {self.total.item():.7g}, but the largest count of the data is {largest}:"
+                f" expected at least that: pass --likelihood.total {largest}"
+            )
+        if isinstance(self.decoder, Decoder):
+            least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
+            self.decoder.center((x.mean(0) / self.total).clamp(least, 1 - least).logit())

@@ -1,0 +1,152 @@
+"""Residual convolutions, each datum normalized on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import gcd, prod
+
+import torch
+from torch import Tensor, nn
+
+from ..base import leading
+from ..errors import InputError
+from .convolution import check_image, doubling, halvings, images
+from .network import Activation, Decoder, Encoder, activation_of, check_sizes
+
+
+class Residual(nn.Module):
+    """x + f(x): two times normalization, activation and a convolution of as many channels (He et al. 2016).
+
+    Args:
+        channels: of x.
+        activation: before each convolution.
+        scale: of the last convolution's weights before training: so that many blocks add up to no more than one.
+    """
+
+    def __init__(self, channels: int, activation: Activation, scale: float) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            last.weight.mul_(scale)
+        self.layers = nn.Sequential(
+            *_normalized(channels, activation),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            *_normalized(channels, activation),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, height, width), before and after."""
+        return x + self.layers(x)
+
+
+class ResNetEncoder(Encoder, name="resnet"):
+    """Residual blocks between convolutions of stride 2, then one linear layer: h + f(h), for images of any size.
+
+    Normalization is over groups of channels of one datum (Wu and He 2018): what comes out for a datum depends on no
+    other.
+
+    Args:
+        shape: of one image, (height, width) or (channels, height, width).
+        outputs: how many numbers it gives.
+        context: size of the context, each number of which is a constant channel of its own; 0 for none.
+        channels: after each convolution of stride 2, which halves height and width, rounding up.
+        blocks: after each of them.
+        activation: within the blocks, and before the linear layer.
+
+    Source: He, Zhang, Ren and Sun 2016.
+
+    >>> ResNetEncoder((3, 27, 20), 40)(torch.zeros(5, 2, 3, 27, 20)).shape
+    torch.Size([5, 2, 40])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        channels: Sequence[int] = (32, 64),
+        blocks: int = 1,
+        activation: Activation = "silu",
+        *,
+        context: int = 0,
+    ) -> None:
+        super().__init__(shape, outputs, context=context)
+        _check(self.shape, channels, blocks)
+        planes = [prod(self.shape[:-2]) + context, *channels]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(planes):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_blocks(after, blocks, channels, activation)]
+        smallest = halvings(self.shape[-2:], len(channels))[-1]
+        layers += [*_normalized(planes[-1], activation), nn.Flatten()]
+        self.layers = nn.Sequential(*layers, nn.Linear(planes[-1] * prod(smallest), outputs))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
+        return leading(self.layers, images(x, self.shape, context), event_dim=3)
+
+
+class ResNetDecoder(Decoder, name="resnet"):
+    """One linear layer, then residual blocks before transposed convolutions of stride 2: h + f(h), for any image size.
+
+    The last bias is one number for each pixel. Normalization is over groups of channels of one datum (Wu and He 2018).
+
+    Args:
+        inputs: size of the latent.
+        shape: of one image, (height, width) or (channels, height, width).
+        channels: of each transposed convolution's input; each doubles height and width.
+        blocks: before each of them.
+        activation: within the blocks, and before each transposed convolution.
+
+    Source: He, Zhang, Ren and Sun 2016.
+
+    >>> ResNetDecoder(20, (3, 27, 20))(torch.zeros(5, 2, 20)).shape
+    torch.Size([5, 2, 3, 27, 20])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        blocks: int = 1,
+        activation: Activation = "silu",
+    ) -> None:
+        super().__init__(inputs, shape)
+        _check(self.shape, channels, blocks)
+        sizes = halvings(self.shape[-2:], len(channels))[::-1]
+        planes = [*channels, prod(self.shape[:-2])]
+        first = [nn.Linear(inputs, planes[0] * prod(sizes[0])), nn.Unflatten(1, (planes[0], *sizes[0]))]
+        layers: list[nn.Module] = [*first]
+        for i, before in enumerate(channels):
+            # pixels that were merely repeated before a convolution would hardly tell the latent from noise at first
+            last = doubling(planes[i : i + 2], sizes[i : i + 2], bias=i < len(channels) - 1)
+            layers += [*_blocks(before, blocks, channels, activation), *_normalized(before, activation), last]
+        self.layers = nn.Sequential(*layers)
+        self.bias = nn.Parameter(torch.zeros(self.shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., inputs) to (..., *shape)."""
+        return leading(self.layers, z, event_dim=1).reshape(*z.shape[:-1], *self.shape) + self.bias
+
+    def center(self, value: Tensor) -> None:  # noqa: D102
+        with torch.no_grad():
+            self.bias.copy_(value.expand(self.shape))
+
+
+def _check(shape: tuple[int, ...], channels: Sequence[int], blocks: int) -> None:
+    check_image("resnet", shape)
+    check_sizes("channels", channels)
+    if not channels:
+        raise InputError("channels: found none, expected at least one: name how many, as 32,64")
+    if blocks < 1:
+        raise InputError(f"blocks: found {blocks}, expected at least 1: conv has none")
+
+
+def _blocks(planes: int, blocks: int, channels: Sequence[int], activation: Activation) -> list[nn.Module]:
+    return [Residual(planes, activation, (blocks * len(channels)) ** -0.5) for _ in range(blocks)]
+
+
+def _normalized(channels: int, activation: Activation) -> list[nn.Module]:
+    # groups of about 16: of few channels and few pixels nothing would be left
+    return [nn.GroupNorm(gcd(channels, max(1, channels // 16)), channels), activation_of(activation)]
