@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
@@ -113,3 +114,51 @@ class _BernoulliLogProb(torch.autograd.Function):
         residual = torch.sigmoid(logits)
         torch.sub(x, residual, out=residual)
         return residual * grad, grad * logits if ctx.needs_input_grad[1] else None
+
+
+class OfPixels(dist.TorchDistribution):
+    """A datum whose pixels are independent given parameters that each pixel has of its own.
+
+    A subclass says `support`, `mean`, `sample` and the log-probability of pixels; batch and event are said here.
+
+    Args:
+        parameters: that broadcast to (..., *event), or to (..., C, *event) where a pixel has a mixture's or a
+            category's C numbers.
+        event_dim: how many dimensions a datum has.
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+    numbers: ClassVar[int] = 0
+    """How many dimensions the parameters have between batch and event."""
+
+    def __init__(self, *parameters: Tensor, event_dim: int) -> None:
+        self.parameters = parameters
+        shape = torch.broadcast_shapes(*(p.shape for p in parameters))
+        batch = len(shape) - event_dim - self.numbers
+        self._inner = shape[batch:]
+        super().__init__(shape[:batch], shape[batch + self.numbers :])
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> OfPixels:  # noqa: D102
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        shape = (*batch_shape, *self._inner)
+        return self._like(*(p.expand(shape) for p in self.parameters))
+
+    def _like(self, *parameters: Tensor) -> OfPixels:
+        return type(self)(*parameters, event_dim=len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        if self._validate_args:
+            self._validate_sample(value)
+        return sum_rightmost(self.log_prob_of_pixels(value), len(self.event_shape))
+
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        """Of each pixel, (..., *event)."""
+        raise NotImplementedError
+
+
+class OpenUnitInterval(constraints.Constraint):
+    """Numbers above 0 and below 1."""
+
+    def check(self, value: Tensor) -> Tensor:  # noqa: D102
+        return (value > 0) & (value < 1)

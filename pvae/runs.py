@@ -235,7 +235,8 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
         "sizes": dataset.sizes,
         "data_seed": config_.data_seed,
         "binarization": config_.binarization,
-        "measure": "probability" if config_.binary else "density",
+        "dequantization": config_.dequantization,
+        "measure": config_.measure,
         "unit": "nats / datum",
     }
 

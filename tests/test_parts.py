@@ -44,9 +44,13 @@ def every(family):
 def make(member, options=None, seed=0):
     """A part with plain networks, or a network: its family's arguments first."""
     torch.manual_seed(seed)
+    every = {name: p.default for name, p in config.member_options(member.family, member).items()} | (options or {})
     arguments = {
         "prior": lambda: (LATENT,),
-        "likelihood": lambda: (pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, member.outputs), [8], "tanh"), SHAPE),
+        "likelihood": lambda: (
+            pvae.MLPDecoder(LATENT, decoded_shape(SHAPE, member.outputs_for(**every)), [8], "tanh"),
+            SHAPE,
+        ),
         "guide": lambda: (pvae.MLPEncoder(SHAPE, member.outputs * LATENT, [8], "tanh"), LATENT),
         "encoder": lambda: (SHAPE, 7),
         "decoder": lambda: (LATENT, SHAPE),
@@ -191,8 +195,10 @@ def whole(member, options):
     return pvae.VAE(prior, likelihood, guide)
 
 
-def data(n=5):
-    return torch.bernoulli(torch.rand(n, *SHAPE))
+def data(n=5, likelihood=None):
+    """Zeros and ones, which most likelihoods score; where 0 and 1 are outside its support, numbers between them."""
+    x = torch.bernoulli(torch.rand(n, *SHAPE))
+    return 0.25 + x / 2 if likelihood is not None and likelihood.support == "open_unit_interval" else x
 
 
 @pytest.mark.parametrize("gradient", list(members("gradient")))
@@ -202,7 +208,7 @@ def test_every_part_trains_under_every_objective_and_gradient(member, options, o
     vae = whole(member, options)
     if members("gradient")[gradient].misfit(objective(3)):
         return
-    loss = objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, data())
+    loss = objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, data(5, vae.likelihood))
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in vae.parameters())
 
@@ -212,7 +218,8 @@ def test_every_part_trains_under_every_objective_and_gradient(member, options, o
 )
 @pytest.mark.parametrize(("member", "options"), WHOLES)
 def test_a_vae_is_copied_after_use(member, options, copied):
-    vae, x = whole(member, options), data()
+    vae = whole(member, options)
+    x = data(5, vae.likelihood)
     pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO()).step(x)
     pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x)
     other = copied(vae).eval()

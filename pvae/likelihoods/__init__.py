@@ -1,7 +1,27 @@
 """Likelihoods p(x|z): a decoder and what its numbers mean."""
 
 from .bernoulli import Bernoulli
+from .beta import Beta
+from .categorical import Categorical
+from .continuous_bernoulli import ContinuousBernoulli
+from .discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
 from .gaussian import Gaussian
+from .laplace import Laplace
 from .likelihood import Likelihood, decoded_shape
+from .logit_normal import LogitNormal
+from .student_t import StudentT
 
-__all__ = ["Bernoulli", "Gaussian", "Likelihood", "decoded_shape"]
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "LogitNormal",
+    "StudentT",
+    "decoded_shape",
+]
