@@ -156,9 +156,15 @@ class OfPixels(dist.TorchDistribution):
         """Of each pixel, (..., *event)."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return type(self).__name__.strip("_")
+
 
 class OpenUnitInterval(constraints.Constraint):
     """Numbers above 0 and below 1."""
 
     def check(self, value: Tensor) -> Tensor:  # noqa: D102
         return (value > 0) & (value < 1)
+
+    def __repr__(self) -> str:
+        return "numbers above 0 and below 1"

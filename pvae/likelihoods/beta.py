@@ -86,11 +86,9 @@ class _Beta(OfPixels):
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         """With Stirling's formula taken out of each log-gamma: their large parts cancel on paper, not in float32."""
-        m, n = self._means
-        c = self.parameters[1]
-        log_x, log_rest, log_m, log_n = value.log(), torch.log1p(-value), m.log(), n.log()
-        divergence = m * (log_m - log_x) + n * (log_n - log_rest)
-        edges = 0.5 * (log_m + log_n) - log_x - log_rest
+        (m, n), c, rest = self._means, self.parameters[1], 1 - value
+        divergence = m * torch.log1p((m - value) / value) + n * torch.log1p((value - m) / rest)
+        edges = 0.5 * (m.log() + n.log()) - value.log() - rest.log()
         return 0.5 * (c / (2 * math.pi)).log() - c * divergence + edges + _beyond(c) - _beyond(m * c) - _beyond(n * c)
 
 

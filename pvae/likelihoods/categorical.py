@@ -77,7 +77,9 @@ class _Softmax(OfLevels):
     @property
     def mean(self) -> Tensor:
         probabilities = self.parameters[0].detach().softmax(self._dim).movedim(self._dim, -1)
-        return probabilities @ self.all_levels(probabilities) / self.top
+        return probabilities @ torch.linspace(
+            0, 1, self.top + 1, dtype=probabilities.dtype, device=probabilities.device
+        )
 
     def sample_levels(self, sample_shape: torch.Size) -> Tensor:
         logits = self.parameters[0].movedim(self._dim, -1)

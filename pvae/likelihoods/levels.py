@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -37,6 +37,9 @@ class Levels(constraints.Constraint):
         level = self.top * value
         return ((level - level.round()).abs() < 1e-3) & (level >= -0.5) & (level < self.top + 0.5)
 
+    def __repr__(self) -> str:
+        return f"multiples of 1/{self.top} from 0 to 1"
+
 
 class OfLevels(OfPixels):
     """Pixels with a probability for each level; `top`, the highest, is the last argument."""
@@ -68,7 +71,3 @@ class OfLevels(OfPixels):
     def sample_levels(self, sample_shape: torch.Size) -> Tensor:
         """Whole numbers 0 to top."""
         raise NotImplementedError
-
-    def all_levels(self, like: Tensor) -> Any:
-        """0 to top, as numbers like those of a tensor."""
-        return torch.arange(self.top + 1, dtype=like.dtype, device=like.device)
