@@ -289,7 +289,7 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
         # options of members
         (
             {"likelihood.scale": 1},
-            "--likelihood.scale: likelihood 'bernoulli' has no such option; it belongs to .*gaussian, .*: it has no opt",
+            "--likelihood.scale: likelihood 'bernoulli' has no such option; it belongs to .*gaussian, .*: it has no",
         ),
         (
             {"likelihood": "gaussian", "likelihood.scal": 1},
