@@ -4,18 +4,22 @@ import json
 import math
 
 import numpy as np
+import pyro
 import pytest
 import scipy.stats
 import torch
 from torch import nn
 
 import pvae
-from pvae import compare, data, fit, likelihoods
+from pvae import compare, config, data, fit, likelihoods
 from pvae.config import Config, from_flat
 from pvae.data import Dataset, Split
 from pvae.errors import InputError
 from pvae.evaluate import Evaluation
+from pvae.load import read_data
 from pvae.report import bits_per_dim
+from pvae.runs import protocol
+from pvae.train import Training
 
 LOGITS = torch.tensor([-50.0, -10.0, -1.2, -1.0, -0.3, -1e-4, 0.0, 1e-9, 1e-3, 0.9999, 1.0001, 4.0, 50.0])
 
@@ -327,8 +331,6 @@ def test_own_gradients_under_vmap(case):
     def score(z, x):
         return part(z).log_prob(x)
 
-    import pyro
-
     with pyro.validation_enabled(False):
         torch.testing.assert_close(torch.vmap(score)(z, x), score(z, x))
         leaf = z.clone().requires_grad_()
@@ -360,9 +362,7 @@ SHAPE = (2, 3)
 
 
 def start(member, x, decoder=pvae.MLPDecoder, **options):
-    from pvae.config import member_options
-
-    every = {n: p.default for n, p in member_options("likelihood", member).items()} | options
+    every = {n: p.default for n, p in config.member_options("likelihood", member).items()} | options
     outputs = member.outputs_for(**every)
     part = member(decoder(2, likelihoods.decoded_shape(SHAPE, outputs)), SHAPE, **options)
     for p in part.decoder.parameters():
@@ -397,6 +397,20 @@ def test_a_likelihood_starts_at_the_training_data(member, options, tolerance, de
     assert (p.mean - x.mean(0)).abs().max() < tolerance
     found = p.expand([2000]).log_prob(x).mean().item() - (0 if data.is_discrete(part.support) else 6 * math.log(255))
     assert -found / 6 / math.log(2) < (8 if member is likelihoods.ContinuousBernoulli else 7.1)
+
+
+def test_scales_start_at_the_training_deviation():
+    x = 3 + 2 * torch.randn(500, *SHAPE)
+    deviation = x.std(0, correction=0)
+    root, mean = deviation.square().mean().sqrt(), (x - x.mean(0)).abs().mean()
+    found = {
+        "laplace": (start(likelihoods.Laplace, x).scale, mean),
+        "t": (start(likelihoods.StudentT, x, df=4.0).scale * math.sqrt(4 / 2), root),
+        "t by pixel": (start(likelihoods.StudentT, x, df=4.0, scale="pixel").scale * math.sqrt(4 / 2), deviation),
+        "logistic": (start(likelihoods.DiscretizedLogistic, x).scale * math.pi / math.sqrt(3), root),
+    }
+    for name, (scale, expected) in found.items():
+        torch.testing.assert_close(scale.detach(), expected, rtol=1e-4, atol=0, msg=name)
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
@@ -606,36 +620,50 @@ def run(grey, folder, *options):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_runs_report_bits_and_compare_keeps_measures_apart(grey, tmp_path, capsys):
+def test_runs_report_bits_and_what_was_drawn(grey, tmp_path, capsys):
     gaussian = run(grey, tmp_path / "a", "--likelihood", "gaussian", "--dequantize", "uniform")
     assert "bits / dim, K=5" in capsys.readouterr().out
     levels = run(grey, tmp_path / "b", "--likelihood", "discretized_logistic")
-    plain = run(grey, tmp_path / "c", "--likelihood", "gaussian")
-    assert "bits_per_dim" not in plain["test"]
     for summary, volume in ((gaussian, 12 * math.log(256)), (levels, 0.0)):
         bits, bound = summary["test"]["bits_per_dim"], summary["test"]["iw"]["5"]
         assert bits["mean"] == pytest.approx((volume - bound["mean"]) / (12 * math.log(2)))
         assert bits["se"] == pytest.approx(bound["se"] / (12 * math.log(2)))
         assert 4 < bits["mean"] < 9
-    protocols = [summary["protocol"] for summary in (gaussian, levels, plain)]
-    assert [p["dequantization"] for p in protocols] == ["uniform", "none", "none"]
-    assert [p["measure"] for p in protocols] == ["density", "probability", "density"]
-    for first, second, key in (("a", "b", "dequantization"), ("b", "c", "measure")):
-        with pytest.raises(InputError, match=f"different protocols: {key} is"):
-            compare.main([str(tmp_path / first), str(tmp_path / second), "--particles", "1"])
+    with pytest.raises(InputError, match="different protocols: dequantization is uniform and none: fit one of them"):
+        compare.main([str(tmp_path / "a"), str(tmp_path / "b"), "--particles", "1"])
     assert compare.main([str(tmp_path / "a"), "--particles", "1,5"]) == 0
     assert "dequantization uniform" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("likelihood", ["beta", "categorical"])
-def test_training_draws_anew_and_resumes(grey, tmp_path, likelihood):
-    summary = run(grey, tmp_path / "a", "--likelihood", likelihood)
-    assert math.isfinite(summary["test"]["bits_per_dim"]["mean"])
-    from pvae.load import load
+def test_measures_are_kept_apart():
+    grey = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
+    found = {name: protocol(Config(likelihood=name), grey) for name in ("gaussian", "categorical", "laplace")}
+    with pytest.raises(
+        InputError, match=r"gaussian and categorical were measured under .*: measure is density and prob"
+    ):
+        compare.check_protocols(found)
+    del found["categorical"]
+    assert compare.check_protocols(found)["dequantization"] == "none"
 
-    _, found, _ = load(tmp_path / "a")
-    assert found.train.x.dtype == torch.uint8
-    assert (found.test.x.dtype == torch.float32) == (likelihood == "beta")
+
+def test_training_draws_anew():
+    settings = Config(likelihood="beta", latent=2)
+    whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
+    training = Training(config.build(settings, whole), None, data.fix_dequantization(whole, "uniform", 0), settings)
+    x, y = training.dataset.train
+    (first, _), (second, _) = (training._prepare(x, y) for _ in range(2))
+    assert torch.equal((256 * first).floor(), x.float())
+    assert not torch.equal(first, second)
+    once, again = (compare.training_data(training.dataset, settings, 9, seed=3).x for _ in range(2))
+    assert torch.equal(once, again)
+    assert ((once > 0) & (once < 1)).all()
+
+
+def test_digits_are_seventeen_levels():
+    settings = from_flat({"likelihood": "discretized_logistic", "likelihood.levels": 17})
+    digits = read_data(settings)
+    vae = config.build(settings, digits)
+    assert vae.log_weights(digits.test.x[:4]).log_w.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -652,8 +680,3 @@ def test_data_that_a_likelihood_does_not_score(options, message, tmp_path):
         fit.main([*options, *SMALL, "--out", str(tmp_path / "run")])
     assert message in str(found.value)
     assert "\n" not in str(found.value)
-
-
-def test_digits_are_seventeen_levels(tmp_path):
-    options = ["--likelihood", "discretized_logistic", "--likelihood.levels", "17", *SMALL]
-    assert fit.main([*options, "--out", str(tmp_path / "run")]) == 0
