@@ -25,7 +25,7 @@ from .ais import Annealing
 from .checkpoints import disk
 from .comparison import Comparison, Data, Plan, choose, compare, estimate
 from .config import Config, convert
-from .data import Dataset, binarize, pixels
+from .data import Dataset, binarize, dequantize, pixels
 from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
 from .exact import linear_gaussian
@@ -82,7 +82,12 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for name, found in rest:
         for key, value in expected.items():
             if found[key] != value:
-                again = "--data, --test, --validation, --data-seed and --binarize" if key != "numbers" else "--guide"
+                again = (
+                    "--guide"
+                    if key == "numbers"
+                    else "--data, --test, --validation, --data-seed, --binarize and --dequantize, and with a likelihood"
+                    " of the same measure"
+                )
                 raise InputError(
                     f"{first} and {name} were measured under different protocols: {key} is {value} and {found[key]}: "
                     f"fit one of them again with the other's {again}"
@@ -105,13 +110,16 @@ def _compared(loaded: dict[str, tuple[VAE, Dataset, Run]], plan: Plan, train: in
 
 
 def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Data | None:
-    """At most so many training data, chosen by the seed; drawn once where they are binarized anew at each step."""
+    """At most so many training data, chosen by the seed; drawn once what is drawn anew at each step."""
     if not count:
         return None
     rows = choose(len(dataset.train.x), count, seed).to(dataset.train.x.device)
-    x = pixels(dataset.train.x[rows])
-    if config.binarization == "dynamic":
-        x = binarize(x.cpu(), "dynamic", torch.Generator().manual_seed(seed)).to(x.device)
+    x, generator = dataset.train.x[rows].cpu(), torch.Generator().manual_seed(seed)
+    if config.dequantization != "none":
+        x = dequantize(x, config.dequantization, generator)
+    else:
+        x = binarize(pixels(x), "dynamic" if config.binarization == "dynamic" else "none", generator)
+    x = x.to(dataset.train.x.device)
     return Data(x, None if dataset.train.y is None else dataset.train.y[rows])
 
 

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ import yaml
 
 from .base import Member, lookup, members, root
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
-from .data import Dataset, pixels
+from .data import Dataset, has_levels, is_discrete, pixels
 from .errors import InputError, nearest
 from .likelihoods import decoded_shape
 from .networks import Log1pEncoder
@@ -55,6 +56,11 @@ class Config:
     data_seed: int = _option(0, "of the split into parts and of the fixed binarization; apart from --seed", 0)
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = _option(
         "auto", "how pixels become 0 or 1; auto: dynamic where the likelihood is binary, else none"
+    )
+    dequantize: Literal["auto", "uniform", "none"] = _option(
+        "auto",
+        "how stored levels 0 to 255 become numbers; uniform: (level + a draw from [0, 1)) / 256;"
+        " auto: uniform where the likelihood has no density at 0 and 1, else none",
     )
     likelihood: str = _option("bernoulli", "p(x|z)")
     prior: str = _option("normal", "p(z)")
@@ -103,16 +109,23 @@ class Config:
                 raise InputError(f"{flag(option.name)}: found {value}, expected at least {low}")
         if not self.eval_particles:
             raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
+        if self.dequantize == "uniform" or self.binarize not in ("auto", "none"):
+            self._check_draws()
 
-    @property
-    def support(self) -> str:
-        """What data the likelihood scores, a name that `data.check` knows."""
-        return lookup("likelihood", self.likelihood).support  # type: ignore[attr-defined]
-
-    @property
-    def binary(self) -> bool:
-        """Whether the likelihood scores 0 or 1."""
-        return self.support == "binary"
+    def _check_draws(self) -> None:
+        """Refuse dequantization of what is binarized, or is scored as it is stored."""
+        if self.dequantization == "none":
+            return
+        if self.measure == "probability":
+            raise InputError(
+                f"--dequantize {self.dequantize}: found likelihood '{self.likelihood}', which scores the stored levels"
+                " themselves, expected one with a density, such as gaussian: leave it out"
+            )
+        if self.binarization != "none":
+            raise InputError(
+                f"--binarize {self.binarize}: found it with --dequantize {self.dequantize} under likelihood"
+                f" '{self.likelihood}', expected one of the two: pass --binarize none or --dequantize none"
+            )
 
     @property
     def bounded(self) -> bool:
@@ -120,11 +133,38 @@ class Config:
         return lookup("guide", self.guide).bound  # type: ignore[attr-defined]
 
     @property
+    def support(self) -> str:
+        """What the likelihood scores, as `data.check` names it."""
+        return lookup("likelihood", self.likelihood).support_for(**all_options(self, "likelihood"))  # type: ignore[attr-defined]
+
+    @property
+    def measure(self) -> Literal["probability", "density"]:
+        """What the likelihood's numbers are."""
+        return "probability" if is_discrete(self.support) else "density"
+
+    @property
+    def level_volume(self) -> float | None:
+        """The log of the volume of a level, nats a dimension: what makes of the bound one on the levels' probability.
+
+        0 where levels themselves are scored; None where levels are neither scored nor dequantized.
+        """
+        if self.dequantization == "uniform":
+            return -log(256)
+        return 0.0 if has_levels(self.support) else None
+
+    @property
     def binarization(self) -> str:
         """The binarization that `auto` stands for."""
         if self.binarize != "auto":
             return self.binarize
-        return "dynamic" if self.binary else "none"
+        return "dynamic" if self.support == "binary" else "none"
+
+    @property
+    def dequantization(self) -> str:
+        """The dequantization that `auto` stands for."""
+        if self.dequantize != "auto":
+            return self.dequantize
+        return lookup("likelihood", self.likelihood).dequantization  # type: ignore[attr-defined]
 
     def epochs_for(self, n: int) -> int:
         """How many passes over n data: what was asked for, or enough for 12,000 steps."""

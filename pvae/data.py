@@ -1,14 +1,14 @@
-"""Data sets as tensors: their three parts, binarization and batch order, and the checks at the door.
+"""Data sets as tensors: their three parts, binarization, dequantization, batch order, and the checks at the door.
 
 Pixels are stored as they were read (uint8, or float32) and scaled by `pixels` where they are used. Every draw
 made here is a pure function of a seed of its own: nothing reads or moves the global generators.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,15 @@ from torch import Tensor
 from pvae.errors import InputError, nearest
 from pvae.sources import NAMED as NAMED
 from pvae.sources import PARTS, Arrays, Parts, read
+from pvae.supports import check_part, pixels, supports_to
+from pvae.supports import has_levels as has_levels
+from pvae.supports import is_discrete as is_discrete
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
-Support = Literal["real", "unit_interval", "binary", "counts"]
+DEQUANTIZATIONS = ("uniform", "none")
 # Each use of a seed draws from its own stream, so that no two uses see the same numbers.
-_TEST, _VALIDATION, _ORDER, _BINARIZE = 1, 2, 3, 4
+_TEST, _VALIDATION, _ORDER, _BINARIZE, _DEQUANTIZE = 1, 2, 3, 4, 5
+_CELLS = 2**15
 
 
 class Split(NamedTuple):
@@ -72,7 +76,8 @@ def load(
     validation: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
-    support: Support = "real",
+    support: str = "real",
+    likelihood: str = "",
 ) -> Dataset:
     """The data set of that name or at that path, divided in three.
 
@@ -87,6 +92,7 @@ def load(
         seed: draws the parts, and nothing else.
         support: what every pixel must lie in, as in `check`, held before the division so that a datum that does
             not is named by its place in the file.
+        likelihood: whose support that is, for the message.
 
     Raises:
         InputError: unknown name, missing or damaged file, wrong dtype or shape, too few data, a fraction out of
@@ -101,8 +107,8 @@ def load(
     data = str(data)
     parts = read(data, data_dir)
     for part, arrays in parts.items():
-        for name in _supports_to(support):
-            _check_part(data, part, _tensors(*arrays).x, name)
+        for each in supports_to(support):
+            check_part(data, part, _tensors(*arrays).x, each, likelihood)
     sha256 = _sha256(parts)
     if "all" in parts:
         if test == 0:
@@ -112,15 +118,6 @@ def load(
         rest, drawn = _draw(parts["train"], validation, 0, _generator(seed, _VALIDATION))
         parts |= {"train": rest, "validation": drawn}
     return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=sha256)
-
-
-def pixels(x: Tensor) -> Tensor:
-    """Stored data as floats: uint8 is divided by 255, floats pass through; same shape and device.
-
-    >>> pixels(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    tensor([0.0000, 0.2000, 1.0000])
-    """
-    return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
 
 
 def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:
@@ -177,6 +174,61 @@ def fix_binarization(dataset: Dataset, mode: str, seed: int) -> Dataset:
     return replace(dataset, **fixed)
 
 
+def dequantize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:
+    """Stored levels v, 0 to 255, as (v + u) / 256 inside (0, 1), u drawn evenly from [0, 1); as floats of its shape.
+
+    The mean log-density of what comes out, less log 256 a dimension, is a lower bound on the log-probability of the
+    levels. u lies in the middles of 2^15 cells: v + u is then exact in float32, and no pixel is rounded to 0 or 1.
+
+    Args:
+        x: stored uint8, any shape; under `none`, anything.
+        mode: `uniform`, or `none` for the pixels as they are.
+        generator: on the device of x; by default torch's global one.
+
+    Raises:
+        InputError: unknown mode.
+
+    Source: Theis, van den Oord and Bethge 2016.
+
+    >>> x = dequantize(torch.tensor([0, 128, 255], dtype=torch.uint8), "uniform")
+    >>> (256 * x).floor()
+    tensor([  0., 128., 255.])
+    """
+    _check_mode(mode, DEQUANTIZATIONS, "dequantize")
+    if mode == "none":
+        return pixels(x)
+    noise = torch.empty(x.shape, dtype=torch.float32, device=x.device).random_(_CELLS, generator=generator)
+    return (x + (noise + 0.5) / _CELLS) / 256
+
+
+def fix_dequantization(dataset: Dataset, mode: str, seed: int) -> Dataset:
+    """The set with its held-out parts dequantized once, so that every run is measured on the same numbers.
+
+    Train is left as it is, to be drawn anew at each step. The draw is made on the CPU, the same for all devices.
+
+    Raises:
+        InputError: unknown mode, or (except under `none`) data that are not stored as uint8.
+
+    >>> fix_dequantization(load("digits"), "none", seed=0).test.x.dtype
+    torch.float32
+    """
+    _check_mode(mode, DEQUANTIZATIONS, "dequantize")
+    if mode == "none":
+        return dataset
+    fixed = {}
+    for stream, part in enumerate(PARTS[1:]):
+        split = getattr(dataset, part)
+        if split.x.dtype != torch.uint8:
+            found = str(split.x.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{dataset.name}: found numbers of {found}, expected uint8, the levels 0 to 255 that are dequantized:"
+                " store them so, or pass `--dequantize none`"
+            )
+        generator = torch.Generator().manual_seed(int(_generator(seed, _DEQUANTIZE, stream).integers(2**63)))
+        fixed[part] = split._replace(x=dequantize(split.x.cpu(), mode, generator).to(split.x.device))
+    return replace(dataset, **fixed)
+
+
 def order(n: int, seed: int, epoch: int) -> Tensor:
     """A permutation of 0 to n - 1, (n,) int64 on the CPU: a pure function of its three arguments.
 
@@ -219,13 +271,16 @@ def batches(
     return ((x.index_select(0, i), None if y is None else y.index_select(0, i)) for i in some)
 
 
-def check(dataset: Dataset, *, support: Support) -> None:
+def check(dataset: Dataset, *, support: str, likelihood: str = "", parts: Sequence[str] = PARTS) -> None:
     """The check at the door: every pixel lies in what the likelihood scores; uint8 is read as by `pixels`.
 
     Args:
-        dataset: what `load` or `fix_binarization` returned.
-        support: `real` is any finite number, `unit_interval` is [0, 1], `binary` is 0 or 1, `counts` are whole numbers
-            of at least 0.
+        dataset: what `load`, `fix_binarization` or `fix_dequantization` returned.
+        support: `real` is any finite number, `unit_interval` is [0, 1], `open_unit_interval` is (0, 1), `binary` is 0
+            or 1, `counts` are whole numbers of at least 0, `levels` is a multiple of 1 / 255 in [0, 1] and `17 levels`
+            one of 1 / 16.
+        likelihood: whose support that is, for the message.
+        parts: which are looked at.
 
     Raises:
         InputError: naming the part, the datum in it, the position in the datum and the value there; or an unknown
@@ -233,68 +288,14 @@ def check(dataset: Dataset, *, support: Support) -> None:
 
     >>> check(load("digits"), support="unit_interval")
     """
-    for name in _supports_to(support):
-        for part in PARTS:
-            _check_part(dataset.name, part, getattr(dataset, part).x, name)
+    for each in supports_to(support):
+        for part in parts:
+            check_part(dataset.name, part, getattr(dataset, part).x, each, likelihood)
 
 
-def _supports_to(support: str) -> list[str]:
-    """From the widest to this one, so that the advice fits what was found."""
-    names = list(_SUPPORTS)
-    if support == "counts":
-        return ["real", "counts"]
-    if support not in names:
-        raise InputError(f"support: unknown name {support!r}: {nearest(support, names)}")
-    return names[: names.index(support) + 1]
-
-
-def _check_part(data: str, part: str, x: Tensor, support: str) -> None:
-    if x.dtype == torch.uint8 and support == "counts":
-        found = "found uint8, which is read as pixels in [0, 1]"
-        raise InputError(f"{data}: {found}, expected counts: store counts as int32, or pass `--likelihood bernoulli`")
-    if x.dtype == torch.uint8 and support != "binary":
-        return  # finite, and in [0, 1] after `pixels`: spares a pass over the data
-    holds, expected = _SUPPORTS[support]
-    inside = holds(x)
-    if not inside.all():
-        at = tuple(int(i) for i in np.unravel_index(int(inside.flatten().byte().argmin()), x.shape))
-        of = "" if part == "all" else f" of the {part} part"
-        where = f"{data}: datum {at[0]}{of}, position ({', '.join(map(str, at[1:]))})"
-        if support == "unit_interval" and _are_counts(x).all():
-            expected = f"a pixel in [0, 1] under Bernoulli: all data are counts: pass {_OF_COUNTS}"
-        raise InputError(f"{where}: found {pixels(x[at]).item():.7g}, expected {expected}")
-
-
-def _are_counts(x: Tensor) -> Tensor:
-    return (x >= 0) & (x == x.floor())
-
-
-_OF_COUNTS = "`--likelihood poisson`, `negative_binomial`, `zinb` or `binomial`, else `--likelihood gaussian`"
-
-
-# Each within the one before, and counts within the first. True where stored data lie in it, and the end of the
-# message where they do not.
-_SUPPORTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "real": (torch.isfinite, "a finite number: mend or leave out that datum"),
-    "unit_interval": (
-        lambda x: (x >= 0) & (x <= 1),
-        "a pixel in [0, 1] under Bernoulli: pass `--likelihood gaussian`, or rescale the data to [0, 1]",
-    ),
-    "binary": (
-        lambda x: (x == 0) | (x == (255 if x.dtype == torch.uint8 else 1)),
-        "0 or 1, all that a Bernoulli likelihood scores: pass `--binarize dynamic`, `static` or `threshold`, or"
-        " `--likelihood gaussian`",
-    ),
-    "counts": (
-        _are_counts,
-        "whole numbers of at least 0, all that a likelihood of counts scores: pass `--likelihood gaussian`",
-    ),
-}
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in BINARIZATIONS:
-        raise InputError(f"binarize: unknown mode {mode!r}: {nearest(mode, list(BINARIZATIONS))}")
+def _check_mode(mode: str, known: Sequence[str] = BINARIZATIONS, option: str = "binarize") -> None:
+    if mode not in known:
+        raise InputError(f"{option}: unknown mode {mode!r}: {nearest(mode, list(known))}")
 
 
 def _generator(seed: int, *stream: int) -> np.random.Generator:

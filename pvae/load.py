@@ -17,21 +17,28 @@ from .vae import VAE
 
 
 def read_data(settings: Config) -> Dataset:
-    """The data of a configuration: checked, split, and binarized where it is fixed.
+    """The data of a configuration: checked, split, and binarized or dequantized where it is fixed.
 
     Raises:
         InputError: it cannot be read, or does not fit the likelihood.
     """
+    support, likelihood = settings.support, settings.likelihood
     drawn = settings.binarization != "none"
+    before = "unit_interval" if drawn else "real" if settings.dequantization != "none" else support
     dataset = data.load(
         settings.data,
         settings.data_dir,
         validation=settings.validation,
         test=settings.test,
         seed=settings.data_seed,
-        support="unit_interval" if drawn else settings.support,
+        support=before,
+        likelihood=likelihood,
     )
-    return data.fix_binarization(_with_known(dataset, settings), settings.binarization, settings.data_seed)
+    dataset = data.fix_binarization(_with_known(dataset, settings), settings.binarization, settings.data_seed)
+    dataset = data.fix_dequantization(dataset, settings.dequantization, settings.data_seed)
+    if before != support:
+        data.check(dataset, support=support, likelihood=likelihood, parts=("validation", "test"))
+    return dataset
 
 
 def _with_known(dataset: Dataset, settings: Config) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from math import log, prod
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def opening(run: Run, training: Training) -> str:
     parts = f"{config.prior} prior, {config.likelihood} likelihood, {config.guide} guide, {parameters:,} parameters"
     device = next(training.vae.parameters()).device
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
-    data = f"{config.data} ({counts}; binarization: {config.binarization})"
+    drawn = f"binarization: {config.binarization}"
+    drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
+    data = f"{config.data} ({counts}; {drawn})"
     resumed = f" from epoch {training.at.epoch + 1:,}" if training.at.epoch or training.at.batch else ""
     gradient = "" if config.gradient == "reparam" else f", gradient {config.gradient}"
     objective = f"{config.objective} with K={config.particles}{gradient}"
@@ -58,7 +61,7 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     )
     best = training.at.best
     summary = {
-        "test": nested(found),
+        "test": nested(found) | bits_per_dim(found, config.level_volume, prod(dataset.shape)),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "epoch": best["epoch"] if best else training.at.epoch,
         "protocol": {**protocol(config, dataset), "seed": config.seed, "K": list(found.iw), "draws": found.draws},
@@ -75,6 +78,22 @@ def nested(found: Evaluation) -> dict[str, Any]:
     iw = {name.removeprefix("iw."): value for name, value in flat.items() if name.startswith("iw.")}
     rest = {name: value for name, value in flat.items() if not name.startswith("iw.")}
     return {**rest, "iw": iw, "active_units": found.active_units}
+
+
+def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str, Any]:
+    """Of the bound at the largest K: -(bound + D volume) / (D log 2), and its standard error; nothing without levels.
+
+    Args:
+        found: bounds in nats for each datum of D dimensions.
+        volume: the log of a level's volume in each dimension: 0 of a log-probability of levels, -log 256 of a
+            log-density of levels that were dequantized into (0, 1); None where there are no levels.
+        dims: D.
+    """
+    if volume is None:
+        return {}
+    k = max(found.iw)
+    bound, unit = found.summary()[f"iw.{k}"], dims * log(2)
+    return {"bits_per_dim": {"mean": -(bound["mean"] + dims * volume) / unit, "se": bound["se"] / unit, "K": k}}
 
 
 def attributes(summary: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +236,8 @@ def closing(run: Run) -> str:
     lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {run.config.latent}"]
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
+    if bits := test.get("bits_per_dim"):
+        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{bits['mean']:>10.3f} +- {bits['se']:.3f}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}", f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)

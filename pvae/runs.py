@@ -236,7 +236,8 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
         "sizes": dataset.sizes,
         "data_seed": config_.data_seed,
         "binarization": config_.binarization,
-        "measure": "probability" if config_.binary else "density",
+        "dequantization": config_.dequantization,
+        "measure": config_.measure,
         "unit": "nats / datum",
         "numbers": BOUNDS if config_.bounded else NO_BOUNDS,
     }

@@ -71,7 +71,7 @@ def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     """What the numbers are, in sentences."""
     plan = found.plan
     yield (
-        f"{found.size:,} test data of {protocol['data']}, binarization {protocol['binarization']}; nats / datum, "
+        f"{found.size:,} test data of {protocol['data']}, {_drawn(protocol)}; nats / datum, "
         f"mean +- standard error over the data"
     )
     if protocol["numbers"] != BOUNDS:
@@ -89,6 +89,14 @@ def _notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     yield from protocol.get("notes", ())
     for name in found.models:
         yield from _too_short(name, found.estimates(name))
+
+
+def _drawn(protocol: dict[str, Any]) -> str:
+    """What was made of the pixels before they were scored."""
+    dequantization = protocol.get("dequantization", "none")
+    return f"binarization {protocol['binarization']}" + (
+        f", dequantization {dequantization}" if dequantization != "none" else ""
+    )
 
 
 def _too_short(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import Config
-from .data import Dataset, batch_rows, binarize, pixels
+from .data import Dataset, batch_rows, binarize, dequantize, pixels
 from .errors import InputError
 from .evaluate import evaluate
 from .svi import SVI, NonFiniteError
@@ -42,8 +42,8 @@ class Training:
     Args:
         vae: on the device it trains on.
         svi: of its model and guide.
-        dataset: on the same device, binarized where it is fixed.
-        config: batch size, epochs, seeds, binarization.
+        dataset: on the same device, binarized or dequantized where it is fixed.
+        config: batch size, epochs, seeds, binarization, dequantization.
     """
 
     def __init__(self, vae: VAE, svi: SVI, dataset: Dataset, config: Config) -> None:
@@ -99,8 +99,9 @@ class Training:
 
     def _prepare(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A batch as the programs take it."""
-        draw = self.config.binarization if self.config.binarization == "dynamic" else "none"
-        return binarize(x, draw), y
+        if self.config.dequantization != "none":
+            return dequantize(x, self.config.dequantization), y
+        return binarize(x, "dynamic" if self.config.binarization == "dynamic" else "none"), y
 
     def _validate(self) -> dict[str, Any]:
         x, y = self.dataset.validation

@@ -161,7 +161,7 @@ OPTIONS = {
     "--encoder.hidden 0": "--encoder.hidden: found 0, expected each to be at least 1",
     "--encoder.hidden 5,-5": "--encoder.hidden: found 5,-5",
     "--encoder.channels 3": "it belongs to conv",
-    "--likelihood.scale 3": "it belongs to gaussian",
+    "--likelihood.scale 3": "it belongs to discretized_logistic, gaussian, laplace",
     "--likelihood.scal 3": "likelihood 'bernoulli' has no such option",
     "--likelihood gaussian --likelihood.scale opt": "did you mean 'optimal'?",
     "--likelihood gaussian --likelihood.scale -1": "--likelihood.scale: found -1.0",
@@ -226,7 +226,7 @@ def test_damaged_data(here, capsys):
 CONFIGS = {
     "epoch: 3": "did you mean 'epochs'?",
     "epochs: ten": "--epochs: found 'ten'",
-    "likelihood.scale: 3": "it belongs to gaussian",
+    "likelihood.scale: 3": "it belongs to discretized_logistic, gaussian, laplace",
     "likelihood: {name: gaussian}": "--likelihood: found",
     "- 1": "found list",
     "": "found NoneType",

@@ -725,7 +725,7 @@ def test_check_finite(value, support):
 def test_check_unit_interval(value, support):
     x = torch.rand(9, 4).round()
     x[5, 3] = x[6, 0] = value
-    text = f"mine: datum 5 of the train part, position (3): found {value:g}, expected a pixel in [0, 1] under Bernoulli"
+    text = f"mine: datum 5 of the train part, position (3): found {value:g}, expected a pixel in [0, 1]"
     with refused(text) as error:
         check(floats(x), support=support)
     assert "--likelihood gaussian" in str(error.value)

@@ -9,22 +9,20 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, nearest
-from ..networks import Decoder
-from .likelihood import Likelihood
+from .scaled import Scaled
 
 
-class Gaussian(Likelihood, name="gaussian"):
+class Gaussian(Scaled, name="gaussian"):
     """Each pixel is Gaussian about the decoder's output: log p(x|z) = sum_d log N(x_d; m_d, s_d^2).
 
     Full normalising constants, so the value is a log-density in nats with respect to the data's own units.
 
     Args:
-        decoder: from latents to means.
+        decoder: from latents to means; under 'decoder' to means and raw scales.
         shape: of one datum.
-        scale: s: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned), or 'optimal' (one,
-            at its maximum-likelihood value in closed form: the root of the mean squared error; Rybkin, Daniilidis
-            and Levine 2021, eq. 6).
+        scale: s: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned), 'decoder' (of each
+            pixel and latent), or 'optimal' (one, at its maximum-likelihood value in closed form: the root of the mean
+            squared error; Rybkin, Daniilidis and Levine 2021, eq. 6).
         min_scale: the scale is bounded below by it, as a density at a constant pixel is not.
 
     Under 'optimal' the scale is that of the batch while training; the running mean, over about a hundred batches, is
@@ -41,50 +39,31 @@ class Gaussian(Likelihood, name="gaussian"):
         self,
         decoder: nn.Module,
         shape: Sequence[int],
-        scale: float | Literal["shared", "pixel", "optimal"] = "shared",
+        scale: float | Literal["shared", "pixel", "decoder", "optimal"] = "shared",
         min_scale: float = 1e-3,
     ) -> None:
-        super().__init__(decoder, shape)
-        if not min_scale > 0:
-            raise InputError(f"min_scale: found {min_scale}, expected a positive number")
-        if isinstance(scale, str) and scale not in (known := ["shared", "pixel", "optimal"]):
-            raise InputError(f"scale: found '{scale}', expected a number or a known word: {nearest(scale, known)}")
-        if not isinstance(scale, str) and not scale >= min_scale:
-            raise InputError(f"scale: found {scale}, expected at least min_scale = {min_scale}")
-        self.kind, self.min_scale = scale, min_scale
-        start = torch.full(self.shape if scale == "pixel" else (), 1.0 if isinstance(scale, str) else float(scale))
-        if scale in ("shared", "pixel"):
-            self.raw_scale = nn.Parameter(_inverse_softplus((start - min_scale).clamp(min=1e-3)))
-        else:
-            self.register_buffer("variance", start.square())
+        super().__init__(decoder, shape, scale, min_scale, known=("shared", "pixel", "decoder", "optimal"))
+        if scale == "optimal":
+            self.register_buffer("variance", torch.ones(()))
 
     @property
-    def scale(self) -> Tensor:
-        """s, () or `shape`."""
-        if self.kind in ("shared", "pixel"):
-            return self.min_scale + nn.functional.softplus(self.raw_scale)
-        return self.variance.sqrt()
+    def scale(self) -> Tensor:  # noqa: D102
+        return self.variance.sqrt() if self.kind == "optimal" else super().scale
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z): batch shape (...), event shape `shape`."""
-        mean = self.decode(z, y)
-        if self.kind == "optimal" and self.training:
-            normal: dist.Normal = _BatchOptimal(mean, self)
-        else:
-            normal = dist.Normal(mean, self.scale)
+        mean, scale = self.located(z, y)
+        optimal = self.kind == "optimal" and self.training
+        normal = _BatchOptimal(mean, self) if optimal else dist.Normal(mean, scale)
         return normal.to_event(len(self.shape))
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the means at the training mean, and a learned scale at the training deviation about it."""
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(x.mean(0))
-        deviation = (x - x.mean(0)).square()
-        variance = (deviation.mean(0) if self.kind == "pixel" else deviation.mean()).clamp(min=self.min_scale**2)
-        with torch.no_grad():
-            if self.kind in ("shared", "pixel"):
-                self.raw_scale.copy_(_inverse_softplus((variance.sqrt() - self.min_scale).clamp(min=1e-3)))
-            elif self.kind == "optimal":
-                self.variance.copy_(variance)
+        mean = x.mean(0)
+        variance = self.average((x - mean).square()).clamp(min=self.least**2)
+        self.start_at(mean, variance.sqrt())
+        if self.kind == "optimal":
+            self.variance.copy_(variance)
 
 
 class _BatchOptimal(dist.Normal):
@@ -100,10 +79,6 @@ class _BatchOptimal(dist.Normal):
     def log_prob(self, value: Tensor) -> Tensor:
         # The gradient through the optimal variance is zero at the optimum: it is the optimum, so it is not followed.
         with torch.no_grad():
-            variance = (value - self.loc).square().mean().clamp(min=self.part.min_scale**2)
+            variance = (value - self.loc).square().mean().clamp(min=self.part.least**2)
             self.part.variance.lerp_(variance.where(variance.isfinite(), self.part.variance), 0.01)
         return dist.Normal(self.loc, variance.sqrt()).log_prob(value)
-
-
-def _inverse_softplus(value: Tensor) -> Tensor:
-    return value + torch.log(-torch.expm1(-value))

@@ -29,8 +29,10 @@ class Likelihood(Part, family="likelihood"):
 
     outputs: int = 1
     """How many numbers the decoder gives for each pixel."""
-    support: ClassVar[str] = "real"
+    support: str = "real"
     """What data it scores, a name that `data.check` knows."""
+    dequantization: ClassVar[str] = "none"
+    """What `--dequantize auto` stands for: 'uniform' where stored levels have no density at 0 and 1, else 'none'."""
 
     def __init__(self, decoder: nn.Module, shape: Sequence[int]) -> None:
         super().__init__()
@@ -40,6 +42,11 @@ class Likelihood(Part, family="likelihood"):
     def outputs_for(cls, **options: Any) -> int:
         """`outputs` of a member with these options, all of them given: what sizes its decoder before it is made."""
         return cls.outputs
+
+    @classmethod
+    def support_for(cls, **options: Any) -> str:
+        """`support` of a member with these options, all of them given."""
+        return cls.support
 
     def check(self, found: Any, z: Tensor, y: Tensor | None = None) -> None:  # noqa: D102
         check_distribution(self, found, [tuple(z.shape[:-1])], tuple(self.shape))

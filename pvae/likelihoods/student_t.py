@@ -1,0 +1,93 @@
+"""The Student-t likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from ..distributions import OfPixels
+from ..errors import InputError
+from .scaled import Scaled, inverse_softplus
+
+
+class StudentT(Scaled, name="student_t"):
+    """Each pixel is Student-t about the decoder's output: log p(x|z) = sum_d log t(x_d; df, m_d, s_d).
+
+    Its tails fall as a power, so that single pixels far off the mean weigh little. Full normalising constants, in nats
+    with respect to the data's own units. The standard deviation is s sqrt(df / (df - 2)), where df > 2.
+
+    Args:
+        decoder: from latents to means; under 'decoder' to means and raw scales.
+        shape: of one datum.
+        scale: s: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned) or 'decoder' (of each
+            pixel and latent).
+        min_scale: the scale is bounded below by it, as a density at a constant pixel is not.
+        df: degrees of freedom above 1, for there to be a mean: a number (fixed), or 'learned' (one, from 5 on).
+
+    Raises:
+        InputError: degrees of freedom of 1 or less; an unknown scale, or one below `min_scale`, or a `min_scale` that
+            is not positive.
+
+    >>> StudentT(nn.Linear(2, 3), (3,), df=4.0)(torch.zeros(4, 2)).log_prob(torch.zeros(3)).shape
+    torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        shape: Sequence[int],
+        scale: float | Literal["shared", "pixel", "decoder"] = "shared",
+        min_scale: float = 1e-3,
+        df: float | Literal["learned"] = 5.0,
+    ) -> None:
+        super().__init__(decoder, shape, scale, min_scale)
+        if isinstance(df, str):
+            if df != "learned":
+                raise InputError(f"df: found '{df}', expected a number or 'learned'")
+            self.raw_df = nn.Parameter(inverse_softplus(torch.tensor(4.0)))
+        elif not df > 1:
+            raise InputError(f"df: found {df}, expected more than 1, for there to be a mean")
+        else:
+            self.register_buffer("fixed_df", torch.tensor(float(df)))
+
+    @property
+    def df(self) -> Tensor:
+        """The degrees of freedom, ()."""
+        return 1 + nn.functional.softplus(self.raw_df) if hasattr(self, "raw_df") else self.fixed_df
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
+        """p(x|z): batch shape (...), event shape `shape`."""
+        return _StudentT(*self.located(z, y), self.df, event_dim=len(self.shape))
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Start the means at the training mean, and a learned scale where the deviation is the training data's."""
+        mean = x.mean(0)
+        narrower = (1 - 2 / self.df.detach()).clamp(min=0.1)  # there is no deviation where df is 2 or less
+        self.start_at(mean, (self.average((x - mean).square()) * narrower).sqrt())
+
+
+class _StudentT(OfPixels):
+    """Student-t pixels: location, scale, degrees of freedom."""
+
+    support = constraints.real
+
+    @property
+    def mean(self) -> Tensor:
+        return self.parameters[0].expand(self.shape())
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        location, scale, df = self.parameters
+        return dist.StudentT(df, location, scale).sample(sample_shape)
+
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        location, scale, df = self.parameters
+        half = 0.5 * df.double()  # a difference of two large numbers, in float32 off by 0.004 at df = 10,000
+        constant = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * (2 * math.pi * half).log()
+        standard = (value - location) / scale
+        return constant.to(df.dtype) - scale.log() - 0.5 * (df + 1) * torch.log1p(standard.square() / df)

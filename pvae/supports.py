@@ -1,0 +1,143 @@
+"""What data a likelihood scores: the supports by name, and the check that data lie in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError, nearest
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Stored data as floats: uint8 is divided by 255, floats pass through; same shape and device.
+
+    >>> pixels(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([0.0000, 0.2000, 1.0000])
+    """
+    return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
+
+
+def is_discrete(support: str) -> bool:
+    """Whether a likelihood of that support gives probabilities, and not densities.
+
+    >>> is_discrete("binary"), is_discrete("unit_interval")
+    (True, False)
+    """
+    return _support(support).discrete
+
+
+def has_levels(support: str) -> bool:
+    """Whether it is one of levels: `levels` or `17 levels`, say."""
+    return support.rpartition(" ")[2] == "levels"
+
+
+class _Support(NamedTuple):
+    """What stored data may lie in, and the message where they do not."""
+
+    within: str | None
+    """The next wider support, checked before, so that the advice fits what was found."""
+    holds: Callable[[Tensor], Tensor]
+    expected: str
+    advice: str
+    discrete: bool = False
+    """Whether what is scored on it is a probability."""
+    stored: bool = False
+    """Whether all that is stored as uint8 lies in it: spares a pass over the data."""
+    unstored: str = ""
+    """The message where nothing that is stored as uint8 does."""
+
+
+def _are_counts(x: Tensor) -> Tensor:
+    return (x >= 0) & (x == x.floor())
+
+
+def _levels(count: int) -> _Support:
+    def holds(x: Tensor) -> Tensor:
+        level = pixels(x) * (count - 1)
+        return (level - level.round()).abs() < 1e-3
+
+    grey = f"{count} grey levels, multiples of 1/{count - 1}"
+    advice = (
+        "store pixels as uint8, pass the number of levels as `--likelihood.levels`, or a likelihood of any number in"
+        " [0, 1], such as `--likelihood continuous_bernoulli`"
+    )
+    return _Support("unit_interval", holds, grey, advice, discrete=True, stored=count == 256)
+
+
+_SUPPORTS: dict[str, _Support] = {
+    "real": _Support(None, torch.isfinite, "a finite number", "mend or leave out that datum", stored=True),
+    "unit_interval": _Support(
+        "real",
+        lambda x: (x >= 0) & (x <= 1),
+        "a pixel in [0, 1]",
+        "pass `--likelihood gaussian`, or rescale the data to [0, 1]",
+        stored=True,
+    ),
+    "open_unit_interval": _Support(
+        "unit_interval",
+        lambda x: (x > 0) & (x < (255 if x.dtype == torch.uint8 else 1)),
+        "a pixel inside (0, 1)",
+        "pass `--dequantize uniform` with pixels stored as uint8, or `--likelihood continuous_bernoulli`",
+    ),
+    "levels": _levels(256),
+    "binary": _Support(
+        "unit_interval",
+        lambda x: (x == 0) | (x == (255 if x.dtype == torch.uint8 else 1)),
+        "0 or 1",
+        "pass `--binarize dynamic`, `static` or `threshold`, or a likelihood of grey pixels, such as"
+        " `--likelihood gaussian`",
+        discrete=True,
+    ),
+    "counts": _Support(
+        "real",
+        _are_counts,
+        "whole numbers of at least 0",
+        "pass `--likelihood gaussian`",
+        discrete=True,
+        unstored="found uint8, which is read as pixels in [0, 1], expected counts: store counts as int32, or pass"
+        " `--likelihood bernoulli`",
+    ),
+}
+
+
+_OF_COUNTS = "pass `--likelihood poisson`, `negative_binomial`, `zinb` or `binomial`, else `--likelihood gaussian`"
+
+
+def _support(name: str) -> _Support:
+    if name in _SUPPORTS:
+        return _SUPPORTS[name]
+    count, _, kind = name.partition(" ")
+    if kind == "levels" and count.isdecimal():
+        return _levels(int(count))
+    raise InputError(f"support: unknown name {name!r}: {nearest(name, list(_SUPPORTS))}")
+
+
+def supports_to(name: str | None) -> list[_Support]:
+    """From the widest support to the one of that name, so that the advice fits what is found."""
+    found = []
+    while name is not None:
+        found.append(_support(name))
+        name = found[-1].within
+    return found[::-1]
+
+
+def check_part(data: str, part: str, x: Tensor, support: _Support, likelihood: str) -> None:
+    """Refuse stored data of which any is not in a support, naming the first."""
+    if x.dtype == torch.uint8 and support.stored:
+        return
+    if x.dtype == torch.uint8 and support.unstored:
+        raise InputError(f"{data}: {support.unstored}")
+    inside = support.holds(x)
+    if not inside.all():
+        at = tuple(int(i) for i in np.unravel_index(int(inside.flatten().byte().argmin()), x.shape))
+        of = "" if part == "all" else f" of the {part} part"
+        where = f"{data}: datum {at[0]}{of}, position ({', '.join(map(str, at[1:]))})"
+        scores = f", as {likelihood} scores" if likelihood and support.within else ""
+        found, advice = f"{pixels(x[at]).item():.7g}", support.advice
+        if support is _SUPPORTS["unit_interval"] and _are_counts(x).all():
+            advice = f"all data are counts: {_OF_COUNTS}"
+        raise InputError(f"{where}: found {found}, expected {support.expected}{scores}: {advice}")
