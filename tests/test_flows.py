@@ -341,6 +341,25 @@ def test_a_draws_own_density_takes_no_inverse(monkeypatch):
             q.log_prob(value)
 
 
+def test_densities_of_maf_and_of_priors_take_no_inverse(monkeypatch):
+    def refuse(self, y):
+        raise AssertionError
+
+    for kind in (type(Autoregressive(2)(None)), type(Coupling(2)(None))):
+        monkeypatch.setattr(kind, "_inverse", refuse)
+    z = torch.randn(5, 3)
+    guide_of("maf", 3)(torch.randn(5, 4)).log_prob(z)
+    guide_of("iaf", 3)(torch.randn(5, 4)).rsample()
+    guide_of("spline", 3)(torch.randn(5, 4)).rsample()
+    for make in PRIORS.values():
+        make(3)().log_prob(z)
+
+
+def test_the_scale_is_one_at_zero_and_bounded():
+    scale = guides.mean_field.bounded_scale(torch.tensor([0.0, -1e3, 1e3]).double())
+    torch.testing.assert_close(scale, torch.tensor([1.0, 1e-4, 10.0]).double())
+
+
 def test_a_draw_without_a_gradient_is_scored_with_one():
     """The score of q at draws that stay where they are; its expectation is 0."""
     guide = stirred(guide_of("iaf", 2))

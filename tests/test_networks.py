@@ -49,6 +49,15 @@ def test_numbers_keep_their_size_through_residual_blocks():
                 assert 0.9 * before < x.std() < 1.5 * before
 
 
+def test_a_residual_blocks_last_weights_start_smaller():
+    blocks = []
+    for scale in (1.0, 0.5):
+        torch.manual_seed(0)
+        blocks.append(Residual(4, "silu", scale).layers)
+    assert torch.equal(blocks[1][5].weight, 0.5 * blocks[0][5].weight)
+    assert torch.equal(blocks[1][2].weight, blocks[0][2].weight)
+
+
 def test_a_residual_block_is_x_and_what_is_added():
     torch.manual_seed(0)
     block, x = Residual(4, "silu", 0.5), torch.randn(2, 4, 5, 6)

@@ -145,7 +145,7 @@ def _points(steps: int, pairs: int, latent: int) -> Tensor:
     rows = torch.ones(1, 1)
     while len(rows) < max(latent, pairs):
         rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
-    order = torch.arange(steps * pairs).reshape(steps, pairs) % 1
+    order = torch.arange(steps * pairs).reshape(steps, pairs) % len(rows)
     points = rows[order, :latent]
     return torch.cat([points, -points], 1)
 

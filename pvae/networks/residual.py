@@ -78,7 +78,7 @@ class ResNetEncoder(Encoder, name="resnet"):
         for before, after in pairwise(planes):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_blocks(after, blocks, channels, activation)]
         smallest = halvings(self.shape[-2:], len(channels))[-1]
-        layers += [*_normalized(planes[-1], activation), nn.Flatten()]
+        layers += [activation_of(activation), nn.Flatten()]
         self.layers = nn.Sequential(*layers, nn.Linear(planes[-1] * prod(smallest), outputs))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
