@@ -11,7 +11,61 @@ from .errors import InputError
 from .weights import LogWeights, log_weights
 
 
-class VAE(nn.Module):
+class Autoencoder(nn.Module):
+    """What every model is: parts joined into a Pyro `model` and `guide` with the data in a plate "data"; abstract."""
+
+    prior: Part
+    likelihood: Part
+    posterior: nn.Module
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the latent sites, from the data up."""
+        raise NotImplementedError
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(x, z) for each datum."""
+        raise NotImplementedError
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(z|x) for each datum."""
+        raise NotImplementedError
+
+    def means(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """The posterior mean (B, latent) of each latent site, the one next to the data first.
+
+        A draw in its place where the guide knows no mean.
+        """
+        raise NotImplementedError
+
+    def latents(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draws of the latent that the likelihood takes, from the model: (n, latent)."""
+        raise NotImplementedError
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
+        return self.likelihood(next(iter(self.means(x, y).values())), y).mean
+
+    def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
+        """Data x ~ p(x|z), z ~ p(z): (n, *shape).
+
+        Args:
+            n: how many.
+            y: labels (n,), for parts that use them.
+            mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
+        """
+        p = self.likelihood(self.latents(n, y), y)
+        return p.mean if mean else p.sample()
+
+    def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
+        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
+
+        They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
+        """
+        return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+
+
+class VAE(Autoencoder):
     """A variational autoencoder as a Pyro program (Kingma and Welling 2014; Rezende et al. 2014).
 
     Args:
@@ -74,39 +128,43 @@ class VAE(nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
+    @property
+    def sites(self) -> list[str]:  # noqa: D102
+        return ["z"]
+
     def encode(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (B,), event shape (latent,)."""
         return self.posterior(x, y)
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
-        return self.likelihood(self.posterior(x, y).mean, y).mean
+    def means(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:  # noqa: D102
+        return {"z": point(self.encode(x, y))}
 
-    def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
-        """Data x ~ p(x|z), z ~ p(z): (n, *shape).
+    def latents(self, n: int, y: Tensor | None = None) -> Tensor:  # noqa: D102
+        return drawn(self.prior, n, y)
 
-        Args:
-            n: how many.
-            y: labels (n,), for parts that use them.
-            mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
-        """
-        prior = self.prior(y)
-        try:
-            z = prior.expand([n]).sample()
-        except NotImplementedError as error:
-            raise InputError(
-                f"prior {path_of(type(self.prior))}: {type(prior).__name__} has no sample: it can be fitted and"
-                " evaluated, but not sampled from"
-            ) from error
-        p = self.likelihood(z, y)
-        return p.mean if mean else p.sample()
 
-    def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
-        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
+def point(q: dist.Distribution) -> Tensor:
+    """The mean of a distribution, or a draw where it knows none."""
+    try:
+        return q.mean
+    except NotImplementedError:
+        return q.sample()
 
-        They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
-        """
-        return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+
+def drawn(prior: Part, n: int, y: Tensor | None) -> Tensor:
+    """Draws from a prior, (n, latent).
+
+    Raises:
+        InputError: it cannot be drawn from.
+    """
+    p = prior(y)
+    try:
+        return p.expand([n]).sample()
+    except NotImplementedError as error:
+        raise InputError(
+            f"prior {path_of(type(prior))}: {type(p).__name__} has no sample: it can be fitted and"
+            " evaluated, but not sampled from"
+        ) from error
 
 
 def check_support(prior: Part, guide: Part) -> None:
