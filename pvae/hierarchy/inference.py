@@ -196,7 +196,7 @@ def _through(network: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
     """A network of the deterministic pass, and the activation after it."""
     takes_labels = isinstance(network, ConditionedEncoder)
     out = network(x, y) if takes_labels else leading(network, x, len(getattr(network, "shape", (0,))))
-    return nn.functional.silu(out)
+    return nn.functional.silu(nn.functional.layer_norm(out, out.shape[-1:]))
 
 
 def _gaussian(part: Part, found: Any, number: int) -> tuple[Tensor, Tensor]:
