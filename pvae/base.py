@@ -173,6 +173,14 @@ def check_distribution(part: Part, found: Any, batch: Sequence[tuple[int, ...]],
     )
 
 
+def mean_of(q: Any) -> Tensor:
+    """The mean of a distribution; that of 64 draws where it does not know its own, as a flow."""
+    try:
+        return q.mean
+    except NotImplementedError:
+        return q.sample((64,)).mean(0)
+
+
 def announce(module: nn.Module, scope: str = "") -> None:
     """Say to Pyro that a program uses the parameters of a module: one `param` site each.
 

@@ -19,8 +19,9 @@ import torch
 
 from . import config
 from .base import lookup, members
-from .config import FAMILIES, Config, describe, flag, member_help, member_options
+from .config import FAMILIES, Config, flag, member_help, member_options
 from .errors import InputError
+from .values import convert, describe
 
 
 class Parser(argparse.ArgumentParser):
@@ -160,7 +161,7 @@ def device(name: str) -> torch.device:
     Raises:
         InputError: there is no such device here.
     """
-    config.convert(name, typing.get_type_hints(Config)["device"], "--device")
+    convert(name, typing.get_type_hints(Config)["device"], "--device")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is there: choose --device cpu, or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -168,7 +169,7 @@ def device(name: str) -> torch.device:
 
 def whole(text: str, where: str, least: int) -> int:
     """A whole number that is at least `least`."""
-    found = config.convert(text, int, where)
+    found = convert(text, int, where)
     if found < least:
         raise InputError(f"{where}: found {found}, expected at least {least}")
     return found
@@ -176,7 +177,7 @@ def whole(text: str, where: str, least: int) -> int:
 
 def numbers(text: str, where: str) -> tuple[int, ...]:
     """Whole numbers with commas, each at least 1."""
-    found = config.convert(text, Sequence[int], where)
+    found = convert(text, Sequence[int], where)
     if not found or min(found) < 1:
         raise InputError(f"{where}: found '{text}', expected numbers of draws, each at least 1")
     return found

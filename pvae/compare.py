@@ -24,7 +24,7 @@ from . import cli, plots, tables
 from .ais import Annealing
 from .checkpoints import disk
 from .comparison import Comparison, Data, Plan, choose, compare, estimate
-from .config import Config, convert
+from .config import Config
 from .data import Dataset, binarize, dequantize, pixels
 from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
@@ -32,7 +32,8 @@ from .exact import linear_gaussian
 from .load import load
 from .pace import pace
 from .runs import Run, protocol, versions, write_results
-from .vae import VAE
+from .vae import VAE, Autoencoder
+from .values import convert
 
 IDLE = {
     **dict.fromkeys(("subset", "temperatures", "chains", "leapfrog", "start"), ("ais", "gap")),
@@ -95,7 +96,7 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return expected
 
 
-def _compared(loaded: dict[str, tuple[VAE, Dataset, Run]], plan: Plan, train: int | None) -> Comparison:
+def _compared(loaded: dict[str, tuple[Autoencoder, Dataset, Run]], plan: Plan, train: int | None) -> Comparison:
     """Runs under one protocol, compared: the data are those of any of them."""
     _, dataset, run = next(iter(loaded.values()))
     test, vaes = Data(pixels(dataset.test.x), dataset.test.y), {name: vae for name, (vae, _, _) in loaded.items()}
@@ -123,8 +124,10 @@ def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Da
     return Data(x, None if dataset.train.y is None else dataset.train.y[rows])
 
 
-def _exact(vae: VAE, x: Tensor) -> Tensor | None:
-    """The exact log p(x) (N,), of a model that is linear and Gaussian."""
+def _exact(vae: Autoencoder, x: Tensor) -> Tensor | None:
+    """The exact log p(x) (N,), of a model of one layer that is linear and Gaussian."""
+    if not isinstance(vae, VAE):
+        return None
     with suppress(Exception):  # parts of one's own may need labels, or float32: then there is no exact value
         model = linear_gaussian(vae.prior, vae.likelihood)
         return None if model is None else model.log_prob(x.flatten(1).double())

@@ -6,30 +6,34 @@ A configuration file is the command line written down: the same names, without t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from torch import nn
 
-from .base import Member, lookup, members, root
+from .base import Member, Part, lookup, members, root
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .data import Dataset, has_levels, is_discrete, pixels
 from .errors import InputError, nearest
+from .hierarchy import Hierarchy
+from .hierarchy.inference import Bricks
 from .likelihoods import decoded_shape
-from .networks import Log1pEncoder
+from .networks import Activation, Encoder, Log1pEncoder, MLPEncoder
 from .objectives import Objective
-from .vae import VAE
+from .vae import VAE, Autoencoder
+from .values import convert
 
-FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "condition", "objective", "gradient")
+FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "hierarchy", "condition", "objective", "gradient")
 PARTS = ("prior", "likelihood", "guide")
 
 
@@ -71,7 +75,13 @@ class Config:
     conditioned: Sequence[Literal["prior", "likelihood", "guide"]] = _option(
         PARTS, "which parts are conditioned; a prior that takes no labels stays as it is"
     )
-    latent: int = _option(20, "size of the latent z", 1)
+    latent: int | Sequence[int] = _option(
+        20, "size of the latent z; of each layer of a hierarchy, the one next to the data first", 1
+    )
+    hierarchy: str = _option("bottom_up", "q(z|x) of several layers: how --guide's are joined")
+    layer: str = _option("mean_field", "p(z_l|z_(l+1)) of several layers: a guide's name")
+    layer_hidden: Sequence[int] = _option((100,), "hidden layers of each network between layers", 1)
+    layer_activation: Activation = _option("relu", "after each of them")  # noqa: RUF009
     objective: str = _option("elbo", "what is maximized")
     gradient: str = _option("reparam", "how the objective's gradient is estimated")
     particles: int = _option(1, "draws of z for each datum in training", 1)
@@ -107,6 +117,16 @@ class Config:
             values = value if isinstance(value, tuple | list) else [value]
             if low is not None and any(v is not None and not v >= low for v in values):
                 raise InputError(f"{flag(option.name)}: found {value}, expected at least {low}")
+        if not self.layers:
+            raise InputError("--latent: found none, expected a size, or several with commas for a hierarchy")
+        if len(self.layers) == 1:
+            for name in ("hierarchy", "layer", "layer_hidden", "layer_activation"):
+                default = type(self).__dataclass_fields__[name].default
+                if getattr(self, name) != default:
+                    raise InputError(
+                        f"{flag(name)}: found it with one latent, expected several, as in --latent 100,50: add sizes,"
+                        " or leave it out"
+                    )
         if not self.eval_particles:
             raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
         if self.dequantize == "uniform" or self.binarize not in ("auto", "none"):
@@ -126,6 +146,11 @@ class Config:
                 f"--binarize {self.binarize}: found it with --dequantize {self.dequantize} under likelihood"
                 f" '{self.likelihood}', expected one of the two: pass --binarize none or --dequantize none"
             )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The size of each stochastic layer, the one next to the data first."""
+        return tuple(self.latent) if isinstance(self.latent, Sequence) else (self.latent,)
 
     @property
     def bounded(self) -> bool:
@@ -284,90 +309,7 @@ def _own_option(family: str, name: str, option: str, value: Any) -> Any:
     return convert(value, kind, f"--{family}.{option}")
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
-    """A value, which may be text, as the type it should have.
-
-    >>> convert("3", int | None, "--k"), convert("1,2", Sequence[int], "--ks")
-    (3, (1, 2))
-
-    Raises:
-        InputError: it does not fit.
-    """
-    for candidate in sorted(_alternatives(kind), key=lambda a: a is not type(None)):  # "none" is also text
-        try:
-            return _as(value, candidate)
-        except (ValueError, TypeError, OverflowError, AttributeError):
-            continue
-    choices = [c for a in _alternatives(kind) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
-    close = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
-    hint = f": did you mean '{close[0]}'?" if close else ""
-    raise InputError(f"{where}: found '{value}', expected {describe(kind)}{hint}")
-
-
-def describe(kind: Any) -> str:
-    """A type in words.
-
-    >>> describe(float | Literal["shared", "pixel"] | None)
-    'a number, shared, pixel or none'
-    """
-    words: list[str] = []
-    for a in _alternatives(kind):
-        if typing.get_origin(a) is Literal:
-            words += typing.get_args(a)
-        elif typing.get_origin(a) is not None:
-            words.append("whole numbers with commas" if int in typing.get_args(a) else "values with commas")
-        else:
-            words.append(
-                {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(
-                    a, getattr(a, "__name__", "any value")
-                )
-            )
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _alternatives(kind: Any) -> list[Any]:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return [a for arg in typing.get_args(kind) for a in _alternatives(arg)]
-    return [kind]
-
-
-def _as(value: Any, kind: Any) -> Any:
-    text = isinstance(value, str)
-    if typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
-            return value
-        raise ValueError
-    if typing.get_origin(kind) is not None:
-        items = (
-            [v for v in value.split(",") if v.strip()]
-            if text
-            else value
-            if isinstance(value, list | tuple)
-            else [value]
-        )
-        return tuple(_as(item, typing.get_args(kind)[0]) for item in items)
-    if kind is type(None):
-        if value is None or (text and value.lower() in ("none", "null")):
-            return None
-        raise ValueError
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "false": False}[value.lower()] if value.lower() in ("true", "false") else _refuse()
-    if isinstance(value, bool) or value is None or (kind is str and isinstance(value, dict | list)):
-        raise ValueError
-    if kind is int and ((not text and value != int(value)) or abs(int(value)) >= 2**63):
-        raise ValueError
-    if kind is float and not float(value) < float("inf"):
-        raise ValueError
-    return kind(value) if kind in (int, float, str) else value
-
-
-def _refuse() -> Any:
-    raise ValueError
-
-
-def build(config: Config, dataset: Dataset) -> VAE:
+def build(config: Config, dataset: Dataset) -> Autoencoder:
     """The model that a configuration describes, its sizes and starting values from the data.
 
     Where the data are counts, which may be of any size, the encoder takes log(1 + x).
@@ -377,26 +319,68 @@ def build(config: Config, dataset: Dataset) -> VAE:
     shape, options = dataset.shape, config.options
     part = {family: lookup(family, getattr(config, family)) for family in FAMILIES}
     given = {name: condition(config, dataset) if name in config.conditioned else None for name in PARTS}
-    context = {name: made.size if made else 0 for name, made in given.items()}
+    first, top = config.layers[0], config.layers[-1]
 
+    size = given["likelihood"].size if given["likelihood"] else 0
     outputs = part["likelihood"].outputs_for(**all_options(config, "likelihood"))
-    decoder = _make(part, "decoder", options, config.latent + context["likelihood"], decoded_shape(shape, outputs))
-    outputs = part["guide"].outputs_for(config.latent, **all_options(config, "guide"))
-    with_context = {"context": context["guide"]} if context["guide"] else {}
-    if context["guide"] and "context" not in inspect.signature(part["encoder"]).parameters:
-        raise InputError(f"--encoder {config.encoder}: it takes no context, expected __init__(..., context=0): add it")
-    encoder = _make(part, "encoder", options, shape, outputs * config.latent, **with_context)
-    if config.support == "counts":
-        encoder = Log1pEncoder(encoder)
+    decoder = _make(part, "decoder", options, first + size, decoded_shape(shape, outputs))
     if given["likelihood"]:
         decoder = ConditionedDecoder(decoder, given["likelihood"])
-    if given["guide"]:
-        encoder = ConditionedEncoder(encoder, given["guide"])
-    return VAE(
-        prior=_make(part, "prior", options, config.latent, **_condition_of_prior(part["prior"], given["prior"])),
-        likelihood=_make(part, "likelihood", options, decoder, shape),
-        guide=_make(part, "guide", options, encoder, config.latent),
-    ).initialize(pixels(dataset.train.x), dataset.train.y)
+
+    if given["guide"] and "context" not in inspect.signature(part["encoder"]).parameters:
+        raise InputError(f"--encoder {config.encoder}: it takes no context, expected __init__(..., context=0): add it")
+
+    def encoder(outputs: int) -> Encoder:
+        make = partial(_make, part, "encoder", options, shape, outputs)
+        return _conditioned(make, given["guide"], counts=config.support == "counts")
+
+    outputs = part["guide"].outputs_for(first, **all_options(config, "guide"))
+    guide = partial(_make, part, "guide", options)
+    only = guide(encoder(outputs * first), first) if len(config.layers) == 1 else None
+    prior = _make(part, "prior", options, top, **_condition_of_prior(part["prior"], given["prior"]))
+    likelihood = _make(part, "likelihood", options, decoder, shape)
+    if only is not None:
+        model: Autoencoder = VAE(prior, likelihood, only)
+    else:
+        model = _hierarchy(config, part, given, prior, likelihood, encoder)
+    return model.initialize(pixels(dataset.train.x), dataset.train.y)
+
+
+def _hierarchy(
+    config: Config,
+    part: dict[str, Any],
+    given: dict[str, Any],
+    prior: Part,
+    likelihood: Part,
+    encoder: Callable[[int], nn.Module],
+) -> Hierarchy:
+    """The model of several layers, on the network at the data."""
+
+    def network(condition: Condition | None, inputs: int, outputs: int) -> Encoder:
+        make = partial(MLPEncoder, (inputs,), outputs, config.layer_hidden, config.layer_activation)
+        return _conditioned(make, condition)
+
+    def layer(size: int, above: int) -> Part:
+        outputs = made.outputs_for(size, **_defaults(made)) * size
+        return made(network(given["prior"], above, outputs), size)
+
+    made: Any = lookup("guide", config.layer)
+    layers = [layer(size, above) for size, above in pairwise(config.layers)]
+    bricks = Bricks(
+        encoder=encoder,
+        network=partial(network, given["guide"]),
+        outputs=lambda size: part["guide"].outputs_for(size, **all_options(config, "guide")),
+        guide=partial(_make, part, "guide", config.options),
+        width=(*config.layers, *config.layer_hidden)[-1],
+    )
+    return Hierarchy(prior, layers, likelihood, part["hierarchy"].of(config.layers, bricks))
+
+
+def _conditioned(make: Callable[..., Encoder], given: Condition | None, counts: bool = False) -> Encoder:
+    """An encoder that sees what the model is conditioned on, if it is; of counts it sees the logarithm."""
+    made = make(context=given.size) if given else make()
+    made = Log1pEncoder(made) if counts else made
+    return ConditionedEncoder(made, given) if given else made
 
 
 def condition(config: Config, dataset: Dataset) -> Condition | None:
@@ -416,8 +400,11 @@ def condition(config: Config, dataset: Dataset) -> Condition | None:
 
 def all_options(config: Config, family: str) -> dict[str, Any]:
     """A member's options, those that were not given at their defaults."""
-    own = member_options(family, lookup(family, getattr(config, family)))
-    return {name: p.default for name, p in own.items()} | dict(config.options.get(family, {}))
+    return _defaults(lookup(family, getattr(config, family))) | dict(config.options.get(family, {}))
+
+
+def _defaults(member: type[Member]) -> dict[str, Any]:
+    return {name: p.default for name, p in member_options(member.family, member).items()}
 
 
 def _condition_of_prior(prior: type[Member], given: Condition | None) -> dict[str, Condition]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,20 @@ TRACED_AFTER = 5
 """Cells of one shape until it is worth a graph."""
 
 
+class Layer(NamedTuple):
+    """What is found of one latent site."""
+
+    rate: Tensor
+    """(N,): its log q - log p, averaged over the draws: for z1, ..., zL they sum to the rate of all."""
+    variance: Tensor
+    """(l,): variance over the data of its posterior mean, for each of its dimensions."""
+
+    @property
+    def active_units(self) -> int:
+        """As `Evaluation.active_units`."""
+        return active_units(self.variance)
+
+
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """What `evaluate` found, for each of N data; all on the CPU in float64, nats. Prints as means and errors."""
@@ -48,16 +62,20 @@ class Evaluation:
     ess: Tensor
     """(N,): effective sample size of all the weights, 1 / sum w^2 for weights that sum to one."""
     latent_variance: Tensor
-    """(L,): variance over the data of the posterior mean, for each latent dimension."""
+    """(L,): variance over the data of the posterior mean, for each latent dimension, site by site as the guide draws
+    them."""
     se: dict[str, Tensor]
     """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
     the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
     draws: int
     khat: Tensor | None = None
     """(N,): Pareto k-hat of all the weights (`pvae.diagnostics.khat`), where it was asked for."""
+    layers: dict[str, Layer] = field(default_factory=dict)
+    """By latent site, z1 before z2 before z10, where there are several."""
 
     def __repr__(self) -> str:
         rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
+        rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
         units = f"{self.active_units} of {len(self.latent_variance)}"
         return "\n".join([*rows, f"active units {units}; {len(self.elbo)} data, {self.draws} draws each"])
 
@@ -67,7 +85,7 @@ class Evaluation:
 
         The threshold is meant for a prior of unit scale.
         """
-        return int((self.latent_variance > 0.01).sum())
+        return active_units(self.latent_variance)
 
     def columns(self) -> dict[str, Tensor]:
         """The values for each datum by name: elbo, iw.K, rate, distortion, ess."""
@@ -77,6 +95,15 @@ class Evaluation:
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean over the data and its standard error, by column."""
         return {name: mean_and_se(value) for name, value in self.columns().items()}
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Mean over the data and its standard error of each layer's rate."""
+        return {name: mean_and_se(layer.rate) for name, layer in self.layers.items()}
+
+
+def active_units(variance: Tensor) -> int:
+    """How many of the variances (L,) of posterior means over data are above 0.01."""
+    return int((variance > 0.01).sum())
 
 
 def mean_and_se(value: Tensor) -> dict[str, float]:
@@ -143,24 +170,26 @@ def evaluate(
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
     devices = [x.device] if x.device.type == "cuda" else []
-    parts, means = [], []
+    parts, averages = [], []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         data = (x,) if y is None else (x, y)
         nesting = weights.inspect(model, guide, *(part[:1] for part in data))
         cells = _Cells(model, guide, nesting, chunk, compile)
         for start in range(0, len(x), CELL):
             block = tuple(part[start : start + CELL] for part in data)
-            terms, mean = cells.draw(block, draws, (seed, start // CELL))
+            terms, averaged = cells.draw(block, draws, (seed, start // CELL))
             _check_numbers(terms, start)
             parts.append(_reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w)} if khat else {}))
-            means.append(mean)
+            averages.append(averaged)
             if progress is not None:
-                progress(start + len(means[-1]), len(x))
+                progress(start + len(block[0]), len(x))
+    layers = _layers(cells.sites, averages)
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
         se={name.removeprefix("se."): columns.pop(name) for name in list(columns) if name.startswith("se.")},
-        latent_variance=torch.cat(means).var(0, correction=0),
+        latent_variance=torch.cat([layer.variance for layer in layers.values()]),
+        layers={name: layers[name] for name in sorted(layers, key=lambda name: (len(name), name)) if len(layers) > 1},
         draws=draws,
         **columns,
     )
@@ -173,23 +202,25 @@ class _Cells:
         self.model, self.guide, self.nesting, self.chunk, self.compile = model, guide, nesting, chunk, compile
         self._graphs: dict[Any, Callable[..., tuple[Tensor, ...]] | None] = {}
         self._seen: dict[Any, int] = {}
+        self.sites: list[str] = []
 
-    def draw(self, data: tuple[Tensor, ...], draws: int, seed: tuple[int, int]) -> tuple[LogWeights, Tensor]:
-        """The log-weights of all draws, (draws, B), and the mean of the posterior, (B, L); CPU, float64."""
-        terms, mean = torch.empty(0), torch.zeros((), dtype=torch.float64)
+    def draw(self, data: tuple[Tensor, ...], draws: int, seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
+        """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; CPU, float64."""
+        terms, sums = torch.empty(0), []
         for cell, start in enumerate(range(0, draws, CELL)):
             state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(state))
             particles = min(CELL, draws - start)
-            found, latent_means = self._cell(particles, data)
+            found, *averages = self._cell(particles, data)
             if not start:  # room for all at once: what is kept would else pin the heap between the cells' large arrays
                 terms = found.new_empty(3, draws, len(data[0]))
+                sums = [0.0] * len(averages)
             terms[:, start : start + particles] = found
-            mean = mean + particles * latent_means.double().cpu()
-        return LogWeights(*terms.cpu().double()), mean / draws
+            sums = [total + particles * value.double().cpu() for total, value in zip(sums, averages, strict=True)]
+        return LogWeights(*terms.cpu().double()), [total / draws for total in sums]
 
-    def _cell(self, particles: int, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """The three terms (3, particles, B), and the mean of the posterior (B, L)."""
+    def _cell(self, particles: int, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What `_program` says."""
         key = (particles, *((part.shape, part.dtype, part.stride()) for part in data))
         self._seen[key] = self._seen.get(key, 0) + 1
         if self.compile != "off" and self._seen[key] == TRACED_AFTER:
@@ -198,13 +229,26 @@ class _Cells:
                 self._graphs[key] = replayed(whole, *data, compile=self.compile == "full")
         return self._graphs.get(key, partial(self._program, particles))(*data)
 
-    def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, Tensor]:
+    def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, ...]:
+        """The three terms (3, particles, B); each site's posterior mean (B, l); of several, the rates (B, sites)."""
         drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
-        parts = []
+        self.sites = [name for name, _ in weights.sites_of(drawn.sites)]
+        parts, rates = [], []
         for part in drawn.parts(max(1, self.chunk // len(data[0]))):
             traces = weights.score(self.model, part, *data)
             parts.append(torch.stack(weights.split(traces)))
-        return torch.cat(parts, 1), drawn.latent_means(traces.dim)
+            if len(self.sites) > 1:
+                rates.append(torch.stack(list(weights.rates(traces).values()), -1))
+        means = drawn.latent_means(traces.dim).values()
+        return torch.cat(parts, 1), *means, *([torch.cat(rates).mean(0)] if rates else [])
+
+
+def _layers(sites: Sequence[str], averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
+    """Each site's rate and variance, from the averages of each block of data."""
+    joined = [torch.cat(values) for values in zip(*averages, strict=True)]
+    rates = joined[len(sites)].unbind(-1) if len(sites) > 1 else [joined[0].new_empty(0)]
+    variances = [mean.var(0, correction=0) for mean in joined[: len(sites)]]
+    return dict(zip(sites, map(Layer, rates, variances), strict=True))
 
 
 def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:

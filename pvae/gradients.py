@@ -24,7 +24,7 @@ from .errors import InputError
 from .load import load
 from .pace import pace
 from .snr import Signal, Toy, measure, slope
-from .vae import VAE
+from .vae import Autoencoder
 
 ENDINGS = (".json", ".csv", ".png", ".pdf", ".svg")
 NUMBERS = {"snr": "signal-to-noise ratio", "dsnr": "directional SNR", "variance": "variance of one estimate"}
@@ -86,10 +86,10 @@ def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Ten
     return vae.model, vae.guide, groups(vae), data, f"{run.folder.name}, {len(data[0])} test data"
 
 
-def groups(vae: VAE) -> dict[str, list[torch.Tensor]]:
+def groups(vae: Autoencoder) -> dict[str, list[torch.Tensor]]:
     """The parameters of guide and model; what a prior shares with the guide is the guide's."""
     guide = dict.fromkeys(vae.posterior.parameters())
-    model = dict.fromkeys(p for part in (vae.prior, vae.likelihood) for p in part.parameters() if p not in guide)
+    model = dict.fromkeys(p for p in vae.parameters() if p not in guide)
     return {"guide": list(guide), "model": list(model)}
 
 

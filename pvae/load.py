@@ -13,7 +13,7 @@ from .config import Config
 from .data import Dataset
 from .errors import InputError
 from .runs import Run, load_weights
-from .vae import VAE
+from .vae import Autoencoder
 
 
 def read_data(settings: Config) -> Dataset:
@@ -69,7 +69,7 @@ def run_data(run: Run) -> Dataset:
     return dataset
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, Dataset, Run]:
+def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoencoder, Dataset, Run]:
     """A run's model with the weights of its best checkpoint, in evaluation mode, its data, and the run.
 
     Args:

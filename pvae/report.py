@@ -19,7 +19,7 @@ from .pace import pace
 from .priors import Prior
 from .runs import Run, protocol, write_results
 from .train import Training
-from .vae import VAE
+from .vae import Autoencoder
 from .weights import LogWeights
 
 SHOWN = 100
@@ -73,11 +73,15 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
 
 
 def nested(found: Evaluation) -> dict[str, Any]:
-    """The summary as nested dictionaries: elbo.mean, elbo.se, iw.200.mean, ..., active_units."""
+    """The summary as nested dictionaries: elbo.mean, elbo.se, iw.200.mean, ..., active_units, layers.z1.rate.mean."""
     flat = found.summary()
     iw = {name.removeprefix("iw."): value for name, value in flat.items() if name.startswith("iw.")}
     rest = {name: value for name, value in flat.items() if not name.startswith("iw.")}
-    return {**rest, "iw": iw, "active_units": found.active_units}
+    layers = {
+        name: {"rate": rate, "active_units": found.layers[name].active_units, "units": len(found.layers[name].variance)}
+        for name, rate in found.rates().items()
+    }
+    return {**rest, "iw": iw, "active_units": found.active_units, **({"layers": layers} if layers else {})}
 
 
 def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def attributes(summary: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def results(
-    vae: VAE, split: Split, found: Evaluation, seed: int, chunk: int
+    vae: Autoencoder, split: Split, found: Evaluation, seed: int, chunk: int
 ) -> dict[str, dict[str, tuple[tuple[str, ...], Tensor]]]:
     """The arrays of a results file: bounds of every test datum, draws and reconstructions of the first of them."""
     x = pixels(split.x)[:SHOWN]
@@ -120,7 +124,10 @@ def results(
     if y is not None:
         constant |= {"label": (("shown",), y)} if y.dim() == 1 else {"covariates": (("shown", "covariate"), y)}
     return {
-        "posterior": {"z": ((*draws, "latent"), drawn.sites["z"]["value"].unsqueeze(0))},
+        "posterior": {
+            name: ((*draws, f"latent{_suffix(vae, name)}"), drawn.sites[name]["value"].unsqueeze(0))
+            for name in vae.sites
+        },
         "log_likelihood": {"x": (draws, terms.likelihood.unsqueeze(0))},
         "sample_stats": {
             "log_weight": (draws, terms.log_w.unsqueeze(0)),
@@ -130,14 +137,15 @@ def results(
         "observed_data": constant,
         "constant_data": {
             **{name.replace(".", "_"): (("datum",), value) for name, value in found.columns().items()},
-            "latent_variance": (("latent",), found.latent_variance),
+            **{f"latent_variance{end}": ((f"latent{end}",), value) for end, value in variances(vae, found).items()},
+            **{f"rate_{name}": (("datum",), layer.rate) for name, layer in found.layers.items()},
             "reconstruction": (("shown", *pixel), vae.reconstruct(x, y)),
         },
     }
 
 
 @torch.no_grad()
-def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
+def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> None:
     """Draw the run's figures into `figures/`."""
     from . import plots
 
@@ -155,15 +163,15 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             "samples": plots.image_grid(
                 picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
             ),
-            "latent_space": plots.latent_scatter(
-                _numpy(vae.means(x[:5000], None if y is None else y[:5000])),
-                _tags(y),
-                title="Posterior means of test data",
-            ),
-            "active_units": plots.active_units(_numpy(found.latent_variance)),
         }
+        for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
+            drawn[f"latent_space{_suffix(vae, site)}"] = plots.latent_scatter(
+                _numpy(mean), _tags(y), title="Posterior means of test data" + (f", {site}" if found.layers else "")
+            )
+        for end, variance in variances(vae, found).items():
+            drawn[f"active_units{end}"] = plots.active_units(_numpy(variance))
         plain = vae.prior.support == Prior.support and run.config.condition == "none"
-        if run.config.latent == 2 and plain and x.dim() > 2:  # a mosaic of pictures
+        if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
@@ -172,6 +180,17 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
 def _tags(y: Tensor | None) -> Any:
     """What points of the latent space are coloured by: labels, or one covariate."""
     return None if y is None or y[0].numel() != 1 else _numpy(y[:5000].flatten())
+
+
+def variances(vae: Autoencoder, found: Evaluation) -> dict[str, Tensor]:
+    """The variances of the posterior means of each layer, by what a name of it ends in: nothing where there is one."""
+    one = {} if found.layers else {"": found.latent_variance}
+    return {**one, **{_suffix(vae, name): layer.variance for name, layer in found.layers.items()}}
+
+
+def _suffix(vae: Autoencoder, site: str) -> str:
+    """What the name of an array or a figure of one layer ends in, where there are several."""
+    return f"_{site}" if len(vae.sites) > 1 else ""
 
 
 def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
@@ -190,7 +209,7 @@ def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
     }
 
 
-def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True, label: int | None = None) -> Tensor:
+def sample(vae: Autoencoder, n: int, seed: int, split: Split, *, mean: bool = True, label: int | None = None) -> Tensor:
     """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own.
 
     A model that takes labels is given every class in turn, or the one that is asked for; covariates are those of data.
@@ -211,7 +230,7 @@ def picture(images: Tensor, split: Split) -> Any:
     return _numpy(images.clamp(x.min(), x.max()))
 
 
-def plane(vae: VAE, device: torch.device, side: int = 15) -> tuple[Any, Any, Any]:
+def plane(vae: Autoencoder, device: torch.device, side: int = 15) -> tuple[Any, Any, Any]:
     """Means of p(x|z) on a grid over the plane of a two-dimensional latent, and the grid."""
     grid = torch.linspace(-2.5, 2.5, side)
     images = vae.likelihood(torch.cartesian_prod(grid, grid).to(device)).mean
@@ -234,10 +253,13 @@ def closing(run: Run) -> str:
     rows += [("rate", test["rate"]), ("distortion", test["distortion"])]
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
-    lines += [f"  {'active units':<18}{test['active_units']:>6} of {run.config.latent}"]
+    lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{bits['mean']:>10.3f} +- {bits['se']:.3f}"]
+    for name, layer in test.get("layers", {}).items():
+        rate, units = layer["rate"], f"{layer['active_units']} of {layer['units']} active"
+        lines += [f"  {f'{name}: rate':<18}{rate['mean']:>10.3f} +- {rate['se']:.3f}, {units}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}", f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from .data import Dataset, batch_rows, binarize, dequantize, pixels
 from .errors import InputError
 from .evaluate import evaluate
 from .svi import SVI, NonFiniteError
-from .vae import VAE
+from .vae import Autoencoder
 
 VALIDATION_PARTICLES = (1, 10)
 
@@ -46,7 +46,7 @@ class Training:
         config: batch size, epochs, seeds, binarization, dequantization.
     """
 
-    def __init__(self, vae: VAE, svi: SVI, dataset: Dataset, config: Config) -> None:
+    def __init__(self, vae: Autoencoder, svi: SVI, dataset: Dataset, config: Config) -> None:
         self.vae, self.svi, self.dataset, self.config = vae, svi, dataset, config
         self.epochs = config.epochs_for(len(dataset.train.x))
         self.save_every = config.save_every_for(self.epochs)
@@ -153,7 +153,9 @@ class Training:
             torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def svi(vae: VAE, objective: Any, config: Config, steps: int, notice: Callable[[str], None] = lambda line: None) -> SVI:
+def svi(
+    vae: Autoencoder, objective: Any, config: Config, steps: int, notice: Callable[[str], None] = lambda line: None
+) -> SVI:
     """Adam over all parameters, with the schedule, the clipping and the compilation of a configuration."""
 
     def cosine(step: int) -> float:

@@ -6,12 +6,73 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .base import Part, members, path_of
+from .base import Part, mean_of, members, path_of
 from .errors import InputError
 from .weights import LogWeights, log_weights
 
 
-class VAE(nn.Module):
+class Autoencoder(nn.Module):
+    """What every model is: parts joined into a Pyro `model` and `guide` with the data in a plate "data"; abstract."""
+
+    prior: Part
+    likelihood: Part
+    posterior: nn.Module
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the latent sites, from the data up."""
+        raise NotImplementedError
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(x, z) for each datum."""
+        raise NotImplementedError
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(z|x) for each datum."""
+        raise NotImplementedError
+
+    def means(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """The posterior mean (B, latent) of each latent site, the one next to the data first.
+
+        That of 64 draws where the guide does not know its own.
+        """
+        raise NotImplementedError
+
+    def latents(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draws of the latent that the likelihood takes, from the model: (n, latent)."""
+        raise NotImplementedError
+
+    def code(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The latent (B, latent) that stands for a datum: the mean of q(z|x), its mode where means lie off the support.
+
+        Of several layers it is the one next to the data.
+        """
+        return next(iter(self.means(x, y).values()))
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z) at the latent that stands for x, (B, *shape)."""
+        return self.likelihood(self.code(x, y), y).mean
+
+    def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
+        """Data x ~ p(x|z), z ~ p(z): (n, *shape).
+
+        Args:
+            n: how many.
+            y: labels (n,), for parts that use them.
+            mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
+        """
+        p = self.likelihood(self.latents(n, y), y)
+        return p.mean if mean else p.sample()
+
+    def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
+        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
+
+        They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
+        """
+        return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+
+
+class VAE(Autoencoder):
     """A variational autoencoder as a Pyro program (Kingma and Welling 2014; Rezende et al. 2014).
 
     Args:
@@ -74,49 +135,38 @@ class VAE(nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
+    @property
+    def sites(self) -> list[str]:  # noqa: D102
+        return ["z"]
+
     def encode(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (B,), event shape (latent,)."""
         return self.posterior(x, y)
 
-    def means(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of q(z|x), (B, latent); that of 64 draws where q does not know its own, as a flow."""
-        q = self.posterior(x, y)
-        try:
-            return q.mean
-        except NotImplementedError:
-            return q.sample((64,)).mean(0)
+    def means(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:  # noqa: D102
+        return {"z": mean_of(self.encode(x, y))}
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x), (B, *shape); at its mode where means lie off the support."""
-        point = getattr(self.posterior, "point", None)
-        z = point(self.posterior(x, y)) if point else self.means(x, y)
-        return self.likelihood(z, y).mean
+    def code(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self.posterior.point(self.encode(x, y))  # type: ignore[operator]
 
-    def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
-        """Data x ~ p(x|z), z ~ p(z): (n, *shape).
+    def latents(self, n: int, y: Tensor | None = None) -> Tensor:  # noqa: D102
+        return drawn(self.prior, n, y)
 
-        Args:
-            n: how many.
-            y: labels (n,), for parts that use them.
-            mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
-        """
-        prior = self.prior(y)
-        try:
-            z = prior.expand([n]).sample()
-        except NotImplementedError as error:
-            raise InputError(
-                f"prior {path_of(type(self.prior))}: {type(prior).__name__} has no sample: it can be fitted and"
-                " evaluated, but not sampled from"
-            ) from error
-        p = self.likelihood(z, y)
-        return p.mean if mean else p.sample()
 
-    def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
-        """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
+def drawn(prior: Part, n: int, y: Tensor | None) -> Tensor:
+    """Draws from a prior, (n, latent).
 
-        They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
-        """
-        return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+    Raises:
+        InputError: it cannot be drawn from.
+    """
+    p = prior(y)
+    try:
+        return p.expand([n]).sample()
+    except NotImplementedError as error:
+        raise InputError(
+            f"prior {path_of(type(prior))}: {type(p).__name__} has no sample: it can be fitted and"
+            " evaluated, but not sampled from"
+        ) from error
 
 
 def check_support(prior: Part, guide: Part) -> None:

@@ -151,13 +151,13 @@ class Drawn:
                 sub[name] = {**site, "value": value, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
 
-    def latent_means(self, dim: int) -> Tensor:
-        """The posterior mean of every latent number, (B, L), for data in the plate at dimension `dim`.
+    def latent_means(self, dim: int) -> dict[str, Tensor]:
+        """The posterior mean (B, L) of every latent number, by site, for data in the plate at dimension `dim`.
 
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
-        means = []
-        for _, site in sites_of(self.sites):
+        means = {}
+        for name, site in sites_of(self.sites):
             try:
                 mean = site["fn"].mean
             except NotImplementedError:
@@ -167,8 +167,8 @@ class Drawn:
             particle = mean.dim() - right - self.max_plate_nesting
             if self.particles > 1 and particle > 0:
                 mean = mean.mean(particle)
-            means.append(mean.reshape(len(mean), -1))
-        return torch.cat(means, -1)
+            means[name] = mean.reshape(len(mean), -1)
+        return means
 
     def _slice(self, value: Tensor, part: slice, right: int = 0) -> Tensor:
         dim = value.dim() - right - self.max_plate_nesting - 1
@@ -282,6 +282,14 @@ def scored(site: Site) -> Tensor:
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
             " just drawn: expected --gradient reparam, or a flow with an inverse"
         ) from error
+
+
+def rates(traces: Traces) -> dict[str, Tensor]:
+    """Each latent site's log q - log p, (K, B), nats: what they sum to is log q(z|x) - log p(z)."""
+    with pyro.validation_enabled(False):
+        return {
+            name: log_prob(site, traces) - log_prob(traces.model[name], traces) for name, site in sites_of(traces.guide)
+        }
 
 
 def kl(traces: Traces) -> Tensor:

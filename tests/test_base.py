@@ -272,7 +272,7 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
         ({"latent": 2.5}, "--latent: found '2.5', expected a whole number"),
         ({"latent": True}, "--latent: found 'True', expected a whole number"),
         ({"latent": None}, "--latent: found 'None', expected a whole number"),
-        ({"latent": [1]}, "--latent: found .*, expected a whole number"),
+        ({"latent": [1.5]}, "--latent: found .*, expected a whole number"),
         ({"latent": float("inf")}, "--latent: found 'inf', expected a whole number"),
         ({"lr": "nan"}, "--lr: found 'nan', expected a number"),
         ({"lr": "inf"}, "--lr: found 'inf', expected a number"),
@@ -301,6 +301,8 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
         # bounds
         ({"particles": 0}, "--particles: found 0, expected at least 1"),
         ({"latent": -2}, "--latent: found -2, expected at least 1"),
+        ({"latent": "100,0"}, r"--latent: found \(100, 0\), expected at least 1"),
+        ({"latent": ","}, "--latent: found none, expected a size"),
         ({"batch-size": 0}, "--batch-size: found 0, expected at least 1"),
         ({"epochs": 0}, "--epochs: found 0, expected at least 1"),
         ({"save-every": 0}, "--save-every: found 0, expected at least 1"),

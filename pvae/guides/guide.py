@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base import Part, check_distribution, leading
+from ..base import Part, check_distribution, leading, mean_of
 from ..conditions import ConditionedEncoder
 from ..errors import InputError
 
@@ -50,11 +50,8 @@ class Guide(Part, family="guide"):
         return self(x, y)
 
     def point(self, q: dist.Distribution) -> Tensor:
-        """One latent in place of a draw from q, as pictures take it: its mean; a draw where it knows none."""
-        try:
-            return q.mean
-        except NotImplementedError:
-            return q.sample()
+        """One latent in place of a draw from q, as pictures take it: its mean, where that can be one."""
+        return mean_of(q)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The encoder's numbers (..., outputs * latent) for data x (..., *shape), and labels y where it takes them."""
