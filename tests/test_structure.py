@@ -44,6 +44,7 @@ ROOMS = {
     "tables": {"comparison", "diagnostics"},
     "pace": set(),
     "snr": {"errors", "svi"},
+    "testing": {"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "svi", "vae"},
     "config": {"errors", "base", "conditions", "data", "likelihoods", "objectives", "vae"},
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},

@@ -7,6 +7,7 @@ import io
 import pickle
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -158,7 +159,7 @@ def state(s: Subject) -> str | None:
     here, there = (_density(one) for one in (trained, fresh))
     expect(
         torch.allclose(here, there, rtol=1e-5, atol=1e-5),
-        "another log_prob after a trained part's state_dict was loaded",
+        "other draws or another log_prob after a trained part's state_dict was loaded",
         "the same",
         "keep what training changes in parameters and buffers",
     )
@@ -166,7 +167,7 @@ def state(s: Subject) -> str | None:
 
 
 def _density(s: Subject) -> Tensor:
-    """Log-probabilities of the part; of the same values for the same seed."""
+    """Draws of the part and their log-probabilities; the same for the same seed."""
     s.vae.eval()
     torch.manual_seed(1)
     inputs = s.inputs(4)
@@ -175,7 +176,8 @@ def _density(s: Subject) -> Tensor:
     with torch.no_grad(), pyro.validation_enabled(False):
         p = s.part(*inputs)
         torch.manual_seed(1)
-        return p.log_prob(_draw(s, p, tuple(p.batch_shape)))
+        value = _draw(s, p, tuple(p.batch_shape))
+        return torch.cat([value.flatten(), p.log_prob(value).flatten()])
 
 
 def copies(s: Subject) -> str | None:
@@ -188,9 +190,9 @@ def copies(s: Subject) -> str | None:
         part = {"prior": vae.prior, "likelihood": vae.likelihood, "guide": vae.posterior}[s.part.family]
         found.append(Subject(part, vae, s.latent, s.shape, s.y))
     for one in found:
-        what = "another log_prob of a copy"
+        what = "other draws or another log_prob of a copy"
         expect(torch.equal(_density(one), expected), what, "the same", "keep all it is in the module")
-    return None if len(found) > 1 else None
+    return None if len(found) > 1 else "copied; a class within a function cannot be pickled"
 
 
 # The fast step.
@@ -218,10 +220,8 @@ def reads(s: Subject) -> str | None:
     try:
         with pyro.validation_enabled(False), _NoReads():
             p = s.part(*inputs)
-            try:
+            with suppress(NotImplementedError):
                 p.log_prob(p.rsample() if p.has_rsample else p.sample())
-            except NotImplementedError:
-                pass
     except _Read as error:
         frame = _own(error)
         raise Broken(

@@ -153,6 +153,7 @@ def _check(
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         subject = _clause(report, "model", seed, lambda: _subject(family, part, y, around))
+        report.clauses["model"] = "ok"
         for name, clause in CLAUSES.items():
             if name in skip:
                 report.clauses[name] = "left out"

@@ -169,10 +169,10 @@ def _first(family: str, part: Any, join: Any, shape: Sequence[int]) -> VAE:
             if made.support != part.support:
                 continue
             vae = join(made)
-            if _reparameterized(vae, shape) or family == "prior":
+            if family == "prior" or _reparameterized(vae, shape):
                 return vae
             later.append((member, options))
-        except (InputError, NotImplementedError) as error:
+        except (InputError, NotImplementedError, TypeError) as error:  # as of one that needs labels
             refusals.append(str(error))
     for member, options in later:
         return join(make(member, part.latent, shape, options))
