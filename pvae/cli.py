@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from . import config
-from .base import lookup, members
+from .base import blame, lookup, members
 from .config import FAMILIES, Config, describe, flag, member_help, member_options
 from .errors import InputError
 
@@ -227,7 +227,8 @@ def _explain(name: str, error: Exception) -> str | None:
         return f"{error.filename or 'output'}: the disk is full: free some space; checkpoints that were written stay"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return None
+    where = blame(error)
+    return f"{where}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}" if where else None
 
 
 _LOWER = {

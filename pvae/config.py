@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from .base import Member, lookup, members, root
+from .base import Member, check_call, lookup, members, path_of, root
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .data import Dataset, pixels
 from .errors import InputError, nearest
@@ -382,8 +382,12 @@ def objective(config: Config) -> Objective:
 
 
 def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any, **more: Any) -> Any:
+    given = {**options.get(family, {}), **more}
     try:
-        return part[family](*args, **options.get(family, {}), **more)
+        return part[family](*args, **given)
+    except TypeError as error:
+        check_call(f"--{family} {path_of(part[family])}: __init__", part[family], args, given, error)
+        raise
     except InputError as error:
         about = str(error).partition(":")[0]
         where = "--" if about in (f.name for f in fields()) else f"--{family}."

@@ -13,11 +13,12 @@ from torch import Tensor
 from . import weights
 from .checkpoints import disk
 from .data import Split, pixels
+from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .pace import pace
 from .runs import Run, protocol, write_results
 from .train import Training
-from .vae import VAE
+from .vae import VAE, mean_of
 from .weights import LogWeights
 
 SHOWN = 100
@@ -64,7 +65,7 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     }
     arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
     write_results(run.folder / "results.nc", arrays, attributes(summary))
-    figures(run, vae, dataset.test, found)
+    figures(run, vae, dataset.test, found, say)
     run.write_json("summary.json", summary)
 
 
@@ -98,7 +99,7 @@ def results(
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
     constant = {"x": (("shown", *pixel), x)}
     if y is not None:
-        constant["label"] = (("shown",), y)
+        constant["label"] = (("shown", *(f"y_{i}" for i in range(y.dim() - 1))), y)
     return {
         "posterior": {"z": ((*draws, "latent"), drawn.sites["z"]["value"].unsqueeze(0))},
         "log_likelihood": {"x": (draws, terms.likelihood.unsqueeze(0))},
@@ -117,8 +118,8 @@ def results(
 
 
 @torch.no_grad()
-def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
-    """Draw the run's figures into `figures/`."""
+def figures(run: Run, vae: VAE, test: Split, found: Evaluation, say: Callable[[str], None]) -> None:
+    """Draw the run's figures into `figures/`; what cannot be drawn is said."""
     from . import plots
 
     folder = run.folder / "figures"
@@ -132,18 +133,20 @@ def figures(run: Run, vae: VAE, test: Split, found: Evaluation) -> None:
             "reconstructions": plots.reconstructions(
                 _numpy(x[few]), _numpy(vae.reconstruct(x[few], None if y is None else y[few]))
             ),
-            "samples": plots.image_grid(
-                picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
-            ),
             "latent_space": plots.latent_scatter(
-                _numpy(vae.encode(x[:5000], None if y is None else y[:5000]).mean),
-                None if y is None else _numpy(y[:5000]),
+                _numpy(mean_of(vae.encode(x[:5000], None if y is None else y[:5000]))),
+                None if y is None or y.dim() > 1 else _numpy(y[:5000]),
                 title="Posterior means of test data",
             ),
             "active_units": plots.active_units(_numpy(found.latent_variance)),
         }
-        if run.config.latent == 2 and x.dim() > 2:  # a mosaic of pictures
-            drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
+        try:
+            images = picture(sample(vae, 100, run.config.seed, test), test)
+            drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
+            if run.config.latent == 2 and x.dim() > 2:  # a mosaic of pictures
+                drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
+        except InputError as error:  # of a prior that is only scored, or a decoder that needs labels
+            say(f"no figure of {'the plane of latents' if 'samples' in drawn else 'samples'}: {error}")
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
 
@@ -167,7 +170,7 @@ def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
 def sample(vae: VAE, n: int, seed: int, split: Split, *, mean: bool = True) -> Tensor:
     """Means of p(x|z), or draws, for n draws z ~ p(z) from a seed of their own; with the labels of data, if any."""
     device = next(vae.parameters()).device
-    y = None if split.y is None else split.y.repeat(-(-n // len(split.y)))[:n]
+    y = None if split.y is None else split.y[torch.arange(n, device=device) % len(split.y)]
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return vae.sample(n, y, mean=mean)
@@ -204,5 +207,8 @@ def closing(run: Run) -> str:
     lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {run.config.latent}"]
     folder = shlex.quote(str(Path(run.folder)))
-    lines += [f"\nrun folder: {folder}", f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
+    lines += [f"\nrun folder: {folder}"]
+    drawn = run.folder / "figures"
+    if not drawn.exists() or (drawn / "samples.png").exists():
+        lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)

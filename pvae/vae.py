@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
-from .base import Part, members, path_of
+from .base import Part, has_forward, members, path_of
 from .errors import InputError
 from .weights import LogWeights, log_weights
 
@@ -42,6 +43,8 @@ class VAE(nn.Module):
                 raise InputError(
                     f"{name}: found {type(part).__name__}, expected a pvae.Part: subclass pvae.{name.title()}"
                 )
+            if not has_forward(part):
+                raise InputError(f"{name} {path_of(type(part))}: found no forward, expected one: return a distribution")
         sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
         if len(set(sizes.values())) > 1:
             raise InputError(
@@ -65,12 +68,14 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) = p(z) p(x|z) for each datum."""
+        check_labels(y, len(x))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(y))
             pyro.sample("x", self.likelihood(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
+        check_labels(y, len(x))
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
@@ -80,7 +85,7 @@ class VAE(nn.Module):
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The mean of p(x|z) at the mean of q(z|x), (B, *shape)."""
-        return self.likelihood(self.posterior(x, y).mean, y).mean
+        return self._mean(self.likelihood(mean_of(self.posterior(x, y)), y))
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """Data x ~ p(x|z), z ~ p(z): (n, *shape).
@@ -90,6 +95,7 @@ class VAE(nn.Module):
             y: labels (n,), for parts that use them.
             mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
         """
+        check_labels(y, n)
         prior = self.prior(y)
         try:
             z = prior.expand([n]).sample()
@@ -99,7 +105,16 @@ class VAE(nn.Module):
                 " evaluated, but not sampled from"
             ) from error
         p = self.likelihood(z, y)
-        return p.mean if mean else p.sample()
+        return self._mean(p) if mean else p.sample()
+
+    def _mean(self, p: dist.Distribution) -> Tensor:
+        try:
+            return p.mean
+        except NotImplementedError as error:
+            raise InputError(
+                f"likelihood {path_of(type(self.likelihood))}: {type(p).__name__} has no mean, which pictures show:"
+                " give it one"
+            ) from error
 
     def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
         """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
@@ -107,6 +122,30 @@ class VAE(nn.Module):
         They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
         """
         return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+
+
+DRAWS = 100
+"""Of a distribution that knows no mean, to average."""
+
+
+def mean_of(q: dist.Distribution) -> Tensor:
+    """The mean of a distribution, that of draws where it knows none."""
+    try:
+        return q.mean
+    except NotImplementedError:
+        return q.sample(torch.Size((DRAWS,))).mean(0)
+
+
+def check_labels(y: Tensor | None, n: int) -> None:
+    """Refuse labels that are not one for each of n data.
+
+    Raises:
+        InputError: they are of another number, or no tensor.
+    """
+    if y is None or (isinstance(y, Tensor) and y.dim() > 0 and len(y) == n):
+        return
+    found = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+    raise InputError(f"y: found {found}, expected a tensor with one label for each of {n} data, or None")
 
 
 def check_support(prior: Part, guide: Part) -> None:

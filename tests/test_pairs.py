@@ -19,13 +19,13 @@ PAIRS = [
     for guide in members("guide").values()
 ]
 REFUSALS = re.compile(
-    "expected the same of prior and guide"  # they draw from different places
-    "|no density|has no log_prob"  # a prior made of a guide that scores nothing
+    ".*expected the same of prior and guide.*"  # they draw from different places
+    "|.*(no density|has no log_prob).*"  # a prior made of a guide that scores nothing
 )
 
 
 def joined(prior, guide, likelihood):
-    """A small model; labels reach the prior where it takes them."""
+    """A small model, or why there is none; labels reach the prior where it takes them."""
     torch.manual_seed(0)
     condition = {"condition": pvae.Label(CLASSES)} if "condition" in inspect.signature(prior).parameters else {}
     return pvae.VAE(make(prior, LATENT, SHAPE, condition), make(likelihood, LATENT, SHAPE), make(guide, LATENT, SHAPE))
@@ -40,11 +40,9 @@ def data(likelihood):
 @pytest.mark.parametrize(("prior", "guide"), PAIRS)
 def test_two_steps_of_every_pair(prior, guide):
     for likelihood in members("likelihood").values():
-        try:
-            vae = joined(prior, guide, likelihood)
-        except pvae.InputError as error:
-            assert REFUSALS.search(str(error)), error
-            assert "\n" not in str(error)
+        vae = joined(prior, guide, likelihood)
+        if isinstance(vae, str):
+            assert REFUSALS.fullmatch(vae), vae
             continue
         x, y = data(vae.likelihood), torch.randint(CLASSES, (BATCH,))
         vae.initialize(x, y)
@@ -57,18 +55,10 @@ def test_two_steps_of_every_pair(prior, guide):
 
 
 def test_every_prior_and_every_guide_has_a_partner():
-    """Of those that are refused, none is refused by all."""
     likelihood = members("likelihood")["bernoulli"]
-    for mine, others in (("prior", "guide"), ("guide", "prior")):
-        for name, member in members(mine).items():
-            fitting = 0
-            for other in members(others).values():
-                try:
-                    joined(*((member, other) if mine == "prior" else (other, member)), likelihood)
-                    fitting += 1
-                except pvae.InputError:
-                    continue
-            assert fitting, f"{mine} {name}: no {others} goes with it"
+    fitting = [pair.values for pair in PAIRS if not isinstance(joined(*pair.values, likelihood), str)]
+    assert {prior for prior, _ in fitting} == set(members("prior").values())
+    assert {guide for _, guide in fitting} == set(members("guide").values())
 
 
 def test_a_prior_that_needs_labels_and_gets_none_is_refused_in_a_line():

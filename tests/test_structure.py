@@ -50,7 +50,7 @@ ROOMS = {
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
     "runs": {"errors", "config", "data", "checkpoints"},
     "load": {"errors", "base", "config", "data", "runs", "vae"},
-    "report": {"weights", "data", "evaluate", "checkpoints", "pace", "runs", "train", "vae", "plots"},
+    "report": {"errors", "weights", "data", "evaluate", "checkpoints", "pace", "runs", "train", "vae", "plots"},
     "cli": {"errors", "base", "config"},
     "progress": {"train"},
     "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
