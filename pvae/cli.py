@@ -222,7 +222,7 @@ def _explain(name: str, error: Exception) -> str | None:
         return str(error)
     memory = any(words in str(error) for words in ("allocate memory", "Storage size calculation overflowed"))
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or memory:
-        return f"out of memory: {_LOWER[name]}"
+        return f"out of memory: {_LOWER.get(name, 'take less at once')}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'output'}: the disk is full: free some space; checkpoints that were written stay"
     if isinstance(error, OSError) and error.filename:

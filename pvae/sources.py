@@ -24,7 +24,7 @@ _PATHS = "a path to a .npz, .npy or .csv file or to a folder of images"
 
 
 class Arrays(NamedTuple):
-    """One part as it is kept: `x` (N, *shape), uint8 (0 to 255) or float32; `y` (N,) int64 labels, or None."""
+    """One part as it is kept: `x` (N, *shape), uint8 (0 to 255) or float32; `y` (N,) int64, (N, size) or None."""
 
     x: np.ndarray
     y: np.ndarray | None
@@ -86,10 +86,18 @@ def _stored(data: str, part: str, x: np.ndarray, y: np.ndarray | None) -> Arrays
 
 
 def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
-    if y.shape != (n,):
-        raise InputError(f"{where} has shape {y.shape}, expected ({n},) to go with x: give one label a datum")
+    """Labels as int64 (N,), covariates as float32 (N, size)."""
+    if y.shape != (n,) and not (y.ndim == 2 and len(y) == n and y.dtype.kind == "f" and y.shape[1] > 0):
+        raise InputError(
+            f"{where} has shape {y.shape}, expected ({n},) to go with x: give one label a datum (covariates are floats"
+            f" of shape ({n}, size))"
+        )
     if y.dtype.kind not in "buif":
         raise InputError(f"{where} has dtype {y.dtype}, expected whole numbers as labels: number the classes")
+    if y.ndim == 2:
+        if not np.isfinite(y).all():
+            raise InputError(f"{where}: found a number that is not finite, expected finite covariates: mend the data")
+        return y.astype(np.float32)
     odd = ~(np.isfinite(y) & (y == np.floor(y)))
     if odd.any():
         found = f"found {y[odd][0]:g} at {odd.argmax()}"

@@ -55,6 +55,7 @@ ROOMS = {
     "progress": {"train"},
     "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
+    "parts": {"errors", "base", "cli", "config"},
     "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "pace", "plots", "snr", "vae"},
     "compare": {
         *{"errors", "ais", "checkpoints", "cli", "comparison", "config", "data", "diagnostics", "exact", "load"},
@@ -75,7 +76,7 @@ ONLY_IN = {
     "safetensors": {"checkpoints"},
     "yaml": {"config"},
 }
-PRINTS = {"cli", "fit", "sample", "compare", "gradients", "progress", "__main__"}
+PRINTS = {"cli", "fit", "sample", "compare", "gradients", "parts", "progress", "__main__"}
 
 
 def files():
