@@ -70,6 +70,7 @@ def labels(s: Subject) -> str | None:
         return None
     if s.condition is None and s.y is None:
         return None
+    _shaken(s.part)
     for lead in LEADS[1:]:
         _depends(s, lead)
     return None
@@ -259,7 +260,7 @@ def fast(s: Subject) -> str | None:
         do,
     )
     for name in here:
-        same = torch.allclose(here[name].double(), there[name].double(), rtol=1e-3, atol=1e-5)
+        same = torch.allclose(here[name].double(), there[name].double(), rtol=1e-3, atol=1e-4)
         expect(same, f"another '{name}' after {STEPS} steps from a graph", "the same as eagerly", do)
     return None
 
@@ -279,7 +280,10 @@ def objectives(s: Subject) -> str | None:
 
 def _objectives(s: Subject) -> list[Objective]:
     x, y = s.batch()
-    if s.vae.posterior(x, y).has_rsample:
+    q = s.vae.posterior(x, y)
+    if q.has_rsample and torch.equal(values(q), values(q)):  # points: no density to take a gradient of
+        return [ELBO(), IWAE(3)]
+    if q.has_rsample:
         return [ELBO(), IWAE(3, gradient="dreg"), IWAE(3)]
     return [ELBO(3, gradient="score"), IWAE(3, gradient="vimco")]
 
@@ -288,7 +292,7 @@ def _train(s: Subject, objective: Objective, mode: str, lr: float, data: Any = N
     """Losses of a few steps on the same data, for each datum."""
     s.vae.train()
     x, y = data or s.batch()
-    svi = SVI(s.vae.model, s.vae.guide, pyro.optim.SGD({"lr": lr}), objective, compile=mode)
+    svi = SVI(s.vae.model, s.vae.guide, pyro.optim.Adam({"lr": lr}), objective, compile=mode)
     try:
         return [float(svi.step(x, y)) for _ in range(steps)]
     except NonFiniteError as error:

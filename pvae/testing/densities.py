@@ -63,13 +63,35 @@ def integrates(s: Subject) -> str | None:
 
 def _total(s: Subject, p: Any, draws: Tensor | None) -> Any:
     """The integral, its standard error and a tolerance; or why it is not known."""
-    if draws is not None:
-        found = separable.total(p, draws, getattr(s.part, "support", ""))
-        if found is not None:
-            return found
+    if _few(s, draws) and not isinstance(found := joint.mass(p, draws), str):
+        return found
+    if (found := _separated(s, p, draws)) is not None:
+        return float(found.total.exp()), 0.0, separable.TOLERANCE * (found.size + 1)
     if s.part.family == "likelihood":
         return "its pixels depend on one another"
-    return joint.total(p, s.latent, draws)
+    if isinstance(points := _weighted(s, p, draws), str):
+        return points
+    return float(points.w.mean()), points.error, 2e-3 if points.random else 5e-3
+
+
+def _few(s: Subject, draws: Tensor | None) -> bool:
+    return s.part.family != "likelihood" and draws is not None and space_of(draws).kind == "discrete"
+
+
+def _separated(s: Subject, p: Any, draws: Tensor | None) -> separable.Separated | None:
+    """The distribution taken apart; None where its numbers are not independent. Once for all clauses."""
+    if draws is None:
+        return None
+    if "separated" not in s.memo:
+        s.memo["separated"] = separable.separate(p, draws, s.part.support)
+    return s.memo["separated"]
+
+
+def _weighted(s: Subject, p: Any, draws: Tensor | None) -> joint.Weighted | str:
+    """Weighted points, or why there are none. Once for all clauses."""
+    if "weighted" not in s.memo:
+        s.memo["weighted"] = joint.weighted(p, s.latent, draws)
+    return s.memo["weighted"]
 
 
 def samples(s: Subject) -> str | None:
@@ -80,14 +102,9 @@ def samples(s: Subject) -> str | None:
             return "it cannot be sampled"
         if space_of(draws.flatten(1)).kind == "point":
             return "its draws are a point: it has no density"
-        if not scores_anything(p):
-            found = joint.returned(p)
-        else:
-            found = separable.moments(p, draws, getattr(s.part, "support", ""))
-            if found is None and s.part.family != "likelihood":
-                found = joint.moments(p, s.latent, draws)
-    if found is None or isinstance(found, str):
-        return found or "its pixels depend on one another"
+        found = _moments(s, p, draws)
+    if isinstance(found, str):
+        return found
     difference, error = found
     worst = int((difference.abs() / error).argmax())
     expect(
@@ -98,6 +115,20 @@ def samples(s: Subject) -> str | None:
         "let sample and log_prob use the same parameters",
     )
     return None
+
+
+def _moments(s: Subject, p: Any, draws: Tensor) -> tuple[Tensor, Tensor] | str:
+    """Differences of means of bounded functions and their standard errors; or why they are not known."""
+    if not scores_anything(p):
+        return joint.returned(p)
+    if _few(s, draws) and not isinstance(found := joint.counted(p, draws), str):
+        return found
+    if (apart := _separated(s, p, draws)) is not None:
+        return separable.moments(apart, draws)
+    if s.part.family == "likelihood":
+        return "its pixels depend on one another"
+    points = _weighted(s, p, draws)
+    return points if isinstance(points, str) else joint.moments(points, draws)
 
 
 def mean(s: Subject) -> str | None:

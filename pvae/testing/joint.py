@@ -15,7 +15,7 @@ from torch import Tensor
 from .separable import tested
 from .spaces import Space, space_of
 
-SIDE = {1: 20_001, 2: 400}
+SIDE = {1: 10_001, 2: 250}
 """Points of a quadrature along each number."""
 KERNELS, POINTS, FREEDOM = 500, 8000, 3.0
 LEAST = 100.0
@@ -42,23 +42,9 @@ class Weighted:
         return float(self.w.std() / len(self.w) ** 0.5) if self.random else 0.0
 
 
-def total(p: Any, latent: int, draws: Tensor | None) -> tuple[float, float, float] | str:
-    """The integral, its standard error and a tolerance; or why it is not known."""
-    if draws is not None and space_of(draws).kind == "discrete":
-        return _mass(p, draws)
-    found = weighted(p, latent, draws)
-    if isinstance(found, str):
-        return found
-    return float(found.w.mean()), found.error, 2e-3 if found.random else 5e-3
-
-
-def moments(p: Any, latent: int, draws: Tensor) -> tuple[Tensor, Tensor] | str:
-    """Differences of means of test functions, and their standard errors; or why they are not known."""
-    if space_of(draws).kind == "discrete":
-        return _counted(p, draws)
-    found = weighted(p, latent, draws)
-    if isinstance(found, str):
-        return found
+def moments(found: Weighted, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of means of test functions along many directions, and their standard errors."""
+    latent = draws.shape[1]
     flat = draws.double()
     directions = torch.cat([torch.eye(latent), torch.randn(2 * latent, latent)]).double()
     directions = directions / directions.norm(dim=1, keepdim=True)
@@ -167,7 +153,7 @@ def _found_alone(p: Any, space: Space) -> Tensor:
 # Few values.
 
 
-def _mass(p: Any, draws: Tensor) -> tuple[float, float, float] | str:
+def mass(p: Any, draws: Tensor) -> tuple[float, float, float] | str:
     """The mass of the values seen and, by Good 1953, of those not seen."""
     known, counts = draws.unique(dim=0, return_counts=True)
     once = int((counts == 1).sum())
@@ -177,7 +163,7 @@ def _mass(p: Any, draws: Tensor) -> tuple[float, float, float] | str:
     return seen + once / len(draws), (once + 1) ** 0.5 * 1.5 / len(draws), 1e-3
 
 
-def _counted(p: Any, draws: Tensor) -> tuple[Tensor, Tensor] | str:
+def counted(p: Any, draws: Tensor) -> tuple[Tensor, Tensor] | str:
     """Shares of the values that are seen often, less their mass."""
     known, counts = draws.unique(dim=0, return_counts=True)
     mass = p.log_prob(known).double().exp()

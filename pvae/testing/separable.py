@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-POINTS = 2000
+POINTS = 1000
 CHUNK = 2_000_000
 TOLERANCE = 2e-3
 UNIT = {"unit_interval", "open_unit_interval", "levels", "binary"}
@@ -24,32 +24,48 @@ class Grid(NamedTuple):
     log_weight: Tensor
 
 
-def total(p: Any, draws: Tensor, support: str) -> tuple[float, float, float] | None:
-    """The integral, no error, and a tolerance; None where the numbers are not independent."""
-    grid = _grid(draws, support)
-    found = [_log_total(p, x, grid)[0] for x in draws[:3]]
-    d = grid.value.shape[1]
-    if not all(torch.isfinite(one) for one in found) or max(found) - min(found) > TOLERANCE * d:
-        return None
-    return float(found[0].exp()), 0.0, TOLERANCE * (d + 1)
+class Separated(NamedTuple):
+    """A distribution whose numbers are independent, taken apart."""
+
+    total: Tensor
+    """The logarithm of its integral."""
+    value: Tensor
+    """Values of each number, (G, d)."""
+    mass: Tensor
+    """Their shares of it, (G, d)."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are, d."""
+        return self.value.shape[1]
 
 
-def moments(p: Any, draws: Tensor, support: str) -> tuple[Tensor, Tensor] | None:
-    """Differences of means of test functions and their standard errors, (functions, d); None as above."""
-    if total(p, draws, support) is None:
-        return None
+def separate(p: Any, draws: Tensor, support: str) -> Separated | None:
+    """The distribution taken apart by way of three of its draws; None where they don't agree."""
     grid = _grid(draws, support)
-    mass = _log_total(p, draws[0], grid)[1].softmax(0)
+    moving = draws.flatten(1).std(0) > 0
+    totals, log_mass = [], grid.log_weight
+    for x in draws[:3]:
+        found, log_mass = _log_total(p, x, grid)
+        totals.append(found)
+        alone = (log_mass > log_mass.amax(0) - 40).sum(0) <= 1  # no other value goes with the other numbers
+        apart = bool(found.isfinite()) and max(totals) - min(totals) <= TOLERANCE * grid.value.shape[1]
+        if not apart or bool((alone & moving).any()):
+            return None
+    return Separated(totals[0], grid.value, log_mass.softmax(0))
+
+
+def moments(p: Separated, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of means of test functions of each number, and of pairs; and their standard errors."""
     flat = draws.flatten(1).double()
     center, spread = _place(flat)
-    theory, practice = (tested((v - center) / spread) for v in (grid.value, flat))
-    expected = (mass * theory).sum(1)
+    theory, practice = (tested((v - center) / spread) for v in (p.value, flat))
+    found = practice.mean(1) - (p.mass * theory).sum(1)
     error = practice.std(1) / len(flat) ** 0.5 + 5e-4
-    found, errors = practice.mean(1) - expected, error
-    if 1 < flat.shape[1] <= 20:
-        pairs, pair_errors = _together(flat, center, spread)
-        found, errors = torch.cat([found.flatten(), pairs]), torch.cat([error.flatten(), pair_errors])
-    return found, errors
+    if not 1 < flat.shape[1] <= 20:
+        return found, error
+    pairs, pair_errors = _together(flat, center, spread)
+    return torch.cat([found.flatten(), pairs]), torch.cat([error.flatten(), pair_errors])
 
 
 def tested(v: Tensor) -> Tensor:
@@ -80,7 +96,7 @@ def _grid(draws: Tensor, support: str) -> Grid:
     u = (torch.arange(POINTS, dtype=torch.float64).unsqueeze(1) + 0.5) / POINTS
     standard = (2 * u - 1) / (2 * u * (1 - u)).sqrt()  # quantiles of Student's t with 2 degrees of freedom
     log_density = -1.5 * (2 + standard.square()).log()
-    unit = support in UNIT
+    unit = support in UNIT or bool(((flat >= 0) & (flat <= 1)).all())
     real = flat.clamp(1e-7, 1 - 1e-7).logit() if unit else flat
     center, spread = _place(real)
     value = center + spread * standard

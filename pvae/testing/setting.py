@@ -6,7 +6,7 @@ import copy
 import itertools
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -52,6 +52,8 @@ class Subject:
     shape: tuple[int, ...]
     y: Tensor | None = None
     """Labels to choose from, where none fit by themselves."""
+    memo: dict[str, Any] = field(default_factory=dict)
+    """What one clause has found and another needs too."""
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -103,7 +105,7 @@ class Subject:
         """The same, apart: what is trained or changed is this one."""
         vae = copy.deepcopy(self.vae)
         part = {"prior": vae.prior, "likelihood": vae.likelihood, "guide": vae.posterior}[self.part.family]
-        return Subject(part, vae, self.latent, self.shape, self.y)
+        return Subject(part, vae, self.latent, self.shape, self.y, self.memo)
 
     def drawable(self) -> bool:
         """Whether the part can be drawn from."""
