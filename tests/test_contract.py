@@ -7,11 +7,10 @@ import typing
 import pyro.distributions as dist
 import pytest
 import torch
+from registry import variants
 from torch import nn
 
 import pvae
-from pvae import config
-from pvae.base import members
 from pvae.testing.contract import CLAUSES
 from pvae.testing.setting import make
 
@@ -21,16 +20,6 @@ CHECKS = {
     "likelihood": pvae.testing.check_likelihood,
     "guide": pvae.testing.check_guide,
 }
-
-
-def variants(family):
-    """Every member with its defaults, and with each choice of each option that is a choice."""
-    for name, member in members(family).items():
-        yield pytest.param(member, {}, id=f"{family}-{name}")
-        for option, parameter in config.member_options(family, member).items():
-            for kind in (parameter.annotation, *typing.get_args(parameter.annotation)):
-                for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ():
-                    yield pytest.param(member, {option: choice}, id=f"{family}-{name}-{choice}")
 
 
 MEMBERS = [variant for family in CHECKS for variant in variants(family)]

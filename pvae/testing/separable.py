@@ -144,4 +144,6 @@ def _scores(p: Any, x: Tensor, value: Tensor) -> Tensor:
         inside = p.support.check(full)
     except (NotImplementedError, AttributeError):
         return found
+    while inside.dim() > found.dim():  # a support that speaks of single numbers
+        inside = inside.all(-1)
     return torch.where(inside, found, -torch.inf)
