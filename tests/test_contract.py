@@ -228,6 +228,27 @@ class ShapeByValues(Wide):
         return dist.Normal(torch.zeros(self.latent), large.expand(self.latent)).to_event(1)
 
 
+class HoldsALambda(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.link = lambda value: value.exp()
+
+
+class NotOnceExpanded(dist.Normal):
+    def expand(self, batch_shape, _instance=None):
+        made = Scaled(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+        made.sample = self.refuse
+        return made
+
+    def refuse(self, sample_shape=()):
+        raise NotImplementedError
+
+
+class SampledAloneOnly(Wide):
+    def forward(self, y=None):
+        return NotOnceExpanded(torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
 class MixesItsBatch(pvae.MeanField):
     def forward(self, x, y=None):
         q = super().forward(x, y)
@@ -297,6 +318,8 @@ BROKEN = [
     (NotFinite, "shapes", "Expected parameter scale .* to satisfy the constraint GreaterThan"),
     (GradientNotFinite, "gradients", "found a gradient at 'log_scale' that is not finite"),
     (ShapeByValues, "fast", "the shape of what torch's 'index' returns depends on values.*torch's operations on"),
+    (HoldsALambda, "copies", "PicklingError|AttributeError"),
+    (SampledAloneOnly, "words", "has no sample.*when it is asked for a sample, expected draws: write `sample`"),
     (MixesItsBatch, "alone", "of a datum in a batch of 4, .* of it alone, expected the same: let nothing in the part"),
     (LikelihoodWithoutMean, "mean", "found no .mean, expected the mean of"),
     (LikelihoodNotNormalized, "integrates", "an integral of"),
