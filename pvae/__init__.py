@@ -1,5 +1,10 @@
 """Variational autoencoders as probabilistic programs."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from . import ais, bounds, comparison, data, diagnostics, estimators, evaluate, exact, gap, load, snr
 from .base import Part
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder, Covariates, Label
@@ -62,4 +67,11 @@ __all__ = [
     "log_weights",
     "mlp",
     "snr",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":  # not loaded before it is asked for
+        return importlib.import_module(".testing", __name__)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

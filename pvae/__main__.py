@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": "evaluate runs on the same test data, side by side",
     "gradients": "signal and noise of gradient estimators against the number of particles",
     "sample": "draw images from a run's prior",
+    "parts": "list every prior, likelihood, guide, network, objective and gradient",
 }
 
 

@@ -63,7 +63,11 @@ class Part(Member, nn.Module):
             InputError: `forward` gave something that is not a distribution, or one of another shape than it should.
         """
         announce(self, self.family)
-        found = super().__call__(*args, **kwargs)
+        try:
+            found = super().__call__(*args, **kwargs)
+        except TypeError as error:
+            check_call(f"{self.family} {path_of(type(self))}: forward", self.forward, args, kwargs, error)
+            raise
         self.check(found, *args, **kwargs)
         return found
 
@@ -114,6 +118,41 @@ def lookup(family: str, name: str) -> type[Member]:
     return found
 
 
+def has_forward(part: Part) -> bool:
+    """Whether a part has a `forward` of its own."""
+    family = _families.get(part.family, {}).get("")
+    return type(part).forward not in (nn.Module.forward, getattr(family, "forward", None))
+
+
+def check_call(who: str, function: Any, args: Any, kwargs: dict[str, Any], error: Exception) -> None:
+    """Refuse a function that does not take what it is called with; nothing where it does.
+
+    Raises:
+        InputError: naming the function, its arguments and what it is given.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as misfit:
+        more = "".join(f", {name}=" for name in kwargs)
+        found = str(signature).partition(" -> ")[0]
+        raise InputError(
+            f"{who}: found the arguments {found}, expected to be called with {len(args)} of them{more}: {misfit}"
+        ) from error
+
+
+def blame(error: BaseException) -> str:
+    """Which class that was named by import path an error comes from, and at what line of its file; or nothing."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in _imported:
+            return f"{_imported[frame.filename]}: failed at {frame.filename}:{frame.lineno}"
+    return ""
+
+
+_imported: dict[str, str] = {}
+"""What was named on the command line, by the file that it is in."""
+
+
 def path_of(member: type) -> str:
     """Where a class is written: `package.module:Class`."""
     return f"{member.__module__}:{member.__qualname__}"
@@ -144,6 +183,8 @@ def _import(family: str, name: str) -> Any:
         raise InputError(
             f"--{family} {name}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}"
         )
+    if getattr(module, "__file__", None):
+        _imported[module.__file__] = f"--{family} {name}"
     return getattr(module, attribute)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from . import config
-from .base import lookup, members
+from .base import blame, lookup, members
 from .config import FAMILIES, Config, flag, member_help, member_options
 from .errors import InputError
 from .values import convert, describe
@@ -223,12 +223,13 @@ def _explain(name: str, error: Exception) -> str | None:
         return str(error)
     memory = any(words in str(error) for words in ("allocate memory", "Storage size calculation overflowed"))
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or memory:
-        return f"out of memory: {_LOWER[name]}"
+        return f"out of memory: {_LOWER.get(name, 'take less at once')}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'output'}: the disk is full: free some space; checkpoints that were written stay"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return None
+    where = blame(error)
+    return f"{where}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}" if where else None
 
 
 _LOWER = {

@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import nn
 
-from .base import Member, Part, lookup, members, root
+from .base import Member, Part, check_call, lookup, members, path_of, root
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .data import Dataset, has_levels, is_discrete, pixels
 from .errors import InputError, nearest
@@ -424,8 +424,12 @@ def objective(config: Config) -> Objective:
 
 
 def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any, **more: Any) -> Any:
+    given = {**options.get(family, {}), **more}
     try:
-        return part[family](*args, **options.get(family, {}), **more)
+        return part[family](*args, **given)
+    except TypeError as error:
+        check_call(f"--{family} {path_of(part[family])}: __init__", part[family], args, given, error)
+        raise
     except InputError as error:
         about = str(error).partition(":")[0]
         where = "--" if about in (f.name for f in fields()) else f"--{family}."

@@ -85,7 +85,8 @@ def load(
         data: one of `NAMED`, or a path to a `.npz` (`x`, optionally `y`; or one array of any name; or `x_train`,
             `x_test`, optionally `x_validation`, and their `y_*`), a `.npy`, a `.csv` (numbers; optional header; a
             column `label` or `y` holds the labels) or a folder of images (names of sub-folders become labels).
-            uint8 is kept, bool becomes 0 or 255, other numbers float32. `./digits` is a folder, `digits` the set.
+            uint8 is kept, bool becomes 0 or 255, other numbers float32; `y` (N,) are labels, `y` (N, size)
+            covariates. `./digits` is a folder, `digits` the set.
         data_dir: where named sets lie and are downloaded to; by default `$PVAE_DATA`, else `data`.
         validation: fraction in [0, 1) of what is left for training; 0 gives an empty part.
         test: fraction in (0, 1) of everything; unused where the set has a test part of its own.

@@ -21,6 +21,7 @@ def nearest(unknown: str, known: list[str]) -> str:
     """
     import difflib
 
-    close = difflib.get_close_matches(unknown.lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(unknown.lower(), list(lower), n=1, cutoff=0.5)
+    hint = f"did you mean '{lower[close[0]]}'? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import weights
 from .checkpoints import disk
 from .data import Split, pixels
+from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .pace import pace
 from .priors import Prior
@@ -68,7 +69,7 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     }
     arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
     write_results(run.folder / "results.nc", arrays, attributes(summary))
-    figures(run, vae, dataset.test, found)
+    figures(run, vae, dataset.test, found, say)
     run.write_json("summary.json", summary)
 
 
@@ -145,8 +146,8 @@ def results(
 
 
 @torch.no_grad()
-def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> None:
-    """Draw the run's figures into `figures/`."""
+def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Callable[[str], None]) -> None:
+    """Draw the run's figures into `figures/`; what cannot be drawn is said."""
     from . import plots
 
     folder = run.folder / "figures"
@@ -160,9 +161,6 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> None:
             "reconstructions": plots.reconstructions(
                 _numpy(x[few]), _numpy(vae.reconstruct(x[few], None if y is None else y[few]))
             ),
-            "samples": plots.image_grid(
-                picture(sample(vae, 100, run.config.seed, test), test), title="Samples from the prior"
-            ),
         }
         for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
             drawn[f"latent_space{_suffix(vae, site)}"] = plots.latent_scatter(
@@ -170,6 +168,11 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> None:
             )
         for end, variance in variances(vae, found).items():
             drawn[f"active_units{end}"] = plots.active_units(_numpy(variance))
+        try:
+            images = picture(sample(vae, 100, run.config.seed, test), test)
+            drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
+        except InputError as error:  # of a prior that is only scored
+            say(f"no figure of samples: {error}")
         plain = vae.prior.support == Prior.support and run.config.condition == "none"
         if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
             drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
@@ -261,5 +264,8 @@ def closing(run: Run) -> str:
         rate, units = layer["rate"], f"{layer['active_units']} of {layer['units']} active"
         lines += [f"  {f'{name}: rate':<18}{rate['mean']:>10.3f} +- {rate['se']:.3f}, {units}"]
     folder = shlex.quote(str(Path(run.folder)))
-    lines += [f"\nrun folder: {folder}", f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
+    lines += [f"\nrun folder: {folder}"]
+    drawn = run.folder / "figures"
+    if not drawn.exists() or (drawn / "samples.png").exists():
+        lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)

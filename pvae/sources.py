@@ -89,9 +89,11 @@ def _stored(data: str, part: str, x: np.ndarray, y: np.ndarray | None) -> Arrays
 
 
 def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
-    if len(y.shape) not in (1, 2) or len(y) != n:
+    """Labels as int64 (N,), covariates as float32 (N, size)."""
+    if y.shape != (n,) and not (y.ndim == 2 and len(y) == n and y.dtype.kind == "f" and y.shape[1] > 0):
         raise InputError(
-            f"{where} has shape {y.shape}, expected ({n},) to go with x: give one label a datum, or covariates ({n}, C)"
+            f"{where} has shape {y.shape}, expected ({n},) to go with x: give one label a datum (covariates are floats"
+            f" of shape ({n}, size))"
         )
     if y.dtype.kind not in "buif":
         raise InputError(f"{where} has dtype {y.dtype}, expected whole numbers as labels: number the classes")

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .base import Part, mean_of, members, path_of
+from .base import Part, has_forward, mean_of, members, path_of
 from .errors import InputError
 from .weights import LogWeights, log_weights
 
@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The mean of p(x|z) at the latent that stands for x, (B, *shape)."""
-        return self.likelihood(self.code(x, y), y).mean
+        return self._mean(self.likelihood(self.code(x, y), y))
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """Data x ~ p(x|z), z ~ p(z): (n, *shape).
@@ -61,8 +61,18 @@ class Autoencoder(nn.Module):
             y: labels (n,), for parts that use them.
             mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
         """
+        check_labels(y, n)
         p = self.likelihood(self.latents(n, y), y)
-        return p.mean if mean else p.sample()
+        return self._mean(p) if mean else p.sample()
+
+    def _mean(self, p: dist.Distribution) -> Tensor:
+        try:
+            return p.mean
+        except NotImplementedError as error:
+            raise InputError(
+                f"likelihood {path_of(type(self.likelihood))}: {type(p).__name__} has no mean, which pictures show:"
+                " give it one"
+            ) from error
 
     def log_weights(self, x: Tensor, y: Tensor | None = None, particles: int = 1) -> LogWeights:
         """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
@@ -103,6 +113,8 @@ class VAE(Autoencoder):
                 raise InputError(
                     f"{name}: found {type(part).__name__}, expected a pvae.Part: subclass pvae.{name.title()}"
                 )
+            if not has_forward(part):
+                raise InputError(f"{name} {path_of(type(part))}: found no forward, expected one: return a distribution")
         sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
         if len(set(sizes.values())) > 1:
             raise InputError(
@@ -126,12 +138,14 @@ class VAE(Autoencoder):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) = p(z) p(x|z) for each datum."""
+        check_labels(y, len(x))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(y))
             pyro.sample("x", self.likelihood(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
+        check_labels(y, len(x))
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
@@ -167,6 +181,18 @@ def drawn(prior: Part, n: int, y: Tensor | None) -> Tensor:
             f"prior {path_of(type(prior))}: {type(p).__name__} has no sample: it can be fitted and"
             " evaluated, but not sampled from"
         ) from error
+
+
+def check_labels(y: Tensor | None, n: int) -> None:
+    """Refuse labels that are not one for each of n data.
+
+    Raises:
+        InputError: they are of another number, or no tensor.
+    """
+    if y is None or (isinstance(y, Tensor) and y.dim() > 0 and len(y) == n):
+        return
+    found = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+    raise InputError(f"y: found {found}, expected a tensor with one label for each of {n} data, or None")
 
 
 def check_support(prior: Part, guide: Part) -> None:

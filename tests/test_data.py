@@ -412,6 +412,7 @@ ARRAYS = {
         {"x": grey(), "y": np.full((20, 2), np.nan)},
         "y: found nan at [0, 0], expected finite",
     ),
+    "y one-hot": ({"x": grey(), "y": np.eye(20, dtype=int)}, "y has shape (20, 20), expected (20,)"),
     "y strings": ({"x": grey(), "y": np.full(20, "a")}, "y has dtype <U1, expected whole numbers"),
     "y fractions": ({"x": grey(), "y": labels() / 2}, "y: found 0.5 at 1, expected whole numbers"),
     "y nan": ({"x": grey(), "y": np.full(20, np.inf)}, "y: found inf at 0, expected whole numbers"),

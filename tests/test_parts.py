@@ -1,18 +1,20 @@
-"""Every registered part, by existing: shapes, densities, gradients, state; then closed forms, part by part."""
+"""Every registered part, by existing, in models of every kind; then closed forms, part by part.
+
+What a part has to keep by itself is in `test_contract`.
+"""
 
 import copy
 import functools
 import inspect
-import io
 import math
 import pickle
-import typing
 
 import pyro
 import pytest
 import scipy.stats
 import torch
 from pyro.infer import Trace_ELBO
+from registry import variants
 from torch import nn
 from torch.func import grad, vmap
 
@@ -24,18 +26,6 @@ from pvae.likelihoods import decoded_shape
 LATENT, SHAPE = 3, (6, 5)
 FAMILIES = ("prior", "likelihood", "guide", "encoder", "decoder")
 LEADS = [(), (4,), (2, 4), (3, 2, 4)]
-
-
-def variants(family):
-    """Every member with its defaults, and with each choice of each option that is a choice."""
-    for name, member in members(family).items():
-        yield pytest.param(member, {}, id=name)
-        for option, parameter in config.member_options(family, member).items():
-            for kind in (parameter.annotation, *typing.get_args(parameter.annotation)):
-                for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ():
-                    yield pytest.param(member, {option: choice}, id=f"{name}-{choice}")
-    if family == "likelihood":
-        yield pytest.param(pvae.Gaussian, {"scale": 0.5}, id="gaussian-0.5")
 
 
 def every(family):
@@ -113,86 +103,6 @@ leads = pytest.mark.parametrize("lead", LEADS, ids=str)
 
 
 # Every part -----------------------------------------------------------------------------------------------------------
-
-
-@leads
-@part_variants
-def test_a_part_has_batch_left_and_event_right(member, options, lead):
-    part = make(member, options).eval()
-    p = part(inputs(member.family, *lead))
-    if p.batch_shape != lead:
-        assert (member.family, p.batch_shape) == ("prior", ())
-        p = p.expand(lead)
-    assert (p.batch_shape, p.event_shape) == (lead, event(member.family))
-    value = p.sample()
-    assert value.shape == lead + event(member.family)
-    mean = mean_of(p)
-    assert mean is None or mean.shape == value.shape
-    log_prob = p.log_prob(value)
-    assert log_prob.shape == lead
-    assert log_prob.isfinite().all()
-
-
-@part_variants
-def test_a_part_takes_labels(member, options):
-    y = torch.tensor([0, 1, 2, 0])
-    part = make(member, options)
-    p = part(y) if member.family == "prior" else part(inputs(member.family, 4), y)
-    assert p.batch_shape in ((), (4,))
-    assert p.event_shape == event(member.family)
-
-
-@part_variants
-def test_one_datum_does_not_know_the_others(member, options):
-    if member.family == "prior":
-        return
-    part, x = make(member, options).eval(), inputs(member.family, 3, 2, 4)
-    value = part(x).sample()
-    torch.testing.assert_close(part(x).log_prob(value)[1, 0, 2], part(x[1, 0, 2]).log_prob(value[1, 0, 2]))
-    torch.testing.assert_close(part(x).log_prob(value)[:, 0], part(x[:, 0]).log_prob(value[:, 0]))
-
-
-@part_variants
-def test_a_draw_of_a_part_has_its_mean(member, options):
-    p = make(member, options).eval()(inputs(member.family)).expand([20_000])
-    if mean_of(p) is None:
-        return
-    x = p.sample()
-    error = x.std(0) / math.sqrt(len(x)) + 1e-6
-    assert ((x.mean(0) - p.mean[0]) / error).abs().max() < 4.5
-
-
-@part_variants
-def test_log_prob_has_a_gradient_for_every_parameter(member, options):
-    if not getattr(member, "bound", True):
-        return  # a point mass has no density
-    part = make(member, options)
-    p = part(inputs(member.family, 16))
-    log_prob = p.log_prob(p.sample()).sum()
-    if log_prob.requires_grad:
-        log_prob.backward()
-    for name, parameter in part.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.norm() > 1e-6, name
-    if options.get("scale") == "optimal":
-        assert dict(part.named_parameters()).keys() == {f"decoder.{n}" for n, _ in part.decoder.named_parameters()}
-
-
-@part_variants
-def test_state_dict_round_trip(member, options):
-    part, other = make(member, options), make(member, options, seed=1)
-    x = inputs(member.family, 4)
-    for parameter in part.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    value = part(x).sample()
-    part(x).log_prob(value)  # the running scale of 'optimal' moves
-    file = io.BytesIO()
-    torch.save(part.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    part.eval(), other.eval()
-    assert torch.equal(part(x).log_prob(value), other(x).log_prob(value))
 
 
 @part_variants
@@ -512,6 +422,10 @@ def test_a_batch_that_is_not_finite_leaves_the_running_scale():
     with pyro.validation_enabled(False):
         assert part(torch.full((1, 6), math.nan).double()).log_prob(torch.zeros(1, 2, 3).double()).isnan()
     assert torch.equal(part.scale, before)
+
+
+def test_the_optimal_scale_is_no_parameter():
+    assert not list(gaussian("optimal").parameters())
 
 
 def test_the_optimal_scale_expands():

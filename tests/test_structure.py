@@ -62,15 +62,19 @@ ROOMS = {
         "values",
         "vae",
     },
+    "testing": {"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "svi", "vae"},
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
     "runs": {"errors", "config", "data", "evaluate", "checkpoints"},
     "load": {"errors", "base", "config", "data", "runs", "vae"},
-    "report": {"weights", "data", "evaluate", "checkpoints", "pace", "priors", "runs", "train", "vae", "plots"},
+    "report": {
+        *{"errors", "weights", "data", "evaluate", "checkpoints", "pace", "priors", "runs", "train", "vae", "plots"},
+    },
     "cli": {"errors", "base", "config", "values"},
     "progress": {"train"},
     "fit": {"errors", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
+    "parts": {"errors", "base", "cli", "config"},
     "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "pace", "plots", "snr", "vae"},
     "compare": {
         *{"errors", "ais", "checkpoints", "cli", "comparison", "config", "data", "diagnostics", "exact", "load"},
@@ -92,7 +96,7 @@ ONLY_IN = {
     "yaml": {"config"},
     "zuko": {"flows"},
 }
-PRINTS = {"cli", "fit", "sample", "compare", "gradients", "progress", "__main__"}
+PRINTS = {"cli", "fit", "sample", "compare", "gradients", "parts", "progress", "__main__"}
 
 
 def files():

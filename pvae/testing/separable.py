@@ -1,0 +1,149 @@
+"""Distributions whose numbers are independent: integrals and moments number by number.
+
+With log p(x) = sum_i f_i(x_i), log of the integral is log p(x) + sum_i log int p(x with x_i = v) / p(x) dv for any x:
+that it is the same for several x says that the numbers are independent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+POINTS = 1000
+CHUNK = 2_000_000
+TOLERANCE = 2e-3
+UNIT = {"unit_interval", "open_unit_interval", "levels", "binary"}
+
+
+class Grid(NamedTuple):
+    """Values of each number, (G, d), and the logarithm of what each counts for in a sum."""
+
+    value: Tensor
+    log_weight: Tensor
+
+
+class Separated(NamedTuple):
+    """A distribution whose numbers are independent, taken apart."""
+
+    total: Tensor
+    """The logarithm of its integral."""
+    value: Tensor
+    """Values of each number, (G, d)."""
+    mass: Tensor
+    """Their shares of it, (G, d)."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are, d."""
+        return self.value.shape[1]
+
+
+def separate(p: Any, draws: Tensor, support: str) -> Separated | None:
+    """The distribution taken apart by way of three of its draws; None where they don't agree."""
+    grid = _grid(draws, support)
+    moving = draws.flatten(1).std(0) > 0
+    totals, log_mass = [], grid.log_weight
+    for x in draws[:3]:
+        found, log_mass = _log_total(p, x, grid)
+        totals.append(found)
+        alone = (log_mass > log_mass.amax(0) - 40).sum(0) <= 1  # no other value goes with the other numbers
+        apart = bool(found.isfinite()) and max(totals) - min(totals) <= TOLERANCE * grid.value.shape[1]
+        if not apart or bool((alone & moving).any()):
+            return None
+    return Separated(totals[0], grid.value, log_mass.softmax(0))
+
+
+def moments(p: Separated, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of means of test functions of each number, and of pairs; and their standard errors."""
+    flat = draws.flatten(1).double()
+    center, spread = _place(flat)
+    theory, practice = (tested((v - center) / spread) for v in (p.value, flat))
+    found = practice.mean(1) - (p.mass * theory).sum(1)
+    error = practice.std(1) / len(flat) ** 0.5 + 5e-4
+    if not 1 < flat.shape[1] <= 20:
+        return found, error
+    pairs, pair_errors = _together(flat, center, spread)
+    return torch.cat([found.flatten(), pairs]), torch.cat([error.flatten(), pair_errors])
+
+
+def tested(v: Tensor) -> Tensor:
+    """Bounded functions of numbers, (functions, *v)."""
+    return torch.stack([v.tanh(), (2 * v).tanh().square(), v.sin(), v.cos(), (2 * v).sin(), (3 * v).cos()])
+
+
+def _together(flat: Tensor, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariances of bounded functions of two numbers, which are 0."""
+    one = ((flat - center) / spread).tanh()
+    one = one - one.mean(0)
+    i, j = torch.triu_indices(one.shape[1], one.shape[1], 1)
+    products = one[:, i] * one[:, j]
+    return products.mean(0), products.std(0) / len(flat) ** 0.5 + 1e-6
+
+
+def _place(flat: Tensor) -> tuple[Tensor, Tensor]:
+    quantiles = flat.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=flat.dtype), 0)
+    spread = (quantiles[2] - quantiles[0]) / 2
+    return quantiles[1], torch.where(spread > 1e-6, spread, flat.std(0).clamp(1e-3, 1.0))
+
+
+def _grid(draws: Tensor, support: str) -> Grid:
+    flat = draws.flatten(1).double()
+    known = flat[:1000].unique()
+    if len(known) < 0.5 * min(1000, len(flat)):
+        return _levels(flat, known, support)
+    u = (torch.arange(POINTS, dtype=torch.float64).unsqueeze(1) + 0.5) / POINTS
+    standard = (2 * u - 1) / (2 * u * (1 - u)).sqrt()  # quantiles of Student's t with 2 degrees of freedom
+    log_density = -1.5 * (2 + standard.square()).log()
+    unit = support in UNIT or bool(((flat >= 0) & (flat <= 1)).all())
+    real = flat.clamp(1e-7, 1 - 1e-7).logit() if unit else flat
+    center, spread = _place(real)
+    value = center + spread * standard
+    log_weight = spread.log() - log_density - torch.tensor(float(POINTS)).log()
+    if unit:
+        log_weight = log_weight - torch.nn.functional.softplus(value) - torch.nn.functional.softplus(-value)
+        value = value.sigmoid()
+    return Grid(value, log_weight.expand_as(value))
+
+
+def _levels(flat: Tensor, known: Tensor, support: str) -> Grid:
+    every = flat.unique()
+    gaps = every.diff()
+    step = gaps[gaps > 1e-4].min() if len(every) > 1 else torch.tensor(1.0)
+    step = 1 / (1 / step).round() if step < 1 else step.round()
+    span = float(every.max() - every.min()) + 50 * float(step)
+    low, high = float(every.min()) - span, float(every.max()) + 2 * span
+    if support in UNIT or (float(step) < 1 and every.min() >= 0 and every.max() <= 1):
+        low, high = 0.0, 1.0
+    low = max(low, 0.0) if every.min() >= 0 else low
+    count = min(int((high - low) / float(step) + 1.5), 20_000)
+    value = low + float(step) * torch.arange(count, dtype=torch.float64)
+    value = value.unsqueeze(1).expand(-1, flat.shape[1])
+    return Grid(value, torch.zeros_like(value))
+
+
+def _log_total(p: Any, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The logarithm of the integral by way of x; and of each value's mass, (G, d), up to a constant for each number."""
+    d = x.numel()
+    here = p.log_prob(x).double()
+    rows = max(1, CHUNK // (d * d))
+    parts = [_scores(p, x, value) for value in grid.value.split(rows)]
+    log_mass = torch.cat(parts).double() + grid.log_weight
+    return here + (log_mass - here).logsumexp(0).sum(), log_mass
+
+
+def _scores(p: Any, x: Tensor, value: Tensor) -> Tensor:
+    """log_prob of x with each of its numbers, one at a time, replaced by a value: (g, d)."""
+    d = x.numel()
+    full = x.flatten().expand(len(value), d, d).clone()
+    full.diagonal(dim1=1, dim2=2).copy_(value.to(full.dtype))
+    full = full.reshape(len(value), d, *x.shape)
+    found = p.log_prob(full)
+    try:
+        inside = p.support.check(full)
+    except (NotImplementedError, AttributeError):
+        return found
+    while inside.dim() > found.dim():  # a support that speaks of single numbers
+        inside = inside.all(-1)
+    return torch.where(inside, found, -torch.inf)

@@ -1,0 +1,374 @@
+"""The contract of parts: every member keeps it, and parts that break it are told how, in a line."""
+
+import copy
+import inspect
+import typing
+
+import pyro.distributions as dist
+import pytest
+import torch
+from registry import variants
+from torch import nn
+
+import pvae
+from pvae.testing.contract import CLAUSES
+from pvae.testing.setting import make
+
+SHAPE = (3, 2)
+CHECKS = {
+    "prior": pvae.testing.check_prior,
+    "likelihood": pvae.testing.check_likelihood,
+    "guide": pvae.testing.check_guide,
+}
+
+
+MEMBERS = [variant for family in CHECKS for variant in variants(family)]
+
+
+@pytest.mark.parametrize("latent", [2, 4])
+@pytest.mark.parametrize(("member", "options"), MEMBERS)
+def test_every_member_keeps_the_contract(member, options, latent):
+    if member.family == "likelihood" and latent == 2:
+        return
+    conditioned = {"condition": pvae.Label(3)} if "condition" in inspect.signature(member).parameters else {}
+    report = CHECKS[member.family](make(member, latent, SHAPE, {**options, **conditioned}))
+    assert set(report.clauses) == {"model", *CLAUSES}
+
+
+@pytest.mark.parametrize("condition", [pvae.Label(3), pvae.Covariates(2)], ids=["label", "covariates"])
+def test_conditioned_networks_keep_the_contract(condition):
+    encoder = pvae.ConditionedEncoder(pvae.MLPEncoder(SHAPE, 4, [8], context=condition.size), condition)
+    assert pvae.testing.check_guide(pvae.MeanField(encoder, 2)).skipped == {}
+    decoder = pvae.ConditionedDecoder(pvae.MLPDecoder(2 + condition.size, SHAPE, [8]), condition)
+    assert pvae.testing.check_likelihood(pvae.Bernoulli(decoder, SHAPE)).skipped == {}
+
+
+# Parts that break it --------------------------------------------------------------------------------------------------
+
+
+class Wide(pvae.Prior):
+    """Right: what the others are made from."""
+
+    def __init__(self, latent, condition=None):
+        super().__init__(latent, condition=condition)
+        self.log_scale = nn.Parameter(torch.zeros(latent))
+
+    def normal(self):
+        return dist.Normal(torch.zeros_like(self.log_scale), self.log_scale.exp())
+
+    def forward(self, y=None):
+        return self.normal().to_event(1)
+
+
+class ReturnsATensor(Wide):
+    def forward(self, y=None):
+        return 2 * self.log_scale
+
+
+class MissesToEvent(Wide):
+    def forward(self, y=None):
+        return self.normal()
+
+
+class OtherEvent(Wide):
+    def forward(self, y=None):
+        return dist.Normal(torch.zeros(self.latent + 1), 1.0).to_event(1)
+
+
+class TorchsOwn(Wide):
+    def forward(self, y=None):
+        return torch.distributions.Independent(torch.distributions.Normal(self.log_scale, 1.0), 1)
+
+
+class Scaled(dist.Normal):
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+class DoubledDensity(Scaled):
+    def log_prob(self, value):
+        return super().log_prob(value) + 0.1
+
+
+class NotNormalized(Wide):
+    def forward(self, y=None):
+        return DoubledDensity(torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class WiderDraws(Scaled):
+    def rsample(self, sample_shape=()):
+        return 1.15 * super().rsample(sample_shape)
+
+    def sample(self, sample_shape=()):
+        return self.rsample(sample_shape).detach()
+
+
+class DrawsFromAnotherScale(Wide):
+    def forward(self, y=None):
+        return WiderDraws(torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class Shifted(Scaled):
+    @property
+    def mean(self):
+        return self.loc + 0.2
+
+
+class OtherMean(Wide):
+    def forward(self, y=None):
+        return Shifted(torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class UnusedParameter(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+
+class ReadsOnTheHost(Wide):
+    def forward(self, y=None):
+        one = self.log_scale.mean().exp().item()
+        return dist.Normal(torch.zeros_like(self.log_scale), self.log_scale.exp() + one).to_event(1)
+
+
+class Branches(Wide):
+    def forward(self, y=None):
+        scale = self.log_scale.exp() if self.log_scale.sum() > 100 else 2 * self.log_scale.exp()
+        return dist.Normal(torch.zeros_like(scale), scale).to_event(1)
+
+
+class StateOutsideState(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.seen = torch.zeros(latent)
+
+    def forward(self, y=None):
+        if self.training:
+            with torch.no_grad():
+                self.seen += 0.3
+        return dist.Normal(self.seen.clone(), self.log_scale.exp()).to_event(1)
+
+
+class CountsItsCalls(Wide):
+    calls = 0
+
+    def forward(self, y=None):
+        self.calls += 1
+        return dist.Normal(0.1 * self.calls + torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class IgnoresItsLabels(Wide):
+    def forward(self, y=None):
+        lead = () if y is None else y.shape
+        return self.normal().expand([*lead, self.latent]).to_event(1)
+
+
+class FlattensItsLabels(Wide):
+    def __init__(self, latent, condition=None):
+        super().__init__(latent, condition)
+        self.means = nn.Linear(condition.size, latent)
+
+    def forward(self, y=None):
+        means = self.means(self.condition(y.flatten()))
+        return dist.Normal(means, self.log_scale.exp().expand_as(means)).to_event(1)
+
+
+class OneBatchAlone(Wide):
+    def forward(self, y=None):
+        return dist.Normal(torch.zeros(4, self.latent), self.log_scale.exp()).to_event(1)
+
+
+class NoSample(dist.TorchDistribution):
+    arg_constraints: typing.ClassVar = {}
+    support = dist.constraints.real_vector
+
+    def __init__(self, log_scale, batch_shape=(), constant=True):
+        self.log_scale, self.constant = log_scale, constant
+        super().__init__(torch.Size(batch_shape), log_scale.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return NoSample(self.log_scale, batch_shape, self.constant)
+
+    def log_prob(self, value):
+        base = dist.Normal(0.0, self.log_scale.exp()).log_prob(value).sum(-1) - (0.0 if self.constant else 0.2)
+        return base.expand(torch.broadcast_shapes(base.shape, self.batch_shape))
+
+
+class CannotBeSampled(Wide):
+    """Right, too."""
+
+    def forward(self, y=None):
+        return NoSample(self.log_scale)
+
+
+class CannotBeSampledNorIntegrated(Wide):
+    def forward(self, y=None):
+        return NoSample(self.log_scale, constant=False)
+
+
+class FailsInside(Wide):
+    def forward(self, y=None):
+        return self.normal().to_event(1) + {}["scale"]
+
+
+class NotFinite(Wide):
+    def forward(self, y=None):
+        return dist.Normal(torch.zeros_like(self.log_scale), (self.log_scale - 1e4).exp()).to_event(1)
+
+
+class GradientNotFinite(Wide):
+    def forward(self, y=None):
+        scale = 1 + (0 * self.log_scale).abs().sqrt()
+        return dist.Normal(torch.zeros_like(scale), scale).to_event(1)
+
+
+class ShapeByValues(Wide):
+    def forward(self, y=None):
+        large = self.log_scale[self.log_scale > -10].exp().mean()
+        return dist.Normal(torch.zeros(self.latent), large.expand(self.latent)).to_event(1)
+
+
+class HoldsALambda(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.link = lambda value: value.exp()
+
+
+class NotOnceExpanded(dist.Normal):
+    def expand(self, batch_shape, _instance=None):
+        made = Scaled(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+        made.sample = self.refuse
+        return made
+
+    def refuse(self, sample_shape=()):
+        raise NotImplementedError
+
+
+class SampledAloneOnly(Wide):
+    def forward(self, y=None):
+        return NotOnceExpanded(torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class MixesItsBatch(pvae.MeanField):
+    def forward(self, x, y=None):
+        q = super().forward(x, y)
+        return dist.Normal(q.mean + q.mean.reshape(-1, self.latent).mean(0), q.stddev).to_event(1)
+
+
+class NoMean(Scaled):
+    @property
+    def mean(self):
+        raise NotImplementedError
+
+
+class LikelihoodWithoutMean(pvae.Likelihood):
+    def forward(self, z, y=None):
+        mean = self.decode(z, y)
+        return NoMean(mean, torch.ones_like(mean)).to_event(len(self.shape))
+
+
+class HalvedPixel(Scaled):
+    def log_prob(self, value):
+        return 0.5 * super().log_prob(value)
+
+
+class LikelihoodNotNormalized(pvae.Likelihood):
+    def forward(self, z, y=None):
+        mean = self.decode(z, y)
+        return HalvedPixel(mean, torch.ones_like(mean)).to_event(len(self.shape))
+
+
+class BernoulliOfHalves(dist.Bernoulli):
+    def sample(self, sample_shape=()):
+        return torch.bernoulli(torch.full(self._extended_shape(torch.Size(sample_shape)), 0.5))
+
+    def expand(self, batch_shape, _instance=None):
+        return BernoulliOfHalves(logits=self.logits.expand(batch_shape))
+
+
+class BitsNotAsScored(pvae.Likelihood):
+    support = "binary"
+
+    def forward(self, z, y=None):
+        return BernoulliOfHalves(logits=self.decode(z, y) + 1).to_event(len(self.shape))
+
+
+BROKEN = [
+    (ReturnsATensor, "shapes", "forward returned Tensor, expected a distribution of pyro.distributions"),
+    (MissesToEvent, "shapes", r"batch shape \(4,\) and event shape \(\), expected .*: add .to_event\(1\)"),
+    (OtherEvent, "shapes", r"event shape \(5,\), expected batch shape \(\) and event shape \(4,\)"),
+    (TorchsOwn, "shapes", "found one of torch.distributions, which cannot be a Pyro site"),
+    (OneBatchAlone, "shapes", r"batch shape \(4,\) and event shape \(4,\), expected batch shape \(\)"),
+    (NotNormalized, "integrates", "found exp.log_prob. with an integral of 1.49.*, expected 1: look at its constants"),
+    (DrawsFromAnotherScale, "samples", "draws whose mean of a test function is .*: let sample and log_prob use the"),
+    (OtherMean, "mean", "found .mean .* standard errors from the mean of the draws"),
+    (UnusedParameter, "gradients", "found no gradient at 'unused', expected one at every parameter: use it in forward"),
+    (ReadsOnTheHost, "reads", r"found .item\(\) of a tensor at .*test_contract.py:\d+, expected tensors only"),
+    (Branches, "reads", r"found .__bool__\(\) of a tensor at .*test_contract.py:\d+"),
+    (
+        StateOutsideState,
+        "state",
+        "other draws or another log_prob after a trained part's state_dict was loaded.*parameters and buff",
+    ),
+    (CountsItsCalls, "state", "other draws or another log_prob"),
+    (IgnoresItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
+    (FlattensItsLabels, "shapes", r"batch shape \(1,\) and .*, expected batch shape \(\) and"),
+    (CannotBeSampledNorIntegrated, "integrates", "an integral of 0.8"),
+    (FailsInside, "shapes", r"test_contract.py:\d+: KeyError: 'scale'"),
+    (NotFinite, "shapes", "Expected parameter scale .* to satisfy the constraint GreaterThan"),
+    (GradientNotFinite, "gradients", "found a gradient at 'log_scale' that is not finite"),
+    (ShapeByValues, "fast", "the shape of what torch's 'index' returns depends on values.*torch's operations on"),
+    (HoldsALambda, "copies", "PicklingError|AttributeError"),
+    (SampledAloneOnly, "words", "has no sample.*when it is asked for a sample, expected draws: write `sample`"),
+    (MixesItsBatch, "alone", "of a datum in a batch of 4, .* of it alone, expected the same: let nothing in the part"),
+    (LikelihoodWithoutMean, "mean", "found no .mean, expected the mean of"),
+    (LikelihoodNotNormalized, "integrates", "an integral of"),
+    (BitsNotAsScored, "samples", "draws whose mean of a test function"),
+]
+
+
+def check(member):
+    if issubclass(member, pvae.Prior):
+        takes = member in (IgnoresItsLabels, FlattensItsLabels)
+        return pvae.testing.check_prior(member(4, pvae.Label(3)) if takes else member(4))
+    return CHECKS[member.family](make(member, 4, SHAPE))
+
+
+@pytest.mark.parametrize(("member", "clause", "text"), BROKEN, ids=[b[0].__name__ for b in BROKEN])
+def test_what_breaks_the_contract_is_told_in_a_line(member, clause, text):
+    with pytest.raises(pvae.testing.ContractError, match=text) as found:
+        check(member)
+    message = str(found.value)
+    assert "\n" not in message
+    assert message.startswith(f"{member.family} {member.__module__}:{member.__name__}: {clause}")
+
+
+def test_right_ones_pass():
+    assert check(Wide).skipped == {}
+    found = check(CannotBeSampled)
+    assert found.skipped == {
+        "samples": "it cannot be sampled",
+        "mean": "it has no mean",
+        "words": "it cannot be sampled, and says so",
+    }
+    assert "integrates  ok" in str(found)
+    assert isinstance(pvae.testing.ContractError("x"), AssertionError)
+
+
+def test_a_clause_is_left_out():
+    assert pvae.testing.check_prior(UnusedParameter(2), skip=("gradients",)).skipped == {"gradients": "left out"}
+    with pytest.raises(pvae.InputError, match="skip: unknown clause 'gradient': did you mean 'gradients'"):
+        pvae.testing.check_prior(Wide(2), skip=("gradient",))
+
+
+def test_the_part_and_the_generator_are_left_as_they_were():
+    prior, state = Wide(2), torch.get_rng_state()
+    before = copy.deepcopy(prior.state_dict())
+    pvae.testing.check_prior(prior)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in prior.state_dict().items())
+
+
+def test_what_is_no_part_of_the_family():
+    with pytest.raises(pvae.testing.ContractError, match=r"model: found MeanField, expected a pvae\.Prior"):
+        pvae.testing.check_prior(make(pvae.MeanField, 4, SHAPE))

@@ -1,0 +1,308 @@
+"""Parts in a user's own file: what is wrong with one is a line that says so, at every door."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pvae
+from pvae import base, cli, fit, sample
+
+SMALL = [
+    "--data",
+    "data.npz",
+    "--epochs",
+    "1",
+    "--encoder.hidden",
+    "8",
+    "--decoder.hidden",
+    "8",
+    "--latent",
+    "2",
+    "--eval-particles",
+    "2",
+]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pvae.__file__).parents[1])}
+HEAD = """
+import pvae
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+class Right(pvae.Prior):
+    def forward(self, y=None):
+        return dist.Normal(torch.zeros(self.latent), 1.0).to_event(1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder of the user's; what is imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    arrays("data.npz", (4, 4))
+    modules = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+    base._imported.clear()
+
+
+def arrays(name, shape=(6,), **more):
+    np.savez(name, x=np.random.default_rng(0).random((60, *shape)).astype("float32"), **more)
+
+
+def write(source, name="mylab"):
+    Path(f"{name}.py").write_text(HEAD + textwrap.dedent(source))
+
+
+def go(*argv, main=fit.main, name="fit"):
+    with pytest.raises(SystemExit) as found:
+        cli.run(main, name, list(map(str, argv)))
+    return found.value.code
+
+
+def refused(capsys, *argv, **command):
+    assert go(*argv, **command) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("pvae ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    assert not list(Path().glob("runs/*"))
+    return text
+
+
+def prior(body, init=""):
+    return f"""
+    class Bad(Right):
+        {init or "pass"}
+        def forward(self, y=None):
+            {body}
+    """
+
+
+BAD = [
+    (
+        "return torch.zeros(2)",
+        "prior mylab:Bad: forward returned Tensor, expected a distribution of pyro.distributions",
+    ),
+    ("return None", "prior mylab:Bad: forward returned NoneType, expected a distribution of pyro.distributions"),
+    (
+        "return torch.distributions.Normal(torch.zeros(2), 1.0)",
+        "found one of torch.distributions, which cannot be a Pyro site",
+    ),
+    (
+        "return dist.Normal(torch.zeros(2), 1.0)",
+        r"event shape \(\), expected .* event shape \(2,\): add .to_event\(1\)",
+    ),
+    ("return dist.Normal(torch.zeros(3), 1.0).to_event(1)", r"event shape \(3,\), expected .* event shape \(2,\)"),
+    ("return dist.Normal(torch.zeros(7, 2), 1.0).to_event(1)", r"batch shape \(7,\) .*, expected batch shape \(\) and"),
+    ("return dist.Normal(torch.zeros(2), -1.0).to_event(1)", r"mylab.py:14: ValueError: Expected parameter scale"),
+    (
+        "return dist.Normal(self.nosuch, 1.0)",
+        "--prior mylab:Bad: failed at .*mylab.py:14: AttributeError: 'Bad' object",
+    ),
+    ("return 1 / 0", "--prior mylab:Bad: failed at .*mylab.py:14: ZeroDivisionError: division by zero"),
+    ("raise RuntimeError('no\\nway')", "--prior mylab:Bad: failed at .*mylab.py:14: RuntimeError: no$"),
+]
+
+
+@pytest.mark.parametrize(("body", "text"), BAD, ids=[b[0][:30] for b in BAD])
+def test_a_forward_that_gives_the_wrong_thing(capsys, body, text):
+    write(prior(body))
+    assert re.search(text, refused(capsys, *SMALL, "--prior", "mylab:Bad"), re.MULTILINE)
+
+
+CLASSES = [
+    ("class Bad(pvae.Prior): pass", "prior mylab:Bad: found no forward, expected one: return a distribution"),
+    (
+        "class Bad(Right):\n    def forward(self):\n        return 1",
+        r"prior mylab:Bad: forward: found the arguments \(\), expected to be called with 1 of them: too many",
+    ),
+    (
+        "class Bad(Right):\n    def __init__(self):\n        super().__init__(2)",
+        r"--prior mylab:Bad: __init__: found the arguments \(\), expected to be called with 1 of them: too many",
+    ),
+    (
+        "class Bad(Right):\n    def __init__(self, latent):\n        self.scale = nn.Linear(2, 2)",
+        r"--prior mylab:Bad: failed at .*mylab.py:12: AttributeError: cannot assign module before Module.__init__",
+    ),
+    (
+        "class Bad(Right):\n    def __init__(self, latent):\n        super().__init__(latent + 1)",
+        "latent: found size 3 of the prior, 2 of the guide: expected one",
+    ),
+    ("class Bad: pass", "--prior mylab:Bad: found <class 'mylab.Bad'>, expected a subclass of pvae.Prior"),
+    ("class Bad(pvae.MeanField): pass", "--prior mylab:Bad: found <class 'mylab.Bad'>, expected a subclass of pvae.Pr"),
+    ("class Bed(Right): pass", "--prior mylab:Bad: 'mylab' has no class 'Bad': did you mean 'Bed'"),
+    ("1 / 0", "--prior mylab:Bad: importing it failed at .*mylab.py:10: ZeroDivisionError: division by zero"),
+    ("import nosuchmodule", "--prior mylab:Bad: no module named 'nosuchmodule'"),
+]
+
+
+@pytest.mark.parametrize(("source", "text"), CLASSES, ids=[c[0][:40] for c in CLASSES])
+def test_a_class_that_is_no_part(capsys, source, text):
+    write(source)
+    assert re.search(text, refused(capsys, *SMALL, "--prior", "mylab:Bad"))
+
+
+def test_an_option_that_it_does_not_have(capsys):
+    write("class Mine(Right):\n    def __init__(self, latent, scale: float = 1.0):\n        super().__init__(latent)")
+    text = refused(capsys, *SMALL, "--prior", "mylab:Mine", "--prior.scal", "1")
+    assert "--prior.scal: prior 'mylab:Mine' has no such option: did you mean 'scale'? known: scale" in text
+
+
+def test_in_a_process_of_its_own(here):
+    write(prior("return 1 / 0"))
+    command = [sys.executable, "-m", "pvae.fit", *SMALL, "--prior", "mylab:Bad"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert found.returncode == 2
+    assert re.fullmatch(
+        r"pvae fit: error: --prior mylab:Bad: failed at .*mylab.py:14: ZeroDivisionError: division by zero\n",
+        found.stderr,
+    )
+
+
+UNSAMPLED = """
+class Scored(dist.Normal):
+    has_rsample = False
+    def expand(self, batch_shape, _instance=None):
+        return Scored(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+    def sample(self, sample_shape=()):
+        raise NotImplementedError
+
+class Energy(pvae.Prior):
+    def forward(self, y=None):
+        return Scored(torch.zeros(self.latent), torch.ones(self.latent)).to_event(1)
+"""
+
+
+def test_a_prior_that_cannot_be_sampled_is_fitted_and_says_so(capsys):
+    write(UNSAMPLED)
+    assert go(*SMALL, "--prior", "mylab:Energy", "--out", "run") == 0
+    text = capsys.readouterr().out
+    line = "prior mylab:Energy: Independent has no sample: it can be fitted and evaluated, but not sampled from"
+    assert f"no figure of samples: {line}" in text
+    assert "pvae.sample" not in text
+    names = {path.stem for path in Path("run/figures").iterdir()}
+    assert "samples" not in names
+    assert {"reconstructions", "latent_space", "learning_curves"} <= names
+    assert refused(capsys, "run", main=sample.main, name="sample") == f"pvae sample: error: {line}\n"
+
+
+def test_a_likelihood_and_a_guide_without_a_mean(capsys):
+    write(
+        """
+        class NoMean(dist.Normal):
+            def expand(self, batch_shape, _instance=None):
+                return NoMean(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+            @property
+            def mean(self):
+                raise NotImplementedError
+
+        class Picture(pvae.Likelihood):
+            def forward(self, z, y=None):
+                mean = self.decode(z, y)
+                return NoMean(mean, torch.ones_like(mean)).to_event(len(self.shape))
+
+        class Guide(pvae.Guide):
+            def forward(self, x, y=None):
+                mean, raw = self.encode(x, y).chunk(2, -1)
+                return NoMean(mean, raw.exp()).to_event(1)
+        """
+    )
+    assert go(*SMALL, "--likelihood", "mylab:Picture", "--out", "run") == 2
+    text = "likelihood mylab:Picture: Independent has no mean, which pictures show: give it one"
+    assert text in capsys.readouterr().err
+    assert go(*SMALL, "--guide", "mylab:Guide", "--out", "other") == 0
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_that_are_not_there_or_of_another_type(capsys):
+    arrays("plain.npz")
+    arrays("real.npz", y=np.linspace(0, 1, 60).astype("float32"))
+    arrays("few.npz", y=np.zeros(7, dtype=int))
+    arrays("two.npz", y=np.zeros((60, 2), dtype=int))
+    small = [*SMALL, "--likelihood", "gaussian", "--condition", "label", "--data"]
+    assert "--condition label: plain.npz: found none, expected a whole number for each" in refused(
+        capsys, *small, "plain.npz"
+    )
+    for name in ("real.npz", "few.npz", "two.npz"):
+        text = refused(capsys, *small, name)
+        assert name in text
+        assert "expected" in text
+    wanted = "--condition covariates: plain.npz: found none, expected numbers"
+    assert wanted in refused(capsys, *[*small[:-2], "covariates", "--data"], "plain.npz")
+
+
+@pytest.mark.parametrize("condition", ["label", "covariates"])
+def test_a_conditioned_fit_from_beginning_to_end(condition):
+    y = np.arange(60) % 3 if condition == "label" else np.random.default_rng(1).random((60, 2)).astype("float32")
+    arrays("d.npz", y=y)
+    options = ["--likelihood", "gaussian", "--condition", condition, "--data", "d.npz", "--out", "run"]
+    assert go(*SMALL, *options) == 0
+    assert Path("run/figures/samples.png").exists()
+    assert go("run", "-n", "5", "-o", "x.npy", main=sample.main, name="sample") == 0
+    assert np.load("x.npy").shape == (5, 6)
+
+
+def conditioned():
+    condition = pvae.Label(3)
+    encoder = pvae.ConditionedEncoder(pvae.MLPEncoder((6,), 4, [8], context=3), condition)
+    decoder = pvae.ConditionedDecoder(pvae.MLPDecoder(5, (6,), [8]), condition)
+    return pvae.VAE(pvae.Normal(2), pvae.Bernoulli(decoder, (6,)), pvae.MeanField(encoder, 2))
+
+
+@pytest.mark.parametrize(
+    ("y", "text"),
+    [
+        (None, "y: found none, expected whole numbers below 3: the model takes labels"),
+        (
+            torch.zeros(4, dtype=torch.int64),
+            r"y: found a tensor of shape \(4,\), expected .* one label for each of 5 data",
+        ),
+        (torch.tensor(1), r"y: found a tensor of shape \(\), expected a tensor with one label for each of 5 data"),
+        ([0, 1, 2, 0, 1], "y: found list, expected a tensor with one label for each of 5 data"),
+        (torch.zeros(5), r"y: found float32 of shape \(5,\), expected whole numbers below 3"),
+        (
+            torch.zeros(5, 2, dtype=torch.int64),
+            r"y: found labels of shape \(5, 2\) for \(5,\) data, expected one for ea",
+        ),
+    ],
+    ids=["none", "few", "scalar", "list", "float", "two"],
+)
+def test_labels_in_the_api(y, text):
+    vae = conditioned()
+    with pytest.raises(pvae.InputError, match=text) as found:
+        vae.log_weights(torch.zeros(5, 6), y)
+    assert "\n" not in str(found.value)
+    with pytest.raises(pvae.InputError, match=text):
+        vae.sample(5, y)
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_label_that_is_no_class(wrong):
+    vae, y = conditioned(), torch.tensor([0, 1, 2, wrong, 0])
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO())
+    for use in (lambda: vae.encode(torch.zeros(5, 6), y), lambda: svi.step(torch.zeros(5, 6), y)):
+        with pytest.raises(
+            pvae.InputError, match=f"y: found {min(wrong, 0)} to {max(wrong, 2)}, expected labels from 0 to 2"
+        ):
+            use()
+
+
+def test_what_is_no_part():
+    part = conditioned()
+    with pytest.raises(
+        pvae.InputError, match=r"likelihood: found Linear, expected a pvae\.Part: subclass pvae\.Likeli"
+    ):
+        pvae.VAE(part.prior, nn.Linear(2, 2), part.posterior)
