@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import cli, config, data, report
+from . import build, cli, config, data, report
 from .config import Config
 from .errors import InputError
 from .load import read_data, run_data
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     check_free(found.out)
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)
-    vae = config.build(settings, dataset).to(device)
+    vae = build.model(settings, dataset).to(device)
     training = _training(vae, settings, dataset.to(device))
     with _Signals() as signals:
         run = Run.create(found.out, settings)
@@ -71,7 +71,7 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
     steps = settings.epochs_for(len(dataset.train.x)) * -(-len(dataset.train.x) // settings.batch_size)
-    made = svi(vae, config.objective(settings), settings, steps, lambda line: print(f"step: {line}", flush=True))
+    made = svi(vae, build.objective(settings), settings, steps, lambda line: print(f"step: {line}", flush=True))
     return Training(vae, made, dataset, settings)
 
 
@@ -88,7 +88,7 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
     settings = config.from_flat({**config.to_flat(run.config), **{k.replace("_", "-"): v for k, v in changes.items()}})
     device = cli.device(settings.device)
     dataset = run_data(run)
-    vae = config.build(settings, dataset).to(device)
+    vae = build.model(settings, dataset).to(device)
     load_weights(vae, checkpoint)
     training = _training(vae, settings, dataset.to(device))
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import config, data
+from . import build, data
 from .base import lookup
 from .config import Config
 from .data import Dataset
@@ -82,6 +82,6 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoen
     run, checkpoint = Run.at(folder)
     dataset = run_data(run)
     with torch.random.fork_rng(devices=[]):
-        vae = config.build(run.config, dataset)
+        vae = build.model(run.config, dataset)
     load_weights(vae, checkpoint if checkpoint.path == Path(folder) else run.best())
     return vae.to(device).eval(), dataset.to(torch.device(device)), run

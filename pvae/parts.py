@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from . import cli
 from .base import Member, members
-from .config import FAMILIES, describe, member_help, member_options
+from .config import FAMILIES, member_help, member_options
 from .errors import InputError, nearest
+from .values import describe
 
 WIDTH = 100
 BEGIN, END = "<!-- members: python -m pvae.parts --write README.md -->", "<!-- end of members -->"

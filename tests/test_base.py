@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import pvae
-from pvae import base, config, data
+from pvae import base, build, config, data
 from pvae.base import Member, lookup, members, root
 from pvae.config import FAMILIES, Config, from_flat, to_flat, to_yaml
 
@@ -378,7 +378,7 @@ def images():
 @pytest.mark.parametrize("likelihood", list(members("likelihood")))
 def test_every_combination_is_built_and_trains(images, likelihood, decoder, encoder):
     settings = Config(likelihood=likelihood, decoder=decoder, encoder=encoder, latent=3, particles=2)
-    vae, objective = config.build(settings, images), config.objective(settings)
+    vae, objective = build.model(settings, images), build.objective(settings)
     assert (type(vae.likelihood), type(vae.likelihood.decoder)) == (
         lookup("likelihood", likelihood),
         lookup("decoder", decoder),
@@ -403,7 +403,7 @@ def test_the_objective_has_its_gradient_and_their_options():
             "objective.warmup": "100",
         }
     )
-    found = config.objective(settings)
+    found = build.objective(settings)
     assert (found.num_particles, found.alpha, found.beta, found.warmup) == (4, 0.5, 0.7, 100)
     assert found.gradient.mean is pvae.bounds.iwae
     assert from_flat(to_flat(settings)) == settings
@@ -422,14 +422,14 @@ def test_the_objective_has_its_gradient_and_their_options():
 )
 def test_objectives_and_gradients_that_cannot_be(flat, message):
     with pytest.raises(pvae.InputError, match=message):
-        config.objective(from_flat(flat))
+        build.objective(from_flat(flat))
 
 
 def test_a_build_is_a_function_of_torchs_seed_and_starts_from_the_data(images):
     found = []
     for _ in range(2):
         torch.manual_seed(5)
-        found.append(config.build(Config(latent=3), images).state_dict())
+        found.append(build.model(Config(latent=3), images).state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     bias = found[0]["likelihood.decoder.layers.2.bias"]
     mean = data.pixels(images.train.x).mean(0).clamp(1e-3, 1 - 1e-3)
@@ -437,7 +437,7 @@ def test_a_build_is_a_function_of_torchs_seed_and_starts_from_the_data(images):
 
 
 def test_options_reach_the_parts(images):
-    vae = config.build(
+    vae = build.model(
         from_flat(
             {
                 "likelihood": "gaussian",
@@ -458,9 +458,9 @@ def test_options_reach_the_parts(images):
 
 def test_what_a_member_refuses_names_the_option(images):
     with pytest.raises(pvae.InputError, match=r"^--likelihood\.scale: found 0\.0001, expected at least min_scale"):
-        config.build(from_flat({"likelihood": "gaussian", "likelihood.scale": 1e-4}), images)
+        build.model(from_flat({"likelihood": "gaussian", "likelihood.scale": 1e-4}), images)
     with pytest.raises(pvae.InputError, match=r"^--guide\.min_scale, max_scale: found 2"):
-        config.build(from_flat({"guide.min_scale": 2}), images)
+        build.model(from_flat({"guide.min_scale": 2}), images)
 
 
 def test_a_member_from_outside_with_options_of_its_own(beside, images):
@@ -492,7 +492,7 @@ def test_a_member_from_outside_with_options_of_its_own(beside, images):
     assert found.options == {"prior": {"scale": 0.5, "widen": True}}
     assert from_flat(yaml.safe_load(to_yaml(found))) == found
     assert config.member_help(lookup("prior", "mylab:Scaled"), "widen") == "by two."
-    vae = config.build(found, images)
+    vae = build.model(found, images)
     assert vae.prior.log_scale.exp().item() == pytest.approx(1.0)
     with pytest.raises(pvae.InputError, match=r"--prior\.scal: prior 'mylab:Scaled' has no such option: did you mean"):
         from_flat({**values, "prior.scal": 1})

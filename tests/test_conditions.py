@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import config, fit, load, sample
+from pvae import build, config, fit, load, sample
 from pvae.conditions import Condition
 from pvae.errors import InputError
 
@@ -157,7 +157,7 @@ def test_a_fit_on_covariates(tmp_path, covariates):
 @pytest.mark.parametrize("parts", ["likelihood", "guide", "prior,guide"])
 def test_only_some_parts_are_conditioned(parts):
     settings = config.from_flat({"condition": "label", "conditioned": parts, "decoder.hidden": "8"})
-    vae = config.build(settings, pvae.data.load("digits"))
+    vae = build.model(settings, pvae.data.load("digits"))
     found = {
         "likelihood": isinstance(vae.likelihood.decoder, pvae.ConditionedDecoder),
         "guide": isinstance(vae.posterior.encoder, pvae.ConditionedEncoder),

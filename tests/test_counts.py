@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import config, data, fit
+from pvae import build, config, data, fit
 from pvae.base import members
 from pvae.conditions import Library
 from pvae.config import Config
@@ -392,7 +392,7 @@ def test_a_fit_of_counts_from_the_command_line(tmp_path, capsys):
 
 def test_the_right_total_beats_that_of_another_datum():
     x, y = counts(500)
-    vae = config.build(
+    vae = build.model(
         Config(likelihood="poisson", condition="library", options={"likelihood": {"library": True}}, latent=2),
         data.Dataset("mine", data.Split(x, y), data.Split(x[:5], y[:5]), data.Split(x[:5], y[:5]), ""),
     )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pvae
-from pvae import ais, compare, config, evaluate, fit, gradients, load, sample, snr, weights
+from pvae import ais, build, compare, config, evaluate, fit, gradients, load, sample, snr, weights
 from pvae.base import members
 from pvae.hierarchy import BottomUp, Hierarchy, Ladder, TopDown
 
@@ -315,7 +315,7 @@ def make(kind="ladder", latents=(4, 3, 2), seed=0, prior=None, label=False, guid
     settings = config.Config(latent=latents, hierarchy=kind, layer_hidden=(6,), condition="label" if label else "none")
     settings = config.from_flat(config.to_flat(settings) | {"encoder.hidden": "8", "decoder.hidden": "8"})
     split = pvae.data.Split(torch.rand(12, *SHAPE).round().mul(255).to(torch.uint8), torch.arange(12) % 3)
-    found = config.build(settings, pvae.data.Dataset("toy", split, split, split, ""))
+    found = build.model(settings, pvae.data.Dataset("toy", split, split, split, ""))
     return found.to(torch.get_default_dtype())
 
 
@@ -563,7 +563,7 @@ def test_the_protocol_of_burda_is_expressed():
     wide = {"encoder.hidden": "200,200", "decoder.hidden": "200,200", "layer-hidden": "100,100"}
     tanh = {"encoder.activation": "tanh", "decoder.activation": "tanh", "layer-activation": "tanh"}
     digits = pvae.data.load("digits", None, support="unit_interval")
-    model = config.build(config.from_flat({"latent": "100,50", **wide, **tanh}), digits)
+    model = build.model(config.from_flat({"latent": "100,50", **wide, **tanh}), digits)
 
     def sizes(network):
         assert all(isinstance(m, nn.Linear | nn.Tanh) for m in network.layers)

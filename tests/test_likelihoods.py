@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import compare, config, data, fit, likelihoods
+from pvae import build, compare, config, data, fit, likelihoods
 from pvae.config import Config, from_flat
 from pvae.data import Dataset, Split
 from pvae.errors import InputError
@@ -649,7 +649,7 @@ def test_measures_are_kept_apart():
 def test_training_draws_anew():
     settings = Config(likelihood="beta", latent=2)
     whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
-    training = Training(config.build(settings, whole), None, data.fix_dequantization(whole, "uniform", 0), settings)
+    training = Training(build.model(settings, whole), None, data.fix_dequantization(whole, "uniform", 0), settings)
     x, y = training.dataset.train
     (first, _), (second, _) = (training._prepare(x, y) for _ in range(2))
     assert torch.equal((256 * first).floor(), x.float())
@@ -663,7 +663,7 @@ def test_training_draws_anew():
 def test_digits_are_seventeen_levels():
     settings = from_flat({"likelihood": "discretized_logistic", "likelihood.levels": 17})
     digits = read_data(settings)
-    vae = config.build(settings, digits)
+    vae = build.model(settings, digits)
     assert vae.log_weights(digits.test.x[:4]).log_w.isfinite().all()
 
 

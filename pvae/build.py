@@ -1,0 +1,142 @@
+"""What a configuration describes, made: the model, its sizes from the data, and the objective."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from .base import Member, Part, check_call, lookup, path_of
+from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
+from .config import FAMILIES, PARTS, Config, all_options, defaults, fields
+from .data import Dataset, pixels
+from .errors import InputError
+from .hierarchy import Hierarchy
+from .hierarchy.inference import Bricks
+from .likelihoods import decoded_shape
+from .networks import Encoder, Log1pEncoder, MLPEncoder
+from .objectives import Objective
+from .vae import VAE, Autoencoder
+
+
+def model(config: Config, dataset: Dataset) -> Autoencoder:
+    """The model that a configuration describes, its sizes and starting values from the data.
+
+    Where the data are counts, which may be of any size, the encoder takes log(1 + x).
+
+    Draws from torch's generator: seed it before.
+    """
+    shape, options = dataset.shape, config.options
+    part = {family: lookup(family, getattr(config, family)) for family in FAMILIES}
+    given = {name: condition(config, dataset) if name in config.conditioned else None for name in PARTS}
+    first, top = config.layers[0], config.layers[-1]
+
+    size = given["likelihood"].size if given["likelihood"] else 0
+    outputs = part["likelihood"].outputs_for(**all_options(config, "likelihood"))
+    decoder = _make(part, "decoder", options, first + size, decoded_shape(shape, outputs))
+    if given["likelihood"]:
+        decoder = ConditionedDecoder(decoder, given["likelihood"])
+
+    if given["guide"] and "context" not in inspect.signature(part["encoder"]).parameters:
+        raise InputError(f"--encoder {config.encoder}: it takes no context, expected __init__(..., context=0): add it")
+
+    def encoder(outputs: int) -> Encoder:
+        make = partial(_make, part, "encoder", options, shape, outputs)
+        return _conditioned(make, given["guide"], counts=config.support == "counts")
+
+    outputs = part["guide"].outputs_for(first, **all_options(config, "guide"))
+    guide = partial(_make, part, "guide", options)
+    only = guide(encoder(outputs * first), first) if len(config.layers) == 1 else None
+    prior = _make(part, "prior", options, top, **_condition_of_prior(part["prior"], given["prior"]))
+    likelihood = _make(part, "likelihood", options, decoder, shape)
+    if only is not None:
+        made: Autoencoder = VAE(prior, likelihood, only)
+    else:
+        made = _hierarchy(config, part, given, prior, likelihood, encoder)
+    return made.initialize(pixels(dataset.train.x), dataset.train.y)
+
+
+def _hierarchy(
+    config: Config,
+    part: dict[str, Any],
+    given: dict[str, Any],
+    prior: Part,
+    likelihood: Part,
+    encoder: Callable[[int], nn.Module],
+) -> Hierarchy:
+    """The model of several layers, on the network at the data."""
+
+    def network(condition: Condition | None, inputs: int, outputs: int) -> Encoder:
+        make = partial(MLPEncoder, (inputs,), outputs, config.layer_hidden, config.layer_activation)
+        return _conditioned(make, condition)
+
+    def layer(size: int, above: int) -> Part:
+        outputs = made.outputs_for(size, **defaults(made)) * size
+        return made(network(given["prior"], above, outputs), size)
+
+    made: Any = lookup("guide", config.layer)
+    layers = [layer(size, above) for size, above in pairwise(config.layers)]
+    bricks = Bricks(
+        encoder=encoder,
+        network=partial(network, given["guide"]),
+        outputs=lambda size: part["guide"].outputs_for(size, **all_options(config, "guide")),
+        guide=partial(_make, part, "guide", config.options),
+        width=(*config.layers, *config.layer_hidden)[-1],
+    )
+    return Hierarchy(prior, layers, likelihood, part["hierarchy"].of(config.layers, bricks))
+
+
+def _conditioned(make: Callable[..., Encoder], given: Condition | None, counts: bool = False) -> Encoder:
+    """An encoder that sees what the model is conditioned on, if it is; of counts it sees the logarithm."""
+    made = make(context=given.size) if given else make()
+    made = Log1pEncoder(made) if counts else made
+    return ConditionedEncoder(made, given) if given else made
+
+
+def condition(config: Config, dataset: Dataset) -> Condition | None:
+    """What the model is conditioned on, sized by the labels of all parts of the data; None where it is not.
+
+    Raises:
+        InputError: the data have no labels, or not of that kind.
+    """
+    parts = [getattr(dataset, name).y for name in dataset.sizes]
+    y = None if any(part is None for part in parts) else torch.cat(parts)
+    try:
+        made = lookup("condition", config.condition).of(y, **config.options.get("condition", {}))  # type: ignore[attr-defined]
+    except InputError as error:
+        raise InputError(f"--condition {config.condition}: {dataset.name}: {str(error).partition(': ')[2]}") from error
+    return made if made.size else None
+
+
+def _condition_of_prior(prior: type[Member], given: Condition | None) -> dict[str, Condition]:
+    taken = inspect.signature(prior).parameters.get("condition")
+    if taken is None or (given is None and taken.default is not taken.empty):
+        return {}
+    if given is None:
+        raise InputError(f"--prior {prior.name}: found no labels to depend on: pass --condition label")
+    return {"condition": given}
+
+
+def objective(config: Config) -> Objective:
+    """The objective that a configuration describes."""
+    part = {family: lookup(family, getattr(config, family)) for family in ("objective", "gradient")}
+    gradient = _make(part, "gradient", config.options)
+    return _make(part, "objective", config.options, config.particles, gradient=gradient)
+
+
+def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any, **more: Any) -> Any:
+    given = {**options.get(family, {}), **more}
+    try:
+        return part[family](*args, **given)
+    except TypeError as error:
+        check_call(f"--{family} {path_of(part[family])}: __init__", part[family], args, given, error)
+        raise
+    except InputError as error:
+        about = str(error).partition(":")[0]
+        where = "--" if about in (f.name for f in fields()) else f"--{family}."
+        raise InputError(f"{where}{error}") from error
