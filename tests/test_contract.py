@@ -11,6 +11,7 @@ from registry import variants
 from torch import nn
 
 import pvae
+from pvae.testing import joint
 from pvae.testing.contract import CLAUSES
 from pvae.testing.setting import make
 
@@ -372,3 +373,29 @@ def test_the_part_and_the_generator_are_left_as_they_were():
 def test_what_is_no_part_of_the_family():
     with pytest.raises(pvae.testing.ContractError, match=r"model: found MeanField, expected a pvae\.Prior"):
         pvae.testing.check_prior(make(pvae.MeanField, 4, SHAPE))
+
+
+class Correlated(pvae.Prior):
+    """Right, and not of independent numbers."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.loc = nn.Parameter(torch.arange(latent).float())
+        self.root = nn.Parameter(3 * torch.eye(latent) + torch.ones(latent, latent))
+
+    def forward(self, y=None):
+        return dist.MultivariateNormal(self.loc, scale_tril=self.root.tril())
+
+
+@pytest.mark.parametrize("latent", [1, 2, 4])
+def test_numbers_that_depend_on_one_another(latent):
+    clauses = ("integrates", "samples", "mean")
+    skip = [name for name in CLAUSES if name not in clauses]
+    assert pvae.testing.check_prior(Correlated(latent), skip=skip).skipped.keys() == set(skip)
+
+
+def test_values_that_are_few_are_counted_with_those_not_seen():
+    p = dist.Bernoulli(torch.full((12,), 0.5)).to_event(1)
+    total, error, _ = joint.mass(p, p.expand([8000]).sample())
+    assert abs(total - 1) < 4 * error < 0.05
+    assert joint.mass(dist.Bernoulli(torch.full((40,), 0.5)).to_event(1), torch.rand(100, 40).round()).startswith("too")

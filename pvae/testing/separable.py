@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-POINTS = 1000
+POINTS = 2000
 CHUNK = 2_000_000
 TOLERANCE = 2e-3
 UNIT = {"unit_interval", "open_unit_interval", "levels", "binary"}
@@ -94,8 +94,8 @@ def _grid(draws: Tensor, support: str) -> Grid:
     if len(known) < 0.5 * min(1000, len(flat)):
         return _levels(flat, known, support)
     u = (torch.arange(POINTS, dtype=torch.float64).unsqueeze(1) + 0.5) / POINTS
-    standard = (2 * u - 1) / (2 * u * (1 - u)).sqrt()  # quantiles of Student's t with 2 degrees of freedom
-    log_density = -1.5 * (2 + standard.square()).log()
+    standard = (torch.pi * (u - 0.5)).tan()  # quantiles of Cauchy's distribution
+    log_density = -(torch.pi * (1 + standard.square())).log()
     unit = support in UNIT or bool(((flat >= 0) & (flat <= 1)).all())
     real = flat.clamp(1e-7, 1 - 1e-7).logit() if unit else flat
     center, spread = _place(real)
