@@ -402,10 +402,25 @@ def test_every_part_sees_the_label(kind):
         (model.likelihood, torch.randn(2, 4, 4)),
     ]:
         assert not torch.equal(part(given, zero).mean, part(given, one).mean)
+    for network in model.posterior.networks or [guide.encoder for guide in model.posterior.guides]:
+        given = torch.randn(4, *network.shape)
+        assert (network(given, zero) != network(given, one)).any(1).all()
     for a, b in zip(model.encode(x, zero).values(), model.encode(x, one).values(), strict=True):
         assert (a.mean != b.mean).any()
     assert model.log_weights(x, one, particles=3).log_w.shape == (3, 4)
     assert model.sample(4, one).shape == (4, *SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["top_down", "ladder"])
+def test_the_pass_goes_through_every_network(kind):
+    model, x = make(kind), data(4)
+    expected, found = x, model.posterior.up(x, None)
+    assert len(found) == 3
+    for network, d in zip(model.posterior.networks, found, strict=True):
+        expected = network(expected)
+        centred = expected - expected.mean(-1, keepdim=True)
+        expected = nn.functional.silu(centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+        torch.testing.assert_close(d, expected)
 
 
 def test_three_layers_know_one_another():
