@@ -167,9 +167,9 @@ class Ladder(TopDown, name="ladder"):
     >>> networks = [MLPEncoder((6,), 8), MLPEncoder((8,), 8)]
     >>> q = Ladder([MeanField(nn.Linear(8, 8), 4), MeanField(nn.Linear(8, 4), 2)], networks)
     >>> layers = [MeanField(nn.Linear(2, 8), 4)]
-    >>> q(torch.zeros(5, 6), None, layers, lambda name, q: print(name, bool((q.stddev < 1.5).all())) or q.mean)
-    z2 True
-    z1 True
+    >>> q(torch.zeros(5, 6), None, layers, lambda name, q: print(name, tuple(q.batch_shape + q.event_shape)) or q.mean)
+    z2 (5, 2)
+    z1 (5, 4)
     """
 
     @classmethod
