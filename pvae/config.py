@@ -68,9 +68,13 @@ class Config:
     latent: int | Sequence[int] = _option(
         20, "size of the latent z; of each layer of a hierarchy, the one next to the data first", 1
     )
-    hierarchy: str = _option("bottom_up", "q(z|x) of several layers: how --guide's are joined")
-    layer: str = _option("mean_field", "p(z_l|z_(l+1)) of several layers: a guide's name")
-    layer_hidden: Sequence[int] = _option((100,), "hidden layers of each network between layers", 1)
+    hierarchy: str = _option(
+        "bottom_up", "q(z|x) of several layers; from the top it wants --objective.warmup, lest layers collapse"
+    )
+    layer: str = _option(
+        "mean_field", "p(z_l|z_(l+1)) of several layers: a name of --guide's, with its options at their defaults"
+    )
+    layer_hidden: Sequence[int] = _option((100,), "hidden layers of each network between stochastic layers", 1)
     layer_activation: Activation = _option("relu", "after each of them")  # noqa: RUF009
     objective: str = _option("elbo", "what is maximized")
     gradient: str = _option("reparam", "how the objective's gradient is estimated")

@@ -13,6 +13,7 @@ from .errors import InputError
 def convert(value: Any, kind: Any, where: str) -> Any:
     """A value, which may be text, as the type it should have.
 
+    >>> from collections.abc import Sequence
     >>> convert("3", int | None, "--k"), convert("1,2", Sequence[int], "--ks")
     (3, (1, 2))
 

@@ -108,8 +108,10 @@ class BottomUp(Inference, name="bottom_up"):
 class TopDown(Inference, name="top_down"):
     """From the top, each layer knowing the data and the one above: q(z|x) = q(zL|d_L) prod_l q(z_l|d_l, z_(l+1)).
 
-    A deterministic pass d_1 = f(W_1(x)), d_l = f(W_l(d_(l-1))), with networks W_l and f = silu, tells every layer of
-    the data; the guide of z_l takes d_l with z_(l+1) after it. Any guide will do.
+    A deterministic pass d_1 = f(W_1(x)), d_l = f(W_l(d_(l-1))), with networks W_l and f a silu of numbers that are
+    brought to mean 0 and variance 1 for each datum, tells every layer of the data; the guide of z_l takes d_l with
+    z_(l+1) after it. Any guide will do. As in that paper, layers may collapse onto their priors for good in the first
+    steps of a fit unless the objective warms up.
 
     Source: Soenderby, Raiko, Maaloee, Soenderby and Winther 2016, without their weighting by precision.
 
@@ -157,7 +159,7 @@ class Ladder(TopDown, name="ladder"):
     """The model's own p(z_l|z_(l+1)) corrected by the data: two Gaussians, weighed by their precisions.
 
     q(z_l|z_(l+1), x) = N((m s^-2 + n t^-2) v, v),  v = 1 / (s^-2 + t^-2), where N(m, s^2) is the guide's estimate from
-    d_l, as in `TopDown`, and N(n, t^2) the model's p(z_l|z_(l+1)).
+    d_l, as in `TopDown`, and N(n, t^2) the model's p(z_l|z_(l+1)). It needs an objective that warms up: see there.
 
     Source: Soenderby, Raiko, Maaloee, Soenderby and Winther 2016.
 
@@ -165,9 +167,9 @@ class Ladder(TopDown, name="ladder"):
     >>> networks = [MLPEncoder((6,), 8), MLPEncoder((8,), 8)]
     >>> q = Ladder([MeanField(nn.Linear(8, 8), 4), MeanField(nn.Linear(8, 4), 2)], networks)
     >>> layers = [MeanField(nn.Linear(2, 8), 4)]
-    >>> q(torch.zeros(5, 6), None, layers, lambda name, q: print(name, bool((q.stddev < 1.5).all())) or q.mean)
-    z2 True
-    z1 True
+    >>> q(torch.zeros(5, 6), None, layers, lambda name, q: print(name, tuple(q.batch_shape + q.event_shape)) or q.mean)
+    z2 (5, 2)
+    z1 (5, 4)
     """
 
     @classmethod
@@ -193,7 +195,7 @@ def _upward(count: int, bricks: Bricks) -> list[nn.Module]:
 
 
 def _through(network: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
-    """A network of the deterministic pass, and the activation after it."""
+    """A network of the deterministic pass, normalized, and the activation after it."""
     takes_labels = isinstance(network, ConditionedEncoder)
     out = network(x, y) if takes_labels else leading(network, x, len(getattr(network, "shape", (0,))))
     return nn.functional.silu(nn.functional.layer_norm(out, out.shape[-1:]))
