@@ -31,7 +31,9 @@ ARMS = {
 FREY = "--data {frey} --latent 20 --epochs 200 --eval-particles 1,10,200"
 LEVELS = {
     "gaussian": "--likelihood gaussian --likelihood.scale shared --dequantize uniform",
-    "discretized_logistic": "--likelihood discretized_logistic",
+    "gaussian, scale by the decoder": "--likelihood gaussian --likelihood.scale decoder --dequantize uniform",
+    "discretized logistic": "--likelihood discretized_logistic",
+    "discretized logistic, scale by the decoder": "--likelihood discretized_logistic --likelihood.scale decoder",
 }
 
 
@@ -61,9 +63,9 @@ def arms(data_dir: str, folder: str, threads: int, particles: str) -> dict[str, 
 def frey(path: str, folder: str, threads: int) -> dict[str, Any]:
     """Fit Frey Faces under likelihoods of levels and of dequantized pixels: bits a dimension."""
     found = {}
-    for name, options in LEVELS.items():
-        command("fit", f"{FREY.format(frey=path)} {options} --out {folder}/frey_{name}", threads)
-        summary = json.loads(Path(folder, f"frey_{name}", "summary.json").read_text())
+    for i, (name, options) in enumerate(LEVELS.items()):
+        command("fit", f"{FREY.format(frey=path)} {options} --out {folder}/frey{i}", threads)
+        summary = json.loads(Path(folder, f"frey{i}", "summary.json").read_text())
         found[name] = {"options": options, "test": summary["test"]}
     return {"options": FREY.format(frey="freyfaces.npz"), "likelihoods": found}
 
