@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import difflib
 import errno
-import inspect
 import os
 import sys
 import typing
@@ -85,32 +84,40 @@ def add_config_options(parser: Parser, argv: Sequence[str] = ()) -> None:
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             text += f" (default: {shown})"
         group.add_argument(flag(option.name), metavar=option.name.upper(), help=text.replace("%", "%%"), default=None)
-    group = parser.add_argument_group("options of members")
-    taken: dict[str, argparse.Action] = {}
-    for family in FAMILIES:
-        for name, member in members(family).items():
-            _add_member_options(group, family, name, member, taken)
-        # "--prior=mylab:Mine" or "--prior mylab:Mine"
-        given = [word.removeprefix(f"--{family}=") for word in argv if word.startswith(f"--{family}=")]
-        given += [after for word, after in pairwise(argv) if word == f"--{family}"]
-        for name in given:
-            if ":" in name.strip(":"):
-                _add_member_options(group, family, name, lookup(family, name), taken)
+    chosen = [(family, name, lookup(family, name)) for family in FAMILIES for name in _named(family, argv)]
+    every = [(family, name, member) for family in FAMILIES for name, member in members(family).items()]
+    _add_member_options(
+        parser.add_argument_group("options of members; of one alone: python -m pvae.parts NAME"), [*chosen, *every]
+    )
 
 
-def _add_member_options(group: Any, family: str, name: str, member: Any, taken: dict[str, argparse.Action]) -> None:
-    for option, parameter in member_options(family, member).items():
-        word = f"--{family}.{option}"
-        default = "" if parameter.default is inspect.Parameter.empty else f" (default: {_shown(parameter.default)})"
-        if word in taken:  # another member's option of the same name: one entry says both
-            taken[word].help = f"{name}{default}; {taken[word].help}"
-            continue
-        kind = "" if parameter.annotation is parameter.empty else f" [{describe(parameter.annotation)}]"
-        text = f"{name}{default}: {member_help(member, option)}{kind}"
-        bare = {"nargs": "?", "const": "true"} if parameter.annotation is bool else {}
-        taken[word] = group.add_argument(
-            word, dest=f"{family}.{option}", metavar=option.upper(), help=text.replace("%", "%%"), default=None, **bare
+def _named(family: str, argv: Sequence[str]) -> list[str]:
+    """The classes of a family that are named by import path: "--prior=mylab:Mine" or "--prior mylab:Mine"."""
+    given = [word.removeprefix(f"--{family}=") for word in argv if word.startswith(f"--{family}=")]
+    given += [after for word, after in pairwise(argv) if word == f"--{family}"]
+    return [name for name in given if ":" in name.strip(":")]
+
+
+def _add_member_options(group: Any, found: Sequence[tuple[str, str, Any]]) -> None:
+    """An entry for each option; where members share its name, who means what by it, and by which default."""
+    entries: dict[str, dict[str, dict[str, list[str]]]] = {}
+    bare = set()
+    for family, name, member in found:
+        for option, parameter in member_options(family, member).items():
+            word = f"--{family}.{option}"
+            kind = "" if parameter.annotation is parameter.empty else f" [{describe(parameter.annotation)}]"
+            default = "" if parameter.default is parameter.empty else f" (default: {_shown(parameter.default)})"
+            meanings = entries.setdefault(word, {}).setdefault(member_help(member, option) + kind, {})
+            meanings.setdefault(default, []).append(name)
+            bare |= {word} if parameter.annotation is bool else set()
+    for word, meanings in entries.items():
+        text = "; ".join(
+            ", ".join(", ".join(names) + default for default, names in who.items()) + f": {meaning}"
+            for meaning, who in meanings.items()
         )
+        more: dict[str, Any] = {"nargs": "?", "const": "true"} if word in bare else {}
+        metavar, dest = word.partition(".")[2].upper(), word.removeprefix("--")
+        group.add_argument(word, dest=dest, metavar=metavar, help=text.replace("%", "%%"), default=None, **more)
 
 
 def _shown(value: Any) -> str:
