@@ -5,12 +5,29 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import ais, bounds, comparison, data, diagnostics, estimators, evaluate, exact, gap, load, snr
+from . import (
+    ais,
+    bounds,
+    comparison,
+    data,
+    diagnostics,
+    estimators,
+    evaluate,
+    exact,
+    gap,
+    guides,
+    likelihoods,
+    load,
+    networks,
+    priors,
+    snr,
+)
 from .base import Part
-from .conditions import Condition, ConditionedDecoder, ConditionedEncoder, Covariates, Label
+from .conditions import Condition, ConditionedDecoder, ConditionedEncoder, Covariates, Label, Library
 from .errors import InputError
 from .estimators import Gradient
 from .guides import Guide, MeanField
+from .hierarchy import BottomUp, Hierarchy, Inference, Ladder, TopDown
 from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .networks import ConvDecoder, ConvEncoder, Decoder, Encoder, MLPDecoder, MLPEncoder, mlp
 from .objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Objective, Renyi
@@ -29,6 +46,7 @@ __all__ = [
     "TVO",
     "VAE",
     "Bernoulli",
+    "BottomUp",
     "Chi",
     "Condition",
     "ConditionedDecoder",
@@ -41,8 +59,12 @@ __all__ = [
     "Gaussian",
     "Gradient",
     "Guide",
+    "Hierarchy",
+    "Inference",
     "InputError",
     "Label",
+    "Ladder",
+    "Library",
     "Likelihood",
     "LogWeights",
     "MLPDecoder",
@@ -54,6 +76,7 @@ __all__ = [
     "Part",
     "Prior",
     "Renyi",
+    "TopDown",
     "ais",
     "bounds",
     "comparison",
@@ -63,9 +86,13 @@ __all__ = [
     "evaluate",
     "exact",
     "gap",
+    "guides",
+    "likelihoods",
     "load",
     "log_weights",
     "mlp",
+    "networks",
+    "priors",
     "snr",
     "testing",
 ]
