@@ -10,7 +10,7 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-FIGURES = {"01-model-and-guide.ipynb": 6, "02-bounds.ipynb": 3}
+FIGURES = {"01-model-and-guide.ipynb": 6, "02-bounds.ipynb": 3, "03-a-prior-of-your-own.ipynb": 2}
 ABSOLUTE = re.compile(r"(?<![\w./])/(?:home|Users|root|tmp|usr|opt|var|private|mnt|work|data)/|\b[A-Za-z]:\\\\?\w")
 
 
