@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -469,6 +470,13 @@ def test_dequantized_levels_are_even_within_their_level():
     assert within.unique().numel() == data._CELLS
     assert not torch.equal(within[:, 0], within[:, 1])
     assert data.dequantize(levels, "none").max() == 1
+
+
+def test_training_draws_dequantized_pixels_anew_at_each_step():
+    training, levels = SimpleNamespace(config=Config(likelihood="beta")), torch.tensor([[0, 7, 255]], dtype=torch.uint8)
+    first, again = (Training._prepare(training, levels, None)[0] for _ in range(2))
+    assert (256 * first).floor().tolist() == (256 * again).floor().tolist() == levels.tolist()
+    assert not torch.equal(first, again)
 
 
 def test_dequantization_is_fixed_for_held_out_parts():
