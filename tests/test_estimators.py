@@ -712,6 +712,8 @@ def test_a_discrete_site_is_named_with_the_estimators_for_it(gradient):
     with pytest.raises(pvae.InputError, match=f"site 'y': iwae with gradient {gradient} needs .*Bernoulli") as found:
         IWAE(2, gradient=gradient).bounds(programs.model, programs.guide, x)
     assert str(found.value).endswith("score, vimco, ovis, rws")
+    with torch.no_grad(), pytest.raises(pvae.InputError, match=f"site 'y': iwae with gradient {gradient} needs"):
+        IWAE(2, gradient=gradient).bounds(programs.model, programs.guide, x)
     with pytest.raises(pvae.InputError, match=r"that need none: score, vimco$"):
         TVO(2, gradient=gradient).bounds(programs.model, programs.guide, x)
 

@@ -452,6 +452,12 @@ def test_the_pass_goes_through_every_network(kind):
         centred = expected - expected.mean(-1, keepdim=True)
         expected = nn.functional.silu(centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
         torch.testing.assert_close(d, expected)
+    taken = {}
+    for guide in model.posterior.guides:
+        guide.register_forward_pre_hook(lambda guide, args: taken.setdefault(guide, args[0]))
+    model.guide(x)
+    for guide, d in zip(model.posterior.guides, found, strict=True):
+        torch.testing.assert_close(taken[guide][..., : d.shape[-1]], d)
 
 
 def test_three_layers_know_one_another():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ import pvae
 from pvae import build, compare, config, data, fit, likelihoods
 from pvae.config import Config, from_flat
 from pvae.data import Dataset, Split
+from pvae.distributions import IndependentBernoulli
 from pvae.errors import InputError
 from pvae.evaluate import Evaluation
 from pvae.load import read_data
@@ -469,6 +471,24 @@ def test_dequantized_levels_are_even_within_their_level():
     assert within.unique().numel() == data._CELLS
     assert not torch.equal(within[:, 0], within[:, 1])
     assert data.dequantize(levels, "none").max() == 1
+
+
+def test_a_bernoullis_gradient_is_that_of_differences_in_logits_and_data():
+    logits, x = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def score(logits, x):
+        return IndependentBernoulli(logits, 1).log_prob(x)
+
+    with pyro.validation_enabled(False):
+        assert torch.autograd.gradcheck(score, (logits, x))
+        assert torch.autograd.gradgradcheck(score, (logits, x))
+
+
+def test_training_draws_dequantized_pixels_anew_at_each_step():
+    training, levels = SimpleNamespace(config=Config(likelihood="beta")), torch.tensor([[0, 7, 255]], dtype=torch.uint8)
+    first, again = (Training._prepare(training, levels, None)[0] for _ in range(2))
+    assert (256 * first).floor().tolist() == (256 * again).floor().tolist() == levels.tolist()
+    assert not torch.equal(first, again)
 
 
 def test_dequantization_is_fixed_for_held_out_parts():

@@ -285,8 +285,9 @@ def test_labels_in_the_api(y, text):
     with pytest.raises(pvae.InputError, match=text) as found:
         vae.log_weights(torch.zeros(5, 6), y)
     assert "\n" not in str(found.value)
-    with pytest.raises(pvae.InputError, match=text):
-        vae.sample(5, y)
+    for use in (lambda: vae.sample(5, y), lambda: vae.model(torch.zeros(5, 6), y)):
+        with pytest.raises(pvae.InputError, match=text):
+            use()
 
 
 @pytest.mark.parametrize("wrong", [3, -1])

@@ -10,7 +10,7 @@ import torch
 from pvae import fit
 from pvae.data import Split
 from pvae.load import load
-from pvae.report import picture
+from pvae.report import picture, sample
 from pvae.weights import log_weights
 
 
@@ -85,6 +85,23 @@ def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
     assert fit.main(command.split()) == 0
     assert (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
+
+
+class Told(torch.nn.Linear):
+    """A model whose samples are what it was told beside them."""
+
+    def sample(self, n, y, mean):
+        assert n == len(y)
+        return y
+
+
+def test_samples_go_through_classes_in_turn_and_through_covariates_as_they_are():
+    told, x = Told(1, 1), torch.zeros(4, 2)
+    labels = Split(x, torch.tensor([2, 0, 2, 5]))
+    assert sample(told, 6, 0, labels).tolist() == [0, 0, 2, 2, 5, 5]
+    assert sample(told, 3, 0, labels, label=5).tolist() == [5, 5, 5]
+    numbers = Split(x, torch.tensor([[4.0], [1.0], [3.0], [2.0]]))
+    assert sample(told, 6, 0, numbers).flatten().tolist() == [4, 1, 3, 2, 4, 1]
 
 
 def test_pictures_are_cut_to_the_range_of_the_data():
