@@ -43,7 +43,7 @@ ROOMS = {
     "chunks": {"surrogates", "weights"},
     "estimators": {"errors", "base", "bounds", "chunks", "surrogates", "weights"},
     "objectives": {"errors", "base", "bounds", "chunks", "estimators", "surrogates", "weights"},
-    "vae": {"errors", "base", "weights"},
+    "vae": {"errors", "base", "conditions", "weights"},
     "hierarchy": {"errors", "base", "conditions", "distributions", "guides", "likelihoods", "vae"},
     "evaluate": {"errors", "bounds", "diagnostics", "svi", "weights"},
     "comparison": {"errors", "ais", "diagnostics", "evaluate", "gap", "weights"},
@@ -66,7 +66,7 @@ ROOMS = {
     "cli": {"errors", "base", "config", "values"},
     "progress": {"train"},
     "fit": {"errors", "build", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
-    "sample": {"errors", "checkpoints", "cli", "config", "load", "plots", "report"},
+    "sample": {"errors", "checkpoints", "cli", "config", "data", "load", "plots", "report"},
     "parts": {"errors", "base", "cli", "config", "values"},
     "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "pace", "plots", "snr", "vae"},
     "compare": {
