@@ -46,7 +46,7 @@ ROOMS = {
     "vae": {"errors", "base", "conditions", "weights"},
     "hierarchy": {"errors", "base", "conditions", "distributions", "guides", "likelihoods", "vae"},
     "evaluate": {"errors", "bounds", "diagnostics", "svi", "weights"},
-    "comparison": {"errors", "ais", "diagnostics", "evaluate", "gap", "weights"},
+    "comparison": {"errors", "ais", "density", "diagnostics", "evaluate", "gap", "weights"},
     "tables": {"comparison", "diagnostics", "evaluate"},
     "pace": set(),
     "snr": {"errors", "svi"},
