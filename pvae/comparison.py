@@ -153,6 +153,7 @@ class Comparison:
         """
         found = self.models[name]
         parts = {"test": _evaluation(found.test), "train": {}, "difference": {}, "exact": {}, "ais": {}, "gap": {}}
+        parts["test"] |= {f"rate.{site}": estimate(layer.rate) for site, layer in found.test.layers.items()}
         if found.information is not None:
             parts["test"]["information"] = estimate(found.information)
         if found.test.khat is not None:

@@ -596,3 +596,17 @@ def test_what_has_no_gap_is_refused_before_the_work(case, monkeypatch):
     if case == "a point":  # log p(x) itself can be had
         plan = Plan(particles=(1, 2), annealing=annealing)
         assert compare({"m": (vae.model, vae.guide)}, data, plan=plan).models["m"].annealed is not None
+
+
+def test_the_rate_of_each_layer_stands_beside_a_model_of_one():
+    one = evaluation([-2.0, -3.0])
+    rates = {"z1": torch.tensor([1.0, 2.0]), "z2": torch.tensor([0.5, 1.5])}
+    layers = {site: evaluate_room.Layer(rate, torch.ones(2)) for site, rate in rates.items()}
+    several = dataclasses.replace(one, layers=layers)
+    found = Comparison({"one": Measured(one), "several": Measured(several)}, Plan(particles=(1,)), 2, torch.arange(0))
+    assert found.estimates("several")["test"]["rate.z2"].mean == 1.0
+    assert "rate.z2" not in found.estimates("one")["test"]
+    (row,) = [line for line in tables.text(found, PROTOCOL).splitlines() if line.strip().startswith("rate, z1")]
+    assert row.split() == ["rate,", "z1", "1.50", "+-", "0.50"]
+    assert "rate, z2" in tables.latex(found, PROTOCOL)
+    assert "rate.z2" in tables.as_csv(found)
