@@ -70,6 +70,8 @@ def notes(name: str, config: Config) -> list[str]:
     """What is to be known of a run's numbers beside those of others, in sentences."""
     if config.condition == "none":
         return []
+    if not config.of_model:
+        return [f"the guide of {name} alone is conditioned on {config.condition}: its bounds are on log p(x)"]
     return [f"{name} is conditioned on {config.condition}: its bounds are on log p(x|y)"]
 
 

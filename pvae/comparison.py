@@ -6,7 +6,8 @@ From programs and data to numbers, each with its standard error; `pvae.tables` w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .ais import Annealed, Annealing, ais
+from .density import Density
 from .diagnostics import FEWEST, Paired, khat_threshold, mutual_information, paired, share_above
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
@@ -30,6 +32,11 @@ class Data(NamedTuple):
 
     x: Tensor
     y: Tensor | None = None
+
+    @property
+    def first(self) -> tuple[Tensor, ...]:
+        """The first of them, as programs take it."""
+        return tuple(part[:1] for part in self if part is not None)
 
     def chosen(self, rows: Tensor) -> Data:
         """Those of some rows."""
@@ -146,6 +153,7 @@ class Comparison:
         """
         found = self.models[name]
         parts = {"test": _evaluation(found.test), "train": {}, "difference": {}, "exact": {}, "ais": {}, "gap": {}}
+        parts["test"] |= {f"rate.{site}": estimate(layer.rate) for site, layer in found.test.layers.items()}
         if found.information is not None:
             parts["test"]["information"] = estimate(found.information)
         if found.test.khat is not None:
@@ -218,12 +226,24 @@ def compare(
         raise InputError("compare: found no model, expected one at least")
     chosen = choose(len(test.x), plan.subset, plan.seed) if plan.annealing or plan.families else torch.arange(0)
     found = {}
+    for name, (model, guide) in programs.items():  # before the work begins
+        with _of(name):
+            if chosen.numel():
+                started = plan.families or plan.start == "guide"
+                Density(model, test.first, guide=guide if started else None)
     for name, pair in programs.items():
-        try:
+        with _of(name):
             found[name] = _measure(pair, test, train, chosen, plan, exact.get(name), _named(name, progress))
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
     return Comparison(found, plan, len(test.x), chosen)
+
+
+@contextmanager
+def _of(name: str) -> Iterator[None]:
+    """Say of which model an error is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def choose(n: int, count: int, seed: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import Member, leading
+from .base import Member, leading, path_of
 from .errors import InputError
 from .networks import Decoder, Encoder
 
@@ -40,6 +41,22 @@ class Condition(Member, nn.Module, family="condition"):
             InputError: the data are not such that it can be made of them.
         """
         return y
+
+    def examples(self, n: int) -> Tensor:
+        """Labels of n data such as it takes, where no data are there yet: numbers (n, size) or else classes, of zero.
+
+        Raises:
+            InputError: it takes neither.
+        """
+        where = next(self.buffers(), next(self.parameters(), torch.empty(0))).device
+        for y in (torch.zeros(n, self.size, device=where), torch.zeros(n, dtype=torch.int64, device=where)):
+            with torch.no_grad(), suppress(Exception):  # what it says of labels that it does not take is its own
+                if self(y).shape == (n, self.size):
+                    return y
+        raise InputError(
+            f"condition {path_of(type(self))}: found that it takes neither numbers (N, {self.size}) nor whole numbers"
+            f" (N,) to features (N, {self.size}): give it `examples(n)`, n labels that it takes"
+        )
 
     def forward(self, y: Tensor | None) -> Tensor:
         """Labels y (...) or (..., size) to features (..., size)."""
@@ -82,13 +99,21 @@ class Label(Condition, name="label"):
             raise InputError(f"label: found {y.min().item()}, expected classes from 0 on: number them again")
         return cls(int(y.max()) + 1, **options)
 
+    def examples(self, n: int) -> Tensor:
+        """Every class in turn."""
+        return torch.arange(n, device=self.one_hot.device) % self.size
+
     def forward(self, y: Tensor | None) -> Tensor:
-        """Classes y (...), whole numbers, to (..., size)."""
+        """Classes y (...), whole numbers, to (..., size).
+
+        Within a step nothing looks at values: a class that is none is an IndexError there, on CUDA a failed assertion.
+        """
         if y is None or y.dtype not in (torch.int64, torch.int32, torch.uint8):
             raise InputError(f"y: {_found(y)}, expected whole numbers below {self.size}: the model takes labels")
         if torch.distributions.Distribution._validate_args and ((y < 0) | (y >= self.size)).any():
             raise InputError(f"y: found {y.min()} to {y.max()}, expected labels from 0 to {self.size - 1}")
-        return self.one_hot[y]
+        # not one_hot[y], which takes -1 for the last class, and uint8 for a mask
+        return nn.functional.embedding(y.long(), self.one_hot)
 
 
 class Covariates(Condition, name="covariates"):

@@ -121,10 +121,21 @@ class Config:
                         f"{flag(name)}: found it with one latent, expected several, as in --latent 100,50: add sizes,"
                         " or leave it out"
                     )
+        self._check_condition()
         if not self.eval_particles:
             raise InputError("--eval-particles: found none, expected numbers of draws, such as 1,10,200")
         if self.dequantize == "uniform" or self.binarize not in ("auto", "none"):
             self._check_draws()
+
+    def _check_condition(self) -> None:
+        """Refuse parts to be conditioned on nothing, and a condition that no part takes."""
+        if self.condition == "none" and tuple(self.conditioned) != PARTS:
+            raise InputError("--conditioned: found it with --condition none: pass --condition label, or leave it out")
+        if self.condition != "none" and not self.given:
+            raise InputError(
+                f"--conditioned {','.join(self.conditioned)}: found no part that takes --condition {self.condition},"
+                f" as the prior '{self.prior}' does not: add likelihood or guide, or leave both options out"
+            )
 
     def _check_draws(self) -> None:
         """Refuse dequantization of what is binarized, or is scored as it is stored."""
@@ -145,6 +156,20 @@ class Config:
     def layers(self) -> tuple[int, ...]:
         """The size of each stochastic layer, the one next to the data first."""
         return tuple(self.latent) if isinstance(self.latent, Sequence) else (self.latent,)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The parts that are conditioned: of those asked for, the prior only where it takes what that is."""
+        if self.condition == "none":
+            return ()
+        takes = "condition" in inspect.signature(lookup("prior", self.prior)).parameters
+        return tuple(name for name in self.conditioned if name != "prior" or takes)
+
+    @property
+    def of_model(self) -> bool:
+        """Whether bounds are on log p(x|y): the prior or the likelihood takes y, not the guide alone."""
+        shares = self.options.get("likelihood", {}).get("library", False)
+        return bool(shares or set(self.given) - {"guide"})
 
     @property
     def bounded(self) -> bool:

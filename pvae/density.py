@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
@@ -58,7 +59,8 @@ class Density:
         guide: q(z|x), to be the base in place of the prior.
 
     Raises:
-        InputError: a latent that is discrete; programs without a bound for each datum (see `pvae.weights.trace`).
+        InputError: a latent that is discrete, or whose guide is a point mass; programs without a bound for each datum
+            (see `pvae.weights.trace`).
 
     >>> import pyro.distributions as dist
     >>> def model(x):
@@ -79,7 +81,12 @@ class Density:
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)):
             drawn, sites = self._run(slice(None))
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
-            for name in drawn:
+            for name, site in drawn.items():
+                if isinstance(site["fn"], Delta):
+                    raise InputError(
+                        f"site '{name}': the guide is a point mass, which has no density to start from: expected one"
+                        " with a density; annealing can start from the prior"
+                    )
                 if sites[name]["fn"].support.is_discrete:
                     raise InputError(
                         f"site '{name}': discrete: expected latents that have a gradient to follow: real numbers"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
 
 from . import cli, plots
 from .checkpoints import disk
+from .config import Config
+from .data import Dataset
 from .errors import InputError
 from .load import load
 from .report import picture, sample
@@ -32,11 +34,17 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _check_label(label: int, condition: str, y: Tensor | None) -> None:
-    if condition != "label" or y is None:
-        raise InputError(f"--label {label}: the run is not conditioned on labels: fit one with --condition label")
-    if not (y == label).any():
-        raise InputError(f"--label {label}: found no such class, expected one of 0 to {y.max().item()}")
+def _check_label(label: int, config: Config, dataset: Dataset) -> None:
+    if config.condition != "label" or not config.of_model:
+        what = "its guide alone is" if config.condition == "label" else "the run is not"
+        raise InputError(
+            f"--label {label}: {what} conditioned on labels: fit one with --condition label, of prior or likelihood"
+        )
+    classes = torch.cat([getattr(dataset, name).y for name in dataset.sizes]).unique().tolist()
+    if label not in classes:
+        each = classes == list(range(len(classes)))
+        known = f"0 to {classes[-1]}" if each else ", ".join(map(str, classes[:20])) + ", ..." * (len(classes) > 20)
+        raise InputError(f"--label {label}: found no such class, expected one of {known}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     vae, dataset, run = load(found.run, device)
     label = None if found.label is None else cli.whole(found.label, "--label", 0)
     if label is not None:
-        _check_label(label, run.config.condition, dataset.test.y)
+        _check_label(label, run.config, dataset)
     images = sample(vae, n, seed, dataset.test, mean=not found.draw, label=label)
     with disk(out):
         if out.suffix == ".npy":

@@ -39,7 +39,7 @@ def label(quantity: str) -> str:
         return f"L_{rest}"
     if first == "khat":
         return {"50": "k-hat, median", "above": "k-hat > threshold"}.get(rest, f"k-hat, {rest}%")
-    if first in ("approximation", "amortization"):
+    if rest and first in ("approximation", "amortization", "rate"):
         return f"{first}, {rest.replace('_', '-')}"
     known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)", "information": "mutual information"}
     return known.get(quantity, quantity)
@@ -117,7 +117,10 @@ def _sections(found: Comparison) -> Iterator[tuple[str, list[_Row]]]:
         if not (values := {name: each[part] for name, each in estimates.items() if part in each}):
             continue
         keys = _shown(values.values())
-        rows = [(label(key), {name: [_cell(key, each[key])] for name, each in values.items()}) for key in keys]
+        rows = [
+            (label(key), {name: [_cell(key, each[key])] for name, each in values.items() if key in each})
+            for key in keys
+        ]
         if part == "test":
             rows.append(("active units", {name: [_units(each)] for name, each in found.models.items()}))
         yield title, rows

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from .base import Part, has_forward, mean_of, members, path_of
+from .conditions import Condition
 from .errors import InputError
 from .weights import LogWeights, log_weights
 
@@ -78,7 +80,15 @@ class Autoencoder(nn.Module):
         """Log p(x|z), log p(z) and log q(z|x) for draws z ~ q(z|x), each (particles, B), nats.
 
         They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
+
+        Raises:
+            InputError: with Pyro's validation, labels that the model does not take, which is looked up on the host.
         """
+        check_labels(y, len(x))
+        if torch.distributions.Distribution._validate_args:
+            for condition in self.modules():
+                if isinstance(condition, Condition):
+                    condition(y)
         return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import pvae
-from pvae import diagnostics, tables
+from pvae import diagnostics, guides, priors, tables
 from pvae import evaluate as evaluate_room
 from pvae.ais import Annealing
 from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, compare, estimate
@@ -575,3 +575,38 @@ def test_a_fit_that_is_too_short_is_in_the_table():
     plan = Plan(particles=(1, 5), annealing=Annealing(temperatures=2, chains=1), families=("flow",), subset=40, steps=1)
     found = compare({"short": (vae.model, vae.guide)}, Data(3 * torch.randn(40, 6)), plan=plan)
     assert "short: amortization, flow is below zero" in " ".join(tables.text(found, PROTOCOL).split())
+
+
+UNFIT = {
+    "a point": (pvae.Normal(2), guides.Delta(pvae.mlp(3, [], 2), 2), "m: site 'z': the guide is a point mass"),
+    "discrete": (priors.Bernoulli(2), guides.Bernoulli(pvae.mlp(3, [], 2), 2), "m: site 'z': discrete"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_has_no_gap_is_refused_before_the_work(case, monkeypatch):
+    prior, guide, message = UNFIT[case]
+    vae = pvae.VAE(prior, pvae.Bernoulli(pvae.mlp(2, [], 3), (3,)), guide)
+    annealing, data = Annealing(temperatures=2, chains=2, leapfrog=1), Data(torch.ones(2, 3))
+    plan = Plan(particles=(1, 2), annealing=annealing, families=["mean_field"])
+    with monkeypatch.context() as patched:
+        patched.setattr("pvae.comparison.evaluate", None)
+        with pytest.raises(pvae.InputError, match=message):
+            compare({"m": (vae.model, vae.guide)}, data, plan=plan)
+    if case == "a point":  # log p(x) itself can be had
+        plan = Plan(particles=(1, 2), annealing=annealing)
+        assert compare({"m": (vae.model, vae.guide)}, data, plan=plan).models["m"].annealed is not None
+
+
+def test_the_rate_of_each_layer_stands_beside_a_model_of_one():
+    one = evaluation([-2.0, -3.0])
+    rates = {"z1": torch.tensor([1.0, 2.0]), "z2": torch.tensor([0.5, 1.5])}
+    layers = {site: evaluate_room.Layer(rate, torch.ones(2)) for site, rate in rates.items()}
+    several = dataclasses.replace(one, layers=layers)
+    found = Comparison({"one": Measured(one), "several": Measured(several)}, Plan(particles=(1,)), 2, torch.arange(0))
+    assert found.estimates("several")["test"]["rate.z2"].mean == 1.0
+    assert "rate.z2" not in found.estimates("one")["test"]
+    (row,) = [line for line in tables.text(found, PROTOCOL).splitlines() if line.strip().startswith("rate, z1")]
+    assert row.split() == ["rate,", "z1", "1.50", "+-", "0.50"]
+    assert "rate, z2" in tables.latex(found, PROTOCOL)
+    assert "rate.z2" in tables.as_csv(found)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import build, config, fit, load, sample
+from pvae import build, compare, config, fit, load, sample
 from pvae.conditions import Condition
+from pvae.data import pixels
 from pvae.errors import InputError
 
 CLASSES, LATENT, SIZE = 3, 2, 4
@@ -185,6 +186,28 @@ def test_wrong_labels_are_refused(case):
         svi.step(torch.rand(4, SIZE).round(), y)
 
 
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_class_that_is_none_is_refused_wherever_it_is_seen(wrong):
+    vae, x, y = conditioned(), torch.zeros(4, SIZE), torch.tensor([0, 1, 2, wrong])
+    with pytest.raises(InputError, match=f"y: found {min(wrong, 0)} to {max(wrong, 2)}, expected labels from 0 to 2"):
+        vae.log_weights(x, y)
+    with pyro.validation_enabled(False), pytest.raises(IndexError):  # and not the last class for -1
+        vae.log_weights(x, y)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_classes_of_any_whole_type_are_the_same(kind):
+    y = torch.tensor([2, 0, 1])  # as many as classes: uint8 is no mask
+    torch.testing.assert_close(pvae.Label(3)(y.to(kind)), pvae.Label(3)(y))
+
+
+def test_a_hierarchy_refuses_labels_of_another_number():
+    vae = build.model(config.Config(latent=(3, 2)), load.read_data(config.Config()))
+    for program in (vae.model, vae.guide):
+        with pytest.raises(InputError, match="y: found a tensor of shape \\(2,\\), expected a tensor with one label"):
+            program(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1]))
+
+
 def test_data_without_what_is_asked_are_refused(tmp_path, covariates):
     np.savez(tmp_path / "n.npz", x=np.random.default_rng(0).random((50, 5)))
     np.savez(tmp_path / "m.npz", x=np.random.default_rng(0).random((50, 5)), y=np.arange(50) - 1)
@@ -219,6 +242,7 @@ class Parity(pvae.Condition):
     def of(cls, y, **options):
         return cls(1)
     def forward(self, y):
+        assert y.dtype == torch.int64
         return (y % 2).float().unsqueeze(-1)
 """
     (tmp_path / "myconditions.py").write_text(code)
@@ -227,3 +251,38 @@ class Parity(pvae.Condition):
     vae, _, _ = load.load("r")
     assert isinstance(vae.likelihood.decoder.condition, Condition)
     assert isinstance(vae.likelihood.decoder.network, nn.Module)
+    vamp = ["--prior", "vamp", "--prior.components", "5"]
+    assert fit.main([*QUIET, "--condition", "myconditions:Parity", *vamp, "--out", "v"]) == 0
+    vae, dataset, run = load.load("v")
+    assert vae.prior.labels.dtype == torch.int64
+    assert vae.prior.labels.shape == (5,)
+    x, y = pixels(dataset.test.x), dataset.test.y
+    found = pvae.evaluate.evaluate(vae.model, vae.guide, x, y, particles=[1, 2])
+    assert found.elbo.mean().item() == pytest.approx(run.read_json("summary.json")["test"]["elbo"]["mean"], abs=1e-3)
+
+
+def test_a_condition_that_nothing_takes_is_refused():
+    label, cases = {"condition": "label"}, {"prior": r"--conditioned prior: found no part", "none": "--conditioned: "}
+    with pytest.raises(InputError, match=cases["prior"]):
+        config.Config(**label, conditioned=("prior",))
+    with pytest.raises(InputError, match=cases["none"]):
+        config.Config(conditioned=("guide",))
+    assert config.Config(**label).of_model
+    assert config.Config(**label, conditioned=("prior",), prior="class_normal").of_model
+    assert not config.Config(**label, conditioned=("prior", "guide")).of_model  # the normal takes none
+
+
+def test_labels_to_sample_are_those_of_the_data(tmp_path):
+    rng, run, out = np.random.default_rng(0), str(tmp_path / "r"), str(tmp_path / "s.npy")
+    np.savez(tmp_path / "d.npz", x=rng.random((60, 5)), y=rng.choice([0, 2, 5], 60))
+    plain = [*QUIET, "--data", str(tmp_path / "d.npz"), "--likelihood", "gaussian", "--condition", "label"]
+    assert fit.main([*plain, "--out", run]) == 0
+    assert sample.main([run, "--label", "5", "-o", out]) == 0
+    with pytest.raises(InputError, match="--label 3: found no such class, expected one of 0, 2, 5"):
+        sample.main([run, "--label", "3", "-o", out])
+    assert fit.main([*plain, "--conditioned", "guide", "--out", run + "g"]) == 0
+    with pytest.raises(InputError, match="--label 5: its guide alone is conditioned"):
+        sample.main([run + "g", "--label", "5", "-o", out])
+    _, _, guided = load.load(run + "g")
+    (note,) = compare.notes("g", guided.config)
+    assert note.endswith("its bounds are on log p(x)")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base import Part, mean_of
 from ..errors import InputError
-from ..vae import Autoencoder, check_support, drawn
+from ..vae import Autoencoder, check_labels, check_support, drawn
 from .inference import Inference
 
 SEEN = 5000
@@ -90,6 +90,7 @@ class Hierarchy(Autoencoder):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) for each datum, from the top."""
+        check_labels(y, len(x))
         with pyro.plate("data", len(x)):
             z = pyro.sample(f"z{len(self.layers) + 1}", self.prior(y))
             for number in range(len(self.layers), 0, -1):
@@ -98,6 +99,7 @@ class Hierarchy(Autoencoder):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
+        check_labels(y, len(x))
         with pyro.plate("data", len(x)):
             self.posterior(x, y, self.layers)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Part
-from ..conditions import Condition, ConditionedEncoder, Label
+from ..conditions import ConditionedEncoder
 from ..distributions import FiniteMixture
 from ..errors import InputError, nearest
 from .mixture import check_components
@@ -70,7 +70,7 @@ class Vamp(Prior, name="vamp"):
             self._hold(torch.rand(shape, dtype=self.uniform.dtype, device=self.uniform.device))
         encoder = getattr(guide, "encoder", None)
         if isinstance(encoder, ConditionedEncoder):
-            labels = _labels(encoder.condition, len(self.uniform))
+            labels = encoder.condition.examples(len(self.uniform))
             if self.labels is None or self.labels.shape != labels.shape:
                 self.register_buffer("labels", labels.to(self.uniform.device))
         self.support = guide.support  # type: ignore[assignment]
@@ -88,7 +88,9 @@ class Vamp(Prior, name="vamp"):
             if self.learned:
                 self.pseudo_inputs.add_(0.01 * torch.randn_like(self.pseudo_inputs))
             if self.labels is not None and y is not None:
-                self.labels.copy_(y[chosen])
+                drawn, floats = y[chosen].to(self.labels.device), self.labels.is_floating_point()
+                # of their own type and shape, which those of a condition of one's own may have had to be guessed
+                self.labels = drawn.to(self.labels.dtype) if floats and drawn.is_floating_point() else drawn
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
@@ -101,13 +103,6 @@ class Vamp(Prior, name="vamp"):
             self.register_parameter("pseudo_inputs", None if value is None else nn.Parameter(value))
         else:
             self.register_buffer("pseudo_inputs", value)
-
-
-def _labels(condition: Condition, n: int) -> Tensor:
-    """Labels to start with: every class in turn, or covariates at zero."""
-    if isinstance(condition, Label):
-        return torch.arange(n) % condition.size
-    return torch.zeros(n, condition.size)
 
 
 def _check_guide(guide: Part, x: Tensor, y: Tensor | None) -> None:
