@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from ..distributions import DiagonalNormal
-from ..errors import InputError
+from ..errors import at_least
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -49,8 +49,7 @@ class LowRank(Guide, name="low_rank"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        if rank < 1:
-            raise InputError(f"rank: found {rank}, expected at least 1 direction, or guide mean_field for none")
+        at_least(1, " direction, or guide mean_field for none", rank=rank)
         self.rank, self.outputs = rank, self.outputs_for(latent, rank=rank)
         self.scale = BoundedScale(min_scale, max_scale)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import leading
-from ..errors import InputError
+from ..errors import InputError, at_least
 from .convolution import check_image, doubling, halvings, images
 from .network import Activation, Decoder, Encoder, activation_of, check_sizes
 
@@ -139,8 +139,7 @@ def _check(shape: tuple[int, ...], channels: Sequence[int], blocks: int) -> None
     check_sizes("channels", channels)
     if not channels:
         raise InputError("channels: found none, expected at least one: name how many, as 32,64")
-    if blocks < 1:
-        raise InputError(f"blocks: found {blocks}, expected at least 1: conv has none")
+    at_least(1, ": conv has none", blocks=blocks)
 
 
 def _blocks(planes: int, blocks: int, channels: Sequence[int], activation: Activation) -> list[nn.Module]:
