@@ -84,7 +84,9 @@ def papers(text: str) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return ",".join(map(_shown, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def catalogue(families: Sequence[str] = FAMILIES) -> Iterator[Entry]:

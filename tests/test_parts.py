@@ -71,14 +71,6 @@ def partners():
     return make(pvae.Bernoulli), make(pvae.MeanField)
 
 
-def mean_of(p):
-    """A distribution's mean, or None where it has none in closed form."""
-    try:
-        return p.mean
-    except NotImplementedError:
-        return None
-
-
 def inputs(family, *lead):
     return {
         "prior": lambda: torch.randint(3, lead),
