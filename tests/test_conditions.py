@@ -49,8 +49,9 @@ def exact():
         to_mean = weight.T / s2 / precision[:, None]
         encoder.layers[0].weight.zero_()
         encoder.layers[0].weight[:LATENT] = torch.cat([to_mean, -to_mean @ b], 1)
-        share = (precision.rsqrt() - guide.min_scale) / (guide.max_scale - guide.min_scale)
-        encoder.layers[0].bias.copy_(torch.cat([torch.zeros(LATENT).double(), share.logit() + guide._shift]))
+        low, high = guide.scale.low, guide.scale.high
+        share = (precision.rsqrt() - low) / (high - low)
+        encoder.layers[0].bias.copy_(torch.cat([torch.zeros(LATENT).double(), share.logit() + guide.scale._shift]))
     covariance = weight @ weight.T + s2 * torch.eye(SIZE)
     return vae, lambda x, y: torch.distributions.MultivariateNormal(b.T[y], covariance).log_prob(x)
 
@@ -169,7 +170,7 @@ def test_only_some_parts_are_conditioned(parts):
 
 WRONG = {
     "no labels": ((None,), "y: found none, expected whole numbers below 3: the model takes labels"),
-    "too few": ((torch.tensor([0, 1]),), r"y: found labels of shape \(2,\) for \(4,\) data, expected one for each"),
+    "too few": ((torch.tensor([0, 1]),), r"y: found a tensor of shape \(2,\), expected .* one label for each of 4"),
     "floats": ((torch.zeros(4),), r"y: found float32 of shape \(4,\), expected whole numbers below 3"),
     "another class": ((torch.tensor([0, 1, 2, 3]),), "y: found 0 to 3, expected labels from 0 to 2"),
 }

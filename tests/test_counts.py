@@ -410,7 +410,7 @@ def test_the_right_total_beats_that_of_another_datum():
             "found uint8, which is read as pixels in .0, 1.,.* store counts as int32",
         ),
         (np.uint8, {"condition": "library"}, "--condition library: .*: found uint8, .* store them as int32"),
-        (np.int32, {"likelihood": "bernoulli"}, "expected a pixel in .0, 1. .* all data are counts: pass .*poisson`"),
+        (np.int32, {"likelihood": "bernoulli"}, "expected a pixel in .0, 1., .* all data are counts: pass .*poisson`"),
         (np.int32, {"likelihood": "bernoulli", "binarize": "none"}, "all data are counts: pass .*`negative_binomial`"),
     ],
 )

@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import pickle
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -134,6 +135,11 @@ def test_the_covariances_triangle_is_filled_row_by_row():
     root = guide(torch.tensor([9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0])).root
     close(root, torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [2.0, 3.0, 1.0]]), 1e-6)
     assert guides.FullCovariance(nn.Identity(), 3, max_scale=2.0)(torch.full((9,), 1e3)).root[1, 1] == 2
+
+
+def test_the_directions_of_a_low_rank_covariance_are_filled_one_by_one():
+    q = guides.LowRank(nn.Identity(), 3)(torch.tensor([9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    close(q.factor, torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]))
 
 
 @pytest.mark.parametrize("latent", range(1, 12))
@@ -481,6 +487,20 @@ def test_a_refined_scale_keeps_its_bounds():
     close(guide(x).scale, torch.full_like(guide(x).scale, 0.9), 1e-12)
 
 
+class Bowl(pvae.Prior):
+    """What curves up: the best scale has no end."""
+
+    def forward(self, y=None):
+        return SimpleNamespace(log_prob=lambda z: 50 * z.square().sum(-1))
+
+
+def test_a_scale_grows_by_no_more_than_half_a_nat_at_a_step():
+    guide = guides.SemiAmortized(nn.Linear(DIM, 4), 2, steps=1, step_size=0.5)
+    guide.connect(Bowl(2), pvae.Bernoulli(lambda z: torch.zeros(*z.shape[:-1], DIM), (DIM,)), guide)
+    x = torch.ones(3, DIM)
+    close(guide(x).scale, guide.amortized(x).scale * math.exp(0.5), 1e-6)
+
+
 def bernoulli_vae(labels=False, seed=0, **options):
     torch.manual_seed(seed)
     encoder = pvae.MLPEncoder((DIM,), 4, [8], "tanh", context=3 * labels)
@@ -566,6 +586,15 @@ def test_refinement_sees_prior_likelihood_and_labels(labels):
     assert not torch.allclose(before, vae.posterior(*given).loc)
     object.__setattr__(other.posterior, "_met", (Shifted(2), other.likelihood))
     assert (other.posterior(*given).loc > bernoulli_vae(labels).posterior(*given).loc).all()
+
+
+def test_refinement_sees_what_a_label_says_of_the_prior():
+    vae, x, y = bernoulli_vae(), torch.ones(2, DIM), torch.tensor([0, 1])
+    prior = pvae.priors.ClassNormal(2, condition=Label(2))
+    vae.posterior.connect(prior, vae.likelihood, vae.posterior)
+    prior.linear.weight.data[:2, 1] = 5
+    low, high = vae.posterior(x, y).loc
+    assert (high > low + 0.5).all()
 
 
 class Shifted(pvae.Prior):

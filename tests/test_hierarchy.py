@@ -409,6 +409,34 @@ def test_every_part_sees_the_label(kind):
     assert model.sample(4, one).shape == (4, *SHAPE)
 
 
+@kinds
+def test_every_part_is_handed_the_labels(kind):
+    model, x, y = make(kind, label=True), data(4), torch.tensor([0, 1, 1, 0])
+    below, top = model.posterior.top(model.likelihood, model.layers)
+    guides, networks = list(model.posterior.guides), list(model.posterior.networks)
+    seen = {}
+    for part in (*guides, *networks, *model.layers, model.likelihood):
+        part.register_forward_pre_hook(lambda part, args: seen.setdefault(part, []).append(args[-1]))
+
+    def handed(call, *expected):
+        seen.clear()
+        call()
+        assert set(seen) == {*expected}
+        assert all(given is y for calls in seen.values() for given in calls)
+
+    inferred = [*guides, *networks, *(model.layers if kind == "ladder" else [])]
+    first = torch.randn(4, guides[-2].latent) if kind == "bottom_up" else x
+    handed(lambda: model.guide(x, y), *inferred)
+    handed(lambda: model.model(x, y), *model.layers, model.likelihood)
+    handed(lambda: model.latents(4, y), *model.layers)
+    for call in (top, top.amortized):
+        handed(lambda call=call: call(first, y), guides[-1], *networks)
+    handed(
+        lambda: below(torch.randn(4, top.latent if kind == "bottom_up" else guides[0].latent), y),
+        below.layer if kind == "bottom_up" else below,
+    )
+
+
 @pytest.mark.parametrize("kind", ["top_down", "ladder"])
 def test_the_pass_goes_through_every_network(kind):
     model, x = make(kind), data(4)

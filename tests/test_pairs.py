@@ -7,6 +7,7 @@ import re
 import pyro
 import pytest
 import torch
+from registry import small
 
 import pvae
 from pvae.base import members
@@ -28,7 +29,15 @@ def joined(prior, guide, likelihood):
     """A small model, or why there is none; labels reach the prior where it takes them."""
     torch.manual_seed(0)
     condition = {"condition": pvae.Label(CLASSES)} if "condition" in inspect.signature(prior).parameters else {}
-    return pvae.VAE(make(prior, LATENT, SHAPE, condition), make(likelihood, LATENT, SHAPE), make(guide, LATENT, SHAPE))
+    parts = (
+        make(prior, LATENT, SHAPE, {**small(prior), **condition}),
+        make(likelihood, LATENT, SHAPE),
+        make(guide, LATENT, SHAPE, small(guide)),
+    )
+    try:
+        return pvae.VAE(*parts)
+    except pvae.InputError as error:
+        return str(error)
 
 
 def data(likelihood):

@@ -23,7 +23,7 @@ class SemiAmortized(Guide, name="semi_amortized"):
     A step takes g, the gradient of L(m, log s) = E_e[log p(x|m + s e) + log p(m + s e)] + sum log s, and goes along the
     natural gradient, whose size depends on no scale (Khan and Lin 2017): with rate r
 
-        log s <- log s + r/2 g_s, or -1/2 log(1 - r g_s) where g_s < 0;    m <- m + r s^2 g_m
+        log s <- log s + min(r g_s, 1) / 2, or -1/2 log(1 - r g_s) where g_s < 0;    m <- m + r s^2 g_m
 
     The expectation is over pairs of points e and -e with entries 1 and -1, other ones at each step, so that the same
     datum is always given the same q; its mean and variances are exact, its covariances are once there are as many pairs
