@@ -227,7 +227,7 @@ def test_check_binary(x, found):
 
 
 def test_check_unknown_support():
-    with refused("support: unknown name 'binari': did you mean 'binary'? known: binary, counts, levels, open_unit_interval, real, unit_interval"):
+    with refused("support: unknown name 'binari': did you mean 'binary'? known: binary, counts, levels, open_unit"):
         check(load(), support="binari")
 
 
