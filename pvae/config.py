@@ -244,8 +244,8 @@ def member_options(family: str, member: type[Member]) -> dict[str, inspect.Param
 
 
 def member_help(member: type[Member], option: str) -> str:
-    """What a member's docstring says of one of its arguments, or else its family's."""
-    for described in (member, root(member.family)):
+    """What a member's docstring says of one of its arguments, or else that of what it is made from."""
+    for described in member.__mro__:
         found = re.search(rf"^    {option}: (.*(?:\n        .*)*)", inspect.getdoc(described) or "", re.MULTILINE)
         if found:
             return " ".join(found[1].split())

@@ -13,6 +13,32 @@ class InputError(ValueError):
     """
 
 
+def at_least(least: float, hint: str = "", **options: float) -> None:
+    """Refuse options below a number.
+
+    >>> at_least(1, components=0)
+    Traceback (most recent call last):
+    ...
+    pvae.errors.InputError: components: found 0, expected at least 1
+    """
+    for name, value in options.items():
+        if not value >= least:
+            raise InputError(f"{name}: found {value}, expected at least {least}{hint}")
+
+
+def more_than(least: float, hint: str = "", **options: float) -> None:
+    """Refuse options that are not above a number.
+
+    >>> more_than(0, scale=0.0)
+    Traceback (most recent call last):
+    ...
+    pvae.errors.InputError: scale: found 0.0, expected more than 0
+    """
+    for name, value in options.items():
+        if not value > least:
+            raise InputError(f"{name}: found {value}, expected more than {least}{hint}")
+
+
 def nearest(unknown: str, known: list[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, then all of them.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import elu, linear, softplus
 
-from .errors import InputError
+from .errors import at_least, more_than
 from .networks.network import check_sizes
 
 
@@ -60,7 +60,7 @@ class FlowDistribution(dist.TransformedDistribution):
         base: of the noise e, with event shape (D,).
         transform: T, a transform with `call_and_ladj`.
 
-    >>> flow = FlowDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), compose([Coupling(2)(None)]))
+    >>> flow = FlowDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), compose([CouplingMap(2)(None)]))
     >>> z = flow.sample()
     >>> flow.event_shape, flow.log_prob(z).shape
     (torch.Size([2]), torch.Size([]))
@@ -95,12 +95,6 @@ class FlowDistribution(dist.TransformedDistribution):
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         noise, ladj = self.transforms[0].inv.call_and_ladj(value)
         return self.base_dist.log_prob(noise) + ladj
-
-
-def check_transforms(transforms: int) -> None:
-    """Refuse a flow of no maps."""
-    if transforms < 1:
-        raise InputError(f"transforms: found {transforms}, expected at least 1")
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
@@ -143,9 +137,8 @@ AFFINE: Univariate = (2, affine)
 
 def splines(bins: int, bound: float) -> Univariate:
     """Splines of so many bins within +-bound."""
-    check_sizes("bins", [bins])
-    if not bound > 0:
-        raise InputError(f"bound: found {bound}, expected more than 0")
+    at_least(1, bins=bins)
+    more_than(0, bound=bound)
     return 3 * bins - 1, partial(spline, bound=bound)
 
 
@@ -208,7 +201,7 @@ class Conditioner(nn.Module):
         return numbers
 
 
-class Autoregressive(nn.Module):
+class AutoregressiveMap(nn.Module):
     """A map z_d = f(e_d; e_<d, context): its Jacobian is triangular; its inverse takes D passes.
 
     Args:
@@ -238,7 +231,7 @@ class Autoregressive(nn.Module):
         return AutoregressiveTransform(lambda e: DependentTransform(self.univariate(numbers(e)), 1), passes=self.latent)
 
 
-class Coupling(nn.Module):
+class CouplingMap(nn.Module):
     """A map that leaves half of the dimensions, and moves the others by f(.; first half, context): one pass both ways.
 
     One dimension alone is moved by a map that depends on the context only.
@@ -307,7 +300,7 @@ class _Coupling(Transform):
         return self._join(kept, moved), ladj
 
 
-class Planar(nn.Module):
+class PlanarMap(nn.Module):
     """A map that moves a point along one direction by how far it is along another.
 
     z = e + u tanh(w.e + b), invertible as w.u > -1.

@@ -84,7 +84,9 @@ def papers(text: str) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return ",".join(map(_shown, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def catalogue(families: Sequence[str] = FAMILIES) -> Iterator[Entry]:
@@ -109,24 +111,11 @@ def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:
 
 
 def markdown(families: Sequence[str] = FAMILIES) -> str:
-    """The families as a table: a row for each family, its members with the options of their own.
-
-    Options that all members of a family have are said once.
-    """
-    rows = ["| family | members, and their options |", "|---|---|"]
+    """The families as a table of names: a row for each."""
+    rows = ["| family | members |", "|---|---|"]
     for family in families:
-        entries = list(catalogue([family]))
-        names = [{option.name for option in found.options} for found in entries]
-        shared = set.intersection(*names) if len(names) > 1 else set()
-        cells = [f"`{found.name}`{_options(found, shared)}" for found in entries]
-        every = [f"all: {', '.join(f'`{o.name}`' for o in entries[0].options if o.name in shared)}"] if shared else []
-        rows.append(f"| {family} | {', '.join(cells)}{'; ' if every else ''}{''.join(every)} |")
+        rows.append(f"| {family} | {', '.join(f'`{found.name}`' for found in catalogue([family]))} |")
     return "\n".join(rows)
-
-
-def _options(found: Entry, shared: set[str]) -> str:
-    own = [f"`{option.name}`" for option in found.options if option.name not in shared]
-    return f" ({', '.join(own)})" if own else ""
 
 
 def section() -> str:

@@ -24,3 +24,14 @@ def variants(family):
                     yield pytest.param(member, {**small(member), option: choice}, id=f"{family}-{name}-{choice}")
     if family == "likelihood":
         yield pytest.param(pvae.Gaussian, {"scale": 0.5}, id="likelihood-gaussian-0.5")
+
+
+FITTING = [
+    (objective, name)
+    for objective in members("objective").values()
+    for name, gradient in members("gradient").items()
+    if not gradient.misfit(objective(3))
+]
+"""Every objective with every gradient that it takes."""
+EACH = [(objective, name) for objective, name in FITTING if objective is pvae.IWAE or name == "reparam"]
+"""Every objective once and every gradient once: how these meet one another does not depend on the model."""

@@ -295,7 +295,10 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
             {"likelihood": "gaussian", "likelihood.scal": 1},
             "--likelihood.scal: likelihood 'gaussian' has no such option: did you mean 'scale'[?] known: min_scale, sc",
         ),
-        ({"encoder.channels": 1}, "--encoder.channels: encoder 'mlp' has no such option; it belongs to conv: known: "),
+        (
+            {"encoder.channels": 1},
+            "--encoder.channels: encoder 'mlp' has no such option; it belongs to conv, resnet: known: ",
+        ),
         ({"guide.event_dim": 1}, "--guide.event_dim: guide 'mean_field' has no such option: known: "),
         ({"likelihood.decoder": 1}, "--likelihood.decoder: .*has no such option"),
         # bounds
@@ -498,7 +501,9 @@ def test_a_member_from_outside_with_options_of_its_own(beside, images):
         from_flat({**values, "prior.scal": 1})
     with pytest.raises(pvae.InputError, match=r"--prior\.scale: found 'wide', expected a number"):
         from_flat({**values, "prior.scale": "wide"})
-    with pytest.raises(pvae.InputError, match=r"--prior\.scale: prior 'normal' has no such option: it has no options"):
+    with pytest.raises(
+        pvae.InputError, match=r"--prior\.scale: prior 'normal' has no such option; it belongs to .*: it has no"
+    ):
         from_flat({"prior.scale": 1})
     vae.sample(2)
     pvae.SVI(vae.model, vae.guide, lambda p: torch.optim.Adam(p, lr=1e-2), pvae.ELBO()).step(torch.ones(4, 6, 5))

@@ -13,26 +13,26 @@ from torch.autograd.functional import jacobian
 import pvae
 from pvae import guides, priors
 from pvae.distributions import DiagonalNormal
-from pvae.flows import Autoregressive, Conditioner, Coupling, FlowDistribution, Planar, affine, spline, splines
+from pvae.flows import AutoregressiveMap, Conditioner, CouplingMap, FlowDistribution, PlanarMap, affine, spline, splines
 
 STEPS = {
-    "autoregressive": lambda latent, **options: Autoregressive(latent, hidden=(7, 6), **options),
-    "autoregressive spline": lambda latent, **options: Autoregressive(latent, splines(5, 4.0), (8,), **options),
-    "coupling": lambda latent, **options: Coupling(latent, hidden=(7, 6), **options),
-    "coupling spline": lambda latent, **options: Coupling(latent, splines(5, 4.0), (8,), **options),
-    "planar": lambda latent, **options: Planar(latent, options["context"]),
+    "autoregressive": lambda latent, **options: AutoregressiveMap(latent, hidden=(7, 6), **options),
+    "autoregressive spline": lambda latent, **options: AutoregressiveMap(latent, splines(5, 4.0), (8,), **options),
+    "coupling": lambda latent, **options: CouplingMap(latent, hidden=(7, 6), **options),
+    "coupling spline": lambda latent, **options: CouplingMap(latent, splines(5, 4.0), (8,), **options),
+    "planar": lambda latent, **options: PlanarMap(latent, options["context"]),
 }
 PRIORS = {
     "realnvp": lambda latent, **options: priors.RealNVP(latent, 2, (8,), **options),
-    "maf": lambda latent, **options: priors.MAFPrior(latent, 2, (8,), **options),
-    "spline": lambda latent, **options: priors.SplinePrior(latent, 2, (8,), 5, 4.0, **options),
+    "maf": lambda latent, **options: priors.MAF(latent, 2, (8,), **options),
+    "spline": lambda latent, **options: priors.Spline(latent, 2, (8,), 5, 4.0, **options),
     "autoregressive": lambda latent, **options: priors.Autoregressive(latent, 3, (8, 8), **options),
 }
 GUIDES = {
     "iaf": lambda *args, context=1: guides.IAF(*args, None, 2, (8,), context),
-    "maf": lambda *args, context=1: guides.MAFGuide(*args, None, 2, (8,), context),
-    "planar": lambda *args, context=1: guides.PlanarGuide(*args, None, 2, context),
-    "spline": lambda *args, context=1: guides.SplineGuide(*args, None, 2, (8,), 5, 4.0, context),
+    "maf": lambda *args, context=1: guides.MAF(*args, None, 2, (8,), context),
+    "planar": lambda *args, context=1: guides.Planar(*args, None, 2, context),
+    "spline": lambda *args, context=1: guides.Spline(*args, None, 2, (8,), 5, 4.0, context),
 }
 sizes = pytest.mark.parametrize("latent", [1, 2, 5])
 every_prior = pytest.mark.parametrize("name", PRIORS)
@@ -95,7 +95,7 @@ def test_the_inverse_has_the_parameters_gradient(name):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_autoregressive_maps_see_only_the_dimensions_before(reverse):
-    step = stirred(Autoregressive(4, hidden=(9, 9), reverse=reverse))
+    step = stirred(AutoregressiveMap(4, hidden=(9, 9), reverse=reverse))
     matrix = jacobian(step(None), torch.randn(4).double())
     triangle, other = (matrix.triu(1), matrix.tril(-1))[:: -1 if reverse else 1]
     assert (triangle == 0).all()
@@ -104,7 +104,7 @@ def test_autoregressive_maps_see_only_the_dimensions_before(reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_couplings_leave_one_half(reverse):
-    step = stirred(Coupling(5, hidden=(9,), reverse=reverse))
+    step = stirred(CouplingMap(5, hidden=(9,), reverse=reverse))
     x = torch.randn(7, 5).double()
     left = step(None)(x) == x
     assert left.tolist() == [[False] * 3 + [True] * 2 if reverse else [True] * 2 + [False] * 3] * 7
@@ -164,7 +164,7 @@ def test_affine_scales_are_bounded_and_exact_near_zero():
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
 def test_planar_maps_can_be_inverted_whatever_their_parameters(size, context):
-    step = Planar(3, context).double()
+    step = PlanarMap(3, context).double()
     with torch.no_grad():
         for parameter in step.parameters():
             parameter.copy_(size * torch.randn_like(parameter))
@@ -345,7 +345,7 @@ def test_densities_of_maf_and_of_priors_take_no_inverse(monkeypatch):
     def refuse(self, y):
         raise AssertionError
 
-    for kind in (type(Autoregressive(2)(None)), type(Coupling(2)(None))):
+    for kind in (type(AutoregressiveMap(2)(None)), type(CouplingMap(2)(None))):
         monkeypatch.setattr(kind, "_inverse", refuse)
     z = torch.randn(5, 3)
     guide_of("maf", 3)(torch.randn(5, 4)).log_prob(z)
@@ -427,18 +427,12 @@ def vae_of(prior=None, guide=None, latent=2, seed=0):
     )
 
 
-PAIRS = [(None, "planar"), ("maf", "maf"), ("spline", "iaf"), ("realnvp", "spline"), ("autoregressive", None)]
-
-
-@pytest.mark.parametrize(("prior", "guide"), PAIRS)
-@pytest.mark.parametrize("gradient", ["reparam", "dreg"])
-def test_a_traced_step_is_the_eager_one(prior, guide, gradient):
+@pytest.mark.parametrize(("prior", "guide"), [(None, "planar"), ("spline", "iaf"), ("realnvp", "spline")])
+def test_a_traced_step_through_inverses_is_the_eager_one(prior, guide):
     x, found = torch.bernoulli(torch.rand(6, 4)), []
     for mode in ("off", "graph"):
         vae = vae_of(prior, guide)
-        svi = pvae.SVI(
-            vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.IWAE(3, gradient=gradient), compile=mode
-        )
+        svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.IWAE(3, gradient="dreg"), compile=mode)
         torch.manual_seed(1)
         losses = [svi.step(x) for _ in range(3)]
         found.append(torch.tensor([*losses, *(p.sum().item() for p in vae.parameters())]))
@@ -501,9 +495,9 @@ def test_the_options_of_a_guide_size_its_encoder():
         (lambda: priors.RealNVP(2, transforms=0), "transforms: found 0, expected at least 1"),
         (lambda: guides.IAF(torch.nn.Linear(4, 6), 2, transforms=0), "transforms: found 0, expected at least 1"),
         (lambda: guides.IAF(torch.nn.Linear(4, 6), 2, context=-1), "context: found -1, expected at least 0"),
-        (lambda: priors.MAFPrior(2, hidden=(0,)), "hidden: found 0, expected each to be at least 1"),
-        (lambda: priors.SplinePrior(2, bins=0), "bins: found 0, expected each to be at least 1"),
-        (lambda: priors.SplinePrior(2, bound=0.0), "bound: found 0.0, expected more than 0"),
+        (lambda: priors.MAF(2, hidden=(0,)), "hidden: found 0, expected each to be at least 1"),
+        (lambda: priors.Spline(2, bins=0), "bins: found 0, expected at least 1"),
+        (lambda: priors.Spline(2, bound=0.0), "bound: found 0.0, expected more than 0"),
         (lambda: priors.Autoregressive(2, components=0), "components: found 0, expected at least 1"),
     ],
 )
@@ -513,7 +507,7 @@ def test_options_that_do_not_fit_are_refused(wrong, message):
 
 
 def test_a_flow_broadcasts_what_it_scores():
-    flow = FlowDistribution(DiagonalNormal(torch.zeros(3, 2), torch.ones(3, 2)), stirred(Coupling(2)).float()(None))
+    flow = FlowDistribution(DiagonalNormal(torch.zeros(3, 2), torch.ones(3, 2)), stirred(CouplingMap(2)).float()(None))
     assert flow.log_prob(torch.zeros(5, 1, 2)).shape == (5, 3)
     assert flow.expand([3]) is flow
     assert flow.expand([4, 3]).rsample([5]).shape == (5, 4, 3, 2)

@@ -7,14 +7,13 @@ import copy
 import functools
 import inspect
 import math
-import pickle
 
 import pyro
 import pytest
 import scipy.stats
 import torch
 from pyro.infer import Trace_ELBO
-from registry import variants
+from registry import EACH, FITTING, variants
 from torch import nn
 from torch.func import grad, vmap
 
@@ -70,14 +69,6 @@ def needs_labels(member):
 def partners():
     """A likelihood and a guide for what is made of them."""
     return make(pvae.Bernoulli), make(pvae.MeanField)
-
-
-def mean_of(p):
-    """A distribution's mean, or None where it has none in closed form."""
-    try:
-        return p.mean
-    except NotImplementedError:
-        return None
 
 
 def inputs(family, *lead):
@@ -169,15 +160,18 @@ def labels(n=5):
     return torch.arange(n) % 3
 
 
-@pytest.mark.parametrize("gradient", list(members("gradient")))
-@pytest.mark.parametrize("objective", list(members("objective").values()))
-@pytest.mark.parametrize(("member", "options"), WHOLES)
-def test_every_part_trains_under_every_objective_and_gradient(member, options, objective, gradient):
+@pytest.mark.parametrize(
+    ("member", "options", "objective", "gradient"),
+    [
+        pytest.param(*part.values, objective, gradient, id=f"{part.id}-{objective.name}-{gradient}")
+        for part in WHOLES
+        for objective, gradient in (FITTING if part.id == "likelihood-bernoulli" else EACH)
+    ],
+)
+def test_every_part_trains_under_every_objective_and_every_gradient(member, options, objective, gradient):
     vae = whole(member, options)
     x = data(5, vae.likelihood)
     chosen = members("gradient")[gradient]
-    if chosen.misfit(objective(3)):
-        return
     if chosen.reparameterized and not vae.encode(x).has_rsample:
         with pytest.raises(pvae.InputError, match="--gradient with one of those that need none: score, vimco"):
             objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, x)
@@ -196,17 +190,14 @@ def test_every_part_trains_under_every_objective_and_gradient(member, options, o
     assert all(p.grad is not None and p.grad.norm() > 0 for p in vae.parameters())
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))], ids=["deepcopy", "pickle"]
-)
 @pytest.mark.parametrize(("member", "options"), WHOLES)
-def test_a_vae_is_copied_after_use(member, options, copied):
+def test_a_vae_is_copied_after_use(member, options):
     vae = whole(member, options)
     x = (data(5, vae.likelihood), labels())
     objective = pvae.ELBO() if vae.encode(*x).has_rsample else pvae.ELBO(2, gradient="score")
     pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), objective).step(*x)
     pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(*x)
-    other = copied(vae).eval()
+    other = copy.deepcopy(vae).eval()
     found = []
     for one in (vae.eval(), other):
         torch.manual_seed(1)
@@ -610,8 +601,8 @@ def test_plain_torch_modules_are_networks():
         (lambda: gaussian(-1.0), "scale: found -1.0, expected at least min_scale"),
         (lambda: gaussian(math.nan), "scale: found nan, expected at least min_scale"),
         (lambda: gaussian("pixels"), "scale: found 'pixels', expected a number or a known word: did you mean 'pixel'"),
-        (lambda: gaussian(1.0, min_scale=0.0), "min_scale: found 0.0, expected a positive number"),
-        (lambda: gaussian("shared", min_scale=math.nan), "min_scale: found nan, expected a positive number"),
+        (lambda: gaussian(1.0, min_scale=0.0), "min_scale: found 0.0, expected more than 0"),
+        (lambda: gaussian("shared", min_scale=math.nan), "min_scale: found nan, expected more than 0"),
         (lambda: pvae.MeanField(nn.Identity(), 1, min_scale=0), "found 0, 10.0, expected 0 < min_scale < 1 < max"),
         (lambda: pvae.MeanField(nn.Identity(), 1, max_scale=1.0), "found 0.0001, 1.0, expected 0 < min_scale < 1"),
     ],

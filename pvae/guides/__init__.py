@@ -3,7 +3,7 @@
 from .bernoulli import Bernoulli, RelaxedBernoulli
 from .categorical import Categorical, RelaxedCategorical
 from .delta import Delta
-from .flows import IAF, MAFGuide, PlanarGuide, SplineGuide
+from .flows import IAF, MAF, Planar, Spline
 from .full_covariance import FullCovariance
 from .guide import Guide
 from .low_rank import LowRank
@@ -14,20 +14,20 @@ from .sphere import PowerSpherical, VonMisesFisher
 
 __all__ = [
     "IAF",
+    "MAF",
     "Bernoulli",
     "Categorical",
     "Delta",
     "FullCovariance",
     "Guide",
     "LowRank",
-    "MAFGuide",
     "MeanField",
     "Mixture",
-    "PlanarGuide",
+    "Planar",
     "PowerSpherical",
     "RelaxedBernoulli",
     "RelaxedCategorical",
     "SemiAmortized",
-    "SplineGuide",
+    "Spline",
     "VonMisesFisher",
 ]

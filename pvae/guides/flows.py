@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..distributions import DiagonalNormal
-from ..errors import InputError
-from ..flows import AFFINE, Autoregressive, Coupling, FlowDistribution, Planar, check_transforms, compose, splines
+from ..errors import at_least
+from ..flows import AFFINE, AutoregressiveMap, CouplingMap, FlowDistribution, PlanarMap, compose, splines
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -39,9 +39,8 @@ class FlowGuide(Guide):
         step: Callable[[int, bool], nn.Module],
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        check_transforms(transforms)
-        if context < 0:
-            raise InputError(f"context: found {context}, expected at least 0")
+        at_least(1, transforms=transforms)
+        at_least(0, context=context)
         self.outputs = 2 + context
         self.scale = BoundedScale(1e-4, 10.0)
         self.steps = nn.ModuleList(step(context * latent, i % 2 == 1) for i in range(transforms))
@@ -63,11 +62,8 @@ class FlowGuide(Guide):
         return transform
 
 
-class IAF(FlowGuide, name="iaf"):
-    """An inverse autoregressive flow: z_d = exp(a(z_0,<d, h)) z_0,d + b(z_0,<d, h), layer by layer, z_0 mean-field.
-
-    The context h(x) comes from the encoder beside mean and scale; the order of the dimensions is reversed from layer
-    to layer. A draw and its own density take one pass, the density of another point D. It starts near mean-field.
+class AutoregressiveGuide(FlowGuide):
+    """A flow whose layers are affine maps of each dimension that those before it parametrize.
 
     Args:
         encoder: from data to means, scales and the context: (2 + context) * latent numbers.
@@ -76,6 +72,27 @@ class IAF(FlowGuide, name="iaf"):
         transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
         context: how many numbers h has for each latent dimension.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent: int,
+        event_dim: int | None = None,
+        transforms: int = 2,
+        hidden: Sequence[int] = (128,),
+        context: int = 1,
+    ) -> None:
+        super().__init__(
+            encoder, latent, event_dim, transforms, context, partial(AutoregressiveMap, latent, AFFINE, hidden)
+        )
+
+
+class IAF(AutoregressiveGuide, name="iaf"):
+    """An inverse autoregressive flow: z_d = exp(a(z_0,<d, h)) z_0,d + b(z_0,<d, h), layer by layer, z_0 mean-field.
+
+    The context h(x) comes from the encoder beside mean and scale; the order of the dimensions is reversed from layer
+    to layer. A draw and its own density take one pass, the density of another point D. It starts near mean-field.
 
     Source: Kingma et al. 2016.
 
@@ -85,61 +102,27 @@ class IAF(FlowGuide, name="iaf"):
     (torch.Size([5]), torch.Size([2]))
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        latent: int,
-        event_dim: int | None = None,
-        transforms: int = 2,
-        hidden: Sequence[int] = (128,),
-        context: int = 1,
-    ) -> None:
-        super().__init__(
-            encoder, latent, event_dim, transforms, context, partial(Autoregressive, latent, AFFINE, hidden)
-        )
 
-
-class MAFGuide(FlowGuide, name="maf"):
+class MAF(AutoregressiveGuide, name="maf"):
     """A masked autoregressive flow: z_0,d = exp(a(z_<d, h)) z_d + b(z_<d, h), layer by layer, z_0 mean-field.
 
     A density takes one pass at any point, a draw D: for objectives that score more than they draw. It starts near
     mean-field.
 
-    Args:
-        encoder: from data to means, scales and the context: (2 + context) * latent numbers.
-        latent: size of the latent, D.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        transforms: how many layers.
-        hidden: sizes of the hidden layers of each one's network.
-        context: how many numbers h has for each latent dimension.
-
     Source: Papamakarios, Pavlakou and Murray 2017.
 
     >>> import torch
-    >>> q = MAFGuide(nn.Linear(6, 6), latent=2)(torch.zeros(5, 6))
+    >>> q = MAF(nn.Linear(6, 6), latent=2)(torch.zeros(5, 6))
     >>> q.log_prob(torch.zeros(3, 5, 2)).shape
     torch.Size([3, 5])
     """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        latent: int,
-        event_dim: int | None = None,
-        transforms: int = 2,
-        hidden: Sequence[int] = (128,),
-        context: int = 1,
-    ) -> None:
-        super().__init__(
-            encoder, latent, event_dim, transforms, context, partial(Autoregressive, latent, AFFINE, hidden)
-        )
 
     def to_draws(self, transform: Transform) -> Transform:
         """The steps go from draws to noise."""
         return transform.inv
 
 
-class PlanarGuide(FlowGuide, name="planar"):
+class Planar(FlowGuide, name="planar"):
     """Planar flows: z = z_0 + u tanh(w.z_0 + b), layer by layer, z_0 mean-field; u, w and b depend on the datum.
 
     A draw takes one pass; the density of another point solves an equation of one number in each layer. It starts near
@@ -155,7 +138,7 @@ class PlanarGuide(FlowGuide, name="planar"):
     Source: Rezende and Mohamed 2015.
 
     >>> import torch
-    >>> q = PlanarGuide(nn.Linear(6, 6), latent=2)(torch.zeros(5, 6))
+    >>> q = Planar(nn.Linear(6, 6), latent=2)(torch.zeros(5, 6))
     >>> q.batch_shape, q.event_shape
     (torch.Size([5]), torch.Size([2]))
     """
@@ -168,10 +151,10 @@ class PlanarGuide(FlowGuide, name="planar"):
         transforms: int = 8,
         context: int = 1,
     ) -> None:
-        super().__init__(encoder, latent, event_dim, transforms, context, lambda size, reverse: Planar(latent, size))
+        super().__init__(encoder, latent, event_dim, transforms, context, lambda size, reverse: PlanarMap(latent, size))
 
 
-class SplineGuide(FlowGuide, name="spline"):
+class Spline(FlowGuide, name="spline"):
     """A neural spline flow: z_b = s(z_0,b; z_0,a, h), z_a = z_0,a, layer by layer, z_0 mean-field; s is a spline.
 
     Splines are rational-quadratic, monotone within +-bound and the identity outside; each layer moves half of the
@@ -190,7 +173,7 @@ class SplineGuide(FlowGuide, name="spline"):
     Source: Durkan et al. 2019.
 
     >>> import torch
-    >>> q = SplineGuide(nn.Linear(6, 6), latent=2)(torch.zeros(5, 6))
+    >>> q = Spline(nn.Linear(6, 6), latent=2)(torch.zeros(5, 6))
     >>> q.batch_shape, q.event_shape
     (torch.Size([5]), torch.Size([2]))
     """
@@ -206,5 +189,5 @@ class SplineGuide(FlowGuide, name="spline"):
         bound: float = 5.0,
         context: int = 1,
     ) -> None:
-        step = partial(Coupling, latent, splines(bins, bound), hidden)
+        step = partial(CouplingMap, latent, splines(bins, bound), hidden)
         super().__init__(encoder, latent, event_dim, transforms, context, step)

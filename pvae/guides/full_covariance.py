@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, register_kl
+from torch.distributions import constraints
 
-from ..distributions import DiagonalNormal
+from .gaussian import DependentNormal
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -74,7 +74,7 @@ class FullCovariance(Guide, name="full_covariance"):
         return [*used, self.outputs * self.latent - sum(used)]
 
 
-class CovarianceNormal(dist.TorchDistribution):
+class CovarianceNormal(DependentNormal):
     """N(loc, L L'), the triangle L kept once for all draws; nothing is checked, nothing factored.
 
     Args:
@@ -88,8 +88,6 @@ class CovarianceNormal(dist.TorchDistribution):
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real_vector, "root": constraints.lower_cholesky}
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(self, loc: Tensor, root: Tensor) -> None:
         self.loc, self.root = loc, root
@@ -114,13 +112,8 @@ class CovarianceNormal(dist.TorchDistribution):
         return -0.5 * squared - self.log_determinant - 0.5 * math.log(2 * math.pi) * self.event_shape[0]
 
     @property
-    def log_determinant(self) -> Tensor:
-        """Log det L, that is half of the covariance's."""
+    def log_determinant(self) -> Tensor:  # noqa: D102
         return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-    @property
-    def mean(self) -> Tensor:  # noqa: D102
-        return self.loc
 
     @property
     def variance(self) -> Tensor:  # noqa: D102
@@ -130,10 +123,3 @@ class CovarianceNormal(dist.TorchDistribution):
     def covariance_matrix(self) -> Tensor:
         """L L', (..., D, D)."""
         return self.root @ self.root.mT
-
-
-@register_kl(CovarianceNormal, DiagonalNormal)
-def _kl(q: CovarianceNormal, p: DiagonalNormal) -> Tensor:
-    """1/2 [sum_i (C_ii + (m_i - n_i)^2) / t_i^2 - D] + sum_i log t_i - log det L, C = L L'."""
-    distance = ((q.variance + (q.loc - p.loc).square()) / p.scale.square() - 1).sum(-1)
-    return 0.5 * distance + p.scale.log().sum(-1) - q.log_determinant

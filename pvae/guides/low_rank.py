@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, register_kl
+from torch.distributions import constraints
 
-from ..distributions import DiagonalNormal
-from ..errors import InputError
+from ..errors import at_least
+from .gaussian import DependentNormal
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -49,8 +49,7 @@ class LowRank(Guide, name="low_rank"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        if rank < 1:
-            raise InputError(f"rank: found {rank}, expected at least 1 direction, or guide mean_field for none")
+        at_least(1, " direction, or guide mean_field for none", rank=rank)
         self.rank, self.outputs = rank, self.outputs_for(latent, rank=rank)
         self.scale = BoundedScale(min_scale, max_scale)
 
@@ -65,7 +64,7 @@ class LowRank(Guide, name="low_rank"):
         return LowRankNormal(mean, self.scale(raw), numbers[..., 2:, :].mT)
 
 
-class LowRankNormal(dist.TorchDistribution):
+class LowRankNormal(DependentNormal):
     """N(loc, diag scale^2 + U U'), U kept once for all draws.
 
     With V = U / scale, [V; I] = Q R by Gram and Schmidt gives the determinant, for R' R = I + V' V, and the squared
@@ -88,8 +87,6 @@ class LowRankNormal(dist.TorchDistribution):
         "scale": constraints.independent(constraints.positive, 1),
         "factor": constraints.independent(constraints.real, 2),
     }
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor) -> None:
         self.loc, self.scale, self.factor = loc, scale, factor
@@ -131,13 +128,8 @@ class LowRankNormal(dist.TorchDistribution):
         return torch.cat(span, -1), log_determinant
 
     @property
-    def log_determinant(self) -> Tensor:
-        """Half the log-determinant of the covariance, (...)."""
+    def log_determinant(self) -> Tensor:  # noqa: D102
         return self._factored()[1]
-
-    @property
-    def mean(self) -> Tensor:  # noqa: D102
-        return self.loc
 
     @property
     def variance(self) -> Tensor:  # noqa: D102
@@ -147,10 +139,3 @@ class LowRankNormal(dist.TorchDistribution):
     def covariance_matrix(self) -> Tensor:
         """The matrix diag scale^2 + U U', (..., D, D)."""
         return self.scale.square().diag_embed() + self.factor @ self.factor.mT
-
-
-@register_kl(LowRankNormal, DiagonalNormal)
-def _kl(q: LowRankNormal, p: DiagonalNormal) -> Tensor:
-    """1/2 [sum_i (C_ii + (m_i - n_i)^2) / t_i^2 - D] + sum_i log t_i - 1/2 log det C, C the covariance."""
-    distance = ((q.variance + (q.loc - p.loc).square()) / p.scale.square() - 1).sum(-1)
-    return 0.5 * distance + p.scale.log().sum(-1) - q.log_determinant

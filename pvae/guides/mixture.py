@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..errors import InputError
+from ..errors import at_least
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -53,10 +53,8 @@ class Mixture(Guide, name="mixture"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        if components < 2:
-            raise InputError(f"components: found {components}, expected at least 2, or guide mean_field for one")
-        if not apart >= 0:
-            raise InputError(f"apart: found {apart}, expected at least 0")
+        at_least(2, ", or guide mean_field for one", components=components)
+        at_least(0, apart=apart)
         self.components, self.outputs = components, self.outputs_for(latent, components=components)
         self.scale = BoundedScale(min_scale, max_scale)
         self.places = nn.Parameter(apart * torch.randn(components, latent))

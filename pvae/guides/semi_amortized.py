@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..base import Part
 from ..distributions import DiagonalNormal
-from ..errors import InputError
+from ..errors import InputError, at_least
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -68,9 +68,7 @@ class SemiAmortized(Guide, name="semi_amortized"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        for name, value in (("steps", steps), ("pairs", pairs)):
-            if value < 1:
-                raise InputError(f"{name}: found {value}, expected at least 1")
+        at_least(1, steps=steps, pairs=pairs)
         if not 0 < step_size <= 1:
             raise InputError(f"step_size: found {step_size}, expected above 0 and at most 1")
         self.steps, self.step_size, self.pairs, self.through = steps, step_size, pairs, through

@@ -31,7 +31,7 @@ class Hierarchy(Autoencoder):
         InputError: something that is not a part; numbers or sizes of layers that do not fit.
 
     The data plate is named "data", the sites "z1" to "zL" and "x". One layer is a `VAE`, but for the site's name.
-    Source: Burda, Grosse and Salakhutdinov 2015; Soenderby et al. 2016 for guides from the top.
+    Source: Burda, Grosse and Salakhutdinov 2015; Sønderby et al. 2016 for guides from the top.
 
     >>> import pvae
     >>> from pvae.hierarchy import BottomUp

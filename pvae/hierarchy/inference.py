@@ -113,7 +113,7 @@ class TopDown(Inference, name="top_down"):
     z_(l+1) after it. Any guide will do. As in that paper, layers may collapse onto their priors for good in the first
     steps of a fit unless the objective warms up.
 
-    Source: Soenderby, Raiko, Maaloee, Soenderby and Winther 2016, without their weighting by precision.
+    Source: Sønderby, Raiko, Maaløe, Sønderby and Winther 2016, without their weighting by precision.
 
     >>> from pvae import MLPEncoder, MeanField
     >>> networks = [MLPEncoder((6,), 8), MLPEncoder((8,), 8)]
@@ -161,7 +161,7 @@ class Ladder(TopDown, name="ladder"):
     q(z_l|z_(l+1), x) = N((m s^-2 + n t^-2) v, v),  v = 1 / (s^-2 + t^-2), where N(m, s^2) is the guide's estimate from
     d_l, as in `TopDown`, and N(n, t^2) the model's p(z_l|z_(l+1)). It needs an objective that warms up: see there.
 
-    Source: Soenderby, Raiko, Maaloee, Soenderby and Winther 2016.
+    Source: Sønderby, Raiko, Maaløe, Sønderby and Winther 2016.
 
     >>> from pvae import MLPEncoder, MeanField
     >>> networks = [MLPEncoder((6,), 8), MLPEncoder((8,), 8)]

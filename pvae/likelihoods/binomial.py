@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..networks import Decoder
 from .counts import BinomialCounts
 from .likelihood import Likelihood
@@ -37,8 +37,7 @@ class Binomial(Likelihood, name="binomial"):
 
     def __init__(self, decoder: nn.Module, shape: Sequence[int], total: int = 1) -> None:
         super().__init__(decoder, shape)
-        if total < 1:
-            raise InputError(f"total: found {total}, expected at least 1: the largest count that there can be")
+        at_least(1, ": the largest count that there can be", total=total)
         self.register_buffer("total", torch.tensor(float(total)), persistent=False)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:

@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ..errors import at_least
 from ..networks import Decoder
-from .levels import OfLevels, check_levels, support_of
+from .levels import OfLevels, support_of
 from .likelihood import Likelihood
 
 
@@ -36,7 +37,7 @@ class Categorical(Likelihood, name="categorical"):
 
     def __init__(self, decoder: nn.Module, shape: Sequence[int], levels: int = 256) -> None:
         super().__init__(decoder, shape)
-        check_levels(levels)
+        at_least(2, levels=levels)
         self.levels = self.outputs = levels
         self.support = support_of(levels)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from ..errors import InputError
+from ..errors import at_least, more_than
 from ..networks import Decoder
-from .levels import OfLevels, check_levels, support_of
+from .levels import OfLevels, support_of
 from .likelihood import Likelihood
 from .scaled import Scaled, inverse_softplus
 
@@ -53,7 +53,7 @@ class DiscretizedLogistic(Scaled, name="discretized_logistic"):
         min_scale: float = _LEAST,
         levels: int = 256,
     ) -> None:
-        check_levels(levels)
+        at_least(2, levels=levels)
         super().__init__(decoder, shape, scale, min_scale, start=0.1)
         self.levels, self.support = levels, support_of(levels)
 
@@ -104,11 +104,9 @@ class DiscretizedLogisticMixture(Likelihood, name="discretized_logistic_mixture"
         levels: int = 256,
     ) -> None:
         super().__init__(decoder, shape)
-        check_levels(levels)
-        if components < 1:
-            raise InputError(f"components: found {components}, expected at least 1")
-        if not min_scale > 0:
-            raise InputError(f"min_scale: found {min_scale}, expected a positive number")
+        at_least(2, levels=levels)
+        at_least(1, components=components)
+        more_than(0, min_scale=min_scale)
         self.components, self.least, self.levels = components, min_scale, levels
         self.outputs, self.support = 3 * components, support_of(levels)
 

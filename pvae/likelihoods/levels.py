@@ -10,13 +10,6 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..distributions import OfPixels
-from ..errors import InputError
-
-
-def check_levels(levels: int) -> None:
-    """Refuse fewer than two levels."""
-    if levels < 2:
-        raise InputError(f"levels: found {levels}, expected at least 2")
 
 
 def support_of(levels: int) -> str:

@@ -20,7 +20,7 @@ GATE = 0.1
 
 
 class NegativeBinomial(Likelihood, name="negative_binomial"):
-    """Counts with variance m + m^2 / t: p(x|z) = prod_d G(x+t) / (G(t) x!) (t/(t+m))^t (m/(t+m))^x (Lopez et al. 2018).
+    """Counts with variance m + m^2 / t: p(x|z) = prod_d G(x+t) / (G(t) x!) (t/(t+m))^t (m/(t+m))^x.
 
     G is the Gamma function, m the mean and t the inverse dispersion: towards infinity it is a Poisson distribution.
     The means are exp(20 tanh(a / 20)) of the decoder's numbers a, which lie between 2e-9 and 5e8; or, with `library`,
@@ -56,7 +56,7 @@ class NegativeBinomial(Likelihood, name="negative_binomial"):
 
     @classmethod
     def outputs_for(cls, *, dispersion: Dispersion, **options: Any) -> int:  # noqa: D102
-        return 2 if dispersion == "decoder" else 1
+        return cls.outputs + (dispersion == "decoder")
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z) or p(x|z, total): batch shape (...), event shape `shape`."""
@@ -72,11 +72,11 @@ class NegativeBinomial(Likelihood, name="negative_binomial"):
             self.decoder.center(_stacked(start, *theta))
 
 
-class ZeroInflatedNegativeBinomial(Likelihood, name="zinb"):
+class ZeroInflatedNegativeBinomial(NegativeBinomial, name="zinb"):
     """A negative binomial with additional zeros: p(x|z) = prod_d g_d [x_d = 0] + (1 - g_d) NB(x_d; m_d, t_d).
 
     The gate g is the sigmoid of the decoder's second number; means m and inverse dispersions t are as in the
-    negative binomial (Lopez et al. 2018), and so is `library`: the density is then p(x | z, total), with the total
+    negative binomial, and so is `library`: the density is then p(x | z, total), with the total
     taken as given beside the datum, y (..., 1).
 
     Args:
@@ -98,19 +98,6 @@ class ZeroInflatedNegativeBinomial(Likelihood, name="zinb"):
     """
 
     outputs = 2
-    support = "counts"
-
-    def __init__(
-        self, decoder: nn.Module, shape: Sequence[int], dispersion: Dispersion = "feature", library: bool = False
-    ) -> None:
-        super().__init__(decoder, shape)
-        self.outputs = self.outputs_for(dispersion=dispersion)
-        self.library = library
-        self.theta = InverseDispersion(dispersion, shape)
-
-    @classmethod
-    def outputs_for(cls, *, dispersion: Dispersion, **options: Any) -> int:  # noqa: D102
-        return 3 if dispersion == "decoder" else 2
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z) or p(x|z, total): batch shape (...), event shape `shape`."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, nearest
+from ..errors import InputError, more_than, nearest
 from ..networks import Decoder
 from .likelihood import Likelihood
 
@@ -45,8 +45,7 @@ class Scaled(Likelihood):
     ) -> None:
         super().__init__(decoder, shape)
         name, lowest = self.spread, f"min_{self.spread}"
-        if not least > 0:
-            raise InputError(f"{lowest}: found {least}, expected a positive number")
+        more_than(0, **{lowest: least})
         if isinstance(spread, str) and spread not in known:
             raise InputError(
                 f"{name}: found '{spread}', expected a number or a known word: {nearest(spread, list(known))}"

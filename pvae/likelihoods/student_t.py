@@ -12,7 +12,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ..distributions import OfPixels
-from ..errors import InputError
+from ..errors import InputError, more_than
 from .scaled import Scaled, inverse_softplus
 
 
@@ -51,9 +51,8 @@ class StudentT(Scaled, name="student_t"):
             if df != "learned":
                 raise InputError(f"df: found '{df}', expected a number or 'learned'")
             self.raw_df = nn.Parameter(inverse_softplus(torch.tensor(4.0)))
-        elif not df > 1:
-            raise InputError(f"df: found {df}, expected more than 1, for there to be a mean")
         else:
+            more_than(1, ", for there to be a mean", df=df)
             self.register_buffer("fixed_df", torch.tensor(float(df)))
 
     @property

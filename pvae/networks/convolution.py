@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -72,7 +72,48 @@ class ConvEncoder(Encoder, name="conv"):
         return leading(self.layers, images(x, self.shape, context), event_dim=3)
 
 
-class ConvDecoder(Decoder, name="conv"):
+class ImageDecoder(Decoder):
+    """One linear layer, then transposed convolutions of stride 2 up to images of any size, and a bias of each pixel.
+
+    Args:
+        inputs: size of the latent.
+        shape: of one image, (height, width) or (channels, height, width).
+        channels: of each transposed convolution's input; each doubles height and width.
+        before: of the size of its input, what comes before a transposed convolution.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        shape: Sequence[int],
+        channels: Sequence[int],
+        before: Callable[[int], list[nn.Module]],
+    ) -> None:
+        super().__init__(inputs, shape)
+        check_sizes("channels", channels)
+        sizes = halvings(self.shape[-2:], len(channels))[::-1]
+        planes = [*channels, prod(self.shape[:-2])]
+        layers: list[nn.Module] = [
+            nn.Linear(inputs, planes[0] * prod(sizes[0])),
+            nn.Unflatten(1, (planes[0], *sizes[0])),
+        ]
+        for i, size in enumerate(channels):
+            # pixels that were merely repeated before a convolution would hardly tell the latent from noise at first
+            last = doubling(planes[i : i + 2], sizes[i : i + 2], bias=i < len(channels) - 1)
+            layers += [*before(size), last]
+        self.layers = nn.Sequential(*layers)
+        self.bias = nn.Parameter(torch.zeros(self.shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., inputs) to (..., *shape)."""
+        return leading(self.layers, z, event_dim=1).reshape(*z.shape[:-1], *self.shape) + self.bias
+
+    def center(self, value: Tensor) -> None:  # noqa: D102
+        with torch.no_grad():
+            self.bias.copy_(value.expand(self.shape))
+
+
+class ConvDecoder(ImageDecoder, name="conv"):
     """One linear layer, then transposed convolutions of stride 2 up to images of any size.
 
     The last bias is one number for each pixel.
@@ -94,28 +135,8 @@ class ConvDecoder(Decoder, name="conv"):
         channels: Sequence[int] = (64, 32),
         activation: Activation = "silu",
     ) -> None:
-        super().__init__(inputs, shape)
-        check_image("conv", self.shape)
-        check_sizes("channels", channels)
-        sizes = halvings(self.shape[-2:], len(channels))[::-1]
-        planes = [*channels, prod(self.shape[:-2])]
-        layers: list[nn.Module] = [
-            nn.Linear(inputs, planes[0] * prod(sizes[0])),
-            nn.Unflatten(1, (planes[0], *sizes[0])),
-        ]
-        for i in range(len(channels)):
-            last = i == len(channels) - 1
-            layers += [activation_of(activation), doubling(planes[i : i + 2], sizes[i : i + 2], bias=not last)]
-        self.layers = nn.Sequential(*layers)
-        self.bias = nn.Parameter(torch.zeros(self.shape))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(..., inputs) to (..., *shape)."""
-        return leading(self.layers, z, event_dim=1).reshape(*z.shape[:-1], *self.shape) + self.bias
-
-    def center(self, value: Tensor) -> None:  # noqa: D102
-        with torch.no_grad():
-            self.bias.copy_(value.expand(self.shape))
+        check_image("conv", tuple(shape))
+        super().__init__(inputs, shape, channels, lambda planes: [activation_of(activation)])
 
 
 def images(x: Tensor, shape: tuple[int, ...], context: Tensor | None = None) -> Tensor:

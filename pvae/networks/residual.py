@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import leading
-from ..errors import InputError
-from .convolution import check_image, doubling, halvings, images
-from .network import Activation, Decoder, Encoder, activation_of, check_sizes
+from ..errors import InputError, at_least
+from .convolution import ImageDecoder, check_image, halvings, images
+from .network import Activation, Encoder, activation_of, check_sizes
 
 
 class Residual(nn.Module):
@@ -86,7 +86,7 @@ class ResNetEncoder(Encoder, name="resnet"):
         return leading(self.layers, images(x, self.shape, context), event_dim=3)
 
 
-class ResNetDecoder(Decoder, name="resnet"):
+class ResNetDecoder(ImageDecoder, name="resnet"):
     """One linear layer, then residual blocks before transposed convolutions of stride 2: h + f(h), for any image size.
 
     The last bias is one number for each pixel. Normalization is over groups of channels of one datum (Wu and He 2018).
@@ -112,26 +112,12 @@ class ResNetDecoder(Decoder, name="resnet"):
         blocks: int = 1,
         activation: Activation = "silu",
     ) -> None:
-        super().__init__(inputs, shape)
-        _check(self.shape, channels, blocks)
-        sizes = halvings(self.shape[-2:], len(channels))[::-1]
-        planes = [*channels, prod(self.shape[:-2])]
-        first = [nn.Linear(inputs, planes[0] * prod(sizes[0])), nn.Unflatten(1, (planes[0], *sizes[0]))]
-        layers: list[nn.Module] = [*first]
-        for i, before in enumerate(channels):
-            # pixels that were merely repeated before a convolution would hardly tell the latent from noise at first
-            last = doubling(planes[i : i + 2], sizes[i : i + 2], bias=i < len(channels) - 1)
-            layers += [*_blocks(before, blocks, channels, activation), *_normalized(before, activation), last]
-        self.layers = nn.Sequential(*layers)
-        self.bias = nn.Parameter(torch.zeros(self.shape))
+        _check(tuple(shape), channels, blocks)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(..., inputs) to (..., *shape)."""
-        return leading(self.layers, z, event_dim=1).reshape(*z.shape[:-1], *self.shape) + self.bias
+        def before(planes: int) -> list[nn.Module]:
+            return [*_blocks(planes, blocks, channels, activation), *_normalized(planes, activation)]
 
-    def center(self, value: Tensor) -> None:  # noqa: D102
-        with torch.no_grad():
-            self.bias.copy_(value.expand(self.shape))
+        super().__init__(inputs, shape, channels, before)
 
 
 def _check(shape: tuple[int, ...], channels: Sequence[int], blocks: int) -> None:
@@ -139,8 +125,7 @@ def _check(shape: tuple[int, ...], channels: Sequence[int], blocks: int) -> None
     check_sizes("channels", channels)
     if not channels:
         raise InputError("channels: found none, expected at least one: name how many, as 32,64")
-    if blocks < 1:
-        raise InputError(f"blocks: found {blocks}, expected at least 1: conv has none")
+    at_least(1, ": conv has none", blocks=blocks)
 
 
 def _blocks(planes: int, blocks: int, channels: Sequence[int], activation: Activation) -> list[nn.Module]:

@@ -13,7 +13,9 @@ from .objective import Objective
 
 
 class ELBO(Objective, name="elbo"):
-    """The evidence lower bound. Value and gradient are those of Pyro's `Trace_ELBO` (vectorized) at the same seed.
+    """The evidence lower bound: E_q[log p(x, z) - log q(z|x)].
+
+    Value and gradient are those of Pyro's `Trace_ELBO` (vectorized) at the same seed.
 
     Args:
         num_particles: K, how many draws for each datum are averaged.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import bounds, chunks, estimators, surrogates, weights
 from ..base import Member, lookup
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..estimators import Gradient
 from ..weights import Program, Traces
 
@@ -84,13 +84,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         free_bits: float = 0.0,
         chunk: int | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise InputError(f"particles: found {num_particles}, expected at least 1")
+        at_least(1, particles=num_particles)
         for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}: found {value}, expected at least 0")
-        if chunk is not None and chunk < 1:
-            raise InputError(f"chunk: found {chunk}, expected at least 1 particle")
+        at_least(1, " particle", chunk=1 if chunk is None else chunk)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
         self.max_plate_nesting = max_plate_nesting

@@ -4,7 +4,7 @@ from .autoregressive import Autoregressive
 from .bernoulli import Bernoulli, RelaxedBernoulli
 from .categorical import Categorical, RelaxedCategorical
 from .class_normal import ClassNormal
-from .flows import MAFPrior, RealNVP, SplinePrior
+from .flows import MAF, RealNVP, Spline
 from .heavy_tailed import Laplace, StudentT
 from .learned_normal import LearnedNormal
 from .mixture import Mixture
@@ -15,6 +15,7 @@ from .tilted import Energy, Resampled
 from .vamp import Vamp
 
 __all__ = [
+    "MAF",
     "Autoregressive",
     "Bernoulli",
     "Categorical",
@@ -22,7 +23,6 @@ __all__ = [
     "Energy",
     "Laplace",
     "LearnedNormal",
-    "MAFPrior",
     "Mixture",
     "Normal",
     "Prior",
@@ -31,7 +31,7 @@ __all__ = [
     "RelaxedCategorical",
     "Resampled",
     "Sphere",
-    "SplinePrior",
+    "Spline",
     "StudentT",
     "Vamp",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..errors import InputError
+from ..errors import at_least
 from ..flows import SLOPE, Conditioner
 from .prior import Prior
 
@@ -50,8 +50,7 @@ class Autoregressive(Prior, name="autoregressive"):
         condition: nn.Module | None = None,
     ) -> None:
         super().__init__(latent, condition=condition)
-        if components < 1:
-            raise InputError(f"components: found {components}, expected at least 1")
+        at_least(1, components=components)
         context: Any = getattr(condition, "size", 0)
         sees = torch.ones(latent, latent).tril(-1).bool()
         self.conditioner = Conditioner(sees, 3 * components, hidden, context)

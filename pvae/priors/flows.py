@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import StandardNormal
-from ..flows import AFFINE, Autoregressive, Coupling, FlowDistribution, check_transforms, compose, splines
+from ..errors import at_least
+from ..flows import AFFINE, AutoregressiveMap, CouplingMap, FlowDistribution, compose, splines
 from .prior import Prior
 
 
@@ -38,7 +39,7 @@ class FlowPrior(Prior):
         step: Callable[[int, bool], nn.Module],
     ) -> None:
         super().__init__(latent, condition=condition)
-        check_transforms(transforms)
+        at_least(1, transforms=transforms)
         context: Any = getattr(condition, "size", 0)
         self.steps = nn.ModuleList(step(context, i % 2 == 1) for i in range(transforms))
         self.register_buffer("zero", torch.zeros(latent), persistent=False)
@@ -77,10 +78,10 @@ class RealNVP(FlowPrior, name="realnvp"):
         *,
         condition: nn.Module | None = None,
     ) -> None:
-        super().__init__(latent, transforms, condition, partial(Coupling, latent, AFFINE, hidden))
+        super().__init__(latent, transforms, condition, partial(CouplingMap, latent, AFFINE, hidden))
 
 
-class MAFPrior(FlowPrior, name="maf"):
+class MAF(FlowPrior, name="maf"):
     """A masked autoregressive flow: e_d = exp(a(z_<d)) z_d + b(z_<d), layer by layer, at last e ~ N(0, I).
 
     The order of the dimensions is reversed from layer to layer. Densities take one pass, draws D. It starts near the
@@ -94,7 +95,7 @@ class MAFPrior(FlowPrior, name="maf"):
 
     Source: Papamakarios, Pavlakou and Murray 2017.
 
-    >>> MAFPrior(2)().log_prob(torch.zeros(5, 2)).shape
+    >>> MAF(2)().log_prob(torch.zeros(5, 2)).shape
     torch.Size([5])
     """
 
@@ -106,10 +107,10 @@ class MAFPrior(FlowPrior, name="maf"):
         *,
         condition: nn.Module | None = None,
     ) -> None:
-        super().__init__(latent, transforms, condition, partial(Autoregressive, latent, AFFINE, hidden))
+        super().__init__(latent, transforms, condition, partial(AutoregressiveMap, latent, AFFINE, hidden))
 
 
-class SplinePrior(FlowPrior, name="spline"):
+class Spline(FlowPrior, name="spline"):
     """A neural spline flow: e_b = s(z_b; z_a), e_a = z_a, layer by layer, at last e ~ N(0, I); s is a spline.
 
     Splines are rational-quadratic, monotone within +-bound and the identity outside; each layer moves half of the
@@ -125,7 +126,7 @@ class SplinePrior(FlowPrior, name="spline"):
 
     Source: Durkan et al. 2019.
 
-    >>> SplinePrior(2)().log_prob(torch.zeros(5, 2)).shape
+    >>> Spline(2)().log_prob(torch.zeros(5, 2)).shape
     torch.Size([5])
     """
 
@@ -139,4 +140,4 @@ class SplinePrior(FlowPrior, name="spline"):
         *,
         condition: nn.Module | None = None,
     ) -> None:
-        super().__init__(latent, transforms, condition, partial(Coupling, latent, splines(bins, bound), hidden))
+        super().__init__(latent, transforms, condition, partial(CouplingMap, latent, splines(bins, bound), hidden))

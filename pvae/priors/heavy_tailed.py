@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import more_than
 from .prior import Prior
 
 
@@ -29,7 +29,7 @@ class Laplace(Prior, name="laplace"):
 
     def __init__(self, latent: int, scale: float = 1.0) -> None:
         super().__init__(latent)
-        _positive("scale", scale)
+        more_than(0, scale=scale)
         self.register_buffer("zero", torch.zeros(latent), persistent=False)
         self.register_buffer("scale", torch.full((latent,), float(scale)), persistent=False)
 
@@ -60,7 +60,7 @@ class StudentT(Prior, name="student_t"):
 
     def __init__(self, latent: int, df: float = 5.0) -> None:
         super().__init__(latent)
-        _positive("df", df)
+        more_than(0, df=df)
         self.register_buffer("zero", torch.zeros(latent), persistent=False)
         self.register_buffer("one", torch.ones(latent), persistent=False)
         self.register_buffer("df", torch.full((latent,), float(df)), persistent=False)
@@ -68,8 +68,3 @@ class StudentT(Prior, name="student_t"):
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
         return dist.StudentT(self.df, self.zero, self.one).to_event(1)
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise InputError(f"{name}: found {value}, expected more than 0")

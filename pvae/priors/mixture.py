@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import DiagonalNormal, FiniteMixture
-from ..errors import InputError
+from ..errors import at_least
 from .prior import Prior
 
 
@@ -30,7 +30,7 @@ class Mixture(Prior, name="mixture"):
 
     def __init__(self, latent: int, components: int = 100) -> None:
         super().__init__(latent)
-        check_components(components)
+        at_least(1, components=components)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(0.5**0.5 * torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.full((components, latent), 0.5).log() / 2)
@@ -38,9 +38,3 @@ class Mixture(Prior, name="mixture"):
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
         return FiniteMixture(self.logits, DiagonalNormal(self.loc, self.log_scale.exp()))
-
-
-def check_components(components: int) -> None:
-    """Refuse a mixture of nothing."""
-    if components < 1:
-        raise InputError(f"components: found {components}, expected at least 1")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..base import leading
 from ..distributions import Unexpanded, choose, pick
-from ..errors import InputError
+from ..errors import at_least, more_than
 from ..networks import mlp
 from .prior import Prior, full_precision
 
@@ -66,8 +66,7 @@ class Resampled(Tilted, name="resampled"):
 
     def __init__(self, latent: int, hidden: Sequence[int] = (100, 100), truncation: int = 100) -> None:
         super().__init__(latent, hidden)
-        if truncation < 1:
-            raise InputError(f"truncation: found {truncation}, expected at least 1")
+        at_least(1, truncation=truncation)
         self.truncation = truncation
 
     def accept(self, z: Tensor) -> Tensor:
@@ -134,8 +133,7 @@ class Energy(Tilted, name="energy"):
 
     def __init__(self, latent: int, hidden: Sequence[int] = (100, 100), bound: float = 3.0) -> None:
         super().__init__(latent, hidden)
-        if not bound > 0:
-            raise InputError(f"bound: found {bound}, expected more than 0")
+        more_than(0, bound=bound)
         self.bound = bound
 
     def energy(self, z: Tensor) -> Tensor:
