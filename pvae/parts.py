@@ -112,10 +112,9 @@ def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:
 
 def markdown(families: Sequence[str] = FAMILIES) -> str:
     """The families as a table of names: a row for each."""
-    rows = ["| family | members |", "|---|---|"]
-    for family in families:
-        rows.append(f"| {family} | {', '.join(f'`{found.name}`' for found in catalogue([family]))} |")
-    return "\n".join(rows)
+    names = {family: ", ".join(f"`{found.name}`" for found in catalogue([family])) for family in families}
+    rows = [f"| {family} | {members_} |" for family, members_ in names.items()]
+    return "\n".join(["| family | members |", "|---|---|", *rows])
 
 
 def section() -> str:

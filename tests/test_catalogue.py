@@ -60,10 +60,9 @@ def test_one_member_and_one_family(capsys):
 
 def test_a_table(capsys):
     text = go(capsys, "--markdown")[1]
-    assert text.startswith("| family | members, and their options |\n|---|---|\n")
+    assert text.startswith("| family | members |\n|---|---|\n")
     assert len(text.splitlines()) == 2 + len(FAMILIES)
-    assert "`elbo` (`analytic_kl`)" in text
-    assert "; all: `beta`, `warmup`, `free_bits`, `chunk` |" in text
+    assert "| hierarchy | `bottom_up`, `top_down`, `ladder` |" in text
     assert len(go(capsys, "--markdown", "--family", "prior")[1].splitlines()) == 3
 
 
