@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pyro
@@ -9,6 +10,19 @@ import pvae
 from pvae import base
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and workers would fight
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(tmp_path_factory):
+    """What a test imports from its own folder is forgotten: the next one's has the same name."""
+    before, folder = set(sys.modules), tmp_path_factory.getbasetemp()
+    yield
+    for name in set(sys.modules) - before:
+        module = sys.modules[name]
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        if any(place and Path(place).is_relative_to(folder) for place in places):
+            del sys.modules[name]
+    base._imported.clear()
 
 
 @pytest.fixture(autouse=True)

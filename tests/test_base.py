@@ -34,7 +34,7 @@ def own():
 def beside(tmp_path, monkeypatch):
     """Writes a module beside the user: (name, source)."""
     monkeypatch.chdir(tmp_path)
-    modules, path = set(sys.modules), list(sys.path)
+    path = list(sys.path)
 
     def write(name, source):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
@@ -42,9 +42,6 @@ def beside(tmp_path, monkeypatch):
 
     yield write
     assert sys.path == path
-    for name in set(sys.modules) - modules:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[name]
 
 
 def refused(family, name):

@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,11 @@ BLOCK = re.compile(r"^```(python|sh)(?: (\S+))?\n(.*?)^```", re.DOTALL | re.MULT
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder of the user's; what is imported from it is forgotten."""
+    """A folder of the user's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(report, "figures", lambda *_: None)  # they take most of a small run's time
-    yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
-        del sys.modules[name]
+    return tmp_path
 
 
 def run(command):
