@@ -18,8 +18,8 @@ def _forgotten(tmp_path_factory):
     before, folder = set(sys.modules), tmp_path_factory.getbasetemp()
     yield
     for name in set(sys.modules) - before:
-        module = sys.modules[name]
-        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        own = vars(sys.modules[name])  # asked for what it has not, a lazy module may import it
+        places = [own.get("__file__"), *own.get("__path__", ())]
         if any(place and Path(place).is_relative_to(folder) for place in places):
             del sys.modules[name]
     base._imported.clear()

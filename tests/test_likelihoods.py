@@ -599,7 +599,7 @@ def test_draws_that_do_not_go_together_are_refused(options, message):
         (lambda: of(likelihoods.DiscretizedLogistic, 1, levels=1), "levels: found 1, expected at least 2"),
         (lambda: of(likelihoods.Categorical, 1, levels=0), "levels: found 0, expected at least 2"),
         (lambda: of(likelihoods.DiscretizedLogisticMixture, 1, components=0), "components: found 0, expected at least"),
-        (lambda: of(likelihoods.DiscretizedLogisticMixture, 1, min_scale=0.0), "min_scale: found 0.0, expected a pos"),
+        (lambda: of(likelihoods.DiscretizedLogisticMixture, 1, min_scale=0.0), "min_scale: found 0.0, expected more"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(wrong, message):
