@@ -124,6 +124,15 @@ def has_forward(part: Part) -> bool:
     return type(part).forward not in (nn.Module.forward, getattr(family, "forward", None))
 
 
+def loose_tensor(part: nn.Module) -> str | None:
+    """The name of a tensor that a module holds as neither parameter nor buffer, so that no checkpoint has it."""
+    for prefix, module in part.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                return f"{prefix}.{name}".removeprefix(".")
+    return None
+
+
 def check_call(who: str, function: Any, args: Any, kwargs: dict[str, Any], error: Exception) -> None:
     """Refuse a function that does not take what it is called with; nothing where it does.
 

@@ -141,7 +141,7 @@ def write(path: Path) -> None:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="pvae parts", description="Every member of every family.")
-    parser.add_argument("name", nargs="?", help="a member, of whatever family (default: all)")
+    parser.add_argument("name", nargs="?", help="a member, or a family (default: all)")
     parser.add_argument("--family", metavar="FAMILY", help=f"one of {', '.join(FAMILIES)}")
     parser.add_argument("--markdown", action="store_true", help="as a table of names")
     parser.add_argument("--write", metavar="FILE", help="put that table between the marks of a page")
@@ -166,6 +166,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _named(name: str | None, families: Sequence[str]) -> list[Entry]:
+    if name in FAMILIES:
+        return list(catalogue([str(name)]))
     entries = list(catalogue(families))
     chosen = [found for found in entries if name is None or found.name == name]
     if not chosen:

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .base import Part, has_forward, mean_of, members, path_of
+from .base import Part, has_forward, loose_tensor, mean_of, members, path_of
 from .conditions import Condition
 from .errors import InputError
 from .weights import LogWeights, log_weights
@@ -125,6 +125,11 @@ class VAE(Autoencoder):
                 )
             if not has_forward(part):
                 raise InputError(f"{name} {path_of(type(part))}: found no forward, expected one: return a distribution")
+            if loose := loose_tensor(part):
+                raise InputError(
+                    f"{name} {path_of(type(part))}: found a tensor at '{loose}' that no checkpoint would have, expected"
+                    " a Parameter, if it is learned, or a buffer: self.register_buffer(...)"
+                )
         sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
         if len(set(sizes.values())) > 1:
             raise InputError(

@@ -42,7 +42,9 @@ def describe(kind: Any) -> str:
         if typing.get_origin(a) is Literal:
             words += typing.get_args(a)
         elif typing.get_origin(a) is not None:
-            words.append("whole numbers with commas" if int in typing.get_args(a) else "values with commas")
+            kinds = typing.get_args(a)
+            named = ", ".join(typing.get_args(kinds[0])) if typing.get_origin(kinds[0]) is Literal else ""
+            words.append(f"{named or ('whole numbers' if int in kinds else 'values')} with commas")
         else:
             words.append(
                 {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(

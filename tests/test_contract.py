@@ -154,7 +154,7 @@ class CountsItsCalls(Wide):
     calls = 0
 
     def forward(self, y=None):
-        self.calls += 1
+        self.calls += self.training
         return dist.Normal(0.1 * self.calls + torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
 
 
@@ -287,6 +287,17 @@ class BernoulliOfHalves(dist.Bernoulli):
         return BernoulliOfHalves(logits=self.logits.expand(batch_shape))
 
 
+class AnotherAtEachCall(Wide):
+    def forward(self, y=None):
+        return dist.Normal(torch.randn(self.latent), self.log_scale.exp()).to_event(1)
+
+
+class PlainTensor(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.shift = torch.randn(latent)
+
+
 class BitsNotAsScored(pvae.Likelihood):
     support = "binary"
 
@@ -306,12 +317,14 @@ BROKEN = [
     (UnusedParameter, "gradients", "found no gradient at 'unused', expected one at every parameter: use it in forward"),
     (ReadsOnTheHost, "reads", r"found .item\(\) of a tensor at .*test_contract.py:\d+, expected tensors only"),
     (Branches, "reads", r"found .__bool__\(\) of a tensor at .*test_contract.py:\d+"),
+    (StateOutsideState, "model", "found a tensor at 'seen' that no checkpoint would have, expected a Parameter"),
+    (AnotherAtEachCall, "repeats", "another log_prob of the same value at a second call.*draw nothing at random"),
+    (PlainTensor, "model", "found a tensor at 'shift' that no checkpoint would have, expected a Parameter"),
     (
-        StateOutsideState,
+        CountsItsCalls,
         "state",
         "other draws or another log_prob after a trained part's state_dict was loaded.*parameters and buff",
     ),
-    (CountsItsCalls, "state", "other draws or another log_prob"),
     (IgnoresItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
     (FlattensItsLabels, "shapes", r"batch shape \(1,\) and .*, expected batch shape \(\) and"),
     (CannotBeSampledNorIntegrated, "integrates", "an integral of 0.8"),

@@ -18,7 +18,7 @@ class LogitNormal(Scaled, name="logit_normal"):
     """Each pixel's logit is Gaussian: log p(x|z) = sum_d log N(logit x_d; m_d, s_d^2) - log x_d (1 - x_d).
 
     A density inside (0, 1), in nats: pixels of 0 or 1 have none, so stored levels are dequantized
-    (Atchison and Shen 1980).
+    (Aitchison and Shen 1980).
 
     Args:
         decoder: from latents to the means of logits; under 'decoder' to means and raw scales.

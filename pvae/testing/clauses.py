@@ -94,6 +94,24 @@ def _depends(s: Subject, lead: tuple[int, ...]) -> None:
     )
 
 
+def repeats(s: Subject) -> str | None:
+    """In evaluation mode a call on the same inputs gives the same density."""
+    s.vae.eval()
+    inputs = s.inputs(4)
+    p = s.part(*inputs)
+    value = _draw(s, p, tuple(p.batch_shape))
+    if not scores_anything(p):
+        return "it scores only what it has just drawn"
+    with torch.no_grad():
+        expect(
+            torch.equal(p.log_prob(value), s.part(*inputs).log_prob(value)),
+            "another log_prob of the same value at a second call",
+            "the same",
+            "draw nothing at random in forward, but where self.training is true",
+        )
+    return None
+
+
 def alone(s: Subject) -> str | None:
     """What a datum gets, in evaluation mode, does not depend on the others of its batch."""
     if s.part.family == "prior" and s.labels(2) is None:
@@ -107,8 +125,6 @@ def alone(s: Subject) -> str | None:
         return "it scores only what it has just drawn"
     with torch.no_grad():
         here = p.log_prob(value)
-        if not torch.equal(here, s.part(*inputs).log_prob(value)):
-            return "its call draws at random"
         for i in range(4):
             one = s.part(*(None if v is None else v[i : i + 1] for v in inputs)).log_prob(value[i : i + 1])[0]
             expect(

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base import Member, Part, members
+from ..base import Member, Part, members, path_of
 from ..conditions import Condition, ConditionedDecoder, ConditionedEncoder, Covariates, Label
 from ..config import member_options
 from ..errors import InputError
@@ -178,6 +178,9 @@ def _first(family: str, part: Any, join: Any, shape: Sequence[int]) -> VAE:
             refusals.append(str(error))
     for member, options in later:
         return join(make(member, part.latent, shape, options))
+    own = f"{part.family} {path_of(type(part))}: "
+    if refusals and all(text.startswith(own) for text in refusals):
+        raise Broken(refusals[0].removeprefix(own))
     raise Broken(
         f"found no {family} that goes with it in the registry ({refusals[-1] if refusals else part.support}), expected"
         f" one whose draws lie in {part.support}: pass {family}="
