@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from . import optimizers, replay
 from .calls import Call, Seen
 from .parameters import undrawn
-from .precision import TOLERANCE
+from .precision import TOLERANCE, products
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
 
@@ -81,7 +81,7 @@ class Graph:
             svi._set_rates()
             rates = svi._rates if svi.schedule is not None else None
             update = self.update if self.replayable else None
-            with svi._undone():
+            with svi._undone(), products(svi.precision):
                 made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
             self.captures[len(block)] = made
         captured = self.captures[len(block)]
@@ -177,7 +177,8 @@ class Graphs:
         svi = self.svi
         start = perf_counter()
         try:
-            graph, why = build(svi, call, wanted)
+            with products(svi.precision):
+                graph, why = build(svi, call, wanted)
         except Untraceable as error:
             if call.numbers:
                 svi._numbers.refused = True
