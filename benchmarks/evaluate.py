@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
         return [int(number) for number in text.split(",")]
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", default=os.environ.get("PVAE_DATA", str(common.ROOT.parent / "shared" / "data")))
+    parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--particles", type=numbers, default=[10, 100, 1000], metavar="K,K")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -117,7 +117,7 @@ def _wait(device: str) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="What parts are worth.")
-    parser.add_argument("--data-dir", default="data", help="where MNIST lies")
+    parser.add_argument("--data-dir", default=common.DATA, help="where MNIST lies")
     parser.add_argument("--frey", help="Frey Faces as an .npz; left out if not given")
     parser.add_argument("--particles", default="1,10,500", help="every K of the comparison")
     parser.add_argument("--device", default="auto")
