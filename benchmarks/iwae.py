@@ -111,7 +111,7 @@ class Training:
         self.first = self.first or self.seconds
 
     def plan(self, steps: int | None, seconds: float) -> None:
-        """Take the first steps, which build the graph; with no number of steps given, time some and plan for seconds."""
+        """Take the first steps, which build the graph; without a number of them time some, and plan for seconds."""
         self.to(TOGETHER)
         if steps is None:
             while self.seconds - self.first < TIMED:

@@ -28,7 +28,7 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         import torch._inductor.config as inductor
         from torch._inductor.compile_fx import compile_fx
 
-        with inductor.patch(fallback_random=True, reorder_for_locality=False):
+        with inductor.patch(fallback_random=True, reorder_for_locality=False, reorder_for_peak_memory=False):
             # a compiled function is built at its first call; what it does is undone with all else that building did
             run = compile_fx(module, [*constants, *inputs])
             run(*constants, *inputs)
