@@ -36,10 +36,10 @@ def step(record: dict[str, Any]) -> Rows:
 
 def iwae(record: dict[str, Any]) -> Rows:
     """Time to the paper's NLL, and the NLL at the end."""
-    reached = record["seconds_to_goal"]
+    reached, label = record["seconds_to_goal"], f"IWAE k=50, {record['data'].partition(':')[0]}"
     return [
-        [f"IWAE k=50: seconds to NLL {record['goal']}", "< 120", f"{reached:.0f}" if reached else "not reached"],
-        [f"IWAE k=50: NLL after {record['seconds']:.0f} s", "<= 84.6", f"{record['nll']:.2f} +- {record['se']:.2f}"],
+        [f"{label}: seconds to NLL {record['goal']}", "< 120", f"{reached:.0f}" if reached else "not reached"],
+        [f"{label}: NLL after {record['seconds']:.0f} s", "<= 84.6", f"{record['nll']:.2f} +- {record['se']:.2f}"],
     ]
 
 

@@ -28,6 +28,7 @@ from .plan import PARTS, Part
 
 POLL = 2.0
 """Seconds between two looks at what a part has written so far."""
+ABSENT = "left out: it does not exist"
 
 
 def main() -> int:
@@ -46,7 +47,7 @@ def main() -> int:
         for name in options.parts:
             run.part(name, PARTS[name], device, options.quick, end)
         run.say("\n" + _table(results))
-    return 0 if all(found["outcome"] == "done" for found in results.values()) else 1
+    return 0 if all(found["outcome"] in ("done", ABSENT) for found in results.values()) else 1
 
 
 class Run:
@@ -76,7 +77,7 @@ class Run:
         limit = min(part.most, end - monotonic())
         found = self.results[name] = {"outcome": "", "seconds": 0.0, "record": None}
         if not part.there():
-            found["outcome"] = "left out: it does not exist"
+            found["outcome"] = ABSENT
         elif limit < (0 if quick else part.least):
             found["outcome"] = f"left out: it takes {part.least:.0f} s, {max(0, limit):.0f} s are left"
         else:
@@ -116,7 +117,7 @@ class Run:
             reader.join(POLL)
 
     def _copy(self, stream: IO[str]) -> None:
-        with suppress(ValueError):  # the log was closed
+        with stream, suppress(ValueError):  # the log was closed
             for line in stream:
                 self.say(line.rstrip("\n"))
 
@@ -171,10 +172,11 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _unpack(path: str) -> int:
-    """Write each part's record to where its own command would have."""
+    """Write each part's record that was taken on a GPU to where its own command would have."""
     for name, found in json.loads(Path(path).read_text()).items():
-        if found["record"] and "environment" in found["record"]:
-            print(common.save(name, found["record"], None))
+        record = found["record"]
+        if record and record["environment"]["device"]["kind"] == "cuda":
+            print(common.save(name, record, None))
     return 0
 
 
