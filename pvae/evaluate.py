@@ -179,12 +179,12 @@ def evaluate(
             block = tuple(part[start : start + CELL] for part in data)
             terms, averaged = cells.draw(block, draws, (seed, start // CELL))
             _check_numbers(terms, start)
-            parts.append(_reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w)} if khat else {}))
+            parts.append(_reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {}))
             averages.append(averaged)
             if progress is not None:
                 progress(start + len(block[0]), len(x))
     layers = _layers(cells.sites, averages)
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
         se={name.removeprefix("se."): columns.pop(name) for name in list(columns) if name.startswith("se.")},
@@ -205,7 +205,7 @@ class _Cells:
         self.sites: list[str] = []
 
     def draw(self, data: tuple[Tensor, ...], draws: int, seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
-        """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; CPU, float64."""
+        """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; float64."""
         terms, sums = torch.empty(0), []
         for cell, start in enumerate(range(0, draws, CELL)):
             state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
@@ -216,8 +216,8 @@ class _Cells:
                 terms = found.new_empty(3, draws, len(data[0]))
                 sums = [0.0] * len(averages)
             terms[:, start : start + particles] = found
-            sums = [total + particles * value.double().cpu() for total, value in zip(sums, averages, strict=True)]
-        return LogWeights(*terms.cpu().double()), [total / draws for total in sums]
+            sums = [total + particles * value.double() for total, value in zip(sums, averages, strict=True)]
+        return LogWeights(*terms.double()), [total / draws for total in sums]
 
     def _cell(self, particles: int, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What `_program` says."""
@@ -245,7 +245,7 @@ class _Cells:
 
 def _layers(sites: Sequence[str], averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
     """Each site's rate and variance, from the averages of each block of data."""
-    joined = [torch.cat(values) for values in zip(*averages, strict=True)]
+    joined = [torch.cat(values).cpu() for values in zip(*averages, strict=True)]
     rates = joined[len(sites)].unbind(-1) if len(sites) > 1 else [joined[0].new_empty(0)]
     variances = [mean.var(0, correction=0) for mean in joined[: len(sites)]]
     return dict(zip(sites, map(Layer, rates, variances), strict=True))
