@@ -202,6 +202,7 @@ def _summary(training: Training, curve: Sequence[dict[str, Any]]) -> dict[str, A
     return {
         "steps": training.schedule.steps,
         "first_steps_seconds": training.first,
+        "graphs": common.replayed_as(training.svi),
         "seconds_to_goal": to_goal,
         **{key: curve[-1][key] for key in ("seconds", "nll", "se", "active_units")},
     }

@@ -114,6 +114,7 @@ def test_the_importance_weighted_autoencoder_trains(tmp_path, monkeypatch):
     assert record["nll"] == record["curve"][-1]["nll"] < 200
     assert record["seconds"] > record["curve"][0]["seconds"] > record["first_steps_seconds"] > 0
     assert record["seconds_to_goal"] is None
+    assert record["graphs"] == ["graph"]
     assert record["data"].startswith("synthetic")
     assert figures.iwae(record)[0][2] == "not reached"
 
@@ -166,4 +167,5 @@ def test_contestants_do_the_same_and_who_is_missing_is_left_out(tmp_path, monkey
     found = json.loads(out.read_text())["networks"]["A"]
     assert set(found["contestants"]) == {"pvae-graph", "torch"}
     assert "numpyro-jit" in found["skipped"]
+    assert found["contestants"]["pvae-graph"]["note"] == ""
     assert "skipped numpyro-jit" in capsys.readouterr().out
