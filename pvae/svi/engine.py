@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call, Seen
-from .faults import LOST, NonFiniteError, blame, finite, read, versions
+from .faults import LOST, NonFiniteError, blame, finite, norm_of, read, versions
 from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot
@@ -164,7 +164,7 @@ class SVI(pyro.infer.SVI):
         since, bad = self._since, self._bad
         self._since, self._bad = [], None
         safe, self._safe = self._safe, None
-        if bad is not None and bad.item():
+        if bad is not None and (bad | ~norm_of(list(self._names)).isfinite()).item():
             safe.restore()
             self.steps -= len(since)
             if any(versions(call.inputs) != known for call, known in since):
@@ -226,7 +226,7 @@ class SVI(pyro.infer.SVI):
         except torch.OutOfMemoryError:
             self._graphs.out_of_memory()
             return self._instead(block)
-        if expected is not None and (difference := graph.differs(expected, heads[0].tolist())):
+        if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
             self._graphs.give_up(difference)
             return self._instead(block)
         bad = ~heads.isfinite().all()
@@ -239,7 +239,7 @@ class SVI(pyro.infer.SVI):
 
     def _instead(self, block: list[Call]) -> list[float]:
         """The steps since the last look, and these, eagerly."""
-        self._bad = torch.ones(())
+        self._bad = torch.ones((), dtype=torch.bool)
         self.check()
         return [self._eager(call) for call in block]
 
@@ -254,7 +254,7 @@ class SVI(pyro.infer.SVI):
         grads = [p.grad for p in self._names if p.grad is not None]
         if not grads:
             raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
-        return loss, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return loss, norm_of(grads)
 
     def _expected(self, call: Call) -> tuple[float, float]:
         """Loss and norm of the gradient as the program itself has them, from the same random numbers."""
@@ -321,7 +321,8 @@ class SVI(pyro.infer.SVI):
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
-        if self._clock is None and hasattr(self.objective, "clock"):
+        needed = hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)
+        if self._clock is None and needed:
             device = call.inputs[0].device if call.inputs else self._device
             self._clock = self.objective.clock = torch.tensor(self.steps, device=device)
 

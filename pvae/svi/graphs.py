@@ -17,10 +17,12 @@ from torch.fx import GraphModule
 
 from . import optimizers, replay
 from .calls import Call, Seen
+from .faults import norm_of, read
 from .parameters import undrawn
-from .precision import TOLERANCE
+from .precision import TOLERANCE, of
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
+from .unfused import UNFUSED
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -50,16 +52,24 @@ class Graph:
     tolerance: float
     replayable: bool
     """Whether the update is a graph as well."""
+    normed: bool
+    """Whether the head has the norm of the gradient; else it has the loss twice."""
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
     call: Call | None = None
     """What it was built for; a key may have the addresses of what is in it."""
 
+    @property
+    def next_is_due(self) -> bool:
+        """Whether the next step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        return math.log10(self.played + 1).is_integer()
+
     def due(self) -> bool:
-        """Whether this step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        """The same of this step, which is counted."""
+        due = self.next_is_due
         self.played += 1
-        return math.log10(self.played).is_integer()
+        return due
 
     def differs(self, expected: tuple[float, float], found: Sequence[float]) -> str:
         """How loss or gradient differ from the program's, in words; empty if they don't."""
@@ -79,7 +89,7 @@ class Graph:
             svi._set_rates()
             rates = svi._rates if svi.schedule is not None else None
             update = self.update if self.replayable else None
-            with svi._undone():
+            with svi._undone(), of(svi.precision, svi._device.type):
                 made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
             self.captures[len(block)] = made
         captured = self.captures[len(block)]
@@ -89,6 +99,13 @@ class Graph:
         if not self.replayable:
             self.update(heads[0], *captured.gradients)
         return heads
+
+    def found(self, heads: Tensor) -> tuple[float, float]:
+        """Loss and norm of the gradient of one step, whose heads these are."""
+        if self.normed:
+            loss, norm = heads[0].tolist()
+            return loss, norm
+        return read(heads[0, 0], norm_of(self.captures[1].gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
@@ -130,7 +147,10 @@ class Graphs:
         svi, first = self.svi, calls[0]
         together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
         alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
-        return BLOCK if together and alike and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+        if not (together and alike and svi.optimizer and optimizers.replayable(svi.optimizer)):
+            return 1
+        graph = self._graphs.get(first.key)
+        return 1 if graph is None or graph.next_is_due else BLOCK
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
@@ -228,12 +248,16 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
     seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
     having: list[Tensor] = []
 
+    # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
+    normed = svi._device.type != "cuda" or svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
+
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss, norm = svi._gradients(*call.arguments(*inputs))
         if not isinstance(loss, Tensor):
             raise Untraceable("the loss is a number of Python, not a tensor")
         having[:] = [p for p in svi._names if p.grad is not None]
-        return torch.stack([loss.detach().to(norm), norm]), *(p.grad for p in having)
+        loss = loss.detach().to(norm)
+        return torch.stack([loss, norm if normed else loss]), *(p.grad for p in having)
 
     def update(head: Tensor, *gradients: Tensor) -> None:
         for parameter, gradient in zip(having, gradients, strict=True):
@@ -251,10 +275,10 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
             with torch.no_grad():
                 outputs = run(*call.inputs)
             with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                run_update = _without_gradient(record(lambda *values: update(*values) or (), *outputs))
+                run_update = _without_gradient(_update(update, outputs, kind, svi._device.type))
                 replayable = True
-    graph = Graph(_without_gradient(run), run_update, kind, wanted, seen, TOLERANCE[svi.precision], replayable)
-    return graph, why
+    tolerance = TOLERANCE[svi.precision]
+    return Graph(_without_gradient(run), run_update, kind, wanted, seen, tolerance, replayable, normed), why
 
 
 def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
@@ -268,6 +292,13 @@ def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[F
         return replay.compiled(traced, call.inputs), kind, why
     except Exception as error:  # as a missing compiler
         return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
+
+
+def _update(update: Update, outputs: Sequence[Tensor], kind: str, device: str) -> Update:
+    """What is done with a step's head and gradients, as a graph; compiled as well where that fills a device better."""
+    compiled = kind == "full" and device == "cuda"
+    graph = record(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if compiled else None)
+    return replay.compiled(graph, outputs) if compiled else graph
 
 
 def _without_gradient(function: Any) -> Any:

@@ -28,7 +28,11 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         import torch._inductor.config as inductor
         from torch._inductor.compile_fx import compile_fx
 
-        with inductor.patch(fallback_random=True, reorder_for_locality=False):
+        # what depends on a clock is left out: a resumed run is to be the same bit for bit
+        chosen = {"fallback_random": True, "reorder_for_locality": False}
+        if any(value.is_cuda for value in constants):
+            chosen |= {"deterministic": True, "shape_padding": False}
+        with inductor.patch(chosen):
             # a compiled function is built at its first call; what it does is undone with all else that building did
             run = compile_fx(module, [*constants, *inputs])
             run(*constants, *inputs)
