@@ -106,7 +106,7 @@ def _adagrad(
     """Adagrad (Duchi, Hazan and Singer 2011); the steps have been counted."""
     grads = _gradients(grads, parameters, weight_decay, maximize)
     torch._foreach_addcmul_(sums, grads, grads, value=1.0)
-    sizes = [(lr / (1 + (step.double() - 1) * lr_decay)).to(p) for p, step in zip(parameters, steps, strict=True)]
+    sizes = [(lr / (1 + (step - 1) * lr_decay)).to(p) for p, step in zip(parameters, steps, strict=True)]
     denominators = torch._foreach_add(torch._foreach_sqrt(sums), eps)
     torch._foreach_sub_(parameters, torch._foreach_mul(torch._foreach_div(grads, denominators), sizes))
 
