@@ -19,7 +19,7 @@ from . import optimizers, replay
 from .calls import Call, Seen
 from .faults import norm_of, read
 from .parameters import undrawn
-from .precision import TOLERANCE, of
+from .precision import TOLERANCE, products
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
 from .unfused import UNFUSED
@@ -89,7 +89,7 @@ class Graph:
             svi._set_rates()
             rates = svi._rates if svi.schedule is not None else None
             update = self.update if self.replayable else None
-            with svi._undone(), of(svi.precision, svi._device.type):
+            with svi._undone(), products(svi.precision):
                 made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
             self.captures[len(block)] = made
         captured = self.captures[len(block)]
@@ -186,7 +186,8 @@ class Graphs:
         svi = self.svi
         start = perf_counter()
         try:
-            graph, why = build(svi, call, wanted)
+            with products(svi.precision):
+                graph, why = build(svi, call, wanted)
         except Untraceable as error:
             if call.numbers:
                 svi._numbers.refused = True
