@@ -147,13 +147,9 @@ class SVI(pyro.infer.SVI):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        every = [calls.of_rows(batch, data, prepare) for batch in rows]
-        start = 0
-        while start < len(every):
-            stop = start + self._graphs.block(every[start:])
-            losses = self._advance(every[start:stop])
+        for block in self._graphs.blocks(calls.of_rows(batch, data, prepare) for batch in rows):
+            losses = self._advance(block)
             yield losses if isinstance(losses, Tensor) else torch.tensor(losses)
-            start = stop
 
     def check(self) -> None:
         """Look whether all losses so far were finite; else go back to where they last were, and step from there.

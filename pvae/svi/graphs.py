@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -142,11 +144,20 @@ class Graphs:
         torch.cuda.empty_cache()
         self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
 
-    def block(self, calls: Sequence[Call]) -> int:
-        """How many of these steps can be taken at once."""
-        svi, first = self.svi, calls[0]
+    def blocks(self, calls: Iterable[Call]) -> Iterator[list[Call]]:
+        """The steps in groups that can be taken at once; what is ahead is not looked at sooner than it has to be."""
+        rest, ahead = iter(calls), deque[Call]()
+        while True:
+            ahead.extend(islice(rest, BLOCK - len(ahead)))
+            if not ahead:
+                return
+            yield [ahead.popleft() for _ in range(self._block(ahead))]
+
+    def _block(self, ahead: Sequence[Call]) -> int:
+        """How many of the next steps can be taken at once."""
+        svi, first = self.svi, ahead[0]
         together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
-        alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
+        alike = len(ahead) == BLOCK and all(call.key == first.key for call in ahead)
         if not (together and alike and svi.optimizer and optimizers.replayable(svi.optimizer)):
             return 1
         graph = self._graphs.get(first.key)
