@@ -1,10 +1,13 @@
 """Optimizer steps as a compiler gets them: what torch's fused kernels do; arrays of draws made at once."""
 
+import copy
+
 import pytest
 import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
 from pvae.svi import replay
+from pvae.svi.overlap import overlapped
 from pvae.svi.tracing import record
 from pvae.svi.unfused import UNFUSED
 
@@ -99,3 +102,37 @@ def test_an_array_that_is_made_and_filled_with_draws_is_one_operation():
         results.append(function(torch.ones(3)))
     for expected, found in zip(*results, strict=True):
         assert torch.equal(expected, found)
+
+
+def test_a_layers_two_gradient_products_are_one_operation():
+    """With the same numbers; not those of other layers, nor where one is used before the other is made."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4), torch.nn.Linear(4, 2))
+    weights = [layer.weight for layer in net if isinstance(layer, torch.nn.Linear)]
+
+    def gradients(x):
+        return torch.autograd.grad(net(x).square().sum(), weights)
+
+    x = torch.randn(7, 3)
+    graph = record(gradients, x)
+    joined = overlapped(copy.deepcopy(graph))
+    count = [str(node.target) for node in joined.graph.nodes]
+    assert count.count("pvae.linear_gradients.default") == 2
+    assert count.count("aten.mm.default") == 1  # the first layer's input has no gradient
+    torch.testing.assert_close(joined(x), gradients(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", ["other matrix", "ordered", "not transposed"])
+def test_products_that_are_not_a_layers_gradients_stay_apart(case):
+    def products(g, w, x):
+        first = g @ w
+        if case == "other matrix":
+            return first, (2 * g).T @ x
+        if case == "ordered":
+            return first, g.T @ (x + first)
+        return first, g @ x.T
+
+    inputs = torch.ones(4, 3), torch.ones(3, 4), torch.ones(4, 4) if case != "not transposed" else torch.ones(5, 3)
+    graph = overlapped(record(products, *inputs))
+    assert not any("pvae" in str(node.target) for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(*inputs), products(*inputs), rtol=0, atol=0)

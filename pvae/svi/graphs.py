@@ -281,6 +281,10 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
         traced = record(forward, *call.inputs)
         if changed := seen.changed() or _replaced(stored):
             raise Untraceable(WITHIN.format(changed))
+        if svi._device.type == "cuda":
+            from .overlap import overlapped  # not before it is wanted: it registers an operation
+
+            traced = overlapped(traced)
         run, kind, why = _compiled(svi, traced, call, wanted)
         replayable, run_update = False, update
         if optimizers.replayable(svi.optimizer):
