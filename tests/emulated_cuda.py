@@ -400,6 +400,7 @@ def _torch_cuda(device):
         "current_device": lambda: 0,
         "get_device_name": lambda *_: "emulated",
         "device": lambda *_: nullcontext(),
+        "is_current_stream_capturing": lambda: device.capturing is not None,
         "mem_get_info": lambda *_: (2**30, 2**31),
         "get_rng_state": get_state,
         "set_rng_state": set_state,
@@ -410,7 +411,6 @@ def _torch_cuda(device):
         "CUDAGraph": partial(Capture, device),
         "graph": _capturing,
         "graph_pool_handle": lambda: (0, 1),
-        "is_current_stream_capturing": lambda: device.capturing is not None,
     }
 
 

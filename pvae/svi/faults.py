@@ -25,11 +25,6 @@ LOST = (
 )
 
 
-def versions(inputs: Iterable[Tensor]) -> list[int]:
-    """How often each tensor has been changed in place."""
-    return [0 if value.is_inference() else value._version for value in inputs]
-
-
 def read(loss: Tensor | float, norm: Tensor) -> tuple[float, float]:
     """Loss and norm of the gradient as numbers; one wait for the device."""
     if isinstance(loss, Tensor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -18,7 +18,8 @@ from torch.fx import GraphModule
 from . import optimizers, replay
 from .calls import Call, Seen
 from .parameters import undrawn
-from .precision import TOLERANCE
+from .placement import placed
+from .precision import TOLERANCE, kernels
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
 
@@ -75,20 +76,25 @@ class Graph:
         """Take the steps; loss and norm of the gradient of each (block, 2), not yet looked at."""
         if svi._device.type != "cuda":
             return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
-        if len(block) not in self.captures:
+        captured = self.captures.get(len(block))
+        if captured is None:
+            captured = self.captures[len(block)] = self._captured(svi, block)
+        rates = None
+        if captured.rates is None:
             svi._set_rates()
-            rates = svi._rates if svi.schedule is not None else None
-            update = self.update if self.replayable else None
-            with svi._undone():
-                made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
-            self.captures[len(block)] = made
-        captured = self.captures[len(block)]
-        svi._set_rates()
-        rates = svi.schedule and optimizers.scheduled(svi.optimizer, svi.schedule, svi.steps, len(block))
+        else:
+            rates = svi._scheduled(len(block))
         heads = captured.play([call.inputs for call in block], rates)
         if not self.replayable:
             self.update(heads[0], *captured.gradients)
-        return heads
+        return heads.clone()
+
+    def _captured(self, svi: SVI, block: Sequence[Call]) -> Captured:
+        svi._set_rates()
+        rates = svi._rates if svi.schedule is not None else None
+        update = self.update if self.replayable else None
+        with svi._undone(), kernels(svi.precision):
+            return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
@@ -106,6 +112,8 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        """The memory that CUDA graphs share: no two are replayed at once, and what comes out is copied."""
         self._graphs: dict[Any, Graph] = {}
         self._rebuilt: dict[str, int] = {}
         self._warned: set[str] = set()
@@ -121,21 +129,25 @@ class Graphs:
         self._warn(f"the program runs eagerly: {reason}")
 
     def out_of_memory(self) -> None:
-        """Run eagerly, which takes less."""
-        torch.cuda.empty_cache()
+        """Run eagerly, which takes less. To be called when nothing refers to the graph that failed."""
         self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
+        torch.cuda.empty_cache()
 
-    def block(self, calls: Sequence[Call]) -> int:
-        """How many of these steps can be taken at once."""
-        svi, first = self.svi, calls[0]
-        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
-        alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
-        return BLOCK if together and alike and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+    @property
+    def used(self) -> bool:
+        """Whether steps may be replayed at all."""
+        return self.svi.compile != "off" and not self.eager_only and not getattr(self.svi.objective, "in_parts", False)
+
+    def block(self) -> int:
+        """How many steps on alike arguments can be taken at once."""
+        svi = self.svi
+        together = self.used and svi.steps > 0 and svi._device.type == "cuda"
+        return BLOCK if together and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
-        if svi.compile == "off" or self.eager_only or getattr(svi.objective, "in_parts", False):
+        if not self.used:
             return None
         if call.key is None:
             self._warn(
@@ -165,6 +177,7 @@ class Graphs:
     def _build(self, call: Call, wanted: str) -> Graph | None:
         svi = self.svi
         start = perf_counter()
+        graph, why, lacking = None, "", False
         try:
             graph, why = build(svi, call, wanted)
         except Untraceable as error:
@@ -174,8 +187,9 @@ class Graphs:
             self.give_up(f"it cannot be traced: {error}")
             return None
         except torch.OutOfMemoryError:
+            lacking = True
+        if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
-            return None
         if graph is None:
             return None
         if graph.kind == wanted or wanted == "auto":
@@ -227,6 +241,15 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
         seen.add_prepare(call.prepare)
     seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
     having: list[Tensor] = []
+    device = svi._device
+    inputs = call.inputs if device.type == "cpu" else [value.contiguous() for value in call.inputs]  # as `Captured` has
+
+    def written(function: Callable[..., Any], *values: Tensor) -> GraphModule:
+        graph = record(function, *values)
+        if device.type == "cuda":
+            graph, read = placed(graph, device)
+            seen.add_read(read)
+        return graph
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss, norm = svi._gradients(*call.arguments(*inputs))
@@ -242,22 +265,22 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
 
     with svi._undone():
         stored = _stored()
-        traced = record(forward, *call.inputs)
+        traced = written(forward, *inputs)
         if changed := seen.changed() or _replaced(stored):
             raise Untraceable(WITHIN.format(changed))
-        run, kind, why = _compiled(svi, traced, call, wanted)
+        run, kind, why = _compiled(svi, traced, inputs, wanted)
         replayable, run_update = False, update
         if optimizers.replayable(svi.optimizer):
             with torch.no_grad():
-                outputs = run(*call.inputs)
+                outputs = run(*inputs)
             with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                run_update = _without_gradient(record(lambda *values: update(*values) or (), *outputs))
+                run_update = _without_gradient(written(lambda *values: update(*values) or (), *outputs))
                 replayable = True
     graph = Graph(_without_gradient(run), run_update, kind, wanted, seen, TOLERANCE[svi.precision], replayable)
     return graph, why
 
 
-def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
+def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: str) -> tuple[Forward, str, str]:
     """The graph as it is run, its kind, and why."""
     device = svi._device.type
     kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
@@ -265,7 +288,8 @@ def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[F
         return traced, kind, why
     svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
     try:
-        return replay.compiled(traced, call.inputs), kind, why
+        with kernels(svi.precision):
+            return replay.compiled(traced, inputs), kind, why
     except Exception as error:  # as a missing compiler
         return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
 

@@ -23,6 +23,16 @@ def of(precision: str, device: str) -> Iterator[None]:
         with torch.autocast(device, torch.bfloat16):
             yield
         return
+    with kernels(precision):
+        yield
+
+
+@contextmanager
+def kernels(precision: str) -> Iterator[None]:
+    """Within it operations that are written down already are captured or compiled so.
+
+    `bf16` is written down with them; `tf32` is how a product is launched.
+    """
     before = torch.get_float32_matmul_precision()
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
