@@ -41,6 +41,12 @@ class Call:
     """What they are made with, where they are rows."""
     numbers: bool = False
     """Whether some of the inputs are numbers there."""
+    sources: tuple[Tensor, ...] = ()
+    """The inputs as they were given, where they were then brought to the device."""
+
+    def versions(self) -> list[int]:
+        """How often each tensor that was given has been changed in place."""
+        return [0 if value.is_inference() else value._version for value in self.sources or self.inputs]
 
     def plain(self) -> tuple[tuple, dict[str, Any]]:
         """The programs' arguments."""
@@ -70,10 +76,13 @@ class Numbers:
         return len(values) > CONSTANT
 
 
-def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers) -> Call:
-    """A call with a step's own arguments; tensors are found in lists, tuples and dicts."""
+def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: torch.device | None = None) -> Call:
+    """A call with a step's own arguments; tensors are found in lists, tuples and dicts.
+
+    With a device the inputs are there: a captured graph would go on taking the first number of a tensor on the CPU.
+    """
     leaves, tree = tree_flatten((args, kwargs))
-    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0))
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0, device=device))
     dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
     taken = [
         first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{tree} {index}", leaf) else leaf
@@ -88,14 +97,17 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers) -> Call:
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
     as_tensors = any(a is not b for a, b in zip(taken, leaves, strict=True))
-    return Call(tensors, arguments, key, str(key), (args, kwargs), numbers=as_tensors)
+    inputs = tensors if device is None else tuple(value.to(device, non_blocking=True) for value in tensors)
+    return Call(inputs, arguments, key, str(key), (args, kwargs), numbers=as_tensors, sources=tensors)
 
 
-def of_rows(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> Call:
-    """A call with some rows of data that stay where they are."""
-    key = ("rows", _part(rows), _identity(prepare), *(id(d) for d in data))
+def of_rows(data: Sequence[Any], prepare: Callable[..., Any]) -> Callable[[Tensor], Call]:
+    """From rows to a call with these rows of data that stay where they are."""
+    common = (_identity(prepare), *(id(d) for d in data))
     chosen = functools.partial(take, data=data, prepare=prepare)
-    return Call((rows,), chosen, key, f"rows {tuple(rows.shape)}", prepare=prepare)
+    return lambda rows: Call(
+        (rows,), chosen, ("rows", _part(rows), *common), f"rows {tuple(rows.shape)}", prepare=prepare
+    )
 
 
 def take(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> tuple[tuple, dict[str, Any]]:
@@ -138,6 +150,7 @@ class Seen:
         self._values: list[tuple[str, Any, str, Any]] = []
         self._lengths: list[tuple[str, Any, int]] = []
         self._members: list[tuple[str, dict[str, Any], list[Any]]] = []
+        self._read: list[tuple[Tensor, int]] = []
         known: set[int] = set()
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
@@ -172,11 +185,17 @@ class Seen:
         for name, parameter, where, trained in self._parameters:
             if parameter.data_ptr() != where or parameter.requires_grad != trained:
                 return f"parameter {name}"
+        if any(value._version != version for value, version in self._read):
+            return "a tensor on the CPU that the programs read"
         return ""
 
     def add(self, name: str, holder: Any, keys: Sequence[str]) -> None:
         """Note some attributes more, as they are, whatever they are."""
         self._values += [(f"{key} of the {name}", vars(holder), key, vars(holder)[key]) for key in keys]
+
+    def add_read(self, tensors: Sequence[Tensor]) -> None:
+        """Note tensors whose values are in the graph."""
+        self._read += [(value, value._version) for value in tensors if not value.is_inference()]
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, optim: Any) -> None:
         """Note what an optimizer's groups say, but for the learning rates, which a graph reads; and clipping."""

@@ -15,17 +15,20 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call, Seen
-from .faults import LOST, NonFiniteError, blame, finite, norm_of, read, versions
+from .faults import LOST, NonFiniteError, blame, finite, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, of
+from .tracing import Untraceable
 
 MODES = ("auto", "off", "graph", "full")
 FLUSH_EVERY = 200
 """Steps between two looks for denormal numbers in the optimizer's state."""
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
+HELD = 2**28
+"""Bytes of arguments that are kept until the next look."""
 
 
 class SVI(pyro.infer.SVI):
@@ -109,7 +112,8 @@ class SVI(pyro.infer.SVI):
         self._numbers = calls.Numbers()
         self._safe: Snapshot | None = None
         self._since: list[tuple[Call, list[int]]] = []
-        self._bad: Tensor | None = None
+        self._heads: list[Tensor] = []
+        self._size = 0
 
     # The step.
 
@@ -123,7 +127,8 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or the gradient is not finite; the parameters are those before that step. On CUDA
                 it may be a step up to `check_every` before.
         """
-        (loss,) = self._advance([calls.of_arguments(args, kwargs, self._numbers)])
+        on = self._device if self._device.type == "cuda" and self._graphs.used else None
+        (loss,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
         return Loss(loss) if isinstance(loss, Tensor) else loss
 
     def run(
@@ -147,9 +152,13 @@ class SVI(pyro.infer.SVI):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        for block in self._graphs.blocks(calls.of_rows(batch, data, prepare) for batch in rows):
+        make, start = calls.of_rows(data, prepare), 0
+        while start < len(rows):
+            block = [make(some) for some in rows[start : start + self._graphs.most()]]
+            del block[self._graphs.together(block) :]
             losses = self._advance(block)
-            yield losses if isinstance(losses, Tensor) else torch.tensor(losses)
+            yield losses if isinstance(losses, Tensor) else torch.tensor(losses, device=self._device)
+            start += len(block)
 
     def check(self) -> None:
         """Look whether all losses so far were finite; else go back to where they last were, and step from there.
@@ -157,13 +166,20 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: by the step that it was.
         """
-        since, bad = self._since, self._bad
-        self._since, self._bad = [], None
-        safe, self._safe = self._safe, None
-        if bad is not None and (bad | ~norm_of(list(self._names)).isfinite()).item():
+        self._look(bool(self._heads) and not self._sound())
+
+    def _sound(self) -> bool:
+        """Whether losses, and the parameters after them, are finite; one wait for the device."""
+        losses = torch.cat(self._heads).isfinite().all()
+        return bool(losses & norm_of(list(self._names)).isfinite())
+
+    def _look(self, bad: bool) -> None:
+        since, safe = self._since, self._safe
+        self._since, self._heads, self._size, self._safe = [], [], 0, None
+        if bad:
             safe.restore()
             self.steps -= len(since)
-            if any(versions(call.inputs) != known for call, known in since):
+            if any(call.versions() != known for call, known in since):
                 raise NonFiniteError(
                     self.steps + 1, float("nan"), f"here or in the {len(since) - 1} steps after: {LOST}"
                 )
@@ -217,26 +233,36 @@ class SVI(pyro.infer.SVI):
             expected = self._expected(block[0])
         if self._safe is None:
             self._safe = Snapshot(self._changing())
-        try:
-            heads = graph.heads(self, block)
-        except torch.OutOfMemoryError:
-            self._graphs.out_of_memory()
+        heads = self._heads_of(graph, block)
+        if heads is None:
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
             self._graphs.give_up(difference)
             return self._instead(block)
-        bad = ~heads.isfinite().all()
-        self._bad = bad if self._bad is None else self._bad | bad
-        self._since += [(call, versions(call.inputs)) for call in block]
+        self._heads.append(heads)
+        self._since += [(call, call.versions()) for call in block]
+        self._size += sum(value.nbytes for call in block for value in call.inputs)
         self._stepped(len(block))
-        if len(self._since) >= self._every():
+        if len(self._since) >= self._every() or self._size > HELD:
             self.check()
-        return heads[:, 0].clone()
+        return heads[:, 0]
+
+    def _heads_of(self, graph: Graph, block: list[Call]) -> Tensor | None:
+        """None where it cannot be captured."""
+        why = ""
+        try:
+            return graph.heads(self, block)
+        except Untraceable as error:
+            why = f"it cannot be traced: {error}"
+        except torch.OutOfMemoryError:
+            pass
+        # here nothing refers to what failed any longer, and its memory can be given back
+        self._graphs.give_up(why) if why else self._graphs.out_of_memory()
+        return None
 
     def _instead(self, block: list[Call]) -> list[float]:
         """The steps since the last look, and these, eagerly."""
-        self._bad = torch.ones((), dtype=torch.bool)
-        self.check()
+        self._look(bad=True)
         return [self._eager(call) for call in block]
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
@@ -314,6 +340,11 @@ class SVI(pyro.infer.SVI):
         if self.schedule is not None:
             optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
         optimizers.hold(self.optimizer, self._rates)
+
+    def _scheduled(self, count: int) -> Tensor:
+        """The learning rates (count, groups) of the next steps, which a captured graph reads."""
+        optimizers.hold(self.optimizer, self._rates)
+        return optimizers.scheduled(self.optimizer, self.schedule, self.steps, count)
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from . import optimizers, replay
 from .calls import Call, Seen
 from .faults import norm_of, read
 from .parameters import undrawn
+from .placement import placed
 from .precision import TOLERANCE, products
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
@@ -87,20 +86,25 @@ class Graph:
         """Take the steps; loss and norm of the gradient of each (block, 2), not yet looked at."""
         if svi._device.type != "cuda":
             return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
-        if len(block) not in self.captures:
+        captured = self.captures.get(len(block))
+        if captured is None:
+            captured = self.captures[len(block)] = self._captured(svi, block)
+        rates = None
+        if captured.rates is None:
             svi._set_rates()
-            rates = svi._rates if svi.schedule is not None else None
-            update = self.update if self.replayable else None
-            with svi._undone(), products(svi.precision):
-                made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
-            self.captures[len(block)] = made
-        captured = self.captures[len(block)]
-        svi._set_rates()
-        rates = svi.schedule and optimizers.scheduled(svi.optimizer, svi.schedule, svi.steps, len(block))
+        else:
+            rates = svi._scheduled(len(block))
         heads = captured.play([call.inputs for call in block], rates)
         if not self.replayable:
             self.update(heads[0], *captured.gradients)
-        return heads
+        return heads.clone()
+
+    def _captured(self, svi: SVI, block: Sequence[Call]) -> Captured:
+        svi._set_rates()
+        rates = svi._rates if svi.schedule is not None else None
+        update = self.update if self.replayable else None
+        with svi._undone(), products(svi.precision):
+            return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
 
     def found(self, heads: Tensor) -> tuple[float, float]:
         """Loss and norm of the gradient of one step, whose heads these are."""
@@ -125,6 +129,8 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        """The memory that CUDA graphs share: no two are replayed at once, and what comes out is copied."""
         self._graphs: dict[Any, Graph] = {}
         self._rebuilt: dict[str, int] = {}
         self._warned: set[str] = set()
@@ -140,33 +146,32 @@ class Graphs:
         self._warn(f"the program runs eagerly: {reason}")
 
     def out_of_memory(self) -> None:
-        """Run eagerly, which takes less."""
-        torch.cuda.empty_cache()
+        """Run eagerly, which takes less. To be called when nothing refers to the graph that failed."""
         self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
+        torch.cuda.empty_cache()
 
-    def blocks(self, calls: Iterable[Call]) -> Iterator[list[Call]]:
-        """The steps in groups that can be taken at once; what is ahead is not looked at sooner than it has to be."""
-        rest, ahead = iter(calls), deque[Call]()
-        while True:
-            ahead.extend(islice(rest, BLOCK - len(ahead)))
-            if not ahead:
-                return
-            yield [ahead.popleft() for _ in range(self._block(ahead))]
+    @property
+    def used(self) -> bool:
+        """Whether steps may be replayed at all."""
+        return self.svi.compile != "off" and not self.eager_only and not getattr(self.svi.objective, "in_parts", False)
 
-    def _block(self, ahead: Sequence[Call]) -> int:
-        """How many of the next steps can be taken at once."""
-        svi, first = self.svi, ahead[0]
-        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
-        alike = len(ahead) == BLOCK and all(call.key == first.key for call in ahead)
-        if not (together and alike and svi.optimizer and optimizers.replayable(svi.optimizer)):
+    def most(self) -> int:
+        """How many steps can be taken at once, if all goes well."""
+        svi = self.svi
+        together = self.used and svi.steps > 0 and svi._device.type == "cuda"
+        return BLOCK if together and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+
+    def together(self, calls: Sequence[Call]) -> int:
+        """How many of these steps are to be taken at once."""
+        if len(calls) < BLOCK or any(call.key != calls[0].key for call in calls):
             return 1
-        graph = self._graphs.get(first.key)
+        graph = self._graphs.get(calls[0].key)
         return 1 if graph is None or graph.next_is_due else BLOCK
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
-        if svi.compile == "off" or self.eager_only or getattr(svi.objective, "in_parts", False):
+        if not self.used:
             return None
         if call.key is None:
             self._warn(
@@ -196,6 +201,7 @@ class Graphs:
     def _build(self, call: Call, wanted: str) -> Graph | None:
         svi = self.svi
         start = perf_counter()
+        graph, why, lacking = None, "", False
         try:
             with products(svi.precision):
                 graph, why = build(svi, call, wanted)
@@ -206,8 +212,9 @@ class Graphs:
             self.give_up(f"it cannot be traced: {error}")
             return None
         except torch.OutOfMemoryError:
+            lacking = True
+        if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
-            return None
         if graph is None:
             return None
         if graph.kind == wanted or wanted == "auto":
@@ -259,6 +266,15 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
         seen.add_prepare(call.prepare)
     seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
     having: list[Tensor] = []
+    device = svi._device
+    inputs = call.inputs if device.type == "cpu" else [value.contiguous() for value in call.inputs]  # as `Captured` has
+
+    def written(function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
+        graph = record(function, *values, **options)
+        if device.type == "cuda":
+            graph, read = placed(graph, device)
+            seen.add_read(read)
+        return graph
 
     # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
     normed = svi._device.type != "cuda" or svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
@@ -278,26 +294,28 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
 
     with svi._undone():
         stored = _stored()
-        traced = record(forward, *call.inputs)
+        traced = written(forward, *inputs)
         if changed := seen.changed() or _replaced(stored):
             raise Untraceable(WITHIN.format(changed))
-        if svi._device.type == "cuda":
+        if device.type == "cuda":
             from .overlap import overlapped  # not before it is wanted: it registers an operation
 
             traced = overlapped(traced)
-        run, kind, why = _compiled(svi, traced, call, wanted)
+        run, kind, why = _compiled(svi, traced, inputs, wanted)
         replayable, run_update = False, update
         if optimizers.replayable(svi.optimizer):
             with torch.no_grad():
-                outputs = run(*call.inputs)
+                outputs = run(*inputs)
             with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                run_update = _without_gradient(_update(update, outputs, kind, svi._device.type))
+                widely = kind == "full" and device.type == "cuda"
+                traced = written(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if widely else None)
+                run_update = _without_gradient(replay.compiled(traced, outputs) if widely else traced)
                 replayable = True
     tolerance = TOLERANCE[svi.precision]
     return Graph(_without_gradient(run), run_update, kind, wanted, seen, tolerance, replayable, normed), why
 
 
-def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
+def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: str) -> tuple[Forward, str, str]:
     """The graph as it is run, its kind, and why."""
     device = svi._device.type
     kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
@@ -305,16 +323,9 @@ def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[F
         return traced, kind, why
     svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
     try:
-        return replay.compiled(traced, call.inputs), kind, why
+        return replay.compiled(traced, inputs), kind, why
     except Exception as error:  # as a missing compiler
         return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
-
-
-def _update(update: Update, outputs: Sequence[Tensor], kind: str, device: str) -> Update:
-    """What is done with a step's head and gradients, as a graph; compiled as well where that fills a device better."""
-    compiled = kind == "full" and device == "cuda"
-    graph = record(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if compiled else None)
-    return replay.compiled(graph, outputs) if compiled else graph
 
 
 def _without_gradient(function: Any) -> Any:

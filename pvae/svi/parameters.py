@@ -80,21 +80,28 @@ class Snapshot:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
-        self.copies = [tensor.detach().clone() for tensor in self.tensors]
+        self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
+        _copy(self.copies, self.tensors)
         self.stored = dict(pyro.get_param_store()._params)
         self.random = random_state()
 
     def restore(self) -> None:
         """Put values and generators back."""
-        with torch.no_grad():
-            for tensor, copy in zip(self.tensors, self.copies, strict=True):
-                tensor.copy_(copy)
+        _copy(self.tensors, self.copies)
         store = pyro.get_param_store()
         for name, parameter in self.stored.items():  # what was replaced is put back, what is new stays
             if store._params.get(name) is not parameter:
                 store._param_to_name.pop(store._params.get(name), None)
                 store._params[name], store._param_to_name[parameter] = parameter, name
         set_random_state(self.random)
+
+
+@torch.no_grad()
+def _copy(to: list[Tensor], tensors: list[Tensor]) -> None:
+    """In one launch for all of a dtype."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        chosen = [(a, b) for a, b in zip(to, tensors, strict=True) if b.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
 
 
 @contextmanager
