@@ -355,7 +355,9 @@ def _compiled(graph, inputs, device):
     def here(values):
         return tuple(DeviceTensor(value, device) if isinstance(value, Tensor) else value for value in values)
 
-    with _alone(), warnings.catch_warnings(), torch._inductor.config.patch(fallback_random=True):
+    nothing = dict.fromkeys(("is_available", "is_initialized", "device_count"), lambda *_: 0)
+    settings = torch._inductor.config.patch(fallback_random=True)
+    with _alone(), warnings.catch_warnings(), settings, patch.multiple(torch.cuda, **nothing):
         warnings.simplefilter("ignore")
         run = compile_fx(module, hosts([*constants, *inputs]))
         run(*hosts([*constants, *inputs]))
