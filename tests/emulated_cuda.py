@@ -19,14 +19,30 @@ import torch.fx.experimental.proxy_tensor
 from torch import Tag, Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pvae
 
+VALUES = (list, tuple, type({}.values()))
 CUDA, HIDDEN, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 NO_KERNEL = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "lift_fresh"}
 TAKE_NUMBERS = {"fill_", "masked_fill", "masked_fill_", "index_put", "index_put_"}
 """Operations not marked as pointwise that take a tensor () of the CPU as a number."""
+
+
+def _tensors(values):
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    return [found for value in values for found in _tensors(value)] if isinstance(values, VALUES) else []
+
+
+def _mapped(function, values):
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, dict):
+        return {key: _mapped(function, value) for key, value in values.items()}
+    return type(values)(_mapped(function, value) for value in values) if isinstance(values, list | tuple) else values
 
 
 class DeviceTensor(Tensor):
@@ -48,7 +64,7 @@ class DeviceTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        owner = next(leaf.owner for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, DeviceTensor))
+        owner = next(leaf.owner for leaf in _tensors((args, kwargs)) if isinstance(leaf, DeviceTensor))
         return owner.execute(func, args, kwargs or {})
 
     def data_ptr(self):
@@ -102,7 +118,7 @@ class Device:
 
     def execute(self, func, args, kwargs):
         """Do what torch asks for: everything comes through here."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((args, kwargs))
         mine = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
         wanted = kwargs.get("device")
         here = bool(mine) if wanted is None else torch.device(wanted) == HIDDEN
@@ -111,10 +127,10 @@ class Device:
         self._refuse(func, args, kwargs, tensors, here)
         if wanted is not None:
             kwargs = {**kwargs, "device": CPU}
-        out = self.run(func, *tree_map_only(DeviceTensor, lambda tensor: tensor.host, (args, kwargs)))
+        out = self.run(func, *_mapped(lambda tensor: getattr(tensor, "host", tensor), (args, kwargs)))
         known = {id(getattr(tensor, "host", tensor)): tensor for tensor in tensors}
         place = (lambda made: DeviceTensor(made, self)) if here else lambda made: made
-        return tree_map_only(Tensor, lambda made: known[id(made)] if id(made) in known else place(made), out)
+        return _mapped(lambda made: known[id(made)] if id(made) in known else place(made), out)
 
     def run(self, func, args, kwargs):
         """An operation on the hosts of tensors."""
@@ -185,16 +201,15 @@ class Capture:
             device.room -= 1
             if device.room < 0:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-        given = {_key(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {_key(leaf): leaf for leaf in _tensors((args, kwargs))}
         for key in given.keys() & device._memory.keys() - self.own.keys() - self.foreign.keys():
             self.foreign[key] = weakref.ref(device._memory[key])
         for key in _written(func, args, kwargs) - self.own.keys() - self.saved.keys():
             storage = given[key].untyped_storage()
             self.saved[key] = (storage, storage.clone())
-        baked = partial(tree_map_only, Tensor, lambda t: t if _key(t) in device._memory else t.clone())
-        args, kwargs = baked(args), baked(kwargs)
+        args, kwargs = _mapped(lambda t: t if _key(t) in device._memory else t.clone(), (args, kwargs))
         out = device.once(func, args, kwargs)
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        made = _tensors(out)
         fresh = [leaf if _key(leaf) not in given else None for leaf in made]
         self.own.update((_key(leaf), leaf) for leaf in fresh if leaf is not None)
         if not getattr(func, "is_view", False):
@@ -216,10 +231,10 @@ class Capture:
         if any(memory() is None for memory in self.foreign.values()):
             raise RuntimeError("the graph reads memory that is gone")
         self.device.launches.append("replay")
-        with _disable_current_modes(), torch.no_grad():
+        with _alone():
             for func, args, kwargs, fresh in self.tape:
                 out = self.device.once(func, args, kwargs)
-                made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+                made = _tensors(out)
                 for old, new in zip(fresh, made, strict=True):
                     if old is not None:
                         old.copy_(new)
@@ -232,11 +247,11 @@ def _key(tensor):
 def _written(func, args, kwargs):
     """The memory that an operation changes; of one without a schema all that it is given."""
     if not hasattr(func, "_schema"):
-        return {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return {_key(leaf) for leaf in _tensors((args, kwargs))}
     names = [argument.name for argument in func._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     changed = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return {_key(leaf) for name in changed for leaf in tree_leaves(given.get(name)) if isinstance(leaf, Tensor)}
+    return {_key(leaf) for name in changed for leaf in _tensors(given.get(name))}
 
 
 class _Operations(TorchDispatchMode):
@@ -292,7 +307,7 @@ class _Names(TorchFunctionMode):
         if not there:
             return func(*args, **kwargs)
         self.device.waits()
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
+        with _alone():
             made = DeviceTensor(torch.tensor(data, dtype=kwargs.get("dtype")), self.device)
         self.device.launches.append("tensor")
         return torch.ops.aten.lift_fresh(made).requires_grad_(kwargs.get("requires_grad", False))
@@ -318,7 +333,7 @@ def _capturing(graph, pool=None, stream=None, capture_error_mode="global"):
     try:
         yield
     finally:
-        with _disable_current_modes(), torch.no_grad():
+        with _alone():
             graph.capture_end()
 
 
@@ -340,7 +355,9 @@ def _compiled(graph, inputs, device):
     def here(values):
         return tuple(DeviceTensor(value, device) if isinstance(value, Tensor) else value for value in values)
 
-    with _alone(), warnings.catch_warnings(), torch._inductor.config.patch(fallback_random=True):
+    nothing = dict.fromkeys(("is_available", "is_initialized", "device_count"), lambda *_: 0)
+    settings = torch._inductor.config.patch(fallback_random=True)
+    with _alone(), warnings.catch_warnings(), settings, patch.multiple(torch.cuda, **nothing):
         warnings.simplefilter("ignore")
         run = compile_fx(module, hosts([*constants, *inputs]))
         run(*hosts([*constants, *inputs]))
