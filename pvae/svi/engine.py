@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pyro
@@ -132,12 +133,12 @@ class SVI(pyro.infer.SVI):
         return Loss(loss) if isinstance(loss, Tensor) else loss
 
     def run(
-        self, rows: Tensor | Sequence[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
+        self, rows: Tensor | Iterable[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
     ) -> Iterator[Tensor]:
         """Take a step on each batch of rows of data that stay on the device; yields losses, a block at a time.
 
         Args:
-            rows: (steps, B) or a sequence of (B,): which data each step takes, int64.
+            rows: (steps, B), or (B,) one by one: which data each step takes, int64.
             data: tensors (N, ...), or None.
             prepare: from the rows' data to the programs' arguments (a tuple, or the one argument); traced as well.
 
@@ -152,13 +153,12 @@ class SVI(pyro.infer.SVI):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        make, start = calls.of_rows(data, prepare), 0
-        while start < len(rows):
-            block = [make(some) for some in rows[start : start + self._graphs.most()]]
-            del block[self._graphs.together(block) :]
-            losses = self._advance(block)
+        coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
+        while ahead := [*ahead, *islice(coming, max(0, self._graphs.most() - len(ahead)))]:
+            count = self._graphs.together(ahead)
+            losses = self._advance(ahead[:count])
             yield losses if isinstance(losses, Tensor) else torch.tensor(losses, device=self._device)
-            start += len(block)
+            del ahead[:count]
 
     def check(self) -> None:
         """Look whether all losses so far were finite; else go back to where they last were, and step from there.
