@@ -46,7 +46,8 @@ def _adam(
 ) -> None:
     """Adam (Kingma and Ba 2015, algorithm 1); the steps have been counted."""
     grads = _gradients(grads, parameters, weight_decay, maximize)
-    torch._foreach_lerp_(means, grads, 1 - beta1)
+    torch._foreach_mul_(means, beta1)
+    torch._foreach_add_(means, grads, alpha=1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
     if amsgrad:
