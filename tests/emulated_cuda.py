@@ -18,6 +18,7 @@ import torch
 import torch.fx.experimental.proxy_tensor
 from torch import Tag, Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import pvae
@@ -100,11 +101,11 @@ class Device:
     """The device.
 
     `launches` are the operations that it was asked for outside of captures, by name; a replay is one. `room` is how
-    many operations a capture may have until memory is out.
+    many operations a capture may have until memory is out. `default`: whether tensors are made here if nothing is said.
     """
 
     def __init__(self):
-        self.launches, self.room, self.waiting = [], None, "default"
+        self.launches, self.room, self.waiting, self.default = [], None, "default", False
         self.capturing = None
         self.random = torch.Generator().get_state()
         self._memory = weakref.WeakValueDictionary()
@@ -127,6 +128,9 @@ class Device:
         self._refuse(func, args, kwargs, tensors, here)
         if wanted is not None:
             kwargs = {**kwargs, "device": CPU}
+        if Tag.inplace_view in func.tags:
+            with torch._C._DisableTorchDispatch():
+                func(*args, **kwargs)  # of the wrapper, too
         out = self.run(func, *_mapped(lambda tensor: getattr(tensor, "host", tensor), (args, kwargs)))
         known = {id(getattr(tensor, "host", tensor)): tensor for tensor in tensors}
         place = (lambda made: DeviceTensor(made, self)) if here else lambda made: made
@@ -137,7 +141,7 @@ class Device:
         if self.capturing is not None:
             return self.capturing.record(func, args, kwargs)
         name = getattr(func, "overloadpacket", func).__name__
-        if name not in NO_KERNEL and not getattr(func, "is_view", False):
+        if name not in NO_KERNEL and not _renames(func):
             self.launches.append(name)
         return self.once(func, args, kwargs)
 
@@ -207,13 +211,13 @@ class Capture:
         for key in _written(func, args, kwargs) - self.own.keys() - self.saved.keys():
             storage = given[key].untyped_storage()
             self.saved[key] = (storage, storage.clone())
-        args, kwargs = _mapped(lambda t: t if _key(t) in device._memory else t.clone(), (args, kwargs))
+        # as they are now: later they may be transposed in place, and numbers () of the CPU be others
+        kept = _mapped(lambda t: t.detach() if _key(t) in device._memory else t.clone(), (args, kwargs))
         out = device.once(func, args, kwargs)
-        made = _tensors(out)
-        fresh = [leaf if _key(leaf) not in given else None for leaf in made]
+        fresh = [leaf.detach() if _key(leaf) not in given else None for leaf in _tensors(out)]
         self.own.update((_key(leaf), leaf) for leaf in fresh if leaf is not None)
-        if not getattr(func, "is_view", False):
-            self.tape.append((func, args, kwargs, fresh))
+        if not _renames(func):
+            self.tape.append((func, *kept, fresh))
         return out
 
     def capture_end(self):
@@ -238,6 +242,11 @@ class Capture:
                 for old, new in zip(fresh, made, strict=True):
                     if old is not None:
                         old.copy_(new)
+
+
+def _renames(func):
+    """Whether it only says otherwise how memory is looked at."""
+    return getattr(func, "is_view", False) or Tag.inplace_view in getattr(func, "tags", ())
 
 
 def _key(tensor):
@@ -290,6 +299,8 @@ class _Names(TorchFunctionMode):
             return args[0].to(HIDDEN, non_blocking=kwargs.get("non_blocking", False))
         if func in (Tensor.tolist, Tensor.numpy) and isinstance(args[0], DeviceTensor):
             return getattr(args[0], func.__name__)()
+        if self.device.default and func in _device_constructors() and kwargs.get("device") is None:
+            kwargs["device"] = CUDA
         if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
             return self._made_of_numbers(func, args, kwargs)
         if _is_cuda(kwargs.get("device")):

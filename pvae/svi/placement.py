@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import getitem
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch.fx.node import map_arg
 
 from .tracing import Untraceable
 
+CHECKED = (torch.ops.aten.linalg_cholesky_ex.default, torch.ops.aten.linalg_inv_ex.default)
+"""Their second result says where there is no first."""
+
 
 def placed(graph: GraphModule, device: torch.device) -> tuple[GraphModule, list[Tensor]]:
     """The same graph with its work on the device: a capture can hold none on the CPU, nor copies from there.
 
     What is computed on the CPU from constants is computed here, and brought to the device; a number () that an
-    operation on the device takes as it is stays one.
+    operation on the device takes as it is stays one. Nor can a capture wait, to be told that a matrix is singular.
 
     Returns:
         The graph, and the tensors on the CPU that it has read by now, and does not read again.
@@ -24,6 +28,7 @@ def placed(graph: GraphModule, device: torch.device) -> tuple[GraphModule, list[
     Raises:
         Untraceable: more is done on the CPU.
     """
+    _without_checks(graph)
     values = _on_the_cpu(graph)
     for node in list(graph.graph.nodes):
         if node in values or node.op == "output":
@@ -68,3 +73,27 @@ def _constant(node: Node) -> bool:
 
 def _changes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _without_checks(graph: GraphModule) -> None:
+    """Where a program waits to be told that a matrix has no factor, its factor is not a number instead."""
+    for node in list(graph.graph.nodes):
+        parts = {user.args[1]: user for user in node.users if user.target is getitem}
+        if node.target in CHECKED and 0 in parts:
+            with graph.graph.inserting_after(parts[0]):
+                info = graph.graph.call_function(getitem, (node, 1))
+            _fill(graph, parts[0], info)
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten._linalg_check_errors.default and node.args[0].args[0].target in CHECKED:
+            graph.graph.erase_node(node)
+
+
+def _fill(graph: GraphModule, result: Node, info: Node) -> None:
+    """Put NaN into the matrices of a result for which info is not 0."""
+    aten, made = torch.ops.aten, info
+    for function, *args in ((aten.ne.Scalar, 0), (aten.unsqueeze.default, -1), (aten.unsqueeze.default, -1)):
+        with graph.graph.inserting_after(made):
+            made = graph.graph.call_function(function, (made, *args))
+    with graph.graph.inserting_after(made):
+        filled = graph.graph.call_function(aten.masked_fill.Scalar, (result, made, float("nan")))
+    result.replace_all_uses_with(filled, delete_user_cb=lambda user: user is not filled)
