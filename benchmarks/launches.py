@@ -98,7 +98,7 @@ def kernels(name: str) -> list[str]:
         ):
             return build(*args)
 
-    contestant = step.CONTESTANTS["pvae-full"](step._task(NETWORKS[name], "cpu"))
+    contestant = step.CONTESTANTS["pvae-full"](step._task(NETWORKS[name], "cpu", "float32"))
     with patch.object(graphs, "build", as_on_cuda), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a head without a norm, which a CPU's steps compare
         contestant.run(0, 2)
@@ -141,7 +141,13 @@ def code_for_cuda(graph: GraphModule, inputs: Sequence[Tensor]) -> str:
         raise Written
 
     given = [fake(value) for value in (*constants, *inputs)]
-    options = {"fallback_random": True, "reorder_for_locality": False, "deterministic": True, "shape_padding": False}
+    options = {
+        "fallback_random": True,
+        "reorder_for_locality": False,
+        "reorder_for_peak_memory": False,
+        "deterministic": True,
+        "shape_padding": False,
+    }
     with _pretended_cuda(), patch.object(GraphLowering, "compile_to_module", stop), torch.no_grad():
         try:
             with inductor.patch({**options, "compile_threads": 1, "fx_graph_cache": False}):

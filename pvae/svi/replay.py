@@ -33,8 +33,8 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         import torch._inductor.config as inductor
         from torch._inductor.compile_fx import compile_fx
 
-        # what depends on a clock is left out: a resumed run is to be the same bit for bit
-        chosen = {"fallback_random": True, "reorder_for_locality": False}
+        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
+        chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
         if any(value.is_cuda for value in constants):
             chosen |= {"deterministic": True, "shape_padding": False}
         with inductor.patch(chosen):
