@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from .network import Decoder, Encoder, check_sizes, flat
+from .network import Decoder, Encoder, check_sizes, flat, split
 
 
 def gated_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -79,6 +79,9 @@ class GatedDecoder(Decoder, name="gated"):
     def forward(self, z: Tensor) -> Tensor:
         """(..., inputs) to (..., *shape)."""
         return self.layers(z).reshape(*z.shape[:-1], *self.shape)
+
+    def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:  # noqa: D102
+        return split(self.layers)
 
     def center(self, value: Tensor) -> None:  # noqa: D102
         last: nn.Linear = self.layers[-1]  # type: ignore[assignment]

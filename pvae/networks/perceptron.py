@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from .network import Activation, Decoder, Encoder, flat, mlp
+from .network import Activation, Decoder, Encoder, flat, mlp, split
 
 
 class MLPEncoder(Encoder, name="mlp"):
@@ -68,6 +68,9 @@ class MLPDecoder(Decoder, name="mlp"):
     def forward(self, z: Tensor) -> Tensor:
         """(..., inputs) to (..., *shape)."""
         return self.layers(z).reshape(*z.shape[:-1], *self.shape)
+
+    def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:  # noqa: D102
+        return split(self.layers)
 
     def center(self, value: Tensor) -> None:  # noqa: D102
         last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
