@@ -150,7 +150,8 @@ def evaluate(
         progress: called after every block of data with how many are done, and of how many.
 
     Raises:
-        InputError: no data; a K below 1; fewer draws than the largest K, or than k-hat needs; a log-weight that is not
+        InputError: no data; labels of another number, or that the programs do not take (the datum and the label); a K
+            below 1; fewer draws than the largest K, or than k-hat needs; a log-weight that is not
             a number, or infinite; all weights of a datum zero (which datum, which term).
 
     >>> import pvae
@@ -173,7 +174,7 @@ def evaluate(
     parts, averages = [], []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         data = (x,) if y is None else (x, y)
-        nesting = weights.inspect(model, guide, *(part[:1] for part in data))
+        nesting = _nesting(model, guide, *data)
         cells = _Cells(model, guide, nesting, chunk, compile)
         for start in range(0, len(x), CELL):
             block = tuple(part[start : start + CELL] for part in data)
@@ -193,6 +194,21 @@ def evaluate(
         draws=draws,
         **columns,
     )
+
+
+def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> int:
+    """How deep the programs' plates go, by a look at the first datum, and at those of the least and largest label."""
+    if y is not None and len(y) != len(x):
+        raise InputError(f"y: found {len(y)} labels for {len(x)} data, expected one for each")
+    if y is None or y.is_floating_point() or y.dim() != 1:
+        return weights.inspect(model, guide, *(part[:1] for part in (x, y) if part is not None))
+    nesting = 0
+    for row in sorted({0, int(y.long().argmin()), int(y.long().argmax())}):
+        try:
+            nesting = weights.inspect(model, guide, x[row : row + 1], y[row : row + 1])
+        except (InputError, IndexError) as error:
+            raise InputError(f"evaluate: datum {row}, label {y[row]}: {error}") from error
+    return nesting
 
 
 class _Cells:
