@@ -55,7 +55,9 @@ ROOMS = {
         *{"errors", "base", "conditions", "config", "data", "hierarchy", "likelihoods", "networks", "objectives"},
         *{"vae"},
     },
-    "testing": {"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "svi", "vae"},
+    "testing": {
+        *{"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "supports", "svi", "vae"},
+    },
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},
     "runs": {"errors", "config", "data", "evaluate", "checkpoints"},
