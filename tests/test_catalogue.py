@@ -58,6 +58,47 @@ def test_one_member_and_one_family(capsys):
     assert {line.split()[0] for line in go(capsys, "mlp")[1].splitlines() if line[:1].strip()} == {"encoder", "decoder"}
 
 
+OWN = """
+import pvae
+
+class Mine(pvae.Normal):
+    '''A prior of my own: p(z) = N(0, s I).
+
+    Args:
+        scale: s.
+
+    Me 2026.
+    '''
+
+    def __init__(self, latent: int, scale: float = 2.0) -> None:
+        super().__init__(latent)
+
+class Other:
+    pass
+"""
+
+
+def test_a_class_of_ones_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab_of_parts.py").write_text(OWN)
+    expected = (
+        "prior lab_of_parts:Mine\n  A prior of my own: p(z) = N(0, s I).\n"
+        "    --prior.scale (default: 2): s. [a number]\n  Paper: Me 2026\n"
+    )
+    assert go(capsys, "lab_of_parts:Mine") == (0, expected, "")
+    assert go(capsys, "lab_of_parts:Mine", "--family", "prior") == (0, expected, "")
+    for argv, text in {
+        ("lab_of_parts:Mine", "--family", "guide"): "--guide lab_of_parts:Mine: found <class 'lab_of_parts.Mine'>",
+        ("lab_of_parts:Mne",): "lab_of_parts:Mne: 'lab_of_parts' has no class 'Mne': did you mean 'Mine'?",
+        ("lab_of_parts:Other",): "lab_of_parts:Other: found <class 'lab_of_parts.Other'>, expected a class of a family",
+        ("pvae:Prior",): "pvae:Prior: found <class 'pvae.priors.prior.Prior'>, expected a class of a family: ",
+        ("nosuch_lab:Mine",): "nosuch_lab:Mine: no module named 'nosuch_lab': expected module:Class",
+    }.items():
+        code, _, err = go(capsys, *argv)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"pvae parts: error: {text}")
+
+
 def test_a_table(capsys):
     text = go(capsys, "--markdown")[1]
     assert text.startswith("| family | members |\n|---|---|\n")
