@@ -1,5 +1,6 @@
 """The catalogue says all that the registry knows; the README's table is what it writes."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def test_every_member_says_what_it_is(found):
     for option in found.options:
         assert option.kind, option.name
         assert option.text, option.name
+
+
+def test_an_objective_says_its_formula_and_an_estimator_its_bias():
+    for found in parts.catalogue(["objective"]):
+        assert re.search(r"log|E_q\[", found.sentence), found.name
+    (sentence,) = [found.sentence for found in parts.catalogue(["gradient"]) if found.name == "stl"]
+    assert "biased for a bound that weighs its K > 1 draws" in sentence
 
 
 def test_everything_is_listed(capsys):
