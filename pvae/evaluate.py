@@ -20,6 +20,7 @@ from torch import Tensor
 from . import bounds, diagnostics, weights
 from .diagnostics import FEWEST
 from .errors import InputError
+from .frozen import frozen
 from .svi.replay import replayed
 from .svi.tracing import Untraceable
 from .weights import LogWeights, Program
@@ -117,6 +118,7 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     return {"mean": value.mean().item(), "se": se}
 
 
+@frozen()
 def evaluate(
     model: Program,
     guide: Program,
