@@ -20,6 +20,7 @@ from torch import Tensor
 from . import bounds, diagnostics, weights
 from .diagnostics import FEWEST
 from .errors import InputError
+from .frozen import frozen
 from .svi.replay import replayed
 from .svi.tracing import Untraceable
 from .weights import LogWeights, Program
@@ -121,6 +122,7 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     return {"mean": value.mean().item(), "se": se}
 
 
+@frozen()
 def evaluate(
     model: Program,
     guide: Program,
@@ -155,7 +157,8 @@ def evaluate(
         progress: called after every block of data with how many are done, and of how many.
 
     Raises:
-        InputError: no data; a K below 1; fewer draws than the largest K, or than k-hat needs; a log-weight that is not
+        InputError: no data; labels of another number, or that the programs do not take (the datum and the label); a K
+            below 1; fewer draws than the largest K, or than k-hat needs; a log-weight that is not
             a number, or infinite; all weights of a datum zero (which datum, which term).
 
     >>> import pvae
@@ -178,7 +181,7 @@ def evaluate(
     parts, averages = [], []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         data = (x,) if y is None else (x, y)
-        nesting = weights.inspect(model, guide, *(part[:1] for part in data))
+        nesting = _nesting(model, guide, *data)
         cells = _Cells(model, guide, nesting, of_device(CHUNK, x) if chunk is None else chunk, compile)
         for start in range(0, len(x), CELL):
             block = tuple(part[start : start + CELL] for part in data)
@@ -203,6 +206,21 @@ def evaluate(
 def of_device(sizes: dict[str, int], x: Tensor) -> int:
     """The size for the kind of device that x is on."""
     return sizes.get(x.device.type, sizes["cpu"])
+
+
+def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> int:
+    """How deep the programs' plates go, by a look at the first datum, and at those of the least and largest label."""
+    if y is not None and len(y) != len(x):
+        raise InputError(f"y: found {len(y)} labels for {len(x)} data, expected one for each")
+    if y is None or y.is_floating_point() or y.dim() != 1:
+        return weights.inspect(model, guide, *(part[:1] for part in (x, y) if part is not None))
+    nesting = 0
+    for row in sorted({0, int(y.long().argmin()), int(y.long().argmax())}):
+        try:
+            nesting = weights.inspect(model, guide, x[row : row + 1], y[row : row + 1])
+        except (InputError, IndexError) as error:
+            raise InputError(f"evaluate: datum {row}, label {y[row]}: {error}") from error
+    return nesting
 
 
 class _Cells:
