@@ -7,11 +7,12 @@ import inspect
 import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 LIBRARIES = ("torch", "pyro", __name__.partition(".")[0])
@@ -81,16 +82,21 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
 
     With a device the inputs are there: a captured graph would go on taking the first number of a tensor on the CPU.
     """
-    leaves, tree = tree_flatten((args, kwargs))
+    leaves = [*args, *kwargs.values()]
+    if all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in leaves):
+        tree, place = _flat(len(args), tuple(kwargs))
+    else:
+        leaves, tree = tree_flatten((args, kwargs))
+        place = str(tree)
     first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0, device=device))
     dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
     taken = [
-        first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{tree} {index}", leaf) else leaf
+        first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{place} {index}", leaf) else leaf
         for index, leaf in enumerate(leaves)
     ]
     tensors = tuple(leaf for leaf in taken if isinstance(leaf, Tensor))
     parts = [_part(leaf) for leaf in taken]
-    key = None if None in parts else (str(tree), *parts)
+    key = None if None in parts else (place, *parts)
 
     def arguments(*inputs: Tensor) -> tuple[tuple, dict[str, Any]]:
         given = iter(inputs)
@@ -99,6 +105,13 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
     as_tensors = any(a is not b for a, b in zip(taken, leaves, strict=True))
     inputs = tensors if device is None else tuple(value.to(device, non_blocking=True) for value in tensors)
     return Call(inputs, arguments, key, str(key), (args, kwargs), numbers=as_tensors, sources=tensors)
+
+
+@functools.cache
+def _flat(count: int, names: tuple[str, ...]) -> tuple[TreeSpec, str]:
+    """How arguments lie that are no lists or dicts, and its text: to write that takes long."""
+    _, tree = tree_flatten(((None,) * count, dict.fromkeys(names)))
+    return tree, str(tree)
 
 
 def of_rows(data: Sequence[Any], prepare: Callable[..., Any]) -> Callable[[Tensor], Call]:
@@ -173,13 +186,10 @@ class Seen:
             if len(holder) != length:
                 return f"the length of {name} (was {length}, is {len(holder)})"
         for name, holder, members in self._members:
-            if len(holder) != len(members) or any(a is not b for a, b in zip(holder.values(), members, strict=True)):
+            if len(holder) != len(members) or not all(map(is_, holder.values(), members)):
                 return f"the modules or parameters of {name}"
         for name, holder, key, value in self._values:
-            if isinstance(holder, dict):
-                now = holder.get(key)
-            else:
-                now = holder[key] if isinstance(holder, list) else getattr(holder, key, None)
+            now = holder.get(key) if isinstance(holder, dict) else _found(holder, key)
             if now is not value and now != value:
                 return f"{name} (was {value}, is {now})"
         for name, parameter, where, trained in self._parameters:
@@ -284,6 +294,10 @@ class Seen:
                 self._values.append((f"{name}.{key}", values, key, value))
             elif not key.startswith("_") or isinstance(value, nn.Module):  # what is private says nothing of the program
                 yield f"{name}.{key}", value
+
+
+def _found(holder: Any, key: Any) -> Any:
+    return holder[key] if isinstance(holder, list) else getattr(holder, key, None)
 
 
 def _library(function: types.FunctionType) -> bool:

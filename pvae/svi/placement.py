@@ -36,7 +36,7 @@ def placed(graph: GraphModule, device: torch.device) -> tuple[GraphModule, list[
         for given in [given for given in node.all_input_nodes if given in values]:
             if values[given].dim() or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
                 name = f"_placed_{given.name}"
-                setattr(graph, name, values[given].to(device))
+                graph.register_buffer(name, values[given].to(device))
                 with graph.graph.inserting_before(node):
                     node.replace_input_with(given, graph.graph.get_attr(name))
     graph.graph.eliminate_dead_code()
