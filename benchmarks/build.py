@@ -29,16 +29,16 @@ def main() -> int:
         return 0
     record: dict[str, Any] = {"networks": {}}
     for name in options.networks:
-        record["networks"][name] = _measure(name, options.device)
+        record["networks"][name] = _measure(name, options.device, options.modes)
         found = record["networks"][name]
-        record["environment"] = common.environment(found["graph"]["device"])
+        record["environment"] = common.environment(next(iter(found.values()))["device"])
         rows = [[how, f"{each['build']:.1f}", f"{each['ms']:.2f}"] for how, each in found.items()]
         print(f"\n{name}: {common.NETWORKS[name]}\n\n{common.table(['built', 'seconds', 'ms a step then'], rows)}")
         print(f"\nwritten to {common.save('build', record, options.out)}", flush=True)
     return 0
 
 
-def _measure(name: str, device: str) -> dict[str, Any]:
+def _measure(name: str, device: str, modes: list[str]) -> dict[str, Any]:
     """Each way in a process of its own; the two that compile share a cache that is empty at first."""
     with tempfile.TemporaryDirectory() as cache:
 
@@ -50,7 +50,10 @@ def _measure(name: str, device: str) -> dict[str, Any]:
             )
             return json.loads(found.stdout.splitlines()[-1])
 
-        return {"graph": built("graph"), "full, cold": built("full"), "full, from the cache": built("full")}
+        found = {"graph": built("graph")} if "graph" in modes else {}
+        if "full" in modes:
+            found |= {"full, cold": built("full"), "full, from the cache": built("full")}
+        return found
 
 
 def _child(name: str, mode: str, device: str) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.build", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--networks", type=lambda text: text.split(","), default=list(common.NETWORKS))
+    parser.add_argument("--modes", type=lambda text: text.split(","), default=["graph", "full"])
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
     parser.add_argument("--child", choices=("graph", "full"), help=argparse.SUPPRESS)
     return parser.parse_args()

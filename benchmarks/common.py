@@ -140,7 +140,7 @@ def environment(device: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv[1:]),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("PVAE_COMMIT", ""),
         "changed": _git("status", "--porcelain", "--", "pvae", "benchmarks/*.py").splitlines(),
         "device": dict(device),
         "load": [round(value, 2) for value in os.getloadavg()],

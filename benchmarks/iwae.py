@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -56,7 +57,8 @@ def main() -> int:
     training.plan(options.steps, options.seconds)
     for mark in training.marks(options.marks):
         training.to(mark)
-        record["curve"].append(training.place() | _measure(training.vae, test, options.samples))
+        with training.averaged():
+            record["curve"].append(training.place() | _measure(training.vae, test, options.samples))
         record |= _summary(training, record["curve"])
         path = common.save("iwae", record, options.out)
         print(_line(record["curve"][-1]), flush=True)
@@ -79,7 +81,7 @@ class Training:
         self.grey, self.seconds, self.first = grey, 0.0, 0.0
         self.network = replace(common.NETWORKS["B"], batch=options.batch)
         self.rows = batches(len(grey), options.batch, options.seed, grey.device)
-        self.schedule = Schedule(options.flat)
+        self.schedule, self.share = Schedule(options.flat), options.average
         # so wide are the bounds that the scale is exp of the encoder's number, as theirs, to a few millionths
         self.vae = common.vae(self.network, min_scale=1e-6, max_scale=1e6)
         for module in self.vae.modules():
@@ -87,6 +89,8 @@ class Training:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         self.vae.initialize(pixels(grey.cpu())).to(grey.device)
+        self.parameters = [p.detach() for p in self.vae.parameters()]
+        self.average = [p.clone() for p in self.parameters]
         self.svi = pvae.SVI(
             self.vae.model,
             self.vae.guide,
@@ -104,6 +108,10 @@ class Training:
         while self.svi.steps < step:
             for _ in self.svi.run(next(self.rows), self.grey, prepare=partial(binarize, mode="dynamic")):
                 pass
+            if self.share:
+                torch._foreach_lerp_(
+                    self.average, self.parameters, -math.expm1(-TOGETHER / (self.share * self.svi.steps))
+                )
         self.svi.check()
         if self.grey.is_cuda:
             torch.cuda.synchronize()
@@ -125,6 +133,15 @@ class Training:
         """At which steps to measure: whole blocks, those that are still to come, the last of all among them."""
         found = {_whole(share * self.schedule.steps) for share in (*shares, 1.0)}  # type: ignore[operator]
         return sorted(mark for mark in found if mark > self.svi.steps)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters are their average over the last steps, as many as a share of all so far."""
+        kept = [p.clone() for p in self.parameters]
+        if self.share:
+            torch._foreach_copy_(self.parameters, self.average)
+        yield
+        torch._foreach_copy_(self.parameters, kept)
 
     def place(self) -> dict[str, Any]:
         """Where it is."""
@@ -217,6 +234,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning, at first")
     parser.add_argument("--flat", type=float, default=0.5, help="share of the steps before it sinks to 0")
+    parser.add_argument(
+        "--average", type=float, default=0.05, help="share of the steps so far whose parameters are averaged; 0: none"
+    )
     parser.add_argument("--eps", type=float, default=1e-4, help="Adam's; the loss is a sum over the batch")
     parser.add_argument("--gradient", default="reparam", help="as of pvae.IWAE")
     parser.add_argument("--compile", default="full", choices=("off", "graph", "full"))

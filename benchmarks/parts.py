@@ -73,9 +73,9 @@ def frey(path: str, folder: str, threads: int) -> dict[str, Any]:
     return {"options": FREY.format(frey="freyfaces.npz"), "likelihoods": found}
 
 
-def step(device: str, rounds: int = 7, steps: int = 50) -> dict[str, Any]:
+def step(device: str, mode: str, rounds: int = 7, steps: int = 50) -> dict[str, Any]:
     """A step of batch 256 with a VampPrior of 500 components over one with the standard normal, in turn."""
-    made = {name: _svi(prior, device) for name, prior in {"normal": pvae.Normal(40), "vamp": _vamp()}.items()}
+    made = {name: _svi(prior, device, mode) for name, prior in {"normal": pvae.Normal(40), "vamp": _vamp()}.items()}
     data = torch.from_numpy(common.images(10_000)).to(device)
     rows = torch.randint(len(data), (steps, 256), device=device)
 
@@ -105,7 +105,7 @@ def _vamp() -> pvae.Prior:
     return pvae.priors.Vamp(40, components=500)
 
 
-def _svi(prior: pvae.Prior, device: str) -> pvae.SVI:
+def _svi(prior: pvae.Prior, device: str, mode: str) -> pvae.SVI:
     """Tomczak and Welling's sizes, with plain layers: 784-300-300-40."""
     torch.manual_seed(0)
     vae = pvae.VAE(
@@ -114,7 +114,7 @@ def _svi(prior: pvae.Prior, device: str) -> pvae.SVI:
         pvae.MeanField(pvae.MLPEncoder((784,), 80, [300, 300]), 40),
     ).to(device)
     adam = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
-    return pvae.SVI(vae.model, vae.guide, adam, pvae.ELBO(1), compile="full")
+    return pvae.SVI(vae.model, vae.guide, adam, pvae.ELBO(1), compile=mode)
 
 
 def _wait(device: str) -> None:
@@ -131,11 +131,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--step-only", action="store_true")
+    parser.add_argument("--mode", choices=("off", "graph", "full"), default="full", help="of the step")
     parser.add_argument("--out", help="of the JSON")
     args = parser.parse_args()
     device = common.choose_device(args.device)
     torch.set_num_threads(args.threads)
-    record: dict[str, Any] = {"environment": common.environment(common.device_record(device)), "step": step(device)}
+    record: dict[str, Any] = {
+        "environment": common.environment(common.device_record(device)),
+        "step": step(device, args.mode),
+    }
     print(f"a step with a VampPrior over one with the standard normal: {record['step']['ratio']:.2f}")
     if not args.step_only:
         with tempfile.TemporaryDirectory() as folder:
