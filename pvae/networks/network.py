@@ -146,7 +146,33 @@ def check_sizes(name: str, sizes: Sequence[int]) -> None:
         raise InputError(f"{name}: found {','.join(map(str, sizes))}, expected each to be at least 1")
 
 
-def flat(x: Tensor, event_dim: int, context: Tensor | None = None) -> Tensor:
-    """Data (..., *shape) as vectors (..., size), with the context (..., context) after them."""
-    vectors = x.flatten(x.dim() - event_dim) if event_dim else x.unsqueeze(-1)
-    return vectors if context is None else torch.cat([vectors, context], -1)
+class FlatEncoder(Encoder):
+    """Layers on the flattened datum, with the context after it; a member makes them."""
+
+    layers: nn.Sequential
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
+        return self.layers(self._flat(x, context))
+
+    def _flat(self, x: Tensor, context: Tensor | None) -> Tensor:
+        vectors = x.flatten(x.dim() - len(self.shape)) if self.shape else x.unsqueeze(-1)
+        return vectors if context is None else torch.cat([vectors, context], -1)
+
+
+class FlatDecoder(Decoder):
+    """Layers whose output is shaped as a datum; a member makes them, a linear one last."""
+
+    layers: nn.Sequential
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., inputs) to (..., *shape)."""
+        return self.layers(z).reshape(*z.shape[:-1], *self.shape)
+
+    def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:  # noqa: D102
+        return split(self.layers)
+
+    def center(self, value: Tensor) -> None:  # noqa: D102
+        last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
+        with torch.no_grad():
+            last.bias.copy_(value.expand(self.shape).reshape(-1))
