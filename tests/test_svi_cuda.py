@@ -306,6 +306,31 @@ def test_memory_does_not_grow_with_the_steps():
     assert torch.cuda.memory_allocated() <= before + 100 * 40 * 4 * 4 * 2
 
 
+@pytest.mark.parametrize("mode", ["off", *MODES])
+def test_products_are_in_the_precision_that_is_asked_for(mode, cuda):
+    if cuda is not None:
+        pytest.skip("a CPU has no tf32")
+    generator = torch.Generator().manual_seed(3)
+    x, w, signs = (torch.randn(256, 256, generator=generator).cuda() for _ in range(3))
+    exact = (x.double() @ w.double() * signs.double()).sum().item()
+
+    def error(precision):
+        pyro.clear_param_store()
+        svi = pvae.SVI(
+            lambda x: pyro.param("w", w),
+            lambda x: None,
+            pyro.optim.SGD({"lr": 0.0}),
+            lambda model, guide, x: (x @ model(x) * signs).sum(),
+            compile=mode,
+            precision=precision,
+        )
+        return max(abs(float(svi.step(x)) - exact) for _ in range(4)), captures(svi)
+
+    (plain, _), (rough, made) = error("float32"), error("tf32")
+    assert plain < 0.05 < rough
+    assert bool(made) == (mode != "off")
+
+
 # What a replay costs beside itself ------------------------------------------------------------------------------------
 
 

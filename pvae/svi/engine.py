@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call, Seen
-from .faults import LOST, NonFiniteError, blame, finite, read
+from .faults import LOST, NonFiniteError, blame, finite, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss
 from .parameters import Parameters, Snapshot
@@ -132,12 +133,12 @@ class SVI(pyro.infer.SVI):
         return Loss(loss) if isinstance(loss, Tensor) else loss
 
     def run(
-        self, rows: Tensor | Sequence[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
+        self, rows: Tensor | Iterable[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
     ) -> Iterator[Tensor]:
         """Take a step on each batch of rows of data that stay on the device; yields losses, a block at a time.
 
         Args:
-            rows: (steps, B) or a sequence of (B,): which data each step takes, int64.
+            rows: (steps, B), or (B,) one by one: which data each step takes, int64.
             data: tensors (N, ...), or None.
             prepare: from the rows' data to the programs' arguments (a tuple, or the one argument); traced as well.
 
@@ -152,15 +153,12 @@ class SVI(pyro.infer.SVI):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        make, start = calls.of_rows(data, prepare), 0
-        while start < len(rows):
-            size = self._graphs.block()
-            block = [make(some) for some in rows[start : start + size]]
-            if len(block) < size or any(call.key != block[0].key for call in block):
-                del block[1:]
-            losses = self._advance(block)
+        coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
+        while ahead := [*ahead, *islice(coming, max(0, self._graphs.most() - len(ahead)))]:
+            count = self._graphs.together(ahead)
+            losses = self._advance(ahead[:count])
             yield losses if isinstance(losses, Tensor) else torch.tensor(losses, device=self._device)
-            start += len(block)
+            del ahead[:count]
 
     def check(self) -> None:
         """Look whether all losses so far were finite; else go back to where they last were, and step from there.
@@ -168,7 +166,12 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: by the step that it was.
         """
-        self._look(bool(self._heads) and not bool(torch.cat(self._heads).isfinite().all()))
+        self._look(bool(self._heads) and not self._sound())
+
+    def _sound(self) -> bool:
+        """Whether losses, and the parameters after them, are finite; one wait for the device."""
+        losses = torch.cat(self._heads).isfinite().all()
+        return bool(losses & norm_of(list(self._names)).isfinite())
 
     def _look(self, bad: bool) -> None:
         since, safe = self._since, self._safe
@@ -233,7 +236,7 @@ class SVI(pyro.infer.SVI):
         heads = self._heads_of(graph, block)
         if heads is None:
             return self._instead(block)
-        if expected is not None and (difference := graph.differs(expected, heads[0].tolist())):
+        if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
             self._graphs.give_up(difference)
             return self._instead(block)
         self._heads.append(heads)
@@ -273,7 +276,7 @@ class SVI(pyro.infer.SVI):
         grads = [p.grad for p in self._names if p.grad is not None]
         if not grads:
             raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
-        return loss, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return loss, norm_of(grads)
 
     def _expected(self, call: Call) -> tuple[float, float]:
         """Loss and norm of the gradient as the program itself has them, from the same random numbers."""
@@ -345,7 +348,8 @@ class SVI(pyro.infer.SVI):
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
-        if self._clock is None and hasattr(self.objective, "clock"):
+        needed = hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)
+        if self._clock is None and needed:
             device = call.inputs[0].device if call.inputs else self._device
             self._clock = self.objective.clock = torch.tensor(self.steps, device=device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pyro
 import torch
@@ -23,6 +23,11 @@ LOST = (
     "their batches have been changed in place since, so which it was is lost: parameters are those before this step:"
     " pass a new tensor at each step, or set check_every=1"
 )
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all tensors together, ()."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
 def read(loss: Tensor | float, norm: Tensor) -> tuple[float, float]:

@@ -17,11 +17,13 @@ from torch.fx import GraphModule
 
 from . import optimizers, replay
 from .calls import Call, Seen
+from .faults import norm_of, read
 from .parameters import undrawn
 from .placement import placed
-from .precision import TOLERANCE, kernels
+from .precision import TOLERANCE, products
 from .replay import Captured, Forward, Update
 from .tracing import Untraceable, record
+from .unfused import UNFUSED
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -51,16 +53,24 @@ class Graph:
     tolerance: float
     replayable: bool
     """Whether the update is a graph as well."""
+    normed: bool
+    """Whether the head has the norm of the gradient; else it has the loss twice."""
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
     call: Call | None = None
     """What it was built for; a key may have the addresses of what is in it."""
 
+    @property
+    def next_is_due(self) -> bool:
+        """Whether the next step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        return math.log10(self.played + 1).is_integer()
+
     def due(self) -> bool:
-        """Whether this step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        """The same of this step, which is counted."""
+        due = self.next_is_due
         self.played += 1
-        return math.log10(self.played).is_integer()
+        return due
 
     def differs(self, expected: tuple[float, float], found: Sequence[float]) -> str:
         """How loss or gradient differ from the program's, in words; empty if they don't."""
@@ -93,8 +103,15 @@ class Graph:
         svi._set_rates()
         rates = svi._rates if svi.schedule is not None else None
         update = self.update if self.replayable else None
-        with svi._undone(), kernels(svi.precision):
+        with svi._undone(), products(svi.precision):
             return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
+
+    def found(self, heads: Tensor) -> tuple[float, float]:
+        """Loss and norm of the gradient of one step, whose heads these are."""
+        if self.normed:
+            loss, norm = heads[0].tolist()
+            return loss, norm
+        return read(heads[0, 0], norm_of(self.captures[1].gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
@@ -138,11 +155,18 @@ class Graphs:
         """Whether steps may be replayed at all."""
         return self.svi.compile != "off" and not self.eager_only and not getattr(self.svi.objective, "in_parts", False)
 
-    def block(self) -> int:
-        """How many steps on alike arguments can be taken at once."""
+    def most(self) -> int:
+        """How many steps can be taken at once, if all goes well."""
         svi = self.svi
         together = self.used and svi.steps > 0 and svi._device.type == "cuda"
         return BLOCK if together and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+
+    def together(self, calls: Sequence[Call]) -> int:
+        """How many of these steps are to be taken at once."""
+        if len(calls) < BLOCK or any(call.key != calls[0].key for call in calls):
+            return 1
+        graph = self._graphs.get(calls[0].key)
+        return 1 if graph is None or graph.next_is_due else BLOCK
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
@@ -179,7 +203,8 @@ class Graphs:
         start = perf_counter()
         graph, why, lacking = None, "", False
         try:
-            graph, why = build(svi, call, wanted)
+            with products(svi.precision):
+                graph, why = build(svi, call, wanted)
         except Untraceable as error:
             if call.numbers:
                 svi._numbers.refused = True
@@ -244,19 +269,23 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
     device = svi._device
     inputs = call.inputs if device.type == "cpu" else [value.contiguous() for value in call.inputs]  # as `Captured` has
 
-    def written(function: Callable[..., Any], *values: Tensor) -> GraphModule:
-        graph = record(function, *values)
+    def written(function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
+        graph = record(function, *values, **options)
         if device.type == "cuda":
             graph, read = placed(graph, device)
             seen.add_read(read)
         return graph
+
+    # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
+    normed = svi._device.type != "cuda" or svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss, norm = svi._gradients(*call.arguments(*inputs))
         if not isinstance(loss, Tensor):
             raise Untraceable("the loss is a number of Python, not a tensor")
         having[:] = [p for p in svi._names if p.grad is not None]
-        return torch.stack([loss.detach().to(norm), norm]), *(p.grad for p in having)
+        loss = loss.detach().to(norm)
+        return torch.stack([loss, norm if normed else loss]), *(p.grad for p in having)
 
     def update(head: Tensor, *gradients: Tensor) -> None:
         for parameter, gradient in zip(having, gradients, strict=True):
@@ -268,16 +297,22 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
         traced = written(forward, *inputs)
         if changed := seen.changed() or _replaced(stored):
             raise Untraceable(WITHIN.format(changed))
+        if device.type == "cuda":
+            from .overlap import overlapped  # not before it is wanted: it registers an operation
+
+            traced = overlapped(traced)
         run, kind, why = _compiled(svi, traced, inputs, wanted)
         replayable, run_update = False, update
         if optimizers.replayable(svi.optimizer):
             with torch.no_grad():
                 outputs = run(*inputs)
             with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                run_update = _without_gradient(written(lambda *values: update(*values) or (), *outputs))
+                widely = kind == "full" and device.type == "cuda"
+                traced = written(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if widely else None)
+                run_update = _without_gradient(replay.compiled(traced, outputs) if widely else traced)
                 replayable = True
-    graph = Graph(_without_gradient(run), run_update, kind, wanted, seen, TOLERANCE[svi.precision], replayable)
-    return graph, why
+    tolerance = TOLERANCE[svi.precision]
+    return Graph(_without_gradient(run), run_update, kind, wanted, seen, tolerance, replayable, normed), why
 
 
 def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: str) -> tuple[Forward, str, str]:
@@ -288,8 +323,7 @@ def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: s
         return traced, kind, why
     svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
     try:
-        with kernels(svi.precision):
-            return replay.compiled(traced, inputs), kind, why
+        return replay.compiled(traced, inputs), kind, why
     except Exception as error:  # as a missing compiler
         return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
 

@@ -136,6 +136,11 @@ def clip_each(optim: Any, parameters: dict[Tensor, str]) -> None:
         PyroOptim._clip_grad(parameter, **args)
 
 
+def clips(optim: Any, optimizer: Optimizer) -> bool:
+    """Whether a gradient that is not finite may leave the parameters finite, as it is cut."""
+    return isinstance(optimizer, ClippedAdam) or bool(getattr(optim, "pt_clip_args", None))
+
+
 def module_and_name(name: str) -> tuple[str, str]:
     """How Pyro tells a parameter to arguments that go by parameter."""
     module, _, own = name.replace("$$$", ".").partition(".")

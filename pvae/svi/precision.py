@@ -19,19 +19,17 @@ def of(precision: str, device: str) -> Iterator[None]:
     ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     torch.bfloat16
     """
-    if precision == "bf16":
-        with torch.autocast(device, torch.bfloat16):
-            yield
-        return
-    with kernels(precision):
+    with torch.autocast(device, torch.bfloat16) if precision == "bf16" else products(precision):
         yield
 
 
 @contextmanager
-def kernels(precision: str) -> Iterator[None]:
-    """Within it operations that are written down already are captured or compiled so.
+def products(precision: str) -> Iterator[None]:
+    """Within it products of float32 are done so; it holds when a graph is compiled and when it is captured.
 
-    `bf16` is written down with them; `tf32` is how a product is launched.
+    >>> with products("tf32"):
+    ...     torch.get_float32_matmul_precision()
+    'high'
     """
     before = torch.get_float32_matmul_precision()
     if precision == "tf32":

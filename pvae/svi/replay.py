@@ -33,7 +33,11 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         import torch._inductor.config as inductor
         from torch._inductor.compile_fx import compile_fx
 
-        with inductor.patch(fallback_random=True, reorder_for_locality=False):
+        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
+        chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
+        if any(value.is_cuda for value in constants):
+            chosen |= {"deterministic": True, "shape_padding": False}
+        with inductor.patch(chosen):
             # a compiled function is built at its first call; what it does is undone with all else that building did
             run = compile_fx(module, [*constants, *inputs])
             run(*constants, *inputs)
@@ -45,7 +49,7 @@ class Captured:
 
     Args:
         forward: see `Forward`; no part of it waits for the device.
-        update: see `Update`; likewise. None where it is run by the caller, on `gradients`: for a block of one.
+        update: see `Update`; likewise. None where it is run by the caller: for a block of one.
         inputs: of one step, an example; on the device.
         rates: the learning rates (groups,) that the update reads, where they have a schedule.
         block: how many steps.
@@ -75,7 +79,7 @@ class Captured:
                 heads.append(head)
                 if update is not None:
                     update(head, *gradients)
-            self.heads, self.gradients = torch.stack(heads), [] if update is not None else gradients
+            self.heads, self.gradients = torch.stack(heads), gradients if block == 1 else []
 
         self.graph = _captured(body, pool)
 
