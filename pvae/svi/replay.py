@@ -96,7 +96,7 @@ class Captured:
 
 @torch.no_grad()
 def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """What a function does on the device, after two calls to warm up.
+    """What a function does on the device, after one call to warm up: kernels are loaded, workspaces are there.
 
     Raises:
         Untraceable: it does what a CUDA graph cannot hold.
@@ -104,8 +104,7 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     stream = _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):
-            body()
+        body()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
