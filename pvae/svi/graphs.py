@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import is_
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from . import optimizers, replay
-from .calls import Call, Seen
-from .parameters import undrawn
+from .calls import Call
+from .faults import head
+from .parameters import put_back, stored, undrawn
 from .precision import TOLERANCE
 from .replay import Captured, Forward, Update
-from .tracing import Untraceable, record
+from .seen import Seen
+from .tracing import constants, record
+from .values import Known, Untraceable
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -35,6 +38,7 @@ FULL_AFTER = 200
 """Steps on arguments of another shape than the first until they are worth compiling."""
 BLOCK = 10
 """Steps in one CUDA graph."""
+ADVICE = "pass it to the step as a tensor; what is no part of the program, keep out of its reach"
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -50,20 +54,31 @@ class Graph:
     tolerance: float
     replayable: bool
     """Whether the update is a graph as well."""
+    read: list[int]
+    """Which inputs' values Python has read."""
+    had: int
+    """How many parameters had had a gradient: another, where it is used, has a gradient of zero from then on."""
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
     call: Call | None = None
     """What it was built for; a key may have the addresses of what is in it."""
 
+    def changed(self, call: Call) -> str:
+        """What of a call this was not built for; empty if all is well."""
+        if all(call.inputs[i] is self.call.inputs[i] for i in self.read):
+            return ""
+        return "an argument whose values are read in Python"
+
     def due(self) -> bool:
         """Whether this step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
         self.played += 1
         return math.log10(self.played).is_integer()
 
-    def differs(self, expected: tuple[float, float], found: Sequence[float]) -> str:
-        """How loss or gradient differ from the program's, in words; empty if they don't."""
-        for what, right, value in zip(("loss", "norm of the gradient"), expected, found, strict=True):
+    def differs(self, expected: Sequence[float], found: Sequence[float]) -> str:
+        """How losses or gradient differ from the program's, in words; empty if they don't."""
+        names = ["loss"] * (len(expected) - 1) + ["norm of the gradient"]
+        for what, right, value in zip(names, expected, found, strict=True):
             if math.isfinite(right) and not abs(right - value) <= self.tolerance * max(1.0, abs(right)):
                 return (
                     f"the {what} of the traced step is {value:.6g}, the program's own is {right:.6g}: something that"
@@ -72,7 +87,7 @@ class Graph:
         return ""
 
     def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:
-        """Take the steps; loss and norm of the gradient of each (block, 2), not yet looked at."""
+        """Take the steps; losses and norm of the gradient of each (block, losses + 1), not yet looked at."""
         if svi._device.type != "cuda":
             return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
         if len(block) not in self.captures:
@@ -92,9 +107,9 @@ class Graph:
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
-        head, *gradients = self.forward(*call.inputs)
-        self.update(head, *gradients)
-        return head
+        values, *gradients = self.forward(*call.inputs)
+        self.update(values, *gradients)
+        return values
 
 
 class Graphs:
@@ -107,6 +122,8 @@ class Graphs:
         self.eager_only = ""
         """Why the program runs eagerly."""
         self._graphs: dict[Any, Graph] = {}
+        self._last: dict[str, Call] = {}
+        """The last call of each kind."""
         self._rebuilt: dict[str, int] = {}
         self._warned: set[str] = set()
 
@@ -137,10 +154,12 @@ class Graphs:
         svi = self.svi
         if svi.compile == "off" or self.eager_only or getattr(svi.objective, "in_parts", False):
             return None
-        if call.key is None:
+        call.versions  # noqa: B018  as they are now
+        last, self._last[call.label] = self._last.get(call.label), call
+        if call.key is None or (last is not None and not all(map(is_, call.objects, last.objects))):
             self._warn(
                 "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, which may be in"
-                " lists and dicts"
+                " lists and dicts" + ("" if call.key is None else ", or the same object at each step")
             )
             return None
         if call.label not in self.counts and len(self.counts) >= SHAPES:
@@ -151,22 +170,24 @@ class Graphs:
             return None  # the first step of all lets programs and optimizer set themselves up
         place = list(self.counts).index(call.label)
         graph = self._graphs.get(call.key)
-        if graph is not None and (changed := graph.seen.changed() or svi._used.changed()):
+        if graph is not None and (changed := graph.seen.changed() or svi._used.changed() or graph.changed(call)):
             if self._too_soon(changed.partition(" (")[0], graph):
-                self.give_up(f"{changed} keeps changing, which a graph cannot see: make it a tensor")
+                self.give_up(f"{changed} keeps changing, which a graph cannot see: {ADVICE}")
                 return None
             svi._used.look_again()
             graph = None
+        if graph is not None and graph.had < len(svi._used.had):
+            graph = None
         wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
-            graph = self._build(call, wanted)
+            graph = self._build(call, wanted, [] if last is None else call.steady(last))
         return graph
 
-    def _build(self, call: Call, wanted: str) -> Graph | None:
+    def _build(self, call: Call, wanted: str, steady: Sequence[Tensor]) -> Graph | None:
         svi = self.svi
         start = perf_counter()
         try:
-            graph, why = build(svi, call, wanted)
+            graph, why = build(svi, call, wanted, steady)
         except Untraceable as error:
             if call.numbers:
                 svi._numbers.refused = True
@@ -203,25 +224,24 @@ class Graphs:
             warnings.warn(text, stacklevel=2)
 
 
-def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
+def build(svi: SVI, call: Call, wanted: str, steady: Sequence[Tensor] = ()) -> tuple[Graph | None, str]:
     """A graph of the step, and why it is of its kind; None where this step must be eager.
 
-    All that building does to the program's tensors is undone.
+    All that building does to the program's tensors is undone. Of inputs that are `steady` Python may read values.
 
     Raises:
         Untraceable: the program, and where.
     """
+    programs = (svi.model, svi.guide, svi.loss, *call.objects)
+    before = Seen(programs, {})
     with svi._undone():  # let programs and optimizer set up what these arguments need
-        stored = _stored()
         with undrawn() as drawn:
             svi._gradients(*call.arguments(*call.inputs))
             if drawn():
                 raise Untraceable("random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's")
-        if changed := _replaced(stored):
-            raise Untraceable(WITHIN.format(changed))
         if not optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None]):
             return None, "the optimizer's state is made by its first step"
-    seen = Seen((svi.model, svi.guide, svi.loss), svi._names)
+    seen = Seen(programs, svi._names)
     seen.add_optimizer(svi.optimizer, svi.optim)
     if call.prepare is not None:
         seen.add_prepare(call.prepare)
@@ -229,21 +249,26 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
     having: list[Tensor] = []
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        loss, norm = svi._gradients(*call.arguments(*inputs))
-        if not isinstance(loss, Tensor):
+        before = stored()
+        losses, norm = svi._gradients(*call.arguments(*inputs))
+        _keep(before, svi._names)
+        if not all(isinstance(loss, Tensor) for loss in losses):
             raise Untraceable("the loss is a number of Python, not a tensor")
         having[:] = [p for p in svi._names if p.grad is not None]
-        return torch.stack([loss.detach().to(norm), norm]), *(p.grad for p in having)
+        return head(losses, norm), *(p.grad for p in having)
 
-    def update(head: Tensor, *gradients: Tensor) -> None:
+    def update(values: Tensor, *gradients: Tensor) -> None:
         for parameter, gradient in zip(having, gradients, strict=True):
             parameter.grad = gradient
-        svi._update(head[1])
+        svi._update(values[-1])
 
     with svi._undone():
-        stored = _stored()
-        traced = record(forward, *call.inputs)
-        if changed := seen.changed() or _replaced(stored):
+        varying = [value for value in call.inputs if not any(value is other for other in steady)]
+        known = Known([*svi._changing(buffers=False), *varying], outside=True)
+        traced = record(forward, *call.inputs, known=known)
+        seen.add_read(known.read.values())
+        if changed := seen.settle(constants(traced)) or seen.changed():
+            before.restore()
             raise Untraceable(WITHIN.format(changed))
         run, kind, why = _compiled(svi, traced, call, wanted)
         replayable, run_update = False, update
@@ -253,8 +278,11 @@ def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
             with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
                 run_update = _without_gradient(record(lambda *values: update(*values) or (), *outputs))
                 replayable = True
-    graph = Graph(_without_gradient(run), run_update, kind, wanted, seen, TOLERANCE[svi.precision], replayable)
-    return graph, why
+    read = [i for i, value in enumerate(call.inputs) if any(value is other for other in known.read.values())]
+    tolerance = TOLERANCE[svi.precision]
+    return Graph(
+        _without_gradient(run), run_update, kind, wanted, seen, tolerance, replayable, read, len(svi._used.had)
+    ), why
 
 
 def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
@@ -274,11 +302,10 @@ def _without_gradient(function: Any) -> Any:
     return torch.no_grad()(function)
 
 
-def _stored() -> dict[str, Tensor]:
-    return dict(pyro.get_param_store()._params)
-
-
-def _replaced(before: dict[str, Tensor]) -> str:
-    """The name of a parameter that was replaced in Pyro's store; empty if none was."""
-    now = pyro.get_param_store()._params
-    return next((f"parameter '{name}' of Pyro's store" for name, p in before.items() if now.get(name) is not p), "")
+@torch.no_grad()
+def _keep(before: dict[str, Tensor], parameters: Collection[Tensor]) -> None:
+    """Make what a step has put in the place of parameters of Pyro's store, as a running mean, their new values."""
+    for name, parameter, other in put_back(before):
+        if other is None or other.shape != parameter.shape or other in parameters:
+            raise Untraceable(WITHIN.format(f"parameter '{name}' of Pyro's store"))
+        parameter.copy_(other)

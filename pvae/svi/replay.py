@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from .tracing import lifted, record, saved_by_fusion
 
 Forward = Callable[..., tuple[Tensor, ...]]
-"""From a call's inputs to the head (2,), loss and norm of the gradient, and the gradients."""
+"""From a call's inputs to the head, losses and norm of the gradient in one tensor, and the gradients."""
 Update = Callable[..., Any]
 """From the head and the gradients to changed parameters."""
 
@@ -58,7 +58,7 @@ class Captured:
     ) -> None:
         self.inputs = [torch.stack([value] * block) for value in inputs]
         self.rates = None if rates is None else torch.stack([rates] * block)
-        self.heads = torch.zeros(block, 2, device=device)
+        self.heads = torch.zeros(0)
         self.gradients: list[Tensor] = []
 
         def body() -> None:
@@ -66,6 +66,8 @@ class Captured:
                 if rates is not None:
                     rates.copy_(self.rates[step])
                 head, *self.gradients = forward(*(value[step] for value in self.inputs))
+                if not len(self.heads):
+                    self.heads = torch.zeros(block, len(head), device=device)
                 self.heads[step].copy_(head)
                 if update is not None:
                     update(head, *self.gradients)
@@ -73,7 +75,7 @@ class Captured:
         self.graph = _captured(body)
 
     def play(self, inputs: Sequence[Sequence[Tensor]], rates: Tensor | None) -> Tensor:
-        """Take the steps, each on inputs of its own; returns their heads (block, 2), which the next call changes."""
+        """Take the steps, each on inputs of its own; returns their heads, one a row, which the next call changes."""
         for place, values in zip(self.inputs, zip(*inputs, strict=True), strict=True):
             for held, value in zip(place, values, strict=True):
                 held.copy_(value, non_blocking=True)
