@@ -71,11 +71,10 @@ def scores(
     count = -(-n // block.rows)
     parts, tiles = _shares(outputs, block, count)
     s = h.new_empty((parts, n), dtype=torch.float32)
-    # parts are added as float32
-    u = h.new_empty((parts, n, hidden) if gradient else 0, dtype=torch.float32 if parts > 1 else h.dtype)
+    u = h.new_empty((parts, n, hidden) if gradient else 0)
     arrays = (h, w, b, x, s, u)
     _start("scores", (count, parts), arrays, (n, len(x), tiles), block, (hidden, outputs), precision, GRADIENT=gradient)
-    return _sum(s), _sum(u).to(h.dtype) if gradient else u
+    return _sum(s), _sum(u) if gradient else u
 
 
 def slopes(
