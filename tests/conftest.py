@@ -14,12 +14,14 @@ torch.set_num_threads(1)  # networks this small gain nothing from more, and work
 
 
 def pytest_generate_tests(metafunc):
-    """Tests of a CUDA device run on one; where there is none, on one that is emulated."""
-    if any(mark.name == "cuda" for mark in metafunc.definition.iter_markers()):
+    """Tests of a CUDA device run on one; where there is none, on one that is emulated, if that can do it."""
+    marks = [mark for mark in metafunc.definition.iter_markers() if mark.name == "cuda"]
+    if marks:
         there = torch.cuda.is_available()
         real = pytest.param(False, id="real", marks=pytest.mark.skipif(not there, reason="no CUDA device"))
         other = pytest.param(True, id="emulated", marks=pytest.mark.skipif(there, reason="there is a CUDA device"))
-        metafunc.parametrize("cuda", [real, other], indirect=True)
+        every = [real, other] if marks[0].kwargs.get("emulated", True) else [real]
+        metafunc.parametrize("cuda", every, indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -427,6 +427,7 @@ def _torch_cuda(device):
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "get_device_name": lambda *_: "emulated",
+        "get_device_capability": lambda *_: (0, 0),
         "device": lambda *_: nullcontext(),
         "is_current_stream_capturing": lambda: device.capturing is not None,
         "mem_get_info": lambda *_: (2**30, 2**31),

@@ -15,7 +15,7 @@ from pvae.kernels import bernoulli, launch
 from pvae.svi.precision import TOLERANCE, of
 
 pytestmark = [
-    pytest.mark.cuda,
+    pytest.mark.cuda(emulated=False),
     pytest.mark.skipif(
         torch.cuda.is_available() and torch.cuda.get_device_capability() != bernoulli.HOPPER,
         reason="the programs are for another GPU",

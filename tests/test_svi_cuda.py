@@ -1,6 +1,7 @@
 """Steps captured as CUDA graphs: the eager steps' numbers, fresh random numbers, late errors, no waiting."""
 
 import copy
+import gc
 
 import pyro
 import pyro.distributions as dist
@@ -372,10 +373,10 @@ def test_losses_are_on_the_device_from_the_first_step():
 def test_large_arguments_are_not_kept_for_long(monkeypatch):
     _, svi = fresh()
     x = data()
-    monkeypatch.setattr(pvae.svi.engine, "HELD", 5 * x.nbytes)
+    monkeypatch.setattr(pvae.svi.unseen, "HELD", 5 * x.nbytes)
     for _ in range(17):
         svi.step(data())
-        assert len(svi._since) <= 5
+        assert len(svi._unseen) <= 5
 
 
 # Memory that is not there ---------------------------------------------------------------------------------------------
@@ -412,7 +413,7 @@ def test_memory_that_lacks_for_a_second_graph_undoes_nothing(cuda):
         net, svi = fresh(mode)
         svi.guide = quiet(net)
         for size in [40] * 15 + [20] * 5 + [40] * 3:
-            if size == 20 and svi._since:
+            if size == 20 and svi._unseen:
                 cuda.room = 10
             svi.step(data()[:size])
         svi.check()
@@ -569,6 +570,7 @@ def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
 
     before = torch.cuda.get_rng_state()
     replay = replayed(function, torch.ones(3, device="cuda"))
+    gc.collect()
     assert torch.equal(torch.cuda.get_rng_state(), before)
     for factor in (1.0, 5.0):
         product, noise = (value.tolist() for value in replay(torch.full((3,), factor, device="cuda")))

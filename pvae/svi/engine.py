@@ -17,21 +17,19 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call
-from .faults import LOST, NonFiniteError, blame, finite, norm_of, read
+from .faults import NonFiniteError, blame, finite, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
 from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, of
 from .seen import Seen
-from .values import Untraceable
+from .unseen import Unseen
 
 MODES = ("auto", "off", "graph", "full")
 FLUSH_EVERY = 200
 """Steps between two looks for denormal numbers in the optimizer's state."""
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
-HELD = 2**28
-"""Bytes of arguments that are kept until the next look."""
 
 
 class SVI(pyro.infer.SVI):
@@ -115,10 +113,7 @@ class SVI(pyro.infer.SVI):
         self._found: list[Tensor] = []
         self._graphs = Graphs(self)
         self._numbers = calls.Numbers()
-        self._safe: Snapshot | None = None
-        self._since: list[Call] = []
-        self._heads: list[Tensor] = []
-        self._size = 0
+        self._unseen = Unseen()
 
     # The step.
 
@@ -171,24 +166,14 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: by the step that it was.
         """
-        self._look(bool(self._heads) and not self._sound())
-
-    def _sound(self) -> bool:
-        """Whether losses, and the parameters after them, are finite; one wait for the device."""
-        losses = torch.cat(self._heads).isfinite().all()
-        return bool(losses & norm_of(list(self._names)).isfinite())
+        self._look(bad=not self._unseen.sound(list(self._names)))
 
     def _look(self, bad: bool) -> None:
-        since, safe = self._since, self._safe
-        self._since, self._heads, self._size, self._safe = [], [], 0, None
+        unseen, self._unseen = self._unseen, Unseen()
         if bad:
-            safe.restore()
-            self.steps -= len(since)
-            if any(call.now() != call.versions for call in since):
-                raise NonFiniteError(
-                    self.steps + 1, float("nan"), f"here or in the {len(since) - 1} steps after: {LOST}"
-                )
-            for call in since:
+            unseen.before.restore()
+            self.steps -= len(unseen)
+            for call in unseen.calls(self.steps + 1):
                 self._eager(call)
 
     def _advance(self, block: list[Call]) -> Any:
@@ -236,36 +221,19 @@ class SVI(pyro.infer.SVI):
         if graph.due():
             self.check()
             expected = self._expected(block[0])
-        if self._safe is None:
-            self._safe = Snapshot(self._changing())
-        heads = self._heads_of(graph, block)
+        if self._unseen.before is None:
+            self._unseen.before = Snapshot(self._changing())
+        heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
             self._graphs.give_up(difference)
             return self._instead(block)
-        self._heads.append(heads)
-        for call in block:
-            call.versions  # noqa: B018  as they are now
-        self._since += block
-        self._size += sum(value.nbytes for call in block for value in call.inputs)
+        self._unseen.add(block, heads)
         self._stepped(len(block))
-        if len(self._since) >= self._every() or self._size > HELD:
+        if self._unseen.due(self._every()):
             self.check()
         return heads[:, :-1]
-
-    def _heads_of(self, graph: Graph, block: list[Call]) -> Tensor | None:
-        """None where it cannot be captured."""
-        why = ""
-        try:
-            return graph.heads(self, block)
-        except Untraceable as error:
-            why = f"it cannot be traced: {error}"
-        except torch.OutOfMemoryError:
-            pass
-        # here nothing refers to what failed any longer, and its memory can be given back
-        self._graphs.give_up(why) if why else self._graphs.out_of_memory()
-        return None
 
     def _instead(self, block: list[Call]) -> list[list[float]]:
         """The steps since the last look, and these, eagerly."""

@@ -250,6 +250,19 @@ class Graphs:
                 return None
         return graph
 
+    def heads(self, graph: Graph, block: Sequence[Call]) -> Tensor | None:
+        """Take steps, see `Graph.heads`; None where no graph can be captured of them, nor will be."""
+        why = ""
+        try:
+            return graph.heads(self.svi, block)
+        except Untraceable as error:
+            why = f"it cannot be traced: {error}"
+        except torch.OutOfMemoryError:
+            pass
+        # here nothing refers to what failed any longer, and its memory can be given back
+        self.give_up(why) if why else self.out_of_memory()
+        return None
+
     def _too_soon(self, name: str, graph: Graph) -> bool:
         """Whether this has now too often made graphs useless that had hardly been played."""
         self._rebuilt[name] = self._rebuilt.get(name, 0) + (graph.played < WORTH[graph.kind])
