@@ -12,6 +12,7 @@ import warnings
 import weakref
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -106,7 +107,7 @@ class Device:
 
     def __init__(self):
         self.launches, self.room, self.waiting, self.default = [], None, "default", False
-        self.capturing = None
+        self.capturing, self.stuck = None, False
         self.random = torch.Generator().get_state()
         self._memory = weakref.WeakValueDictionary()
 
@@ -149,6 +150,8 @@ class Device:
         """With the device's own generator."""
         if Tag.nondeterministic_seeded not in getattr(func, "tags", [Tag.nondeterministic_seeded]):
             return func(*args, **kwargs)
+        if self.stuck:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         generator = torch.default_generator
         before = generator.get_state()
         generator.set_state(self.random)
@@ -181,6 +184,7 @@ class Device:
     def waits(self, asynchronous=False):
         """The host waits for the device, or, asynchronous, copies between its own pageable memory and the device's."""
         if self.capturing is not None:
+            self.capturing.broken = True
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if not asynchronous and self.waiting == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
@@ -190,7 +194,7 @@ class Capture:
     """`torch.cuda.CUDAGraph`."""
 
     def __init__(self, device, keep_graph=False):
-        self.device, self.tape, self.done = device, [], False
+        self.device, self.tape, self.done, self.broken = device, [], False, False
         self.own, self.foreign = {}, {}
         """Memory made in the capture; and of what else it reads, whether some tensor still has it."""
 
@@ -226,8 +230,11 @@ class Capture:
             storage.copy_(before)
         for made in self.own.values():
             made.fill_(torch.nan if made.is_floating_point() else True)
-        self.device.random, self.device.capturing, self.done = self.random, None, True
+        self.device.random, self.device.capturing, self.done = self.random, None, not self.broken
         del self.saved
+        if self.broken:
+            self.device.stuck = True  # as torch 2.11 is
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     def replay(self):
         assert self.done, "a replay without a capture"
@@ -419,6 +426,11 @@ def _torch_cuda(device):
     def waiting(mode):
         device.waiting = mode
 
+    def unstick(_):
+        device.stuck = False
+
+    generator = SimpleNamespace(clone_state=get_state, graphsafe_set_state=unstick)
+
     return {
         **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), lambda *_: True),
         **dict.fromkeys(("init", "_lazy_init", "empty_cache", "reset_peak_memory_stats"), lambda *_: None),
@@ -435,6 +447,7 @@ def _torch_cuda(device):
         "set_rng_state": set_state,
         **dict.fromkeys(("manual_seed", "manual_seed_all"), lambda seed: set_state(_seeded(seed))),
         "set_sync_debug_mode": waiting,
+        "default_generators": [generator],
         **dict.fromkeys(("Stream", "Event", "current_stream"), partial(_Stream, device)),
         "stream": lambda _: nullcontext(),
         "CUDAGraph": partial(Capture, device),

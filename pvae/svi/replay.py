@@ -109,16 +109,32 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
+        # torch 2.11 does not leave the stream where a capture fails, unless it is told twice
         with (
             _uncollected(),
+            torch.cuda.stream(stream),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             body()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        _recover(graph)
         raise Untraceable(f"a CUDA graph cannot hold it: {str(error).strip().splitlines()[0][:200]}") from error
     return graph
+
+
+_failed: list[torch.cuda.CUDAGraph] = []
+
+
+def _recover(graph: torch.cuda.CUDAGraph) -> None:
+    """Make good what torch 2.11 leaves behind where a capture fails."""
+    _failed.append(graph)  # the allocator goes on asking it
+    try:
+        torch.rand((), device="cuda")
+    except RuntimeError:  # the generator believes that the capture goes on
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 @cache
