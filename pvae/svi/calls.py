@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 CONSTANT = 2
@@ -34,18 +34,29 @@ class Call:
     """What they are made with, where they are rows."""
     numbers: bool = False
     """Whether some of the inputs are numbers there."""
+    sources: tuple[Tensor, ...] = ()
+    """The inputs as they were given, where they were then brought to the device."""
     objects: tuple[Any, ...] = ()
     """Arguments that are of some other class, as options: what they hold is looked at."""
 
-    def steady(self, before: Call) -> list[Tensor]:
-        """The inputs that are the same tensors, unchanged in between, as an earlier call's."""
-        pairs = zip(self.inputs, before.inputs, before.versions, strict=True)
-        return [one for one, other, version in pairs if one is other and one._version == version]
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs as they were given."""
+        return self.sources or self.inputs
+
+    def steady(self, before: Call) -> list[int]:
+        """Which inputs are the same tensors, unchanged in between, as an earlier call's."""
+        pairs = zip(self.tensors, before.tensors, self.now(), before.versions, strict=True)
+        return [i for i, (one, other, now, then) in enumerate(pairs) if one is other and now == then]
+
+    def now(self) -> list[int]:
+        """How often each tensor that was given has been changed in place."""
+        return [-1 if value.is_inference() else value._version for value in self.tensors]
 
     @functools.cached_property
     def versions(self) -> list[int]:
-        """How often each input has been changed in place."""
-        return [-1 if value.is_inference() else value._version for value in self.inputs]
+        """The same when it was first asked for."""
+        return self.now()
 
     def plain(self) -> tuple[tuple, dict[str, Any]]:
         """The programs' arguments."""
@@ -75,35 +86,53 @@ class Numbers:
         return len(values) > CONSTANT
 
 
-def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers) -> Call:
-    """A call with a step's own arguments; tensors are found in lists, tuples and dicts."""
-    leaves, tree = tree_flatten((args, kwargs))
-    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0))
+def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: torch.device | None = None) -> Call:
+    """A call with a step's own arguments; tensors are found in lists, tuples and dicts.
+
+    With a device the inputs are there: a captured graph would go on taking the first number of a tensor on the CPU.
+    """
+    leaves = [*args, *kwargs.values()]
+    if all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in leaves):
+        tree, place = _flat(len(args), tuple(kwargs))
+    else:
+        leaves, tree = tree_flatten((args, kwargs))
+        place = str(tree)
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0, device=device))
     dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
     taken = [
-        first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{tree} {index}", leaf) else leaf
+        first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{place} {index}", leaf) else leaf
         for index, leaf in enumerate(leaves)
     ]
     tensors = tuple(leaf for leaf in taken if isinstance(leaf, Tensor))
     parts = [_part(leaf) for leaf in taken]
     objects = tuple(leaf for leaf, part in zip(taken, parts, strict=True) if part is None)
     known = all(hasattr(leaf, "__dict__") for leaf in objects)
-    key = (str(tree), *parts, *map(id, objects)) if known else None
+    key = (place, *parts, *map(id, objects)) if known else None
 
     def arguments(*inputs: Tensor) -> tuple[tuple, dict[str, Any]]:
         given = iter(inputs)
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
     as_tensors = any(a is not b for a, b in zip(taken, leaves, strict=True))
-    label = str((str(tree), *parts, *(type(leaf).__name__ for leaf in objects)))
-    return Call(tensors, arguments, key, label, (args, kwargs), numbers=as_tensors, objects=objects)
+    inputs = tensors if device is None else tuple(value.to(device, non_blocking=True) for value in tensors)
+    label = str((place, *parts, *(type(leaf).__name__ for leaf in objects)))
+    return Call(inputs, arguments, key, label, (args, kwargs), numbers=as_tensors, sources=tensors, objects=objects)
 
 
-def of_rows(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> Call:
-    """A call with some rows of data that stay where they are."""
-    key = ("rows", _part(rows), _identity(prepare), *(id(d) for d in data))
+@functools.cache
+def _flat(count: int, names: tuple[str, ...]) -> tuple[TreeSpec, str]:
+    """How arguments lie that are no lists or dicts, and its text: to write that takes long."""
+    _, tree = tree_flatten(((None,) * count, dict.fromkeys(names)))
+    return tree, str(tree)
+
+
+def of_rows(data: Sequence[Any], prepare: Callable[..., Any]) -> Callable[[Tensor], Call]:
+    """From rows to a call with these rows of data that stay where they are."""
+    common = (_identity(prepare), *(id(d) for d in data))
     chosen = functools.partial(take, data=data, prepare=prepare)
-    return Call((rows,), chosen, key, f"rows {tuple(rows.shape)}", prepare=prepare)
+    return lambda rows: Call(
+        (rows,), chosen, ("rows", _part(rows), *common), f"rows {tuple(rows.shape)}", prepare=prepare
+    )
 
 
 def take(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> tuple[tuple, dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -16,18 +17,21 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call
-from .faults import LOST, NonFiniteError, blame, finite, read, versions
+from .faults import LOST, NonFiniteError, blame, finite, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
 from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, of
 from .seen import Seen
+from .values import Untraceable
 
 MODES = ("auto", "off", "graph", "full")
 FLUSH_EVERY = 200
 """Steps between two looks for denormal numbers in the optimizer's state."""
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
+HELD = 2**28
+"""Bytes of arguments that are kept until the next look."""
 
 
 class SVI(pyro.infer.SVI):
@@ -112,8 +116,9 @@ class SVI(pyro.infer.SVI):
         self._graphs = Graphs(self)
         self._numbers = calls.Numbers()
         self._safe: Snapshot | None = None
-        self._since: list[tuple[Call, list[int]]] = []
-        self._bad: Tensor | None = None
+        self._since: list[Call] = []
+        self._heads: list[Tensor] = []
+        self._size = 0
 
     # The step.
 
@@ -128,16 +133,17 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or the gradient is not finite; the parameters are those before that step. On CUDA
                 it may be a step up to `check_every` before.
         """
-        (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers)])
+        on = self._device if self._device.type == "cuda" and self._graphs.used else None
+        (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
         return told(self._kind, [Loss(value) for value in values] if isinstance(values, Tensor) else values)
 
     def run(
-        self, rows: Tensor | Sequence[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
+        self, rows: Tensor | Iterable[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
     ) -> Iterator[Tensor]:
         """Take a step on each batch of rows of data that stay on the device; yields losses, a block at a time.
 
         Args:
-            rows: (steps, B) or a sequence of (B,): which data each step takes, int64.
+            rows: (steps, B), or (B,) one by one: which data each step takes, int64.
             data: tensors (N, ...), or None.
             prepare: from the rows' data to the programs' arguments (a tuple, or the one argument); traced as well.
 
@@ -152,13 +158,12 @@ class SVI(pyro.infer.SVI):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        every = [calls.of_rows(batch, data, prepare) for batch in rows]
-        start = 0
-        while start < len(every):
-            stop = start + self._graphs.block(every[start:])
-            losses = torch.as_tensor(self._advance(every[start:stop]))
+        coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
+        while ahead := [*ahead, *islice(coming, max(0, self._graphs.most() - len(ahead)))]:
+            count = self._graphs.together(ahead)
+            losses = torch.as_tensor(self._advance(ahead[:count]), device=self._device)
             yield losses[:, 0] if losses.shape[1:] == (1,) else losses
-            start = stop
+            del ahead[:count]
 
     def check(self) -> None:
         """Look whether all losses so far were finite; else go back to where they last were, and step from there.
@@ -166,17 +171,24 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: by the step that it was.
         """
-        since, bad = self._since, self._bad
-        self._since, self._bad = [], None
-        safe, self._safe = self._safe, None
-        if bad is not None and bad.item():
+        self._look(bool(self._heads) and not self._sound())
+
+    def _sound(self) -> bool:
+        """Whether losses, and the parameters after them, are finite; one wait for the device."""
+        losses = torch.cat(self._heads).isfinite().all()
+        return bool(losses & norm_of(list(self._names)).isfinite())
+
+    def _look(self, bad: bool) -> None:
+        since, safe = self._since, self._safe
+        self._since, self._heads, self._size, self._safe = [], [], 0, None
+        if bad:
             safe.restore()
             self.steps -= len(since)
-            if any(versions(call.inputs) != known for call, known in since):
+            if any(call.now() != call.versions for call in since):
                 raise NonFiniteError(
                     self.steps + 1, float("nan"), f"here or in the {len(since) - 1} steps after: {LOST}"
                 )
-            for call, _ in since:
+            for call in since:
                 self._eager(call)
 
     def _advance(self, block: list[Call]) -> Any:
@@ -226,26 +238,38 @@ class SVI(pyro.infer.SVI):
             expected = self._expected(block[0])
         if self._safe is None:
             self._safe = Snapshot(self._changing())
-        try:
-            heads = graph.heads(self, block)
-        except torch.OutOfMemoryError:
-            self._graphs.out_of_memory()
+        heads = self._heads_of(graph, block)
+        if heads is None:
             return self._instead(block)
-        if expected is not None and (difference := graph.differs(expected, heads[0].tolist())):
+        if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
             self._graphs.give_up(difference)
             return self._instead(block)
-        bad = ~heads.isfinite().all()
-        self._bad = bad if self._bad is None else self._bad | bad
-        self._since += [(call, versions(call.inputs)) for call in block]
+        self._heads.append(heads)
+        for call in block:
+            call.versions  # noqa: B018  as they are now
+        self._since += block
+        self._size += sum(value.nbytes for call in block for value in call.inputs)
         self._stepped(len(block))
-        if len(self._since) >= self._every():
+        if len(self._since) >= self._every() or self._size > HELD:
             self.check()
-        return heads[:, :-1].clone()
+        return heads[:, :-1]
+
+    def _heads_of(self, graph: Graph, block: list[Call]) -> Tensor | None:
+        """None where it cannot be captured."""
+        why = ""
+        try:
+            return graph.heads(self, block)
+        except Untraceable as error:
+            why = f"it cannot be traced: {error}"
+        except torch.OutOfMemoryError:
+            pass
+        # here nothing refers to what failed any longer, and its memory can be given back
+        self._graphs.give_up(why) if why else self._graphs.out_of_memory()
+        return None
 
     def _instead(self, block: list[Call]) -> list[list[float]]:
         """The steps since the last look, and these, eagerly."""
-        self._bad = torch.ones(())
-        self.check()
+        self._look(bad=True)
         return [self._eager(call) for call in block]
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, Tensor]:
@@ -261,7 +285,7 @@ class SVI(pyro.infer.SVI):
         if not grads:
             raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
         self._kind, losses = numbers(self.objective, loss)
-        return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return losses, norm_of(grads)
 
     def _expected(self, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
@@ -327,9 +351,15 @@ class SVI(pyro.infer.SVI):
             optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
         optimizers.hold(self.optimizer, self._rates)
 
+    def _scheduled(self, count: int) -> Tensor:
+        """The learning rates (count, groups) of the next steps, which a captured graph reads."""
+        optimizers.hold(self.optimizer, self._rates)
+        return optimizers.scheduled(self.optimizer, self.schedule, self.steps, count)
+
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
-        if self._clock is None and hasattr(self.objective, "clock"):
+        needed = hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)
+        if self._clock is None and needed:
             device = call.inputs[0].device if call.inputs else self._device
             self._clock = self.objective.clock = torch.tensor(self.steps, device=device)
 

@@ -26,9 +26,9 @@ LOST = (
 )
 
 
-def versions(inputs: Iterable[Tensor]) -> list[int]:
-    """How often each tensor has been changed in place."""
-    return [0 if value.is_inference() else value._version for value in inputs]
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all tensors together, ()."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
 def head(losses: Sequence[Tensor], norm: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import is_
@@ -17,12 +17,14 @@ from torch.fx import GraphModule
 
 from . import optimizers, replay
 from .calls import Call
-from .faults import head
+from .faults import head, norm_of, read
 from .parameters import put_back, stored, undrawn
-from .precision import TOLERANCE
+from .placement import placed
+from .precision import TOLERANCE, products
 from .replay import Captured, Forward, Update
 from .seen import Seen
 from .tracing import constants, record
+from .unfused import UNFUSED
 from .values import Known, Untraceable
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Graph:
     tolerance: float
     replayable: bool
     """Whether the update is a graph as well."""
+    normed: bool
+    """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
     """Which inputs' values Python has read."""
     had: int
@@ -66,14 +70,20 @@ class Graph:
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
-        if all(call.inputs[i] is self.call.inputs[i] for i in self.read):
+        if all(call.tensors[i] is self.call.tensors[i] for i in self.read):
             return ""
         return "an argument whose values are read in Python"
 
+    @property
+    def next_is_due(self) -> bool:
+        """Whether the next step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        return math.log10(self.played + 1).is_integer()
+
     def due(self) -> bool:
-        """Whether this step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        """The same of this step, which is counted."""
+        due = self.next_is_due
         self.played += 1
-        return math.log10(self.played).is_integer()
+        return due
 
     def differs(self, expected: Sequence[float], found: Sequence[float]) -> str:
         """How losses or gradient differ from the program's, in words; empty if they don't."""
@@ -90,20 +100,31 @@ class Graph:
         """Take the steps; losses and norm of the gradient of each (block, losses + 1), not yet looked at."""
         if svi._device.type != "cuda":
             return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
-        if len(block) not in self.captures:
+        captured = self.captures.get(len(block))
+        if captured is None:
+            captured = self.captures[len(block)] = self._captured(svi, block)
+        rates = None
+        if captured.rates is None:
             svi._set_rates()
-            rates = svi._rates if svi.schedule is not None else None
-            update = self.update if self.replayable else None
-            with svi._undone():
-                made = Captured(self.forward, update, block[0].inputs, rates, len(block), svi._device)
-            self.captures[len(block)] = made
-        captured = self.captures[len(block)]
-        svi._set_rates()
-        rates = svi.schedule and optimizers.scheduled(svi.optimizer, svi.schedule, svi.steps, len(block))
+        else:
+            rates = svi._scheduled(len(block))
         heads = captured.play([call.inputs for call in block], rates)
         if not self.replayable:
             self.update(heads[0], *captured.gradients)
-        return heads
+        return heads.clone()
+
+    def _captured(self, svi: SVI, block: Sequence[Call]) -> Captured:
+        svi._set_rates()
+        rates = svi._rates if svi.schedule is not None else None
+        update = self.update if self.replayable else None
+        with svi._undone(), products(svi.precision):
+            return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
+
+    def found(self, heads: Tensor) -> list[float]:
+        """Losses and norm of the gradient of one step, whose heads these are."""
+        if self.normed:
+            return heads[0].tolist()
+        return read(heads[0, :-1].unbind(), norm_of(self.captures[1].gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
@@ -121,6 +142,8 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        """The memory that CUDA graphs share: no two are replayed at once, and what comes out is copied."""
         self._graphs: dict[Any, Graph] = {}
         self._last: dict[str, Call] = {}
         """The last call of each kind."""
@@ -138,21 +161,32 @@ class Graphs:
         self._warn(f"the program runs eagerly: {reason}")
 
     def out_of_memory(self) -> None:
-        """Run eagerly, which takes less."""
-        torch.cuda.empty_cache()
+        """Run eagerly, which takes less. To be called when nothing refers to the graph that failed."""
         self.give_up("no memory is left on the device for a graph: take fewer particles or a smaller batch")
+        torch.cuda.empty_cache()
 
-    def block(self, calls: Sequence[Call]) -> int:
-        """How many of these steps can be taken at once."""
-        svi, first = self.svi, calls[0]
-        together = svi.compile != "off" and not self.eager_only and svi.steps > 0 and svi._device.type == "cuda"
-        alike = len(calls) >= BLOCK and all(call.key == first.key for call in calls[:BLOCK])
-        return BLOCK if together and alike and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+    @property
+    def used(self) -> bool:
+        """Whether steps may be replayed at all."""
+        return self.svi.compile != "off" and not self.eager_only and not getattr(self.svi.objective, "in_parts", False)
+
+    def most(self) -> int:
+        """How many steps can be taken at once, if all goes well."""
+        svi = self.svi
+        together = self.used and svi.steps > 0 and svi._device.type == "cuda"
+        return BLOCK if together and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+
+    def together(self, calls: Sequence[Call]) -> int:
+        """How many of these steps are to be taken at once."""
+        if len(calls) < BLOCK or any(call.key != calls[0].key for call in calls):
+            return 1
+        graph = self._graphs.get(calls[0].key)
+        return 1 if graph is None or graph.next_is_due else BLOCK
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
-        if svi.compile == "off" or self.eager_only or getattr(svi.objective, "in_parts", False):
+        if not self.used:
             return None
         call.versions  # noqa: B018  as they are now
         last, self._last[call.label] = self._last.get(call.label), call
@@ -180,14 +214,16 @@ class Graphs:
             graph = None
         wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
-            graph = self._build(call, wanted, [] if last is None else call.steady(last))
+            graph = self._build(call, wanted, () if last is None else call.steady(last))
         return graph
 
-    def _build(self, call: Call, wanted: str, steady: Sequence[Tensor]) -> Graph | None:
+    def _build(self, call: Call, wanted: str, steady: Collection[int]) -> Graph | None:
         svi = self.svi
         start = perf_counter()
+        graph, why, lacking = None, "", False
         try:
-            graph, why = build(svi, call, wanted, steady)
+            with products(svi.precision):
+                graph, why = build(svi, call, wanted, steady)
         except Untraceable as error:
             if call.numbers:
                 svi._numbers.refused = True
@@ -195,8 +231,9 @@ class Graphs:
             self.give_up(f"it cannot be traced: {error}")
             return None
         except torch.OutOfMemoryError:
+            lacking = True
+        if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
-            return None
         if graph is None:
             return None
         if graph.kind == wanted or wanted == "auto":
@@ -224,7 +261,7 @@ class Graphs:
             warnings.warn(text, stacklevel=2)
 
 
-def build(svi: SVI, call: Call, wanted: str, steady: Sequence[Tensor] = ()) -> tuple[Graph | None, str]:
+def build(svi: SVI, call: Call, wanted: str, steady: Collection[int] = ()) -> tuple[Graph | None, str]:
     """A graph of the step, and why it is of its kind; None where this step must be eager.
 
     All that building does to the program's tensors is undone. Of inputs that are `steady` Python may read values.
@@ -247,6 +284,18 @@ def build(svi: SVI, call: Call, wanted: str, steady: Sequence[Tensor] = ()) -> t
         seen.add_prepare(call.prepare)
     seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
     having: list[Tensor] = []
+    device = svi._device
+    inputs = call.inputs if device.type == "cpu" else [value.contiguous() for value in call.inputs]  # as `Captured` has
+
+    def written(function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
+        graph = record(function, *values, **options)
+        if device.type == "cuda":
+            graph, read = placed(graph, device)
+            seen.add_read(read)
+        return graph
+
+    # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
+    normed = svi._device.type != "cuda" or svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         before = stored()
@@ -255,7 +304,7 @@ def build(svi: SVI, call: Call, wanted: str, steady: Sequence[Tensor] = ()) -> t
         if not all(isinstance(loss, Tensor) for loss in losses):
             raise Untraceable("the loss is a number of Python, not a tensor")
         having[:] = [p for p in svi._names if p.grad is not None]
-        return head(losses, norm), *(p.grad for p in having)
+        return head(losses, norm if normed or not losses else losses[0]), *(p.grad for p in having)
 
     def update(values: Tensor, *gradients: Tensor) -> None:
         for parameter, gradient in zip(having, gradients, strict=True):
@@ -263,29 +312,44 @@ def build(svi: SVI, call: Call, wanted: str, steady: Sequence[Tensor] = ()) -> t
         svi._update(values[-1])
 
     with svi._undone():
-        varying = [value for value in call.inputs if not any(value is other for other in steady)]
+        varying = [value for i, value in enumerate(inputs) if i not in steady]
         known = Known([*svi._changing(buffers=False), *varying], outside=True)
-        traced = record(forward, *call.inputs, known=known)
+        traced = written(forward, *inputs, known=known)
         seen.add_read(known.read.values())
         if changed := seen.settle(constants(traced)) or seen.changed():
             before.restore()
             raise Untraceable(WITHIN.format(changed))
-        run, kind, why = _compiled(svi, traced, call, wanted)
+        if device.type == "cuda":
+            from .overlap import overlapped  # not before it is wanted: it registers an operation
+
+            traced = overlapped(traced)
+        run, kind, why = _compiled(svi, traced, inputs, wanted)
         replayable, run_update = False, update
         if optimizers.replayable(svi.optimizer):
             with torch.no_grad():
-                outputs = run(*call.inputs)
+                outputs = run(*inputs)
             with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                run_update = _without_gradient(record(lambda *values: update(*values) or (), *outputs))
+                widely = kind == "full" and device.type == "cuda"
+                traced = written(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if widely else None)
+                run_update = _without_gradient(replay.compiled(traced, outputs) if widely else traced)
                 replayable = True
-    read = [i for i, value in enumerate(call.inputs) if any(value is other for other in known.read.values())]
+    read = [i for i, value in enumerate(inputs) if any(value is other for other in known.read.values())]
     tolerance = TOLERANCE[svi.precision]
     return Graph(
-        _without_gradient(run), run_update, kind, wanted, seen, tolerance, replayable, read, len(svi._used.had)
+        _without_gradient(run),
+        run_update,
+        kind,
+        wanted,
+        seen,
+        tolerance,
+        replayable,
+        normed,
+        read,
+        len(svi._used.had),
     ), why
 
 
-def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[Forward, str, str]:
+def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: str) -> tuple[Forward, str, str]:
     """The graph as it is run, its kind, and why."""
     device = svi._device.type
     kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
@@ -293,7 +357,7 @@ def _compiled(svi: SVI, traced: GraphModule, call: Call, wanted: str) -> tuple[F
         return traced, kind, why
     svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
     try:
-        return replay.compiled(traced, call.inputs), kind, why
+        return replay.compiled(traced, inputs), kind, why
     except Exception as error:  # as a missing compiler
         return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -97,7 +98,8 @@ def build(optim: Any, parameters: dict[Tensor, str]) -> Optimizer:
     defaults = {} if callable(optim.pt_optim_args) else dict(optim.pt_optim_args)
     known = inspect.signature(constructor).parameters
     chosen = {"fused", "foreach", "capturable", "differentiable"} & set().union(*own, defaults)
-    if "fused" in known and not chosen and all(map(_fusable, parameters)):
+    fusable = "fused" in known and not chosen and all(map(_fusable, parameters))
+    if fusable and _fuses(constructor, next(iter(parameters)).device.type):
         defaults["fused"] = True
     return constructor(own, **defaults)
 
@@ -135,6 +137,11 @@ def clip_each(optim: Any, parameters: dict[Tensor, str]) -> None:
     for parameter, name in parameters.items():
         args = clip_args(*module_and_name(name)) if callable(clip_args) else clip_args
         PyroOptim._clip_grad(parameter, **args)
+
+
+def clips(optim: Any, optimizer: Optimizer) -> bool:
+    """Whether a gradient that is not finite may leave the parameters finite, as it is cut."""
+    return isinstance(optimizer, ClippedAdam) or bool(getattr(optim, "pt_clip_args", None))
 
 
 def module_and_name(name: str) -> tuple[str, str]:
@@ -301,6 +308,18 @@ def warn_untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
 
 def _fusable(parameter: Tensor) -> bool:
     return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+
+
+@cache
+def _fuses(constructor: Callable[..., Optimizer], device: str) -> bool:
+    """Whether its fused step runs on such a device: torch 2.11 has no fused Adagrad on CUDA."""
+    parameter = torch.zeros(1, device=device, requires_grad=True)
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        constructor([parameter], fused=True).step()
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def _is_tensor(value: Any) -> bool:

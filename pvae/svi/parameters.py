@@ -98,18 +98,27 @@ class Snapshot:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
-        self.copies = [tensor.detach().clone() for tensor in self.tensors]
+        self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
+        _copy(self.copies, self.tensors)
         self.stored = stored()
         self.random = random_state()
 
     def restore(self) -> None:
         """Put values and generators back."""
-        with torch.no_grad():
-            for tensor, copy in zip(self.tensors, self.copies, strict=True):
-                tensor.data.copy_(copy)  # so that it does not count as a change
+        _copy(
+            [tensor.data for tensor in self.tensors], self.copies
+        )  # their data, so that it does not count as a change
         for _ in put_back(self.stored):
             pass
         set_random_state(self.random)
+
+
+@torch.no_grad()
+def _copy(to: list[Tensor], tensors: list[Tensor]) -> None:
+    """In one launch for all of a dtype."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        chosen = [(a, b) for a, b in zip(to, tensors, strict=True) if b.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
 
 
 def stored() -> dict[str, Tensor]:

@@ -24,12 +24,18 @@ OURS = str(Path(__file__).parents[1])
 HERE = str(Path(__file__).parent)
 
 
-def record(function: Callable[..., Any], *inputs: Tensor, known: Known | None = None) -> GraphModule:
+def record(
+    function: Callable[..., Any],
+    *inputs: Tensor,
+    known: Known | None = None,
+    replaced: dict[Any, Callable] | None = None,
+) -> GraphModule:
     """The graph of what a function of tensors did, by running it once.
 
     Tensors that are not inputs, such as parameters, are constants of the graph, read and changed where they are.
     Random operations stay random operations. Everything else that Python did is as it was in this run: that goes for
-    values read of tensors that are `known` (default: those made of Python's numbers alone).
+    values read of tensors that are `known` (default: those made of Python's numbers alone). Operations in `replaced`
+    are written as what the function in their place does.
 
     Raises:
         Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
@@ -40,7 +46,7 @@ def record(function: Callable[..., Any], *inputs: Tensor, known: Known | None = 
     try:
         known = known or Known(inputs, outside=False)
         with _tolerant_pyro(), known, HostReads(known), noting:
-            graph = proxy_tensor.make_fx(function, tracing_mode="real")(*inputs)
+            graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
     return _simplified(graph)
@@ -101,10 +107,38 @@ def _simplified(graph: GraphModule) -> GraphModule:
             graph.graph.erase_node(node)
         elif node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             node.replace_all_uses_with(node.args[0])
+    _draw_at_once(graph)
     graph.graph.eliminate_dead_code()
     merge_alike(graph)
     graph.recompile()
     return graph
+
+
+_aten = torch.ops.aten
+_DRAWS = {
+    _aten.normal_.default: ((0.0, 1.0), _aten.randn.default),
+    _aten.uniform_.default: ((0.0, 1.0), _aten.rand.default),
+    _aten.random_.to: (None, _aten.randint.default),
+}
+"""By what fills an array with draws: arguments that it must have, and what makes the array with the same draws."""
+
+
+def _draw_at_once(graph: GraphModule) -> None:
+    """Random numbers as one operation: a compiler makes two of an array that is filled after it was made."""
+    for node in list(graph.graph.nodes):
+        made = node.args[0] if node.target in _DRAWS else None
+        if made is None or made.target is not _aten.empty.memory_format or next(iter(made.users)) is not node:
+            continue
+        given, factory = _DRAWS[node.target]
+        if node.kwargs or (given is not None and node.args[1:] not in ((), given)):
+            continue
+        options = {name: value for name, value in made.kwargs.items() if name != "memory_format"}
+        with graph.graph.inserting_before(node):
+            drawn = graph.graph.call_function(factory, (*(node.args[1:] if given is None else ()), *made.args), options)
+        drawn.meta = node.meta
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
+        made.replace_all_uses_with(drawn)
 
 
 def constants(graph: GraphModule) -> list[Tensor]:
