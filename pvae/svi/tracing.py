@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 
+from .simplify import merge_alike, note
 from .values import READ, HostReads, Known, Untraceable
 
 LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
@@ -95,7 +96,7 @@ def _first_line(error: BaseException) -> str:
 def _note_size(proxy: Any, value: Any) -> Any:
     """What is to be known of a node; torch's own notes take two thirds of the time of a trace."""
     if isinstance(value, Tensor):
-        proxy.node.meta["bytes"] = value.numel() * value.element_size()
+        note(proxy.node, value)
     return proxy
 
 
@@ -108,6 +109,7 @@ def _simplified(graph: GraphModule) -> GraphModule:
             node.replace_all_uses_with(node.args[0])
     _draw_at_once(graph)
     graph.graph.eliminate_dead_code()
+    merge_alike(graph)
     graph.recompile()
     return graph
 
