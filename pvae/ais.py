@@ -16,6 +16,7 @@ from torch import Tensor
 from .bounds import iwae
 from .density import Density, State, simulate
 from .errors import InputError, nearest
+from .frozen import frozen
 from .noise import Noise, block_size
 from .weights import Program
 
@@ -136,6 +137,7 @@ class Bidirectional:
         return f"log p(x) in [{low:.3f}, {high:.3f}], gap {gap.mean():.3f} +- {error:.3f}; {len(gap)} simulated data"
 
 
+@frozen()
 def ais(
     model: Program,
     x: Tensor,
@@ -186,6 +188,7 @@ def ais(
     return _join(parts)
 
 
+@frozen()
 def bdmc(
     model: Program,
     x: Tensor,

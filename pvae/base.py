@@ -7,7 +7,7 @@ import inspect
 import sys
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,10 +111,22 @@ def lookup(family: str, name: str) -> type[Member]:
     if ":" not in name.strip(":"):
         hint = nearest(name, list(known))
         raise InputError(f"--{family}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
-    found = _import(family, name)
+    found = _import(f"--{family} {name}", name)
     if not (inspect.isclass(found) and issubclass(found, root(family)) and found is not root(family)):
         expected = f"{root(family).__module__.partition('.')[0]}.{root(family).__name__}"
         raise InputError(f"--{family} {name}: found {found!r}, expected a subclass of {expected}")
+    return found
+
+
+def own_class(name: str) -> type[Member]:
+    """A class of somebody's own by import path `package.module:Class`, of whatever family.
+
+    Raises:
+        InputError: it cannot be imported, or is of no family.
+    """
+    found = _import(name, name)
+    if not (inspect.isclass(found) and issubclass(found, Member) and found not in (Member, *map(root, _families))):
+        raise InputError(f"{name}: found {found!r}, expected a class of a family: {', '.join(_families)}")
     return found
 
 
@@ -167,7 +179,7 @@ def path_of(member: type) -> str:
     return f"{member.__module__}:{member.__qualname__}"
 
 
-def _import(family: str, name: str) -> Any:
+def _import(where: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())  # a class in a file beside the user, as `python -m` would find it
     try:
@@ -175,25 +187,23 @@ def _import(family: str, name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--{family} {name}: no module named '{error.name}': expected module:Class, importable from here"
+            f"{where}: no module named '{error.name}': expected module:Class, importable from here"
         ) from error
     except Exception as error:
         # a syntax error is at no frame of its own
         at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
         line = str(error).splitlines()[0] if str(error) else ""
         raise InputError(
-            f"--{family} {name}: importing it failed at {at.filename}:{at.lineno}: {type(error).__name__}: {line}"
+            f"{where}: importing it failed at {at.filename}:{at.lineno}: {type(error).__name__}: {line}"
         ) from error
     finally:
         with suppress(ValueError):
             sys.path.remove(here)
     if not hasattr(module, attribute):
         classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
-        raise InputError(
-            f"--{family} {name}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}"
-        )
+        raise InputError(f"{where}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}")
     if getattr(module, "__file__", None):
-        _imported[module.__file__] = f"--{family} {name}"
+        _imported[module.__file__] = where
     return getattr(module, attribute)
 
 
@@ -277,7 +287,7 @@ def _param(value: Tensor, **_: Any) -> Tensor:
     return value
 
 
-def leading(module: nn.Module, x: Tensor, event_dim: int) -> Tensor:
+def leading(module: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Tensor:
     """Apply a module that knows one batch dimension to x (*leading, *event): (*leading, *output).
 
     >>> import torch

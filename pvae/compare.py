@@ -40,6 +40,16 @@ IDLE = {
     **dict.fromkeys(("steps", "families"), ("gap",)),
 }
 """Options, and what they are for."""
+AGAIN = {
+    **dict.fromkeys(("data", "sha256"), "the other's --data"),
+    "sizes": "the other's --test and --validation",
+    "data_seed": "the other's --data-seed",
+    "binarization": "the other's --binarize",
+    "dequantization": "the other's --dequantize",
+    "measure": "a likelihood of the same measure",
+    "numbers": "the other's --guide",
+}
+"""What makes protocols equal, by what differs."""
 ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
 
 
@@ -55,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         )
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
+    shared["bounds_on"] = {name: bounds_on(run.config) for name, (_, _, run) in loaded.items()}
     shared["notes"] = [note for name, (_, _, run) in loaded.items() for note in notes(name, run.config)]
     # the data were looked at; what is not a number is found in the sums, and named
     with pyro.validation_enabled(False):
@@ -70,9 +81,13 @@ def notes(name: str, config: Config) -> list[str]:
     """What is to be known of a run's numbers beside those of others, in sentences."""
     if config.condition == "none":
         return []
-    if not config.of_model:
-        return [f"the guide of {name} alone is conditioned on {config.condition}: its bounds are on log p(x)"]
-    return [f"{name} is conditioned on {config.condition}: its bounds are on log p(x|y)"]
+    who = name if config.of_model else f"the guide of {name} alone"
+    return [f"{who} is conditioned on {config.condition}: its bounds are on {bounds_on(config)}"]
+
+
+def bounds_on(config: Config) -> str:
+    """What a run's bounds are on."""
+    return "log p(x|y)" if config.of_model else "log p(x)"
 
 
 def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -83,18 +98,13 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """
     (first, expected), *rest = protocols.items()
     for name, found in rest:
-        for key, value in expected.items():
-            if found[key] != value:
-                again = (
-                    "--guide"
-                    if key == "numbers"
-                    else "--data, --test, --validation, --data-seed, --binarize and --dequantize, and with a likelihood"
-                    " of the same measure"
-                )
-                raise InputError(
-                    f"{first} and {name} were measured under different protocols: {key} is {value} and {found[key]}: "
-                    f"fit one of them again with the other's {again}"
-                )
+        if differing := [key for key, value in expected.items() if found[key] != value]:
+            what = ", ".join(f"{key.replace('_', ' ')} '{expected[key]}' and '{found[key]}'" for key in differing)
+            again = " and ".join(dict.fromkeys(AGAIN[key] for key in differing))
+            raise InputError(
+                f"{first} and {name}: found different protocols, {what}, expected the same of both: fit one of them"
+                f" again with {again}"
+            )
     return expected
 
 
@@ -166,7 +176,7 @@ def _plan(found: argparse.Namespace) -> Plan:
         subset=whole("subset"),
         steps=whole("steps"),
         seed=whole("seed", 0),
-        chunk=whole("eval-chunk", 128),
+        chunk=None if found.eval_chunk is None else whole("eval-chunk", 128),
     )
 
 
@@ -222,7 +232,7 @@ def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
         if ending == ".json":
             path.write_text(json.dumps(tables.summary(found, shared, versions()), indent=1) + "\n")
         elif ending == ".csv":
-            path.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found))
+            path.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found, shared))
         elif ending == ".tex":
             path.write_text(tables.latex(found, shared))
         elif ending == ".nc":
@@ -284,7 +294,7 @@ def _parser() -> cli.Parser:
         "arviz opens .nc), .png, .pdf, .svg (bound against K), .khat.png, .khat.pdf, .khat.svg (k-hat of the data)",
     )
     add("--seed", default="0", metavar="SEED", help="of the draws and choices (default: 0)")
-    add("--eval-chunk", default="4096", metavar="N", help="pairs of particle and datum scored at once")
+    add("--eval-chunk", metavar="N", help="pairs of particle and datum scored at once; by default as the device wants")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
     group = parser.add_argument_group("log p(x), and what the bound lacks of it")
     group.add_argument("--ais", action="store_true", help="annealed importance sampling beside the bounds")

@@ -6,6 +6,7 @@ A configuration file is the command line written down: the same names, without t
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 import typing
@@ -96,7 +97,12 @@ class Config:
         None, "validate and write a checkpoint every so many epochs (default: a hundred times a run)", 1
     )
     eval_particles: Sequence[int] = _option((1, 10, 200), "every K of the final importance-weighted bounds", 1)
-    eval_chunk: int = _option(4096, "pairs of particle and datum scored at once: it bounds evaluation's memory", 128)
+    eval_chunk: int | None = _option(
+        None,
+        "pairs of particle and datum scored at once: it bounds evaluation's memory (default: 4,096 on a CPU, 32,768 on"
+        " CUDA)",
+        128,
+    )
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of members of their own: {"likelihood": {"scale": "shared"}}."""
 
@@ -318,14 +324,28 @@ def read(path: str | Path) -> dict[str, Any]:
 def _own_option(family: str, name: str, option: str, value: Any) -> Any:
     known = member_options(family, lookup(family, name))
     if option not in known:
-        others = [m for m, member in members(family).items() if option in member_options(family, member)]
-        hint = f"; it belongs to {', '.join(others)}" if others else ""
-        known_text = nearest(option, list(known)) if known else "it has no options of its own"
-        raise InputError(f"--{family}.{option}: {family} '{name}' has no such option{hint}: {known_text}")
+        hint = _whose(family, option, list(known))
+        raise InputError(f"--{family}.{option}: {family} '{name}' has no such option{hint}")
     kind = known[option].annotation
     if kind is inspect.Parameter.empty:  # what it looks like
         kind = int | float | bool | None | str
     return convert(value, kind, f"--{family}.{option}")
+
+
+def _whose(family: str, option: str, known: list[str]) -> str:
+    """What to say of an option that a member does not have: whose it is, or which is like it."""
+    owners: dict[str, list[str]] = {}
+    for name, member in members(family).items():
+        for own in member_options(family, member):
+            owners.setdefault(own, []).append(name)
+    if option in owners:
+        one = "it" if len(owners[option]) == 1 else "one of them"
+        return f"; it belongs to {', '.join(owners[option])}: choose {one} with --{family}, or leave the option out"
+    mine = nearest(option, known) if known else "it has no options of its own"
+    close = difflib.get_close_matches(option, owners, n=1)
+    if not close or close[0] in known:
+        return f": {mine}"
+    return f"; did you mean --{family}.{close[0]}, of {', '.join(owners[close[0]])}? {mine}"
 
 
 def all_options(config: Config, family: str) -> dict[str, Any]:

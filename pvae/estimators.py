@@ -170,9 +170,9 @@ class Reparameterized(Gradient, name="reparam"):
 
 
 class StickingTheLanding(Gradient, name="stl"):
-    """The reparameterized gradient without the score of q, whose variance vanishes at the exact posterior.
+    """The reparameterized gradient without the score of q; biased for a bound that weighs its K > 1 draws.
 
-    a = c, b = c, s = 0. Unbiased for the ELBO; biased for a bound of K > 1 draws that weighs them. Roeder et al. 2017.
+    a = c, b = c, s = 0. Unbiased for the ELBO; its variance vanishes at the exact posterior. Roeder et al. 2017.
     """
 
     reparameterized = True

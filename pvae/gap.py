@@ -16,6 +16,7 @@ from . import weights
 from .ais import Annealed
 from .density import Density
 from .errors import InputError, nearest
+from .frozen import frozen
 from .noise import Noise, block_size
 from .weights import Program
 
@@ -57,6 +58,7 @@ class Gap:
         return "\n".join([*rows, f"nats, {len(self.log_p)} data"])
 
 
+@frozen()
 def gap(
     model: Program,
     guide: Program,

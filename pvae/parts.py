@@ -2,6 +2,7 @@
 
 python -m pvae.parts
 python -m pvae.parts vamp
+python -m pvae.parts mylab:Mine
 python -m pvae.parts --family prior
 python -m pvae.parts --markdown
 """
@@ -12,12 +13,12 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from . import cli
-from .base import Member, members
+from .base import Member, lookup, members, own_class
 from .config import FAMILIES, member_help, member_options
 from .errors import InputError, nearest
 from .values import describe
@@ -141,7 +142,7 @@ def write(path: Path) -> None:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="pvae parts", description="Every member of every family.")
-    parser.add_argument("name", nargs="?", help="a member, or a family (default: all)")
+    parser.add_argument("name", nargs="?", help="a member, a family, or your own class as module:Class (default: all)")
     parser.add_argument("--family", metavar="FAMILY", help=f"one of {', '.join(FAMILIES)}")
     parser.add_argument("--markdown", action="store_true", help="as a table of names")
     parser.add_argument("--write", metavar="FILE", help="put that table between the marks of a page")
@@ -168,6 +169,9 @@ def main(argv: Sequence[str]) -> int:
 def _named(name: str | None, families: Sequence[str]) -> list[Entry]:
     if name in FAMILIES:
         return list(catalogue([str(name)]))
+    if name is not None and ":" in name.strip(":"):
+        member = lookup(families[0], name) if len(families) == 1 else own_class(name)
+        return [replace(entry(member), name=name)]
     entries = list(catalogue(families))
     chosen = [found for found in entries if name is None or found.name == name]
     if not chosen:

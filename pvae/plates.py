@@ -1,13 +1,16 @@
-"""The plate that the data are in, and the refusal of programs that have no weight for each datum.
+"""The plates of data and of particles, and the refusal of programs that have no weight for each datum.
 
 Names and sizes only: nothing is read back from the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import InputError
@@ -70,10 +73,14 @@ def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
 def _check_inside(sites: Mapping[str, Site], plate: str) -> None:
     for name, site in sites.items():
         if plate not in (frame.name for frame in site["cond_indep_stack"]):
-            raise InputError(
-                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
-                " of them has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
-            )
+            raise InputError(_outside(name, f" '{plate}'"))
+
+
+def _outside(name: str, plate: str = "") -> str:
+    return (
+        f"site '{name}': outside the plate of data{plate}: weights belong to data, so a latent shared by all of them"
+        " has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
+    )
 
 
 def _check_scale(name: str, site: Site) -> None:
@@ -86,3 +93,58 @@ def _check_scale(name: str, site: Site) -> None:
             f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
             " poutine.scale out of the programs and weight the terms in the objective"
         )
+
+
+def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[], Any]) -> None:
+    """Refuse a program that failed because of its plates; nothing where that was not why.
+
+    Args:
+        error: what it raised.
+        sites: those that it had got to.
+        alone: runs it for one particle.
+
+    Raises:
+        InputError: batch dimensions that are no plate's; a latent in no plate; operations that do not broadcast over
+            the particles (it fails for several at once, and not for one).
+    """
+    if found := re.match(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-\d+), (\d+) vs (\d+)", str(error)):
+        plate, name, dim, size, have = found.groups()
+        raise InputError(
+            f"site '{name}': found {have} at dimension {dim} of its batch shape, where plate '{plate}' has {size}:"
+            " expected no batch dimensions but the plates': declare those of one draw by .to_event(1)"
+        ) from error
+    last = next(reversed(sites), "")
+    frames = sites[last]["cond_indep_stack"] if last else []
+    particles = next((frame.size for frame in frames if frame.name == PARTICLES), 1)
+    no_memory = isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower()
+    if particles == 1 or no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or _fails(alone):
+        return
+    for name, site in sites.items():
+        if all(frame.name == PARTICLES for frame in site["cond_indep_stack"]):
+            raise InputError(_outside(name)) from error
+    raise InputError(
+        f"site '{last}': found shape {tuple(sites[last]['value'].shape)} with {particles} particles, which stand on the"
+        f" left, and what follows it fails{_where(error)} though it does not with one: {_first_line(error)}: expected"
+        " shapes that broadcast: count dimensions from the right, and expand what is joined to it; or use Pyro's own"
+        " objectives, which can take one particle at a time"
+    ) from error
+
+
+def _fails(run: Callable[[], Any]) -> bool:
+    try:
+        run()
+    except Exception:
+        return True
+    return False
+
+
+def _where(error: Exception) -> str:
+    """The last line that a person wrote: none of a library's."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "pyro", __name__.partition(".")[0]):
+            return f" at {frame.f_code.co_filename}:{line}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]

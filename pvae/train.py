@@ -122,7 +122,8 @@ class Training:
                 )
         except InputError as error:
             where = f"validation after epoch {self.at.epoch}, step {self.svi.steps}"
-            raise InputError(f"{where}: {error}: lower --lr, or set --clip-norm") from error
+            hint = ": lower --lr, or set --clip-norm" if "diverged" in str(error) else ""
+            raise InputError(f"{where}: {error}{hint}") from error
         self.vae.train()
         summary = found.summary()
         # by the ELBO a model that is fitted under a bound that weighs its draws would be best when it has hardly begun

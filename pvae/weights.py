@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
-from .plates import PARTICLES, Site, data_plate
+from .plates import PARTICLES, Site, check_shapes, data_plate
 
 Program = Callable[..., Any]
 
@@ -66,9 +66,18 @@ class Collect(Messenger):
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
         """Run the program on these arguments; its sites by name."""
-        with self:
-            self.program(*args, **kwargs)
+        try:
+            with self:
+                self.program(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            check_shapes(error, dict(sites_of(self.sites, observed=True)), lambda: self._alone(*args, **kwargs))
+            raise
         return self.sites
+
+    def _alone(self, *args: Any, **kwargs: Any) -> None:
+        """Run the program for one particle, unseen."""
+        with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
+            Collect(self.program)(*args, **kwargs)
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:

@@ -286,7 +286,8 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
         # options of members
         (
             {"likelihood.scale": 1},
-            "--likelihood.scale: likelihood 'bernoulli' has no such option; it belongs to .*gaussian, .*: it has no",
+            "--likelihood.scale: likelihood 'bernoulli' has no such option; it belongs to .*gaussian, .*: choose one"
+            " of them with --likelihood, or leave the option out",
         ),
         (
             {"likelihood": "gaussian", "likelihood.scal": 1},
@@ -294,7 +295,15 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
         ),
         (
             {"encoder.channels": 1},
-            "--encoder.channels: encoder 'mlp' has no such option; it belongs to conv, resnet: known: ",
+            "--encoder.channels: encoder 'mlp' has no such option; it belongs to conv, resnet: choose one of them",
+        ),
+        (
+            {"likelihood.df": 3},
+            "'bernoulli' has no such option; it belongs to student_t: choose it with --likelihood, or",
+        ),
+        (
+            {"likelihood.levles": 3},
+            "'bernoulli' has no such option; did you mean --likelihood.levels, of categorical, .*[?] it has no",
         ),
         ({"guide.event_dim": 1}, "--guide.event_dim: guide 'mean_field' has no such option: known: "),
         ({"likelihood.decoder": 1}, "--likelihood.decoder: .*has no such option"),
@@ -499,7 +508,7 @@ def test_a_member_from_outside_with_options_of_its_own(beside, images):
     with pytest.raises(pvae.InputError, match=r"--prior\.scale: found 'wide', expected a number"):
         from_flat({**values, "prior.scale": "wide"})
     with pytest.raises(
-        pvae.InputError, match=r"--prior\.scale: prior 'normal' has no such option; it belongs to .*: it has no"
+        pvae.InputError, match=r"--prior\.scale: prior 'normal' has no such option; it belongs to .*: choose"
     ):
         from_flat({"prior.scale": 1})
     vae.sample(2)

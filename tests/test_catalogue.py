@@ -1,5 +1,6 @@
 """The catalogue says all that the registry knows; the README's table is what it writes."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_every_member_says_what_it_is(found):
         assert option.text, option.name
 
 
+def test_an_objective_says_its_formula_and_an_estimator_its_bias():
+    for found in parts.catalogue(["objective"]):
+        assert re.search(r"log|E_q\[", found.sentence), found.name
+    (sentence,) = [found.sentence for found in parts.catalogue(["gradient"]) if found.name == "stl"]
+    assert "biased for a bound that weighs its K > 1 draws" in sentence
+
+
 def test_everything_is_listed(capsys):
     code, text, _ = go(capsys)
     assert code == 0
@@ -56,6 +64,47 @@ def test_one_member_and_one_family(capsys):
     code, text, _ = go(capsys, "--family", "guide")
     assert {line.split()[0] for line in text.splitlines() if not line.startswith(" ") and line} == {"guide"}
     assert {line.split()[0] for line in go(capsys, "mlp")[1].splitlines() if line[:1].strip()} == {"encoder", "decoder"}
+
+
+OWN = """
+import pvae
+
+class Mine(pvae.Normal):
+    '''A prior of my own: p(z) = N(0, s I).
+
+    Args:
+        scale: s.
+
+    Me 2026.
+    '''
+
+    def __init__(self, latent: int, scale: float = 2.0) -> None:
+        super().__init__(latent)
+
+class Other:
+    pass
+"""
+
+
+def test_a_class_of_ones_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab_of_parts.py").write_text(OWN)
+    expected = (
+        "prior lab_of_parts:Mine\n  A prior of my own: p(z) = N(0, s I).\n"
+        "    --prior.scale (default: 2): s. [a number]\n  Paper: Me 2026\n"
+    )
+    assert go(capsys, "lab_of_parts:Mine") == (0, expected, "")
+    assert go(capsys, "lab_of_parts:Mine", "--family", "prior") == (0, expected, "")
+    for argv, text in {
+        ("lab_of_parts:Mine", "--family", "guide"): "--guide lab_of_parts:Mine: found <class 'lab_of_parts.Mine'>",
+        ("lab_of_parts:Mne",): "lab_of_parts:Mne: 'lab_of_parts' has no class 'Mne': did you mean 'Mine'?",
+        ("lab_of_parts:Other",): "lab_of_parts:Other: found <class 'lab_of_parts.Other'>, expected a class of a family",
+        ("pvae:Prior",): "pvae:Prior: found <class 'pvae.priors.prior.Prior'>, expected a class of a family: ",
+        ("nosuch_lab:Mine",): "nosuch_lab:Mine: no module named 'nosuch_lab': expected module:Class",
+    }.items():
+        code, _, err = go(capsys, *argv)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"pvae parts: error: {text}")
 
 
 def test_a_table(capsys):

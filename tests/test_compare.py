@@ -26,6 +26,7 @@ from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, 
 from pvae.evaluate import BOUNDS, CELL, Evaluation, evaluate
 from pvae.exact import LinearVAE, linear_gaussian
 from pvae.runs import write_results
+from pvae.tables import rows
 
 PROTOCOL = {"data": "toy_1", "binarization": "none", "sizes": {"test": 4}, "numbers": BOUNDS}
 SMALL = Plan(particles=(1, 4), draws=40, subset=3, annealing=Annealing(20, 3, 2), families=("mean_field",), steps=5)
@@ -269,7 +270,10 @@ def test_labels_go_with_their_data():
     torch.testing.assert_close(found.models["a"].test.elbo, log_p, rtol=1e-5, atol=1e-5)
     assert found.models["a"].annealed.log_p.sub(log_p[found.chosen]).abs().max() < 3
     assert bool((found.models["a"].test.khat == -math.inf).all())
-    assert "-inf" in tables.text(found, PROTOCOL)
+    for text in (tables.text(found, PROTOCOL), tables.latex(found, PROTOCOL)):
+        assert re.search(r"median.*exact", text)
+        assert "-inf" not in text
+        assert r"\infty" not in text
 
 
 # Exact values ---------------------------------------------------------------------------------------------------------
@@ -430,6 +434,33 @@ def test_the_text_says_what_it_shows(whole):
         assert " +- ".join(tables.plus_minus(whole.estimates(name)["test"]["iw.4"])) in row
 
 
+def test_bounds_on_something_else_are_marked_wherever_they_stand_side_by_side():
+    found = comparison(plain=[1.0, 2.0, 3.0, 4.0], labels=[2.0, 2.0, 3.5, 4.0], more=[2.0, 2.0, 3.5, 4.4])
+    about = {"plain": "log p(x)", "labels": "log p(x|y)", "more": "log p(x|y)"}
+    protocol = {**PROTOCOL, "bounds_on": about}
+    lines = [" ".join(line.split()) for line in tables.text(found, protocol).splitlines()]
+    assert lines.count("bounds on log p(x) log p(x|y) log p(x|y)") == 1
+    at = lines.index("bounds on log p(x|y) log p(x|y)")
+    assert lines[at + 1] == "less log p(x) less log p(x)"
+    tex = tables.latex(found, protocol)
+    assert r"bounds on & $\log p(x)$ & $\log p(x|y)$ & $\log p(x|y)$ \\" in tex
+    assert r" &  & less $\log p(x)$ & less $\log p(x)$ \\" in tex
+    found_rows = list(csv.DictReader(io.StringIO(tables.as_csv(found, protocol))))
+    marks = {(row["run"], row["less"]): row["bounds_on"] for row in found_rows if row["quantity"] == "elbo"}
+    assert marks["labels", ""] == "log p(x|y)"
+    assert marks["labels", "plain"] == "log p(x|y) less log p(x)"
+    assert marks["more", "labels"] == "log p(x|y)"
+    alike = {**PROTOCOL, "bounds_on": dict.fromkeys(about, "log p(x)")}
+    assert "bounds on" not in tables.text(found, alike)
+
+
+def test_a_point_mass_has_no_khat():
+    found = compare(programs(0), Data(_x()), plan=Plan((1, 30)))
+    text = tables.text(found, {**PROTOCOL, "numbers": evaluate_room.NO_BOUNDS})
+    assert re.search(r"k-hat, median +-\n", text)
+    assert re.search(r"k-hat > threshold +-\n", text)
+
+
 def test_too_few_draws_for_khat_are_said():
     found = compare(programs(0), Data(_x()), plan=Plan((1, 29)))
     text = " ".join(tables.text(found, PROTOCOL).split())
@@ -482,7 +513,7 @@ def test_json_has_every_number_and_what_it_rests_on(whole):
 
 
 def test_csv_has_the_same_numbers(whole):
-    rows = list(csv.DictReader(io.StringIO(tables.as_csv(whole))))
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(whole, PROTOCOL))))
     found = {(row["run"], row["less"], row["part"], row["quantity"], row["K"]): row for row in rows}
     assert len(found) == len(rows)
     row = found["linear1", "", "test", "iw", "4"]
@@ -533,7 +564,13 @@ def test_the_table_for_a_paper():
     # c is -0.025 +- 0.18 of a_b's: not to be told from it
     assert body[0] == r"ELBO & $2.50 \pm 0.65$ & $\mathbf{3.00} \pm 0.65$ & $\mathbf{2.98} \pm 0.59$ \\"
     assert body[1] == r"$L_{10}$ & $3.50 \pm 0.65$ & $\mathbf{4.00} \pm 0.65$ & $\mathbf{3.98} \pm 0.59$ \\"
-    assert body[-1] == r"active units & 1 of 2 & 1 of 2 & 1 of 2 \\"
+    units, _, title, *paired = body[body.index(r"active units & 1 of 2 & 1 of 2 & 1 of 2 \\") :]
+    assert units.startswith("active")
+    assert r"\emph{less first, paired by datum; below it wins/losses" in title
+    assert paired[:2] == [
+        r"ELBO &  & $+0.500 \pm 0.000$ & $+0.48 \pm 0.21$ \\",
+        r" &  & 4/0, p=0.12 & 3/0, p=0.25 \\",
+    ]
     assert r"test data of toy\_1" in text
     assert r"mean $\pm$ standard error" in text
 
@@ -564,10 +601,10 @@ def test_annealing_and_fits_that_are_too_short_are_said():
         "ais": {"log_p": low, "log_p - elbo": low, "log_p - iw.5": zero},
         "gap": {"amortization.flow": low, "amortization.mean_field": zero, "approximation.flow": low},
     }
-    ais, gap = tables._too_short("run", parts)
+    ais, gap = rows._too_short("run", parts)
     assert ais.startswith("run: log p(x) - ELBO is below zero: annealing, a bound too, is the looser")
     assert gap.startswith("run: amortization, flow is below zero: the guides of each datum are not yet fitted")
-    assert tables._p(0.0) == "p<1e-300"
+    assert rows._p(0.0) == "p<1e-300"
 
 
 def test_a_fit_that_is_too_short_is_in_the_table():
@@ -609,4 +646,4 @@ def test_the_rate_of_each_layer_stands_beside_a_model_of_one():
     (row,) = [line for line in tables.text(found, PROTOCOL).splitlines() if line.strip().startswith("rate, z1")]
     assert row.split() == ["rate,", "z1", "1.50", "+-", "0.50"]
     assert "rate, z2" in tables.latex(found, PROTOCOL)
-    assert "rate.z2" in tables.as_csv(found)
+    assert "rate.z2" in tables.as_csv(found, PROTOCOL)

@@ -13,6 +13,7 @@ from pvae import build, compare, config, fit, load, sample
 from pvae.conditions import Condition
 from pvae.data import pixels
 from pvae.errors import InputError
+from pvae.evaluate import evaluate
 
 CLASSES, LATENT, SIZE = 3, 2, 4
 QUIET = ["--epochs", "1", "--eval-particles", "1,2", "--compile", "off"]
@@ -193,6 +194,21 @@ def test_a_class_that_is_none_is_refused_wherever_it_is_seen(wrong):
         vae.log_weights(x, y)
     with pyro.validation_enabled(False), pytest.raises(IndexError):  # and not the last class for -1
         vae.log_weights(x, y)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+@pytest.mark.parametrize("validated", [True, False])
+def test_evaluation_names_the_datum_of_a_label_that_is_none(wrong, validated):
+    vae, x, y = conditioned(), torch.zeros(300, SIZE), torch.arange(300) % 3
+    y[200] = wrong
+    with (
+        pyro.validation_enabled(validated),
+        pytest.raises(InputError, match=rf"evaluate: datum 200, label {wrong}: ") as found,
+    ):
+        evaluate(vae.model, vae.guide, x, y, particles=[1], progress=lambda *done: pytest.fail("work was done"))
+    assert not validated or "expected labels from 0 to 2" in str(found.value)
+    with pytest.raises(InputError, match="y: found 299 labels for 300 data, expected one for each"):
+        evaluate(vae.model, vae.guide, x, y[1:])
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32])

@@ -164,6 +164,29 @@ class IgnoresItsLabels(Wide):
         return self.normal().expand([*lead, self.latent]).to_event(1)
 
 
+class DropsItsLabels(Wide):
+    """It takes a condition, and draws the same whatever the labels are, in one batch shape."""
+
+    def forward(self, y=None):
+        return self.normal().to_event(1)
+
+
+class KeepsNoCondition(Wide):
+    def __init__(self, latent, condition):
+        super().__init__(latent)
+
+
+class ScoresNonsense(pvae.Likelihood):
+    support = "nonsense"
+
+    def forward(self, z, y=None):
+        return dist.Normal(self.decode(z, y), 1.0).to_event(len(self.shape))
+
+
+class DrawsFromNonsense(Wide):
+    support = "the unit sfere"
+
+
 class FlattensItsLabels(Wide):
     def __init__(self, latent, condition=None):
         super().__init__(latent, condition)
@@ -326,6 +349,10 @@ BROKEN = [
         "other draws or another log_prob after a trained part's state_dict was loaded.*parameters and buff",
     ),
     (IgnoresItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
+    (DropsItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
+    (KeepsNoCondition, "labels", "found a condition that it takes and does not keep, expected it in use"),
+    (ScoresNonsense, "support", "unknown name 'nonsense': known: binary, counts"),
+    (DrawsFromNonsense, "model", "a support of its own, 'the unit sfere': members draw from 0 and 1, .*: pass guide="),
     (FlattensItsLabels, "shapes", r"batch shape \(1,\) and .*, expected batch shape \(\) and"),
     (CannotBeSampledNorIntegrated, "integrates", "an integral of 0.8"),
     (FailsInside, "shapes", r"test_contract.py:\d+: KeyError: 'scale'"),
@@ -343,7 +370,7 @@ BROKEN = [
 
 def check(member):
     if issubclass(member, pvae.Prior):
-        takes = member in (IgnoresItsLabels, FlattensItsLabels)
+        takes = member in (IgnoresItsLabels, DropsItsLabels, KeepsNoCondition, FlattensItsLabels)
         return pvae.testing.check_prior(member(4, pvae.Label(3)) if takes else member(4))
     return CHECKS[member.family](make(member, 4, SHAPE))
 
@@ -355,6 +382,42 @@ def test_what_breaks_the_contract_is_told_in_a_line(member, clause, text):
     message = str(found.value)
     assert "\n" not in message
     assert message.startswith(f"{member.family} {member.__module__}:{member.__name__}: {clause}")
+
+
+class Parity(pvae.conditions.Condition):
+    """A condition of one's own: whether a whole number is odd."""
+
+    def __init__(self):
+        super().__init__(1)
+
+    def examples(self, n):
+        return torch.arange(n)
+
+    def forward(self, y):
+        return (y % 2).unsqueeze(-1).float()
+
+
+class AllEven(Parity):
+    def examples(self, n):
+        return torch.zeros(n, dtype=torch.int64)
+
+
+def test_labels_of_a_kind_of_ones_own():
+    decoder = pvae.ConditionedDecoder(pvae.MLPDecoder(2 + 1, SHAPE, [8]), Parity())
+    assert pvae.testing.check_likelihood(pvae.Gaussian(decoder, SHAPE)).skipped == {}
+    with pytest.raises(pvae.testing.ContractError, match="the same log_prob under other labels"):
+        pvae.testing.check_prior(DropsItsLabels(2, Parity()))
+    found = pvae.testing.check_prior(DropsItsLabels(2, AllEven())).skipped
+    assert found == {"labels": "the examples of its condition are all alike: pass y="}
+
+
+def test_a_support_that_no_member_has_is_said():
+    class Guide(pvae.MeanField):
+        support = "the unit sfere"
+
+    guide = Guide(pvae.MLPEncoder(SHAPE, 8, [8]), 4)
+    found = pvae.testing.check_prior(DrawsFromNonsense(4), guide=guide, skip=("copies",)).skipped
+    assert "members draw from 0 and 1, numbers" in found["support"]
 
 
 def test_right_ones_pass():

@@ -346,6 +346,75 @@ def test_programs_without_a_bound_are_refused(model, guide, message):
     assert "\n" not in str(found.value)
 
 
+def joined_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        joined = torch.cat([z, x], -1)
+        pyro.sample("x", dist.Normal(joined[..., :3], 1.0).to_event(1), obs=x)
+
+
+def undeclared_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+        pyro.sample("x", dist.Normal(z @ torch.ones(2, 3), 1.0).to_event(1), obs=x)
+
+
+def global_product(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(x @ w, 1.0), obs=x[:, 0])
+
+
+def vector_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (
+            joined_model,
+            vector_guide,
+            r"site 'z': found shape \(4, 5, 2\) with 4 particles, which stand on the left, and what follows it fails at"
+            r" \S+test_objectives.py:\d+ though it does not with one: .*dimensions.*: expected shapes that broadcast",
+        ),
+        (
+            undeclared_model,
+            vector_guide,
+            r"site 'z': found 2 at dimension -1 of its batch shape, where plate 'data' has \d: expected .*\.to_event",
+        ),
+        (
+            global_product,
+            lambda x: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1)),
+            "site 'w': outside the plate of data: weights belong to data",
+        ),
+    ],
+)
+def test_programs_that_do_not_broadcast_are_refused_in_a_line(model, guide, message):
+    for run in (
+        lambda x: pvae.IWAE(4).loss(model, guide, x),
+        lambda x: pvae.log_weights(model, guide, x, particles=4),
+        lambda x: pvae.evaluate.evaluate(model, guide, x, particles=[4]),
+    ):
+        with pytest.raises(pvae.InputError, match=message) as found:
+            run(torch.randn(5, 3))
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), RuntimeError("can't allocate memory"), KeyError("mine")])
+def test_an_error_that_particles_are_not_to_blame_for_stays_itself(error):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            if z.dim() == 3 or "mine" in str(error):
+                raise error
+
+    with pytest.raises(type(error), match=error.args[0]) as found:
+        pvae.IWAE(4, max_plate_nesting=1).loss(model, vector_guide, torch.randn(5, 3))
+    assert found.value is error
+
+
 def test_either_of_two_plates_can_be_the_datas():
     x = torch.randn(2, 3)
     for plate, size in (("rows", 2), ("columns", 3)):

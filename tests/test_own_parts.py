@@ -116,6 +116,22 @@ def test_a_forward_that_gives_the_wrong_thing(capsys, body, text):
     assert re.search(text, refused(capsys, *SMALL, "--prior", "mylab:Bad"), re.MULTILINE)
 
 
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_likelihood_that_does_not_broadcast_over_particles(capsys, particles):
+    write("""
+    class Bad(pvae.Likelihood):
+        def forward(self, z, y=None):
+            return dist.Normal(self.decode(z, y).view(len(z), *self.shape), 1.0).to_event(2)
+    """)
+    assert go(*SMALL, "--likelihood", "mylab:Bad", "--objective", "iwae", "--particles", particles) == 2
+    text = capsys.readouterr().err
+    assert re.search(
+        r"site 'z': found shape .* fails at .*mylab.py:\d+ though .*: expected shapes that broadcast", text
+    )
+    assert text.count("\n") == 1
+    assert "--lr" not in text
+
+
 CLASSES = [
     ("class Bad(pvae.Prior): pass", "prior mylab:Bad: found no forward, expected one: return a distribution"),
     (

@@ -12,8 +12,10 @@ import torch
 
 import pvae
 from pvae import priors
+from pvae.ais import Annealing, ais
 from pvae.data import load, pixels
 from pvae.distributions import DiagonalNormal, FiniteMixture
+from pvae.evaluate import evaluate
 
 SHAPE = (3, 2)
 
@@ -524,6 +526,38 @@ def test_an_energy_is_bounded_and_its_normalizer_within_its_error(bound):
     found = part().log_normalizer.exp().item()
     exact = average(part.double(), lambda z: (-part.energy(z)).exp()).item()
     assert abs(found / exact - 1) < 4 * math.sinh(bound) / 2**8
+
+
+@pytest.mark.parametrize("kind", [priors.Resampled, priors.Energy])
+def test_a_normalizer_is_estimated_once_where_parameters_stay_as_they_are(kind, monkeypatch):
+    prior = randomize(kind(2, hidden=(8,)))
+    decoder, encoder = pvae.MLPDecoder(2, SHAPE, [8]), pvae.MLPEncoder(SHAPE, 4, [8])
+    vae = pvae.VAE(prior, pvae.Bernoulli(decoder, SHAPE), pvae.MeanField(encoder, 2)).eval()
+    x, seen, score = torch.ones(3, *SHAPE), [], prior.score
+
+    def watched(z):
+        seen.append(z.shape[0] == len(prior.fixed))
+        return score(z)
+
+    prior.score = watched
+    quick = Annealing(temperatures=3, chains=2, leapfrog=2)
+    work = {
+        "ais": lambda: ais(vae.model, x, annealing=quick).log_w,
+        "evaluate": lambda: evaluate(vae.model, vae.guide, x, particles=[700]).elbo,
+    }
+    for run in work.values():
+        seen.clear()
+        kept = run()
+        assert sum(seen) == 1
+        with monkeypatch.context() as patched:
+            patched.setattr(priors.tilted, "once", lambda owner, make: make())
+            torch.testing.assert_close(run(), kept, rtol=0, atol=0)
+        assert sum(seen) > 5
+    with torch.no_grad():
+        prior.network[0].weight += 1.0
+    assert not torch.equal(work["evaluate"](), kept)
+    prior().log_prob(torch.zeros(2)).backward()  # elsewhere the normalizer has its gradient
+    assert all(parameter.grad is not None for parameter in prior.parameters())
 
 
 # Fits -----------------------------------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ def test_no_memory_for_a_graph_means_eager_steps(new_vae, x, monkeypatch):
     monkeypatch.setattr(graphs.Graph, "heads", full)
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh(check_every=10)) == expected
-    monkeypatch.setattr(graphs, "record", lambda *_: full())
+    monkeypatch.setattr(graphs, "record", lambda *_, **__: full())
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh()) == expected
 

@@ -17,8 +17,6 @@ class Bernoulli(Guide, name="bernoulli"):
 
     Args:
         encoder: from data to logits: latent of them.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
 
     >>> import torch
     >>> Bernoulli(nn.Linear(6, 2), latent=2)(torch.zeros(5, 6)).event_shape
@@ -45,8 +43,6 @@ class RelaxedBernoulli(Guide, name="relaxed_bernoulli"):
 
     Args:
         encoder: from data to logits: latent of them.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         temperature: t; towards 0 they become zeros and ones, and the gradient's variance grows.
 
     Raises:

@@ -17,7 +17,6 @@ class Categorical(Guide, name="categorical"):
     Args:
         encoder: from data to logits: latent of them.
         latent: size of the latent: of all the vectors together.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         categories: of each vector; by default the latent is one vector.
 
     Raises:
@@ -56,7 +55,6 @@ class RelaxedCategorical(Guide, name="relaxed_categorical"):
     Args:
         encoder: from data to logits: latent of them.
         latent: size of the latent: of all the vectors together.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         categories: of each vector; by default the latent is one vector.
         temperature: t; towards 0 they become one-hot vectors, and the gradient's variance grows.
 

@@ -18,8 +18,6 @@ class Delta(Guide, name="delta"):
 
     Args:
         encoder: from data to points: latent of them.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
 
     Source: Hinton and Salakhutdinov 2006.
 

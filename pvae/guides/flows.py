@@ -22,9 +22,7 @@ class FlowGuide(Guide):
 
     Args:
         encoder: from data to means, numbers for the scales as those of `MeanField`, then the context h.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        transforms: how many steps the flow has.
+        transforms: how many layers the flow has.
         context: how many numbers h has for each latent dimension.
         step: makes one, of the size of h, and of whether the dimensions are in reverse order.
     """
@@ -66,12 +64,7 @@ class AutoregressiveGuide(FlowGuide):
     """A flow whose layers are affine maps of each dimension that those before it parametrize.
 
     Args:
-        encoder: from data to means, scales and the context: (2 + context) * latent numbers.
-        latent: size of the latent, D.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
-        context: how many numbers h has for each latent dimension.
     """
 
     def __init__(
@@ -130,9 +123,6 @@ class Planar(FlowGuide, name="planar"):
 
     Args:
         encoder: from data to means, scales and what u, w and b are made of: (2 + context) * latent numbers.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        transforms: how many layers.
         context: how many numbers for each latent dimension u, w and b are made of; with 0 they are the same for all.
 
     Source: Rezende and Mohamed 2015.
@@ -161,14 +151,9 @@ class Spline(FlowGuide, name="spline"):
     dimensions, the halves in turn; draws and densities take one pass. It starts near mean-field.
 
     Args:
-        encoder: from data to means, scales and the context: (2 + context) * latent numbers.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
         bins: of each spline.
         bound: where the splines end.
-        context: how many numbers h has for each latent dimension.
 
     Source: Durkan et al. 2019.
 

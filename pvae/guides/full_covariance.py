@@ -24,8 +24,6 @@ class FullCovariance(Guide, name="full_covariance"):
     Args:
         encoder: from data to means, then numbers of the diagonal, then what is below it, row by row; and as many
             numbers without use as make their count a multiple of `latent`.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         min_scale: lower bound of the diagonal.
         max_scale: upper bound of the diagonal, above 1.
 

@@ -24,8 +24,6 @@ class LowRank(Guide, name="low_rank"):
 
     Args:
         encoder: from data to means, then numbers of the scale, then U by columns: (2 + rank) * latent of them.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         rank: how many columns U has.
         min_scale: lower bound of the scale.
         max_scale: upper bound of the scale, above 1.

@@ -18,8 +18,6 @@ class MeanField(Guide, name="mean_field"):
 
     Args:
         encoder: from data to means, then numbers a: 2 * latent of them.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         min_scale: lower bound of the scale.
         max_scale: upper bound of the scale, above 1.
 

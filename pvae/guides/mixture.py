@@ -25,8 +25,6 @@ class Mixture(Guide, name="mixture"):
     Args:
         encoder: from data to means, then numbers of the scales, each component by component, then the logits of the
             weights; and as many numbers without use as make their count a multiple of `latent`.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         components: how many there are.
         apart: how far from one another they begin: the standard deviation of their places.
         min_scale: lower bound of the scales.

@@ -31,8 +31,6 @@ class SemiAmortized(Guide, name="semi_amortized"):
 
     Args:
         encoder: from data to means, then numbers of the scale: 2 * latent of them.
-        latent: size of the latent.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
         steps: how many.
         step_size: r, above 0 and at most 1; above 2 / latent they may diverge where the latents are much correlated.
         pairs: of points at each step: each costs two runs of the likelihood, and their gradient.

@@ -12,7 +12,22 @@ from ..errors import InputError
 from .guide import Guide
 
 
-class _Directional(Guide):
+class DirectionalGuide(Guide):
+    """Guides symmetric about a direction m on the unit sphere, of concentration k; m and k from one encoder.
+
+    k = min_concentration + d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of
+    the latent; m is the first half over its length.
+
+    Args:
+        encoder: from data to a direction, then numbers a: 2 * latent of them.
+        latent: size of the latent, at least 2.
+        min_concentration: lower bound of k; at 0 the guide can become uniform, where its direction has no gradient.
+        max_concentration: upper bound of k, at most 10000.
+
+    Raises:
+        InputError: a latent of size 1; bounds out of order.
+    """
+
     outputs = 2
     support = "the unit sphere"
     distribution: ClassVar[type[sphere.Directional]]
@@ -46,22 +61,10 @@ class _Directional(Guide):
         return q.mode
 
 
-class VonMisesFisher(_Directional, name="von_mises_fisher"):
+class VonMisesFisher(DirectionalGuide, name="von_mises_fisher"):
     """Symmetric about a direction on the unit sphere: q(z|x) = C(k) exp(k m.z), m and k from one encoder.
 
-    k = min_concentration + d log(1 + exp a), a the mean of the second half of the encoder's numbers and d the size of
-    the latent; m is the first half over its length. Draws have a gradient without a bias.
-    Source: Davidson, Falorsi, De Cao, Kipf and Tomczak 2018.
-
-    Args:
-        encoder: from data to a direction, then numbers a: 2 * latent of them.
-        latent: size of the latent, at least 2.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        min_concentration: lower bound of k; at 0 the guide can become uniform, where its direction has no gradient.
-        max_concentration: upper bound of k, at most 10000.
-
-    Raises:
-        InputError: a latent of size 1; bounds out of order.
+    Draws have a gradient without a bias. Source: Davidson, Falorsi, De Cao, Kipf and Tomczak 2018.
 
     >>> import torch
     >>> q = VonMisesFisher(nn.Linear(6, 6), latent=3)(torch.ones(5, 6))
@@ -72,20 +75,10 @@ class VonMisesFisher(_Directional, name="von_mises_fisher"):
     distribution = sphere.VonMisesFisher
 
 
-class PowerSpherical(_Directional, name="power_spherical"):
+class PowerSpherical(DirectionalGuide, name="power_spherical"):
     """Symmetric about a direction on the unit sphere: q(z|x) = C(k) (1 + m.z)^k, m and k from one encoder.
 
-    k and m as `VonMisesFisher` has them; a draw takes one beta variate and no rejection. Source: De Cao and Aziz 2020.
-
-    Args:
-        encoder: from data to a direction, then numbers a: 2 * latent of them.
-        latent: size of the latent, at least 2.
-        event_dim: how many dimensions one datum has; by default that of the encoder's `shape`, or 1.
-        min_concentration: lower bound of k; at 0 the guide can become uniform, where its direction has no gradient.
-        max_concentration: upper bound of k, at most 10000.
-
-    Raises:
-        InputError: a latent of size 1; bounds out of order.
+    A draw takes one beta variate and no rejection. Source: De Cao and Aziz 2020.
 
     >>> import torch
     >>> PowerSpherical(nn.Linear(6, 6), latent=3)(torch.ones(5, 6)).batch_shape

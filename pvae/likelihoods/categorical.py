@@ -71,11 +71,6 @@ class _Softmax(OfLevels):
     numbers = 1
 
     @property
-    def _dim(self) -> int:
-        """Where the levels are."""
-        return -1 - len(self.event_shape)
-
-    @property
     def mean(self) -> Tensor:
         probabilities = self.parameters[0].detach().softmax(self._dim).movedim(self._dim, -1)
         return probabilities @ torch.linspace(

@@ -162,11 +162,6 @@ class _Mixture(OfLevels):
     numbers = 1
 
     @property
-    def _dim(self) -> int:
-        """Where the components are."""
-        return -1 - len(self.event_shape)
-
-    @property
     def mean(self) -> Tensor:
         mean, scale, logits = (p.detach() for p in self.parameters)
         levels = _mean_level(self.top * mean, self.top * scale, self.top)

@@ -47,6 +47,11 @@ class OfLevels(OfPixels):
     def support(self) -> Levels:  # noqa: D102
         return Levels(self.top)
 
+    @property
+    def _dim(self) -> int:
+        """Where a parameter has several numbers of a pixel."""
+        return -1 - len(self.event_shape)
+
     def _like(self, *parameters: Tensor) -> OfLevels:
         return type(self)(*parameters, event_dim=len(self.event_shape), top=self.top)
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .network import Decoder, Encoder, check_sizes, flat
+from .network import FlatDecoder, FlatEncoder, check_sizes
 
 
 def gated_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -17,6 +16,7 @@ def gated_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential
 
     Values start at twice the scale of numbers that keep their size, as the gates start at a half.
 
+    >>> import torch
     >>> gated_mlp(4, [8, 8], 2)(torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
@@ -32,7 +32,7 @@ def gated_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
 
-class GatedEncoder(Encoder, name="gated"):
+class GatedEncoder(FlatEncoder, name="gated"):
     """A perceptron on the flattened datum, and the context after it: h = (W1 x + b1) * sigmoid(W2 x + b2) in a layer.
 
     Args:
@@ -43,6 +43,7 @@ class GatedEncoder(Encoder, name="gated"):
 
     Source: Tomczak and Welling 2018; Dauphin et al. 2017.
 
+    >>> import torch
     >>> GatedEncoder((28, 28), 40)(torch.zeros(5, 3, 28, 28)).shape
     torch.Size([5, 3, 40])
     """
@@ -53,12 +54,8 @@ class GatedEncoder(Encoder, name="gated"):
         super().__init__(shape, outputs, context=context)
         self.layers = gated_mlp(prod(shape) + context, hidden, outputs)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
-        return self.layers(flat(x, len(self.shape), context))
 
-
-class GatedDecoder(Decoder, name="gated"):
+class GatedDecoder(FlatDecoder, name="gated"):
     """A perceptron whose output is shaped as a datum: h = (W1 z + b1) * sigmoid(W2 z + b2) in a layer.
 
     Args:
@@ -68,6 +65,7 @@ class GatedDecoder(Decoder, name="gated"):
 
     Source: Tomczak and Welling 2018; Dauphin et al. 2017.
 
+    >>> import torch
     >>> GatedDecoder(20, (2, 28, 28))(torch.zeros(5, 3, 20)).shape
     torch.Size([5, 3, 2, 28, 28])
     """
@@ -75,12 +73,3 @@ class GatedDecoder(Decoder, name="gated"):
     def __init__(self, inputs: int, shape: Sequence[int], hidden: Sequence[int] = (300, 300)) -> None:
         super().__init__(inputs, shape)
         self.layers = gated_mlp(inputs, hidden, prod(shape))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(..., inputs) to (..., *shape)."""
-        return self.layers(z).reshape(*z.shape[:-1], *self.shape)
-
-    def center(self, value: Tensor) -> None:  # noqa: D102
-        last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
-        with torch.no_grad():
-            last.bias.copy_(value.expand(self.shape).reshape(-1))

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import torch
-from torch import Tensor, nn
-
-from .network import Activation, Decoder, Encoder, flat, mlp
+from .network import Activation, FlatDecoder, FlatEncoder, mlp
 
 
-class MLPEncoder(Encoder, name="mlp"):
+class MLPEncoder(FlatEncoder, name="mlp"):
     """A multilayer perceptron on the flattened datum, and the context after it.
 
     Args:
@@ -21,6 +18,7 @@ class MLPEncoder(Encoder, name="mlp"):
         activation: after each hidden layer.
         context: size of the context; 0 for none.
 
+    >>> import torch
     >>> MLPEncoder((28, 28), 40, hidden=[200, 200], activation="tanh")(torch.zeros(5, 3, 28, 28)).shape
     torch.Size([5, 3, 40])
     """
@@ -37,12 +35,8 @@ class MLPEncoder(Encoder, name="mlp"):
         super().__init__(shape, outputs, context=context)
         self.layers = mlp(prod(shape) + context, hidden, outputs, activation)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
-        return self.layers(flat(x, len(self.shape), context))
 
-
-class MLPDecoder(Decoder, name="mlp"):
+class MLPDecoder(FlatDecoder, name="mlp"):
     """A multilayer perceptron whose output is shaped as a datum.
 
     Args:
@@ -51,6 +45,7 @@ class MLPDecoder(Decoder, name="mlp"):
         hidden: sizes of the hidden layers.
         activation: after each hidden layer.
 
+    >>> import torch
     >>> MLPDecoder(20, (28, 28), hidden=[200, 200])(torch.zeros(5, 3, 20)).shape
     torch.Size([5, 3, 28, 28])
     """
@@ -64,12 +59,3 @@ class MLPDecoder(Decoder, name="mlp"):
     ) -> None:
         super().__init__(inputs, shape)
         self.layers = mlp(inputs, hidden, prod(shape), activation)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(..., inputs) to (..., *shape)."""
-        return self.layers(z).reshape(*z.shape[:-1], *self.shape)
-
-    def center(self, value: Tensor) -> None:  # noqa: D102
-        last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
-        with torch.no_grad():
-            last.bias.copy_(value.expand(self.shape).reshape(-1))

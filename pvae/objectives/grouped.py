@@ -12,7 +12,7 @@ from .objective import Objective
 
 
 class MIWAE(Objective, name="miwae"):
-    """The mean of the importance-weighted bounds of M groups of draws.
+    """The mean of the importance-weighted bounds of M groups of K draws, 1/M sum_m log 1/K sum_k w_mk.
 
     Args:
         num_particles: M K, how many draws for each datum in all.
@@ -36,7 +36,7 @@ class MIWAE(Objective, name="miwae"):
 
 
 class PIWAE(Objective, name="piwae"):
-    """The model climbs the importance-weighted bound of all draws, which is the value; the guide climbs MIWAE's.
+    """The model climbs log 1/(M K) sum_mk w_mk, which is the value; the guide climbs 1/M sum_m log 1/K sum_k w_mk.
 
     Args:
         num_particles: M K, how many draws for each datum in all.

@@ -60,11 +60,11 @@ class Renyi(Objective, name="renyi"):
 
 
 class CIWAE(Objective, name="ciwae"):
-    """A combination of the ELBO and the importance-weighted bound.
+    """A combination of the ELBO and the importance-weighted bound, s/K sum_k log w_k + (1 - s) log 1/K sum_k w_k.
 
     Args:
         num_particles: K, how many draws for each datum.
-        share: of the ELBO, 0 to 1 (the paper's beta).
+        share: s, that of the ELBO, 0 to 1 (the paper's beta).
         **shared: what every `Objective` takes.
 
     Rainforth et al. 2018.
@@ -82,11 +82,13 @@ class CIWAE(Objective, name="ciwae"):
 
 
 class TVO(Objective, name="tvo"):
-    """The thermodynamic bound: a lower Riemann sum of the integral that is log p(x).
+    """The thermodynamic bound, sum_p (b_(p+1) - b_p) E_p[log w], E_p the mean of the draws with weights w^b_p.
+
+    A lower Riemann sum of the integral over b from 0 to 1 that is log p(x).
 
     Args:
         num_particles: K, how many draws for each datum.
-        partitions: numbers that rise from 0 to 1; 0,1 is the ELBO.
+        partitions: b, numbers that rise from 0 to 1; 0,1 is the ELBO.
         **shared: what every `Objective` takes.
 
     Masrani, Le and Wood 2019.
@@ -103,13 +105,17 @@ class TVO(Objective, name="tvo"):
 
 
 class Chi(Objective, name="chi"):
-    """The guide descends the chi upper bound on log p(x); the model climbs the importance-weighted bound, the value.
+    """The guide narrows the gap from the ELBO to the chi upper bound, 1/n log 1/K sum_k w_k^n - 1/K sum_k log w_k.
 
-    Of few draws the estimate is far below the bound, and lowest where the guide is wrong: take many.
+    The model climbs the importance-weighted bound, which is the value. The gap is of the same draws, so that it is
+    never below 0, and 0 where all weights are equal. The estimate of the chi bound alone is not bounded below: a guide
+    far from the posterior, whose draws all weigh little, makes it as low as it likes, and fits with fewer draws than
+    about exp(KL(q(z|x) || p(z|x))) end there.
 
     Args:
-        num_particles: K, how many draws for each datum, more than n / (n - 1).
-        order: n of 1/n log 1/K sum_k w_k^n, above 1.
+        num_particles: K, how many draws for each datum, at least 2; without the sandwich more than n / (n - 1).
+        order: n, above 1.
+        sandwich: whether the guide climbs the ELBO too; false is the bound of the paper alone, which runs away.
         **shared: what every `Objective` takes.
 
     Raises:
@@ -120,17 +126,18 @@ class Chi(Objective, name="chi"):
 
     apart = True
 
-    def __init__(self, num_particles: int = 1, order: float = 2.0, **shared: Any) -> None:
+    def __init__(self, num_particles: int = 1, order: float = 2.0, sandwich: bool = True, **shared: Any) -> None:
         if not 1 < order < math.inf:
             raise InputError(f"order: found {order}, expected a finite number above 1")
-        # at a guide near the posterior it is (order (1 - 1/K) - 1) / 2 times the variance of log w above log p
-        if num_particles <= order / (order - 1):
-            least = math.floor(order / (order - 1)) + 1
+        # at a guide near the posterior the chi bound's estimate is (order (1 - 1/K) - 1) / 2 times the variance of
+        # log w above log p, and the gap is order (1 - 1/K) / 2 times it
+        least = 2 if sandwich else math.floor(order / (order - 1)) + 1
+        if num_particles < least:
             raise InputError(
                 f"particles: found {num_particles}, expected at least {least} for the chi bound of order {order:g}: of"
                 " fewer its estimate is not lowest at the posterior"
             )
-        self.order = order
+        self.order, self.sandwich = order, sandwich
         super().__init__(num_particles, **shared)
 
     def bound(self, log_w: Tensor) -> Tensor:
@@ -138,5 +145,6 @@ class Chi(Objective, name="chi"):
         return bounds.iwae(log_w)
 
     def guide_bound(self, log_w: Tensor) -> Tensor:
-        """What the guide climbs: minus the upper bound, (B,), nats."""
-        return -bounds.cubo(log_w, self.order)
+        """What the guide climbs: minus the gap, or minus the upper bound, (B,), nats."""
+        upper = bounds.cubo(log_w, self.order)
+        return bounds.elbo(log_w) - upper if self.sandwich else -upper

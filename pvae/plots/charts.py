@@ -82,9 +82,7 @@ def bound_against_k(
     edge = max((at.max() / at.min()) ** 0.04, 1.1)
     axes.set(xscale="log", xlim=(at.min() / edge, at.max() * edge))
     axes.set(xlabel="number of particles K", ylabel="bound ± standard error (nats / datum)")
-    ticks = _ticks(at)
-    axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
-    axes.minorticks_off()
+    _mark(axes, at)
     _legend(figure, axes, last)
     return settled(figure)
 
@@ -144,9 +142,7 @@ def signal_against_k(
         last["no signal"] = floor
     axes.set(xscale="log", yscale="log", xlabel="number of particles K", ylabel="|mean| / std of the gradient")
     axes.set_title(title)
-    ticks = _ticks(at)
-    axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
-    axes.minorticks_off()
+    _mark(axes, at)
     _legend(figure, axes, last)
     return settled(figure)
 
@@ -252,13 +248,14 @@ def _look(i: int) -> dict[str, str]:
     return {"color": LINES[i % 7], "ls": ["-", "--", ":"][i // 7 % 3]}
 
 
-def _ticks(ks: np.ndarray) -> list[float]:
-    """Those K, from the largest down, whose labels have room on a logarithmic axis."""
+def _mark(axes: Axes, ks: np.ndarray) -> None:
+    """Mark those K, from the largest down, whose labels have room on a logarithmic axis."""
     ticks, span = [ks.max()], np.log(ks.max() / ks.min())
     for k in np.unique(ks)[-2::-1]:
         room = 0.012 * len(f"{k:g}{ticks[-1]:g}") + 0.01
         ticks += [k] if np.log(ticks[-1] / k) > room * span else []
-    return ticks
+    axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
+    axes.minorticks_off()
 
 
 def _legend(figure: Figure, axes: Axes, last: Mapping[str, float]) -> None:

@@ -23,7 +23,7 @@ class FlowPrior(Prior):
 
     Args:
         latent: size of the latent.
-        transforms: how many steps the flow has.
+        transforms: how many layers the flow has.
         condition: from labels to their features, or None for a prior that does not depend on them.
         step: makes one, of the size of the features, and of whether the dimensions are in reverse order.
     """
@@ -59,10 +59,7 @@ class RealNVP(FlowPrior, name="realnvp"):
     standard normal.
 
     Args:
-        latent: size of the latent.
-        transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
-        condition: from labels to their features, or None for a prior that does not depend on them.
 
     Source: Dinh, Sohl-Dickstein and Bengio 2017.
 
@@ -88,10 +85,7 @@ class MAF(FlowPrior, name="maf"):
     standard normal.
 
     Args:
-        latent: size of the latent, D.
-        transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
-        condition: from labels to their features, or None for a prior that does not depend on them.
 
     Source: Papamakarios, Pavlakou and Murray 2017.
 
@@ -117,12 +111,9 @@ class Spline(FlowPrior, name="spline"):
     dimensions, the halves in turn; draws and densities take one pass. It starts near the standard normal.
 
     Args:
-        latent: size of the latent.
-        transforms: how many layers.
         hidden: sizes of the hidden layers of each one's network.
         bins: of each spline.
         bound: where the splines end.
-        condition: from labels to their features, or None for a prior that does not depend on them.
 
     Source: Durkan et al. 2019.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..base import leading
 from ..distributions import Unexpanded, choose, pick
 from ..errors import at_least, more_than
+from ..frozen import once
 from ..networks import mlp
 from .prior import Prior, full_precision
 
@@ -36,9 +37,11 @@ class Tilted(Prior):
         """The network's number for z (..., latent): (...)."""
         return full_precision(leading(self.network, z, event_dim=1).squeeze(-1))
 
-    def draws(self) -> Tensor:
-        """Draws of N(0, I) to take an expectation by: new ones in training, the same at every call in evaluation."""
-        return torch.randn_like(self.fixed[:TRAINING]) if self.training else self.fixed
+    def normalizer(self, estimate: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `estimate` makes of draws of N(0, I): new ones in training, the same at every call in evaluation."""
+        if self.training:
+            return estimate(torch.randn_like(self.fixed[:TRAINING]))
+        return once(self, lambda: estimate(self.fixed))
 
 
 class Resampled(Tilted, name="resampled"):
@@ -75,7 +78,8 @@ class Resampled(Tilted, name="resampled"):
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
-        return TruncatedRejection(self.accept, self.accept(self.draws()).mean(), self.latent, self.truncation)
+        rate = self.normalizer(lambda draws: self.accept(draws).mean())
+        return TruncatedRejection(self.accept, rate, self.latent, self.truncation)
 
 
 class TruncatedRejection(Unexpanded):
@@ -142,8 +146,7 @@ class Energy(Tilted, name="energy"):
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
-        draws = self.draws()
-        log_normalizer = (-self.energy(draws)).logsumexp(0) - math.log(len(draws))
+        log_normalizer = self.normalizer(lambda draws: (-self.energy(draws)).logsumexp(0) - math.log(len(draws)))
         return NormalByEnergy(self.energy, log_normalizer, self.latent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import traceback
@@ -17,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..objectives import ELBO, IWAE, Objective
+from ..supports import supports_to
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
-from .setting import Broken, Subject, expect, values
+from .setting import Broken, Subject, expect, foreign_support, values
 
 LEADS = ((), (3,), (2, 3))
 STEPS = 3
@@ -67,31 +69,39 @@ def labels(s: Subject) -> str | None:
             inputs = s.inputs(*lead)[:-1]
             p = s.part(*inputs, torch.zeros(lead, dtype=torch.int64))
             _same(tuple(p.event_shape), s.event, "event with labels")
+        taken = inspect.signature(type(s.part)).parameters.get("condition")
+        keeps = taken is None or taken.default is not taken.empty
+        expect(keeps, "a condition that it takes and does not keep", "it in use", "use y, or do not take it")
         return None
     if s.condition is None and s.y is None:
         return None
     _shaken(s.part)
-    for lead in LEADS[1:]:
-        _depends(s, lead)
+    return next(filter(None, [_depends(s, lead) for lead in LEADS[1:]]), None)
+
+
+def _depends(s: Subject, lead: tuple[int, ...]) -> str | None:
+    inputs, y = s.inputs(*lead)[:-1], s.labels(*lead)
+    p = s.part(*inputs, y)
+    value = _draw(s, p, tuple(p.batch_shape))
+    others = [s.labels(*lead) for _ in range(8)]
+    if all(torch.equal(y, other) for other in others):
+        return "the examples of its condition are all alike: pass y="
+    if scores_anything(p):
+        with torch.no_grad():
+            here = p.log_prob(value)
+            depends = any(not torch.equal(here, s.part(*inputs, other).log_prob(value)) for other in others)
+        do = "use y, or leave the condition out"
+        expect(depends, "the same log_prob under other labels", "a density that depends on them", do)
+    _same(tuple(p.batch_shape), lead, "batch with labels")
     return None
 
 
-def _depends(s: Subject, lead: tuple[int, ...]) -> None:
-    inputs, y = s.inputs(*lead)[:-1], s.labels(*lead)
-    p = s.part(*inputs, y)
-    _same(tuple(p.batch_shape), lead, "batch with labels")
-    value = _draw(s, p, lead)
-    if not scores_anything(p):
-        return
-    with torch.no_grad():
-        here = p.log_prob(value)
-        others = [s.part(*inputs, s.labels(*lead)).log_prob(value) for _ in range(8)]
-    expect(
-        any(not torch.equal(here, other) for other in others),
-        "the same log_prob under other labels",
-        "a density that depends on them",
-        "use y, or leave the condition out",
-    )
+def support(s: Subject) -> str | None:
+    """What it says of where its draws, or its data, lie is known."""
+    if s.part.family == "likelihood":
+        supports_to(s.part.support)
+        return None
+    return foreign_support(s.part) or None
 
 
 def repeats(s: Subject) -> str | None:

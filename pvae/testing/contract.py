@@ -26,6 +26,7 @@ Clause = Callable[[Subject], str | None]
 CLAUSES: dict[str, Clause] = {
     "shapes": clauses.shapes,
     "labels": clauses.labels,
+    "support": clauses.support,
     "repeats": clauses.repeats,
     "alone": clauses.alone,
     "integrates": densities.integrates,

@@ -74,6 +74,9 @@ class Subject:
             return torch.randint(found.size, lead)
         if isinstance(found, Covariates):
             return torch.randn(*lead, found.size)
+        if found is not None:
+            examples = found.examples(prod(lead))[torch.randperm(prod(lead))]
+            return examples.reshape((*lead, *examples.shape[1:]))
         return None
 
     def inputs(self, *lead: int) -> tuple[Any, ...]:
@@ -181,10 +184,19 @@ def _first(family: str, part: Any, join: Any, shape: Sequence[int]) -> VAE:
     own = f"{part.family} {path_of(type(part))}: "
     if refusals and all(text.startswith(own) for text in refusals):
         raise Broken(refusals[0].removeprefix(own))
+    why = foreign_support(part) or (refusals[-1] if refusals else part.support)
     raise Broken(
-        f"found no {family} that goes with it in the registry ({refusals[-1] if refusals else part.support}), expected"
-        f" one whose draws lie in {part.support}: pass {family}="
+        f"found no {family} that goes with it in the registry ({why}), expected one whose draws lie in {part.support}:"
+        f" pass {family}="
     )
+
+
+def foreign_support(part: Part) -> str:
+    """What is to be said of where a prior or guide draws from, if no member of the registry does."""
+    known = sorted({member.support for family in ("prior", "guide") for member in members(family).values()})
+    if any(str(part.support).startswith(name) for name in known):
+        return ""
+    return f"a support of its own, '{part.support}': members draw from {', '.join(known)}"
 
 
 def _reparameterized(vae: VAE, shape: Sequence[int]) -> bool:

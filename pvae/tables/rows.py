@@ -1,0 +1,191 @@
+"""The rows of a comparison's tables, as text: what a terminal and a paper show alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..comparison import Comparison, Estimate, Measured
+from ..diagnostics import FEWEST, Paired, khat_threshold
+from ..evaluate import BOUNDS
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    quantity: str
+    label: str
+    cells: dict[str, list[str]]
+    """The lines of each model's cell, by its name; numbers as "mean +- standard error"."""
+
+
+class Table(NamedTuple):
+    """Rows that belong together."""
+
+    part: str
+    """What they are of, as `Comparison.estimates` calls it, or paired."""
+    title: str
+    names: list[str]
+    """The models that have a column."""
+    rows: list[Row]
+
+
+def label(quantity: str) -> str:
+    """How a quantity is called in a table.
+
+    >>> label("iw.500"), label("log_p - elbo"), label("khat.50")
+    ('L_500', 'log p(x) - ELBO', 'k-hat, median')
+    """
+    if " - " in quantity:
+        return " - ".join(map(label, quantity.split(" - ")))
+    first, _, rest = quantity.partition(".")
+    if first == "iw":
+        return f"L_{rest}"
+    if first == "khat":
+        return {"50": "k-hat, median", "above": "k-hat > threshold"}.get(rest, f"k-hat, {rest}%")
+    if rest and first in ("approximation", "amortization", "rate"):
+        return f"{first}, {rest.replace('_', '-')}"
+    known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)", "information": "mutual information"}
+    return known.get(quantity, quantity)
+
+
+def plus_minus(value: Estimate | Paired, form: str = "") -> tuple[str, str]:
+    """A mean and its standard error as text, the error with two significant digits.
+
+    >>> plus_minus(Estimate(-98.96123, 0.2512, 100)), plus_minus(Estimate(3.0, float("nan"), 1))
+    (('-98.96', '0.25'), ('3.000', 'nan'))
+    """
+    fine = math.isfinite(value.se) and value.se > 0
+    decimals = min(max(1 - math.floor(math.log10(value.se)), 0), 8) if fine else 3
+    return f"{value.mean:{form}.{decimals}f}", f"{value.se:.{decimals}f}"
+
+
+def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
+    """The tables of a comparison."""
+    estimates, names = {name: found.estimates(name) for name in found.models}, list(found.models)
+    about = bounds_on(found, protocol)
+    for part, title in _titles(found).items():
+        values = {name: each[part] for name, each in estimates.items() if part in each}
+        if not values:
+            continue
+        rows = [
+            Row(
+                key,
+                label(key),
+                {name: [_cell(key, each[key], protocol)] for name, each in values.items() if key in each},
+            )
+            for key in _shown(values.values())
+        ]
+        if part == "test":
+            rows.append(Row("", "active units", {name: [units(each)] for name, each in found.models.items()}))
+            rows = [*([Row("", "bounds on", {name: [about[name]] for name in names})] if about else []), *rows]
+        yield Table(part, title, names, rows)
+    if len(names) > 1:
+        title = f"less {names[0]}, paired by datum; below it wins/losses, and p of a two-sided sign test"
+        yield Table("paired", title, names[1:], list(_pairs(found, about)))
+
+
+def bounds_on(found: Comparison, protocol: dict[str, Any]) -> dict[str, str]:
+    """What each model's numbers are bounds on, where that differs: log p(x) or log p(x|y)."""
+    about = {name: protocol.get("bounds_on", {}).get(name, "") for name in found.models}
+    return about if len(set(about.values())) > 1 and protocol["numbers"] == BOUNDS else {}
+
+
+def _pairs(found: Comparison, about: dict[str, str]) -> Iterator[Row]:
+    first, *others = found.models
+    differences = found.differences()
+    every = {name: differences[name, first] for name in others}
+    if about:
+        yield Row("", "bounds on", {name: [about[name], f"less {about[first]}"] for name in others})
+    for key in _shown(every.values()):
+        cells = {}
+        for name, each in every.items():
+            if key in each:
+                pair = each[key]
+                cells[name] = [" +- ".join(plus_minus(pair, "+")), f"{pair.wins}/{pair.losses}, {_p(pair.p_value)}"]
+        yield Row(key, label(key), cells)
+
+
+def _p(value: float) -> str:
+    return f"p={value:.{1 if value < 1e-3 else 2}g}" if value >= 1e-300 else "p<1e-300"
+
+
+def _shown(values: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The quantities of any model, in order, without L_1: the ELBO, from the same draws."""
+    keys = dict.fromkeys(key for each in values for key in each)
+    return [key for key in keys if not key.endswith("iw.1")]
+
+
+def _cell(key: str, value: Estimate, protocol: dict[str, Any]) -> str:
+    if key.startswith("khat") and protocol["numbers"] != BOUNDS:
+        return "-"  # a point mass has no weights
+    if key.startswith("khat") and value.mean == -math.inf:
+        return "exact"
+    if key == "khat.above":
+        return f"{100 * value.mean:.1f}% +- {100 * value.se:.1f}%"
+    return " +- ".join(plus_minus(value))
+
+
+def units(found: Measured) -> str:
+    """How many latent dimensions are active, of all."""
+    return f"{found.test.active_units} of {len(found.test.latent_variance)}"
+
+
+def _titles(found: Comparison) -> dict[str, str]:
+    plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
+    few = f"{len(found.chosen):,} of the test data"
+    return {
+        "test": "test",
+        "train": "" if size is None else f"training, {len(size.elbo):,} data, {size.draws:,} draws each",
+        "difference": "training less test",
+        "exact": "exact",
+        "ais": ""
+        if annealing is None
+        else f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures, "
+        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; from below",
+        "gap": f"inference gap, log p(x) - ELBO, split by guides fitted to each datum alone: {few}",
+    }
+
+
+def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
+    """What the numbers are, in sentences."""
+    plan = found.plan
+    yield (
+        f"{found.size:,} test data of {protocol['data']}, {_drawn(protocol)}; nats / datum, "
+        f"mean +- standard error over the data"
+    )
+    if protocol["numbers"] != BOUNDS:
+        yield f"The numbers are {protocol['numbers']}"
+    groups = ", ".join(f"{plan.total // k:,} of K={k}" for k in plan.particles)
+    yield f"{plan.total:,} draws for each datum (seed {plan.seed}); L_K is averaged over disjoint groups: {groups}"
+    if plan.total < FEWEST:
+        yield f"Pareto k-hat is not given: it needs at least {FEWEST} draws for each datum"
+    else:
+        above = f"Pareto k-hat above the threshold, {khat_threshold(plan.total):.2f}"
+        yield f"{above}: the bounds of that datum cannot be relied on"
+    if plan.information:
+        drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
+        yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
+    yield from protocol.get("notes", ())
+    for name in found.models:
+        yield from _too_short(name, found.estimates(name))
+
+
+def _drawn(protocol: dict[str, Any]) -> str:
+    """What was made of the pixels before they were scored."""
+    dequantization = protocol.get("dequantization", "none")
+    return f"binarization {protocol['binarization']}" + (
+        f", dequantization {dequantization}" if dequantization != "none" else ""
+    )
+
+
+def _too_short(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:
+    """What cannot be, but for noise: annealing below a bound, a fitted guide below the amortized one."""
+    for part, kind, words in (
+        ("ais", " - ", "is below zero: annealing, a bound too, is the looser: raise --temperatures or --chains"),
+        ("gap", "amortization", "is below zero: the guides of each datum are not yet fitted: raise --steps"),
+    ):
+        for key, value in parts.get(part, {}).items():
+            if kind in key and value.mean < -2 * value.se:
+                yield f"{name}: {label(key)} {words}"

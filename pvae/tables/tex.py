@@ -1,0 +1,97 @@
+"""A comparison as LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import zip_longest
+from typing import Any
+
+from ..comparison import Comparison, is_bound
+from .rows import Row, Table, notes, tables
+
+
+def latex(found: Comparison, protocol: dict[str, Any]) -> str:
+    """A table for a paper, in the style of booktabs.
+
+    Bounds in bold are the highest, and those less than two standard errors of their paired difference below it.
+    """
+    names = list(found.models)
+    sections = [_section(found, table) for table in tables(found, protocol)]
+    bold = " Bold: the highest bound, and those within two standard errors of the paired difference from it."
+    caption = " ".join(f"{escape(note)}." for note in notes(found, protocol)) + (bold if len(names) > 1 else "")
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(names)}}}",
+            r"\toprule",
+            " & ".join(["", *(name.translate(_ESCAPED) for name in names)]) + r" \\",
+            r"\midrule",
+            "\n\\midrule\n".join(sections),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _section(found: Comparison, table: Table) -> str:
+    columns = 1 + len(found.models)
+    head = [] if table.part == "test" else [rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(table.title)}}}}} \\"]
+    lines = [line for row in table.rows for line in _lines(found, table.part, row)]
+    return "\n".join([*head, *lines])
+
+
+def _lines(found: Comparison, part: str, row: Row) -> list[str]:
+    """The lines of a row whose cells have several."""
+    best = _best(found, row.quantity) if part == "test" and is_bound(row.quantity) else set()
+    cells = [[_cell(line, name in best) for line in row.cells.get(name, [])] for name in found.models]
+    return [" & ".join(line) + r" \\" for line in zip_longest([escape(row.label)], *cells, fillvalue="")]
+
+
+def _cell(words: str, bold: bool) -> str:
+    mean, between, se = words.partition(" +- ")
+    if not between:
+        return escape(words)
+    percent = r"\,\%" if mean.endswith("%") else ""
+    mean, se = (_number(word.removesuffix("%")) for word in (mean, se))
+    return rf"$\mathbf{{{mean}}} \pm {se}$" if bold else rf"${mean} \pm {se}{percent}$"
+
+
+def _number(word: str) -> str:
+    return {"nan": "?", "inf": r"\infty", "-inf": r"-\infty"}.get(word, word)
+
+
+def _best(found: Comparison, key: str) -> set[str]:
+    """The models with the highest bound, and those that cannot be told from it; none where there is one model."""
+    means = {name: each.test.columns()[key].mean().item() for name, each in found.models.items()}
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    if len(found.models) < 2 or not means:
+        return set()
+    first, differences, best = max(means, key=means.__getitem__), found.differences(), {max(means, key=means.get)}
+    for name in means.keys() - {first}:
+        pair = differences.get((name, first), differences.get((first, name), {})).get(key)
+        if pair is not None and abs(pair.mean) <= 2 * pair.se:
+            best.add(name)
+    return best
+
+
+_ESCAPED = str.maketrans(
+    {char: rf"\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+)
+
+
+def escape(words: str) -> str:
+    """Text as LaTeX prints it; L_K is set as a formula, +- as its sign."""
+    parts = re.split(r"(\bL_\w+|\+-|\bk-hat\b|\blog p\(x(?:\|y)?\)|\blog N\b)", words)
+    known = {"+-": r"$\pm$", "k-hat": r"$\hat{k}$", "log N": r"$\log N$"}
+    known |= {words: rf"$\{words}$" for words in ("log p(x)", "log p(x|y)")}
+    return "".join(
+        (known.get(part) or f"$L_{{{part[2:]}}}$") if i % 2 else part.translate(_ESCAPED)
+        for i, part in enumerate(parts)
+    )
