@@ -64,7 +64,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ais", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", default=os.environ.get("PVAE_DATA", str(common.ROOT.parent / "shared" / "data")))
+    parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--temperatures", type=int, default=1000)
     parser.add_argument("--chains", type=int, default=16)

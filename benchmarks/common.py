@@ -21,6 +21,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+DATA = os.environ.get("PVAE_DATA", str(ROOT.parent / "shared" / "data"))
+"""Where MNIST lies, if nothing else is said."""
 PIXELS = 784
 PACKAGES = ("pvae", "torch", "pyro-ppl", "numpyro", "jax", "jaxlib", "numpy", "triton")
 
@@ -48,15 +50,15 @@ NETWORKS = {
 }
 
 
-def vae(network: Network) -> Any:
-    """The network as a `pvae.VAE` with a Bernoulli likelihood, on flat images."""
+def vae(network: Network, **guide: Any) -> Any:
+    """The network as a `pvae.VAE` with a Bernoulli likelihood, on flat images; and options of its guide."""
     import pvae
 
     latent, hidden, activation = network.latent, network.hidden, network.activation
     return pvae.VAE(
         pvae.Normal(latent),
         pvae.Bernoulli(pvae.MLPDecoder(latent, (PIXELS,), hidden[::-1], activation), (PIXELS,)),
-        pvae.MeanField(pvae.MLPEncoder((PIXELS,), 2 * latent, hidden, activation), latent),
+        pvae.MeanField(pvae.MLPEncoder((PIXELS,), 2 * latent, hidden, activation), latent, **guide),
     )
 
 
@@ -71,15 +73,34 @@ def images(n: int, seed: int = 0) -> np.ndarray:
 
 def mnist(folder: str, n: int, seed: int = 0) -> tuple[Any, str]:
     """The first MNIST test images, binarized by a fixed draw; synthetic ones where there is no MNIST."""
+    _, test, name = mnist_parts(folder, n)
+    return binarized(test[:n], seed), f"{name} test"
+
+
+def mnist_parts(folder: str, n: int) -> tuple[Any, Any, str]:
+    """MNIST's images for training and for testing, (N, 784), uint8, and their name; n synthetic ones if there is none.
+
+    Nothing is fetched: where a benchmark runs there may be no network.
+    """
     import torch
 
     from pvae import data
 
-    if list((Path(folder) / "MNIST" / "raw").glob("t10k-images*")):
-        grey, name = data.load("mnist", folder, validation=0.0).test.x[:n].reshape(-1, PIXELS), "MNIST test"
-    else:
-        grey, name = torch.from_numpy(images(n)), "synthetic (no MNIST found)"
-    return data.binarize(data.pixels(grey), "dynamic", torch.Generator().manual_seed(seed)), name
+    files = (f"{part}-{kind}*" for part in ("train", "t10k") for kind in ("images", "labels"))
+    if not all(any((Path(folder) / "MNIST" / "raw").glob(name)) for name in files):
+        both = torch.from_numpy(images(2 * n))
+        return both[:n], both[n:], f"synthetic images, for no MNIST was found in {folder}"
+    found = data.load("mnist", folder, validation=0.0)
+    return found.train.x.reshape(-1, PIXELS), found.test.x.reshape(-1, PIXELS), "MNIST"
+
+
+def binarized(grey: Any, seed: int = 0) -> Any:
+    """Images (N, 784), uint8, made 0 or 1 by a draw that the seed fixes; float32."""
+    import torch
+
+    from pvae import data
+
+    return data.binarize(data.pixels(grey), "dynamic", torch.Generator().manual_seed(seed))
 
 
 def choose_device(name: str) -> str:
@@ -119,7 +140,7 @@ def environment(device: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv[1:]),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("PVAE_COMMIT", ""),
         "changed": _git("status", "--porcelain", "--", "pvae", "benchmarks/*.py").splitlines(),
         "device": dict(device),
         "load": [round(value, 2) for value in os.getloadavg()],

@@ -78,7 +78,7 @@ def _seconds(run: Any) -> float:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", default=os.environ.get("PVAE_DATA", str(common.ROOT.parent / "shared" / "data")))
+    parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument(
         "--particles", type=lambda text: tuple(map(int, text.split(","))), default=(1, 5, 50, 500, 5000), metavar="K,K"

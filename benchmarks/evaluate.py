@@ -1,6 +1,7 @@
 """Peak memory and time of `pvae.evaluate.evaluate` against the number of particles K, each K in a process of its own.
 
 python -m benchmarks.evaluate --data-dir data
+python -m benchmarks.evaluate --data-dir data --network B --images 10000 --particles 5000 --repeats 3
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ def main() -> int:
     devices = [found.pop("device") for found in results]
     record = {
         "environment": common.environment(devices[0]),
-        "network": str(common.NETWORKS["A"]),
+        "network": str(common.NETWORKS[options.network]),
+        "precision": options.precision,
+        "compile": options.compile,
         "limit_mib": LIMIT,
         "results": results,
         "load_after": [round(value, 2) for value in os.getloadavg()],
     }
-    print(f"network A ({common.NETWORKS['A']}), {results[0]['images']} images, {results[0]['data']}\n")
-    columns = ["K", "MiB over the baseline", "baseline, MiB", "seconds", "IW bound, nats"]
+    print(f"{record['network']}, {options.precision}, {results[0]['images']} images, {results[0]['data']}\n")
+    columns = ["K", "MiB over the baseline", "baseline, MiB", "seconds", "again", "IW bound, nats"]
     print(common.table(columns, [_row(found) for found in results]))
     print(f"\nwritten to {common.save('evaluate', record, options.out)}")
     return 0 if all(found["over_mib"] < LIMIT for found in results) else 1
@@ -51,9 +54,13 @@ def _options() -> argparse.Namespace:
         return [int(number) for number in text.split(",")]
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", default=os.environ.get("PVAE_DATA", str(common.ROOT.parent / "shared" / "data")))
+    parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--particles", type=numbers, default=[10, 100, 1000], metavar="K,K")
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--network", choices=list(common.NETWORKS), default="A")
+    parser.add_argument("--repeats", type=int, default=0, help="of the evaluation, whose time alone is taken then")
+    parser.add_argument("--compile", choices=("off", "graph", "full"), default="graph")
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of products")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
@@ -63,7 +70,8 @@ def _options() -> argparse.Namespace:
 
 def _start(options: argparse.Namespace, particles: int) -> dict[str, Any]:
     """Measure one K in a fresh process. This one has loaded nothing: Linux counts its size in the child's peak."""
-    given = {key: getattr(options, key) for key in ("data_dir", "images", "device", "threads")}
+    passed = ("data_dir", "images", "network", "repeats", "compile", "precision", "device", "threads")
+    given = {key: getattr(options, key) for key in passed}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
     command = [sys.executable, "-m", "benchmarks.evaluate", "--child", f"--particles={particles}", *flags]
     found = subprocess.run(command, cwd=common.ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -77,16 +85,21 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
+    torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
     device, (particles,) = common.choose_device(options.device), options.particles
     x, data = common.mnist(options.data_dir, options.images)
-    x, vae = x.to(device), common.vae(common.NETWORKS["A"]).to(device)
+    x, vae = x.to(device), common.vae(common.NETWORKS[options.network]).to(device)
     evaluate(vae.model, vae.guide, x[:16], particles=[1])
-    _forget_peak(device)
-    before, peak_before = _memory(device)
-    start = perf_counter()
-    found = evaluate(vae.model, vae.guide, x, particles=[particles], seed=SEED)
-    seconds = perf_counter() - start
-    _, peak = _memory(device)
+    forget_peak(device)
+    before, peak_before = memory(device)
+
+    def timed() -> tuple[float, Any]:
+        start = perf_counter()
+        found = evaluate(vae.model, vae.guide, x, particles=[particles], seed=SEED, compile=options.compile)
+        return perf_counter() - start, found
+
+    seconds, found = timed()
+    _, peak = memory(device)
     return {
         "device": common.device_record(device),
         "data": data,
@@ -97,11 +110,12 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
         "peak_mib": peak,
         "over_mib": peak - before,
         "seconds": seconds,
+        "again": [timed()[0] for _ in range(options.repeats)],
         "iw": found.iw[particles].mean().item(),
     }
 
 
-def _forget_peak(device: str) -> None:
+def forget_peak(device: str) -> None:
     """Start the peak anew, where the system can: loading the data may have used more than evaluating does."""
     import torch
 
@@ -111,7 +125,7 @@ def _forget_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _memory(device: str) -> tuple[float, float]:
+def memory(device: str) -> tuple[float, float]:
     """In use now, and the peak up to now, MiB: of the GPU's memory on CUDA."""
     import torch
 
@@ -123,7 +137,8 @@ def _memory(device: str) -> tuple[float, float]:
 
 def _row(found: dict[str, Any]) -> list[str]:
     memory = [f"{found[key]:,.0f}" for key in ("over_mib", "baseline_mib")]
-    return [str(found["particles"]), *memory, f"{found['seconds']:.2f}", f"{found['iw']:.2f}"]
+    again = f"{min(found['again']):.2f}" if found["again"] else ""
+    return [str(found["particles"]), *memory, f"{found['seconds']:.2f}", again, f"{found['iw']:.2f}"]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def fit(options: str, threads: int) -> dict[str, Any]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Wall time and test bounds of whole fits.")
-    parser.add_argument("--data-dir", default="data", help="where MNIST lies")
+    parser.add_argument("--data-dir", default=common.DATA, help="where MNIST lies")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", help="of the JSON")
     args = parser.parse_args()

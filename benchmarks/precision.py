@@ -31,26 +31,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--networks", type=lambda text: text.split(","), default=["A", "B"])
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, before")
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
     device = common.choose_device(options.device)
     record: dict[str, Any] = {"environment": common.environment(common.device_record(device)), "networks": {}}
     for name in options.networks:
-        record["networks"][name] = found = _errors(NETWORKS[name], device)
+        record["networks"][name] = found = _errors(NETWORKS[name], device, options.steps)
         rows = [[precision, *(f"{value:.1e}" for value in errors.values())] for precision, errors in found.items()]
         print(f"\n{name}: {NETWORKS[name]}\n\n{common.table(['precision', 'loss', 'gradient'], rows)}")
-    print(f"\nwritten to {common.save('precision', record, options.out)}")
+        print(f"\nwritten to {common.save('precision', record, options.out)}", flush=True)
     return 0
 
 
-def _errors(network: Network, device: str) -> dict[str, dict[str, float]]:
+def _errors(network: Network, device: str, steps: int) -> dict[str, dict[str, float]]:
     """Relative errors of the loss, and of the gradient as ||g - g64|| / ||g64||, by precision."""
     torch.manual_seed(0)
     vae = common.vae(network).to(device)
     objective = pvae.ELBO() if network.particles == 1 else pvae.IWAE(network.particles)
     svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), objective)
     data = torch.from_numpy(common.images(10_000)).to(device)
-    rows = torch.randint(len(data), (STEPS, network.batch), device=device)
+    rows = torch.randint(len(data), (steps, network.batch), device=device)
     for _ in svi.run(rows, data, prepare=partial(binarize, mode="dynamic")):
         pass
     x = binarize(data[rows[0]], "dynamic")

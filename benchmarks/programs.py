@@ -285,8 +285,8 @@ def main() -> int:
         agree &= (max(losses) - min(losses)) <= options.tolerance * abs(losses[0])
         _show(name, result)
         record["programs"][name] = result
-    record["load_after"] = [round(value, 2) for value in os.getloadavg()]
-    print(f"\nwritten to {common.save('programs', record, options.out)}")
+        record["load_after"] = [round(value, 2) for value in os.getloadavg()]
+        print(f"\nwritten to {common.save('programs', record, options.out)}", flush=True)
     return 0 if agree else 1
 
 

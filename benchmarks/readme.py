@@ -9,6 +9,8 @@ import json
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, table
+from benchmarks.figures import FIGURES
+from benchmarks.plan import PARTS
 
 BEGIN, END = "<!-- measured: python -m benchmarks.readme -->", "<!-- end of measured -->"
 
@@ -86,6 +88,18 @@ def frey(result: dict[str, Any]) -> str:
     )
 
 
+def on_gpu() -> str:
+    """What was found on a GPU, from the newest results there are of each part; nothing where there are none."""
+    found = {name: max(RESULTS.glob(f"{name}-cuda-20*.json"), default=None) for name in PARTS}
+    records = {name: json.loads(path.read_text()) for name, path in found.items() if path}
+    shown = {name: record for name, record in records.items() if PARTS[name].module in FIGURES}
+    if not shown:
+        return ""
+    rows = [[figure, value] for name in shown for figure, _, value in FIGURES[PARTS[name].module](shown[name])]
+    places = "; ".join(dict.fromkeys(where(record) for record in shown.values()))
+    return f"On a GPU (`python -m benchmarks.gpu`; {places}):\n\n{table(['', 'found'], rows)}\n\n"
+
+
 def _ratios(result: dict[str, Any], who: str, other: str) -> str:
     """Of two contestants' times, by network."""
     found = {name: network["contestants"] for name, network in result["networks"].items()}
@@ -138,7 +152,7 @@ The time of a step under each gradient estimator, IWAE on network B, over `repar
 {where(estimators)}):
 {", ".join(f"`{name}` {t['ratio']:.2f}" for name, t in estimators["timings"].items() if name != "reparam")}.
 
-{END}"""
+{on_gpu()}{END}"""
 
 
 def main() -> None:

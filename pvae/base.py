@@ -7,7 +7,7 @@ import inspect
 import sys
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -287,7 +287,7 @@ def _param(value: Tensor, **_: Any) -> Tensor:
     return value
 
 
-def leading(module: nn.Module, x: Tensor, event_dim: int) -> Tensor:
+def leading(module: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Tensor:
     """Apply a module that knows one batch dimension to x (*leading, *event): (*leading, *output).
 
     >>> import torch

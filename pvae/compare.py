@@ -176,7 +176,7 @@ def _plan(found: argparse.Namespace) -> Plan:
         subset=whole("subset"),
         steps=whole("steps"),
         seed=whole("seed", 0),
-        chunk=whole("eval-chunk", 128),
+        chunk=None if found.eval_chunk is None else whole("eval-chunk", 128),
     )
 
 
@@ -294,7 +294,7 @@ def _parser() -> cli.Parser:
         "arviz opens .nc), .png, .pdf, .svg (bound against K), .khat.png, .khat.pdf, .khat.svg (k-hat of the data)",
     )
     add("--seed", default="0", metavar="SEED", help="of the draws and choices (default: 0)")
-    add("--eval-chunk", default="4096", metavar="N", help="pairs of particle and datum scored at once")
+    add("--eval-chunk", metavar="N", help="pairs of particle and datum scored at once; by default as the device wants")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
     group = parser.add_argument_group("log p(x), and what the bound lacks of it")
     group.add_argument("--ais", action="store_true", help="annealed importance sampling beside the bounds")

@@ -70,7 +70,7 @@ class Plan:
         subset: how many test data these two are for, chosen by the seed.
         steps: of the fit of each such guide.
         seed: of draws and choices.
-        chunk: how many pairs of a particle and a datum are scored at once.
+        chunk: how many pairs of a particle and a datum are scored at once; as `evaluate`'s.
 
     Raises:
         InputError: no K, or one below 1 or named twice; fewer draws than the largest K; an unknown family; other
@@ -90,7 +90,7 @@ class Plan:
     subset: int = 100
     steps: int = 1000
     seed: int = 0
-    chunk: int = 4096
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("particles", "train_particles"):

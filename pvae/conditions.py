@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .base import Member, leading, path_of
 from .errors import InputError
-from .networks import Decoder, Encoder
+from .networks import Decoder, Encoder, split
 
 
 class Condition(Member, nn.Module, family="condition"):
@@ -237,7 +238,17 @@ class ConditionedDecoder(Decoder):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Latents (..., latent) and labels, that broadcast against them on the left, to (..., *shape)."""
-        return leading(self.network, torch.cat([z, _beside(self.condition(y), z.shape[:-1])], -1), event_dim=1)
+        return leading(self.network, self._given(z, y), event_dim=1)
+
+    def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:  # noqa: D102
+        found = split(self.network)
+        if found is None:
+            return None
+        body, last = found
+        return lambda z, y=None: leading(body, self._given(z, y), event_dim=1), last
+
+    def _given(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return torch.cat([z, _beside(self.condition(y), z.shape[:-1])], -1)
 
     def center(self, value: Tensor) -> None:  # noqa: D102
         self.network.center(value)

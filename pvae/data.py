@@ -145,7 +145,7 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
     if mode == "threshold":
         return (pixels(x) > 0.5).to(torch.float32)
     if x.dtype == torch.uint8:  # 1 with probability x / 255, without a float for each pixel
-        return (torch.empty_like(x).random_(255, generator=generator) < x).to(torch.float32)
+        return (torch.randint(255, x.shape, generator=generator, dtype=x.dtype, device=x.device) < x).to(torch.float32)
     return torch.bernoulli(x, generator=generator)
 
 

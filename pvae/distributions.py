@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -15,6 +16,8 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
+
+from . import kernels
 
 
 class DiagonalNormal(dist.Independent):
@@ -98,6 +101,70 @@ class IndependentBernoulli(dist.Independent):
             return super().log_prob(value)
         logits, value = torch.broadcast_tensors(self.base_dist.logits, value)
         return sum_rightmost(_BernoulliLogProb.apply(logits, value), len(self.event_shape))
+
+
+class BernoulliOfLinear(IndependentBernoulli):
+    """An `IndependentBernoulli` of a linear layer's outputs, which it scores without writing them: see `pvae.kernels`.
+
+    Logits are made where something else is asked of it. Parameters are not validated.
+
+    Args:
+        hidden: (..., H), what the layer is applied to.
+        layer: from H to as many numbers as an event has.
+        shape: of an event.
+        precision: of the product where logits are not written, see `pvae.kernels.log_prob`.
+
+    >>> p = BernoulliOfLinear(torch.zeros(3, 5), nn.Linear(5, 4), (2, 2), "tf32")
+    >>> p.log_prob(torch.ones(2, 2)).shape, p.mean.shape
+    (torch.Size([3]), torch.Size([3, 2, 2]))
+    """
+
+    has_rsample = False
+    _validate_args = False
+
+    def __init__(self, hidden: Tensor, layer: nn.Linear, shape: Sequence[int], precision: str) -> None:
+        self.hidden, self.layer, self.precision = hidden, layer, precision
+        self.reinterpreted_batch_ndims = len(shape)
+        torch.distributions.Distribution.__init__(self, hidden.shape[:-1], torch.Size(shape))
+
+    @cached_property
+    def base_dist(self) -> dist.Bernoulli:  # type: ignore[override]
+        """The distribution of each pixel."""
+        logits = self.layer(self.hidden)
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits  # under autocast
+        return dist.Bernoulli(logits=logits.reshape(self.batch_shape + self.event_shape))
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]  # noqa: D102
+        return not self.event_shape
+
+    @property
+    def support(self) -> constraints.Constraint:  # noqa: D102
+        return constraints.independent(constraints.boolean, len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        if self._validate_args:
+            self._validate_sample(value)
+        data = self._data(value)
+        if data is None or torch._C._functorch.peek_interpreter_stack() is not None:
+            return super().log_prob(value)
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        found = kernels.log_prob(hidden, self.layer.weight, self.layer.bias, data, self.precision)
+        return found.reshape(self.batch_shape)
+
+    def _data(self, value: Tensor) -> Tensor | None:
+        """The value as (B, D), repeated along what the batch has on the left of B; None where it is not so."""
+        left = value.dim() - len(self.event_shape)
+        if not 0 <= left <= len(self.batch_shape) or value.shape[left:] != self.event_shape:
+            return None
+        lead = value.shape[:left]
+        while lead[:1] == (1,):
+            lead = lead[1:]
+        if lead != self.batch_shape[len(self.batch_shape) - len(lead) :]:
+            return None
+        if value.dtype != torch.float32 or value.requires_grad:
+            return None
+        return value.reshape(-1, self.event_shape.numel())
 
 
 class _BernoulliLogProb(torch.autograd.Function):

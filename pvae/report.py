@@ -15,7 +15,7 @@ from . import weights
 from .checkpoints import disk
 from .data import Split, pixels
 from .errors import InputError
-from .evaluate import Evaluation, evaluate
+from .evaluate import CHUNK, Evaluation, evaluate, of_device
 from .pace import pace
 from .priors import Prior
 from .runs import Run, protocol, write_results
@@ -109,7 +109,7 @@ def attributes(summary: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def results(
-    vae: Autoencoder, split: Split, found: Evaluation, seed: int, chunk: int
+    vae: Autoencoder, split: Split, found: Evaluation, seed: int, chunk: int | None
 ) -> dict[str, dict[str, tuple[tuple[str, ...], Tensor]]]:
     """The arrays of a results file: bounds of every test datum, draws and reconstructions of the first of them."""
     x = pixels(split.x)[:SHOWN]
@@ -117,7 +117,7 @@ def results(
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
         drawn = weights.draw(vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
-    parts = drawn.parts(max(1, chunk // len(x)))
+    parts = drawn.parts(max(1, (chunk or of_device(CHUNK, x)) // len(x)))
     scored = [weights.split(weights.score(vae.model, part, x, y)) for part in parts]
     terms = LogWeights(*(torch.cat(term) for term in zip(*scored, strict=True)))
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))

@@ -5,11 +5,33 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from emulated_cuda import emulated
 
 import pvae
 from pvae import base
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and workers would fight
+
+
+def pytest_generate_tests(metafunc):
+    """Tests of a CUDA device run on one; where there is none, on one that is emulated, if that can do it."""
+    marks = [mark for mark in metafunc.definition.iter_markers() if mark.name == "cuda"]
+    if marks:
+        there = torch.cuda.is_available()
+        real = pytest.param(False, id="real", marks=pytest.mark.skipif(not there, reason="no CUDA device"))
+        other = pytest.param(True, id="emulated", marks=pytest.mark.skipif(there, reason="there is a CUDA device"))
+        every = [real, other] if marks[0].kwargs.get("emulated", True) else [real]
+        metafunc.parametrize("cuda", every, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def cuda(request):
+    """The emulated device; None on a real one, and in a test that asks for none."""
+    if not getattr(request, "param", False):
+        yield None
+        return
+    with emulated() as device:
+        yield device
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +52,6 @@ def _seeded():
     pyro.clear_param_store()
     base._scopes.clear()  # a module of another test that is still alive would make this one's names "guide2"
     torch.manual_seed(0)
-
-
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture

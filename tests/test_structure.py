@@ -16,7 +16,8 @@ ROOMS = {
     "errors": set(),
     "bounds": {"errors"},
     "svi": set(),
-    "distributions": set(),
+    "kernels": set(),
+    "distributions": {"kernels"},
     "sources": {"errors"},
     "supports": {"errors"},
     "data": {"errors", "sources", "supports"},
@@ -32,7 +33,7 @@ ROOMS = {
     "flows": {"errors", "networks"},
     "sphere": {"errors"},
     "priors": {"errors", "base", "conditions", "discrete", "distributions", "flows", "frozen", "networks", "sphere"},
-    "likelihoods": {"errors", "base", "conditions", "distributions", "networks"},
+    "likelihoods": {"errors", "base", "conditions", "distributions", "kernels", "networks"},
     "guides": {"errors", "base", "conditions", "discrete", "distributions", "flows", "sphere"},
     "noise": set(),
     "frozen": set(),
@@ -91,6 +92,7 @@ ONLY_IN = {
     "safetensors": {"checkpoints"},
     "yaml": {"config"},
     "zuko": {"flows"},
+    "triton": {"kernels"},
 }
 PRINTS = {"cli", "fit", "sample", "compare", "gradients", "parts", "progress", "__main__"}
 

@@ -319,6 +319,37 @@ def test_no_memory_for_a_graph_means_eager_steps(new_vae, x, monkeypatch):
     monkeypatch.setattr(graphs.Graph, "heads", full)
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh(check_every=10)) == expected
-    monkeypatch.setattr(graphs, "record", lambda *_: full())
+    monkeypatch.setattr(graphs, "record", lambda *_, **__: full())
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh()) == expected
+
+
+def test_rows_are_looked_at_when_their_step_is_near():
+    looked = []
+
+    def rows():
+        for i in range(1000):
+            looked.append(i)
+            yield torch.tensor([0, 1])
+
+    svi = pvae.SVI(regression, regression_guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    next(svi.run(rows(), torch.randn(4, 3)))
+    assert len(looked) <= graphs.BLOCK
+
+
+def test_a_graph_is_compiled_in_the_precision_of_the_steps(monkeypatch):
+    seen = []
+
+    def compiled(graph, inputs):
+        seen.append(torch.get_float32_matmul_precision())
+        return graph
+
+    monkeypatch.setattr(graphs.replay, "compiled", compiled)
+    for precision in ("tf32", "float32"):
+        pyro.clear_param_store()
+        optim = pyro.optim.Adam({"lr": 0.1})
+        svi = pvae.SVI(regression, regression_guide, optim, Trace_ELBO(), compile="full", precision=precision)
+        for _ in range(3):
+            svi.step(torch.randn(4, 3))
+    assert seen == ["high", "highest"]
+    assert torch.get_float32_matmul_precision() == "highest"

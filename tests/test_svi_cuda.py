@@ -1,6 +1,8 @@
 """Steps captured as CUDA graphs: the eager steps' numbers, fresh random numbers, late errors, no waiting."""
 
 import copy
+import gc
+import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -131,6 +133,19 @@ def test_ten_steps_in_one_graph_are_ten_steps(schedule, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_arguments_may_lie_in_memory_as_they_like(mode):
+    def fit(mode):
+        net, svi = fresh(mode)
+        svi.guide = quiet(net)
+        losses = [float(svi.step(data()[:4].t())) for _ in range(5)] + [float(svi.step(data()[::2])) for _ in range(5)]
+        return losses, svi
+
+    losses, svi = fit(mode)
+    assert losses == pytest.approx(fit("off")[0], rel=1e-4)
+    assert kinds(svi) == [mode, "graph"]
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("together", [False, True])
 def test_random_numbers_are_fresh_in_each_replay(mode, together):
     _, svi = fresh(mode, pyro.optim.SGD({"lr": 0.0}))
@@ -152,8 +167,7 @@ def test_a_replay_is_reproducible_from_the_generators_state(mode):
     assert fit() == fit()
 
 
-@pytest.mark.parametrize("check_every", [1, 5, 100])
-@pytest.mark.parametrize("at", [3, 7, 25])
+@pytest.mark.parametrize(("at", "check_every"), [(3, 1), (3, 100), (7, 5), (25, 5), (25, 100)])
 def test_a_loss_that_is_not_a_number_is_named_with_its_step_and_site(at, check_every):
     net, svi = fresh(check_every=check_every)
     batches = [data() for _ in range(40)]
@@ -267,8 +281,8 @@ def test_an_annealing_factor_that_is_a_number_is_replayed_without_waiting():
 
 
 @pytest.mark.parametrize("program", ["our ELBO", "our IWAE", "convolutional"])
-def test_programs_that_follow_their_data_to_the_device_train(program):
-    ends = {}
+def test_programs_that_follow_their_data_to_the_device_train(program, cuda):
+    ends, steps = {}, 200 if cuda is None else 30
     for mode in ("off", "graph"):
         pyro.clear_param_store()
         base._scopes.clear()
@@ -277,8 +291,8 @@ def test_programs_that_follow_their_data_to_the_device_train(program):
         model.__self__.cuda()
         svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss, compile=mode)
         args = [a.cuda() for a in args]
-        losses = [float(svi.step(*args)) for _ in range(200)]
-        ends[mode] = sum(losses[-50:]) / 50
+        losses = [float(svi.step(*args)) for _ in range(steps)]
+        ends[mode] = sum(losses[-steps // 4 :]) / (steps // 4)
     assert ends["graph"] == pytest.approx(ends["off"], rel=0.05)
 
 
@@ -292,3 +306,289 @@ def test_memory_does_not_grow_with_the_steps():
         svi.step(data())
     svi.check()
     assert torch.cuda.memory_allocated() <= before + 100 * 40 * 4 * 4 * 2
+
+
+@pytest.mark.parametrize("mode", ["off", *MODES])
+def test_products_are_in_the_precision_that_is_asked_for(mode, cuda):
+    if cuda is not None:
+        pytest.skip("a CPU has no tf32")
+    generator = torch.Generator().manual_seed(3)
+    x, w, signs = (torch.randn(256, 256, generator=generator).cuda() for _ in range(3))
+    exact = (x.double() @ w.double() * signs.double()).sum().item()
+
+    def error(precision):
+        pyro.clear_param_store()
+        svi = pvae.SVI(
+            lambda x: pyro.param("w", w),
+            lambda x: None,
+            pyro.optim.SGD({"lr": 0.0}),
+            lambda model, guide, x: (x @ model(x) * signs).sum(),
+            compile=mode,
+            precision=precision,
+        )
+        return max(abs(float(svi.step(x)) - exact) for _ in range(4)), captures(svi)
+
+    (plain, _), (rough, made) = error("float32"), error("tf32")
+    assert plain < 0.05 < rough
+    assert bool(made) == (mode != "off")
+
+
+# What a replay costs beside itself ------------------------------------------------------------------------------------
+
+
+def emulated_only(cuda):
+    if cuda is None:
+        pytest.skip("what is counted or made to fail here is emulated")
+
+
+@pytest.mark.parametrize("schedule", [None, lambda step: 0.9**step])
+def test_a_block_of_steps_is_three_launches_and_four_with_a_schedule(schedule, cuda):
+    emulated_only(cuda)
+    _, svi = fresh(schedule=schedule, check_every=1000)
+    run = svi.run([torch.arange(20, device="cuda")] * 40, data())
+    while svi.steps < 20:
+        next(run)
+    cuda.launches.clear()
+    losses = next(run)
+    assert len(losses) == 10
+    assert cuda.launches == ["stack", *(["copy_"] if schedule else []), "replay", "clone"]
+
+
+@pytest.mark.parametrize("schedule", [None, lambda step: 0.9**step])
+def test_a_step_is_three_launches_and_four_with_a_schedule(schedule, cuda):
+    emulated_only(cuda)
+    _, svi = fresh(schedule=schedule, check_every=1000)
+    x = data()
+    for _ in range(12):
+        svi.step(x)
+    cuda.launches.clear()
+    svi.step(x)
+    assert cuda.launches == ["stack", *(["copy_"] if schedule else []), "replay", "clone"]
+
+
+def test_losses_are_on_the_device_from_the_first_step():
+    _, svi = fresh()
+    assert {losses.device.type for losses in svi.run([torch.arange(20, device="cuda")] * 21, data())} == {"cuda"}
+
+
+def test_large_arguments_are_not_kept_for_long(monkeypatch):
+    _, svi = fresh()
+    x = data()
+    monkeypatch.setattr(pvae.svi.unseen, "HELD", 5 * x.nbytes)
+    for _ in range(17):
+        svi.step(data())
+        assert len(svi._unseen) <= 5
+
+
+# Memory that is not there ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("room", [0, 10, 60])
+def test_steps_are_eager_where_memory_is_lacking_for_a_graph(room, together, cuda, monkeypatch):
+    emulated_only(cuda)
+
+    def fit(mode):
+        net, svi = fresh(mode, pyro.optim.Adam({"lr": 0.01}))
+        svi.guide = quiet(net)
+        rows = [torch.arange(20, device="cuda") + (i % 20) for i in range(25)]
+        take = svi.run(rows, data()) if together else (svi.step(data()[some]) for some in rows)
+        return [float(value) for losses in take for value in (losses if together else [losses])], values(net)
+
+    made, held, own = [], [], pvae.svi.replay.Captured.__init__
+
+    def noted(self, *args):
+        made.append(weakref.ref(self))
+        own(self, *args)
+
+    monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", noted)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(made[-1]() is not None))
+    expected, wanted = fit("off")
+    cuda.room = room
+    with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left on the device for a graph"):
+        found, reached = fit("graph")
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert_close(reached, wanted)
+    assert held == [False], "what failed was still held when memory was given back"
+
+
+def test_memory_that_lacks_for_a_second_graph_undoes_nothing(cuda):
+    """The steps since the last look are taken again, eagerly, and the one that failed after them."""
+    emulated_only(cuda)
+
+    def fit(mode):
+        net, svi = fresh(mode)
+        svi.guide = quiet(net)
+        for size in [40] * 15 + [20] * 5 + [40] * 3:
+            if size == 20 and svi._unseen:
+                cuda.room = 10
+            svi.step(data()[:size])
+        svi.check()
+        return values(net), svi.steps
+
+    expected, _ = fit("off")
+    with pytest.warns(UserWarning, match="no memory is left"):
+        found, steps = fit("graph")
+    assert steps == 23
+    assert_close(found, expected)
+
+
+# Tensors on the CPU ---------------------------------------------------------------------------------------------------
+
+
+def with_factor(net, factor):
+    """The model scaled by what a function of the second argument says."""
+
+    def model(x, beta):
+        with pyro.poutine.scale(scale=factor(beta, x)):
+            net.model(x)
+
+    return model, lambda x, beta: quiet(net)(x)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda beta, x: beta,
+        lambda beta, x: beta.to(x.device),
+        lambda beta, x: (beta * torch.tensor(2.0)).to(x),
+        lambda beta, x: beta * torch.ones(3).to(x.device).sum(),
+        lambda beta, x: beta * x.new_ones(5)[torch.tensor([0, 3])].mean(),
+    ],
+)
+def test_a_number_on_the_cpu_is_read_at_each_step(factor):
+    def fit(mode):
+        net, svi = fresh(mode)
+        svi.model, svi.guide = with_factor(net, factor)
+        return [float(svi.step(data(), torch.tensor(1 / (1 + step)))) for step in range(20)], svi
+
+    losses, svi = fit("graph")
+    assert losses == pytest.approx(fit("off")[0], rel=1e-4)
+    assert "graph" in kinds(svi)
+
+
+def test_a_number_alone_is_read_at_each_step():
+    """Without a tensor beside it, to say where it is."""
+    x = data()
+
+    def fit(mode):
+        net, svi = fresh(mode)
+        model, guide = with_factor(net, lambda beta, x: beta)
+        svi.model, svi.guide = lambda beta: model(x, beta), lambda beta: guide(x, beta)
+        return [float(svi.step(1 / (1 + step))) for step in range(20)], svi
+
+    losses, svi = fit("graph")
+    assert losses == pytest.approx(fit("off")[0], rel=1e-4)
+    assert "graph" in kinds(svi)
+
+
+def test_a_tensor_on_the_cpu_that_a_program_holds_is_read_again_when_it_has_changed():
+    def fit(mode):
+        net, svi = fresh(mode)
+        held = torch.tensor(1.0)
+        svi.model, svi.guide = with_factor(net, lambda beta, x: held)
+        losses = [float(svi.step(data(), None)) for _ in range(12)]
+        held.fill_(0.25)
+        return losses + [float(svi.step(data(), None)) for _ in range(3)]
+
+    assert fit("graph") == pytest.approx(fit("off"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda beta, x: torch.rand(()) + 1,
+        lambda beta, x: torch.rand(3).to(x).sum() + 1,
+        lambda beta, x: x.mean().cpu().abs().to(x) + 1,
+    ],
+)
+def test_work_on_the_cpu_within_a_step_runs_eagerly(factor):
+    def fit(mode):
+        net, svi = fresh(mode)
+        svi.model, svi.guide = with_factor(net, factor)
+        return [float(svi.step(data(), None)) for _ in range(12)]
+
+    expected = fit("off")
+    with pytest.warns(
+        UserWarning, match="the program runs eagerly: it cannot be traced: torch's '.*' works on the CPU"
+    ):
+        assert fit("graph") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_singular_matrix_is_told_late():
+    def fit(check_every):
+        net, svi = fresh(check_every=check_every)
+        weight = torch.eye(2, device="cuda")
+        svi.model, svi.guide = with_factor(net, lambda beta, x: torch.linalg.cholesky(weight * beta)[0, 0])
+        good, bad = torch.ones((), device="cuda"), -torch.ones((), device="cuda")
+        for step in range(20):
+            svi.step(data(), bad if step == 14 else good)
+        svi.check()
+
+    with pytest.raises(torch.linalg.LinAlgError):
+        fit(100)
+
+
+def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
+    def fit(mode):
+        _, svi = fresh(mode)
+        return [float(svi.step(data())) for _ in range(12)]
+
+    expected, own = fit("off"), pvae.svi.replay.Captured.__init__
+
+    def waits(self, forward, *args):
+        def reading(*inputs):
+            if torch.cuda.is_current_stream_capturing():
+                inputs[0].sum().item()
+            return forward(*inputs)
+
+        own(self, reading, *args)
+
+    monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", waits)
+    with pytest.warns(UserWarning, match="it cannot be traced: a CUDA graph cannot hold it: CUDA error: operation"):
+        assert fit("graph") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", "highest"), ("tf32", "high")])
+def test_products_are_captured_in_the_precision_asked_for(precision, expected, monkeypatch):
+    seen, own = set(), pvae.svi.replay._captured
+
+    def captured(*args):
+        seen.add(torch.get_float32_matmul_precision())
+        return own(*args)
+
+    monkeypatch.setattr(pvae.svi.replay, "_captured", captured)
+    _, svi = fresh(precision=precision)
+    for _ in range(3):
+        svi.step(data())
+    assert seen == {expected}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
+    from pvae.svi.replay import replayed
+
+    def function(x):
+        return x * torch.tensor([1.0, 2.0, 3.0], device="cuda"), torch.rand(3, device="cuda")
+
+    before = torch.cuda.get_rng_state()
+    replay = replayed(function, torch.ones(3, device="cuda"))
+    gc.collect()
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    for factor in (1.0, 5.0):
+        product, noise = (value.tolist() for value in replay(torch.full((3,), factor, device="cuda")))
+        assert product == [factor, 2 * factor, 3 * factor]
+        assert noise != replay(torch.ones(3, device="cuda"))[1].tolist()
+
+
+def test_a_function_that_finds_no_memory_is_not_replayed(cuda):
+    from pvae.svi.replay import replayed
+    from pvae.svi.values import Untraceable
+
+    emulated_only(cuda)
+    cuda.room = 0
+    with pytest.raises(Untraceable, match="no memory is left on the device for a graph"):
+        replayed(lambda x: (x + 1,), torch.ones(3, device="cuda"))

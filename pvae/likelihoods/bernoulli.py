@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor
 
-from ..distributions import IndependentBernoulli
-from ..networks import Decoder
+from .. import kernels
+from ..distributions import BernoulliOfLinear, IndependentBernoulli
+from ..networks import Decoder, split
 from .likelihood import Likelihood
 
 
@@ -28,7 +29,19 @@ class Bernoulli(Likelihood, name="bernoulli"):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z): batch shape (...), event shape `shape`."""
-        return IndependentBernoulli(self.decode(z, y), len(self.shape))
+        fused = self._fused(z, y)
+        return IndependentBernoulli(self.decode(z, y), len(self.shape)) if fused is None else fused
+
+    def _fused(self, z: Tensor, y: Tensor | None) -> dist.Distribution | None:
+        """The same, whose logits are not written; None where they are to be."""
+        found = split(self.decoder)
+        if found is None or found[1].out_features != self.shape.numel():
+            return None
+        body, last = found
+        precision = kernels.choose(z.shape[:-1].numel(), last, z.device)
+        if precision is None:
+            return None
+        return BernoulliOfLinear(self._applied(body, z, y), last, self.shape, precision)
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the decoder's last bias at the logit of the training mean, clipped to [0.001, 0.999].

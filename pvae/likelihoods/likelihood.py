@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -56,8 +56,7 @@ class Likelihood(Part, family="likelihood"):
 
         (..., *shape), or (..., outputs, *shape) where there are several for each pixel.
         """
-        takes_labels = isinstance(self.decoder, ConditionedDecoder)
-        out = self.decoder(z, y) if takes_labels else leading(self.decoder, z, event_dim=1)
+        out = self._applied(self.decoder, z, y)
         shape = decoded_shape(self.shape, self.outputs)
         if out.shape[z.dim() - 1 :].numel() != prod(shape):
             raise InputError(
@@ -66,6 +65,11 @@ class Likelihood(Part, family="likelihood"):
             )
         out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
         return out.reshape((*z.shape[:-1], *shape))
+
+    def _applied(self, network: Callable[..., Tensor], z: Tensor, y: Tensor | None) -> Tensor:
+        """The decoder, or something that is called as it is, applied to latents and labels."""
+        takes_labels = isinstance(self.decoder, ConditionedDecoder)
+        return network(z, y) if takes_labels else leading(network, z, event_dim=1)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z) or p(x|z, y): batch shape (...), event shape `shape`."""

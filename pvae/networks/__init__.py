@@ -5,7 +5,7 @@ Every network takes any number of leading dimensions.
 
 from .convolution import ConvDecoder, ConvEncoder
 from .gated import GatedDecoder, GatedEncoder, gated_mlp
-from .network import ACTIVATIONS, Activation, Decoder, Encoder, Log1pEncoder, mlp
+from .network import ACTIVATIONS, Activation, Decoder, Encoder, Log1pEncoder, mlp, split
 from .perceptron import MLPDecoder, MLPEncoder
 from .residual import ResNetDecoder, ResNetEncoder
 
@@ -25,4 +25,5 @@ __all__ = [
     "ResNetEncoder",
     "gated_mlp",
     "mlp",
+    "split",
 ]

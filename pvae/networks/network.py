@@ -95,9 +95,49 @@ class Decoder(Member, nn.Module, family="decoder"):
         super().__init__()
         self.inputs, self.shape = inputs, tuple(shape)
 
+    def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:
+        """What it does before its last layer, and that layer, where its numbers are a linear layer's, in their order.
+
+        It holds for the `forward` of the class that says it, see `split`.
+        """
+        return None
+
     def center(self, value: Tensor) -> None:
         """Start the last bias at value, which broadcasts to `shape`: the output's mean before training."""
         raise NotImplementedError
+
+
+def split(network: nn.Module) -> tuple[Callable[..., Tensor], nn.Linear] | None:
+    """What a network does before its last layer, and that layer: together they do what a call of the network does.
+
+    None where that is not known: its last layer is not linear, a subclass has a `forward` of its own, or hooks wait
+    for a call of the network or of its last layer, which would not be called.
+
+    >>> body, last = split(mlp(4, [8], 2))
+    >>> body(torch.zeros(3, 4)).shape, last.out_features
+    (torch.Size([3, 8]), 2)
+    """
+    if _watched(network):
+        return None
+    if type(network) is nn.Sequential and len(network) > 1:
+        last = network[-1]
+        return None if type(last) is not nn.Linear or _watched(last) else (lambda x: network[:-1](x), last)
+    known = isinstance(network, Decoder) and _origin(type(network), "forward") is _origin(type(network), "split")
+    return network.split() if known else None  # type: ignore[operator]
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its class's `forward`."""
+    own = "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__ or module._compiled_call_impl
+    return bool(own or any(getattr(module, name) for name in HOOKS) or nn.modules.module._has_any_global_hook())
+
+
+def _origin(cls: type, name: str) -> type:
+    """The class that a class has a method from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
@@ -128,6 +168,9 @@ class FlatDecoder(Decoder):
     def forward(self, z: Tensor) -> Tensor:
         """(..., inputs) to (..., *shape)."""
         return self.layers(z).reshape(*z.shape[:-1], *self.shape)
+
+    def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:  # noqa: D102
+        return split(self.layers)
 
     def center(self, value: Tensor) -> None:  # noqa: D102
         last: nn.Linear = self.layers[-1]  # type: ignore[assignment]

@@ -19,10 +19,18 @@ def of(precision: str, device: str) -> Iterator[None]:
     ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     torch.bfloat16
     """
-    if precision == "bf16":
-        with torch.autocast(device, torch.bfloat16):
-            yield
-        return
+    with torch.autocast(device, torch.bfloat16) if precision == "bf16" else products(precision):
+        yield
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Within it products of float32 are done so; it holds when a graph is compiled and when it is captured.
+
+    >>> with products("tf32"):
+    ...     torch.get_float32_matmul_precision()
+    'high'
+    """
     before = torch.get_float32_matmul_precision()
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from .parameters import random_state, set_random_state
+from .placement import placed
 from .tracing import lifted, record, saved_by_fusion
+from .values import Untraceable
 
 Forward = Callable[..., tuple[Tensor, ...]]
-"""From a call's inputs to the head (2,), loss and norm of the gradient, and the gradients."""
+"""From a call's inputs to the head, losses and norm of the gradient in one tensor, and the gradients."""
 Update = Callable[..., Any]
 """From the head and the gradients to changed parameters."""
 
@@ -28,7 +34,11 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         import torch._inductor.config as inductor
         from torch._inductor.compile_fx import compile_fx
 
-        with inductor.patch(fallback_random=True, reorder_for_locality=False):
+        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
+        chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
+        if any(value.is_cuda for value in constants):
+            chosen |= {"deterministic": True, "shape_padding": False}
+        with inductor.patch(chosen):
             # a compiled function is built at its first call; what it does is undone with all else that building did
             run = compile_fx(module, [*constants, *inputs])
             run(*constants, *inputs)
@@ -40,11 +50,11 @@ class Captured:
 
     Args:
         forward: see `Forward`; no part of it waits for the device.
-        update: see `Update`; likewise. None where it is run by the caller, on `gradients`: for a block of one.
-        inputs: of one step, an example; copied.
+        update: see `Update`; likewise. None where it is run by the caller: for a block of one.
+        inputs: of one step, an example; on the device.
         rates: the learning rates (groups,) that the update reads, where they have a schedule.
         block: how many steps.
-        device: where.
+        pool: the memory that this graph works in, as others do that are replayed before or after it.
     """
 
     def __init__(
@@ -54,78 +64,142 @@ class Captured:
         inputs: Sequence[Tensor],
         rates: Tensor | None,
         block: int,
-        device: torch.device,
+        pool: Any = None,
     ) -> None:
         self.inputs = [torch.stack([value] * block) for value in inputs]
         self.rates = None if rates is None else torch.stack([rates] * block)
-        self.heads = torch.zeros(block, 2, device=device)
+        self.heads = torch.empty(0)
         self.gradients: list[Tensor] = []
 
         def body() -> None:
+            heads = []
             for step in range(block):
                 if rates is not None:
                     rates.copy_(self.rates[step])
-                head, *self.gradients = forward(*(value[step] for value in self.inputs))
-                self.heads[step].copy_(head)
+                head, *gradients = forward(*(value[step] for value in self.inputs))
+                heads.append(head)
                 if update is not None:
-                    update(head, *self.gradients)
+                    update(head, *gradients)
+            self.heads, self.gradients = torch.stack(heads), gradients if block == 1 else []
 
-        self.graph = _captured(body)
+        self.graph = _captured(body, pool)
 
+    @torch.no_grad()
     def play(self, inputs: Sequence[Sequence[Tensor]], rates: Tensor | None) -> Tensor:
-        """Take the steps, each on inputs of its own; returns their heads (block, 2), which the next call changes."""
+        """Take the steps, each on inputs of its own; returns their heads, one a row, which the next call changes."""
         for place, values in zip(self.inputs, zip(*inputs, strict=True), strict=True):
-            for held, value in zip(place, values, strict=True):
-                held.copy_(value, non_blocking=True)
-        if self.rates is not None and rates is not None:
+            torch.stack(values, out=place)  # one launch for all
+        if self.rates is not None:
             self.rates.copy_(rates, non_blocking=True)
         self.graph.replay()
         return self.heads
 
 
-def _captured(body: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """What a function does on the device, after two calls to warm up."""
-    stream = torch.cuda.Stream()
+@torch.no_grad()
+def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
+    """What a function does on the device, after one call to warm up: kernels are loaded, workspaces are there.
+
+    Raises:
+        Untraceable: it does what a CUDA graph cannot hold.
+    """
+    stream = _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for _ in range(2):
-            body()
+    with torch.cuda.stream(stream):
+        body()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        body()
+    try:
+        # torch 2.11 does not leave the stream where a capture fails, unless it is told twice
+        with (
+            _uncollected(),
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            body()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        _recover(graph)
+        raise Untraceable(f"a CUDA graph cannot hold it: {str(error).strip().splitlines()[0][:200]}") from error
     return graph
+
+
+_failed: list[torch.cuda.CUDAGraph] = []
+
+
+def _recover(graph: torch.cuda.CUDAGraph) -> None:
+    """Make good what torch 2.11 leaves behind where a capture fails."""
+    _failed.append(graph)  # the allocator goes on asking it
+    try:
+        torch.rand((), device="cuda")
+    except RuntimeError:  # the generator believes that the capture goes on
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """The one stream to capture on: cuBLAS keeps a workspace for each that it was ever used on."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within it no garbage is collected: a graph, freed in the capture of another, could spoil that."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+class _Replayed:
+    """A function of tensors as a captured graph; what it returns is overwritten by the next call."""
+
+    def __init__(self, run: Forward, inputs: Sequence[Tensor]) -> None:
+        self.run = run  # the graph reads its constants where they are
+        self.inputs = [value.clone() for value in inputs]
+        self.outputs: tuple[Tensor, ...] = ()
+        self.graph = _captured(self._body)
+
+    def _body(self) -> None:
+        self.outputs = self.run(*self.inputs)
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        for place, value in zip(self.inputs, inputs, strict=True):
+            place.copy_(value, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
 
 
 def replayed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, compile: bool = False) -> Forward:
     """A function of tensors as a graph of its own, without gradients: on a CPU the same numbers.
 
     What it returns on CUDA is overwritten by the next call. Random numbers are fresh in each call, from torch's
-    generator as it then is.
+    generator as it then is; building draws none.
 
     Raises:
-        Untraceable: see `pvae.svi.tracing.record`.
+        Untraceable: see `pvae.svi.tracing.record`; on CUDA also for want of memory.
 
     >>> double = replayed(lambda x: (2 * x,), torch.ones(2))
     >>> double(torch.tensor([1.0, 3.0]))
     (tensor([2., 6.]),)
     """
-    with torch.no_grad():
-        graph = record(function, *inputs)
-        run = compiled(graph, inputs) if compile else graph
-    if not inputs[0].is_cuda:
-        return torch.no_grad()(run)
-    held = [value.clone() for value in inputs]
-    outputs: list[tuple[Tensor, ...]] = []
-    captured = _captured(lambda: outputs.append(run(*held)))
-
-    def replay(*given: Tensor) -> tuple[Tensor, ...]:
-        for place, value in zip(held, given, strict=True):
-            place.copy_(value, non_blocking=True)
-        captured.replay()
-        return outputs[-1]
-
-    return replay
+    before = random_state()
+    try:
+        with torch.no_grad():
+            graph = record(function, *inputs)
+            if inputs[0].is_cuda:
+                graph, _ = placed(graph, inputs[0].device)
+            run = compiled(graph, inputs) if compile else graph
+        return _Replayed(run, inputs) if inputs[0].is_cuda else torch.no_grad()(run)
+    except torch.OutOfMemoryError as error:
+        raise Untraceable("no memory is left on the device for a graph") from error
+    finally:
+        set_random_state(before)
 
 
 BUILD = {"cpu": 5.0, "cuda": 20.0}
