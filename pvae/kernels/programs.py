@@ -66,8 +66,7 @@ def scores(
         logits = _product(hidden, weights, ROWS, TILE, DOTS) + tl.load(b + d, mask=there, other=0.0)[None, :]
         value = tl.load(x + datum[:, None] * D + d[None, :], mask=inside[:, None] & there[None, :], other=0.0)
         small = tl.exp(-tl.abs(logits))  # at most 1
-        score = value * logits - tl.maximum(logits, 0.0)
-        total += tl.sum(tl.where(there[None, :], score, 0.0), 1)
+        total += tl.sum(value * logits - tl.maximum(logits, 0.0), 1)
         # the sum of log(1 + small) by one logarithm: of at most TILE factors, none above 2, the product is a float32
         total -= tl.log(tl.reduce(tl.where(there[None, :], 1.0 + small, 1.0), 1, _times))
         if GRADIENT:
