@@ -87,6 +87,10 @@ class DeviceTensor(Tensor):
             copied._is_param = True
         return memo.setdefault(id(self), copied)
 
+    def __reduce_ex__(self, protocol):
+        """A file has the numbers."""
+        return self.host.__reduce_ex__(protocol)
+
     def __repr__(self):
         return f"on the device: {self.host}"
 
@@ -123,7 +127,7 @@ class Device:
         tensors = _tensors((args, kwargs))
         mine = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
         wanted = kwargs.get("device")
-        here = bool(mine) if wanted is None else torch.device(wanted) == HIDDEN
+        here = bool(mine) if wanted is None else torch.device(wanted).type in ("meta", "cuda")
         if not mine and (not here or any(tensor.is_meta for tensor in tensors)):
             return func(*args, **kwargs)
         self._refuse(func, args, kwargs, tensors, here)
