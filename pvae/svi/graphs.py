@@ -226,7 +226,7 @@ class Graphs:
                 graph, why = build(svi, call, wanted, steady)
         except Untraceable as error:
             if call.numbers:
-                svi._numbers.refused = True
+                svi._numbers.refuse(call.numbers)
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
