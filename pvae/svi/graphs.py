@@ -209,7 +209,7 @@ class Graphs:
                 step = Build(svi, call, wanted, steady)()
         except Untraceable as error:
             if call.numbers:
-                svi._numbers.refused = True
+                svi._numbers.refuse(call.numbers)
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
