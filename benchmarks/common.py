@@ -103,6 +103,13 @@ def binarized(grey: Any, seed: int = 0) -> Any:
     return data.binarize(data.pixels(grey), "dynamic", torch.Generator().manual_seed(seed))
 
 
+def replayed_as(svi: Any) -> list[str]:
+    """Of what kinds the graphs of an SVI are; why there is none, where it runs eagerly."""
+    if svi._graphs.eager_only:
+        return [f"eager: {svi._graphs.eager_only}"]
+    return sorted({graph.kind for graph in svi._graphs._graphs.values()})
+
+
 def choose_device(name: str) -> str:
     """`auto` is CUDA where there is one."""
     import torch

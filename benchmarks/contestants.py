@@ -55,6 +55,8 @@ class Contestant:
     """From the number of the first step, and how many, to their losses: sums over the batch, maybe still under way."""
     unit: int = 1
     """Steps come in multiples of this."""
+    note: Callable[[], str] = str
+    """What is to be known of the steps it took: empty if nothing is."""
 
 
 class Hand(nn.Module):
@@ -130,7 +132,10 @@ def _pvae(task: Task, *, mode: str) -> Contestant:
         batches = [rows[i % BATCHES] for i in range(first, first + count)]
         return [loss for losses in svi.run(batches, data, prepare=dynamic) for loss in losses.unbind()]
 
-    return Contestant(run)
+    def note() -> str:
+        return "" if mode == "off" or common.replayed_as(svi) == [mode] else f"not {mode}: {common.replayed_as(svi)}"
+
+    return Contestant(run, note=note)
 
 
 class Tutorial(nn.Module):

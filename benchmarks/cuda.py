@@ -9,11 +9,15 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from . import common
+
+TIMEOUT = 100
+"""Seconds for one test, where pytest-timeout is there."""
 
 
 def main() -> int:
@@ -29,7 +33,9 @@ def main() -> int:
     device = common.choose_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", options.marker, "-n", str(options.workers), "-q", "-rfE"]
+        command = [sys.executable, "-m", "pytest", "-m", options.marker, "-n", str(options.workers), "-v", "-rfE"]
+        if find_spec("pytest_timeout"):
+            command.append(f"--timeout={TIMEOUT}")
         command += ["--tb=short", f"--junitxml={report}", "-p", "no:cacheprovider", *_files()]
         code = subprocess.run(command, cwd=common.ROOT).returncode
         found = _read(report)

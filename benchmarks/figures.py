@@ -30,6 +30,8 @@ def step(record: dict[str, Any]) -> Rows:
             if ours in times and "pyro" in times:
                 goal = f">= {FASTER[name]}"
                 rows.append([f"{label}: {ours}, times faster than pyro", goal, f"{times['pyro'] / times[ours]:.0f}"])
+        notes = {who: found["note"] for who, found in network["contestants"].items() if found.get("note")}
+        rows += [[f"{label}: {who}", "", note[:60]] for who, note in notes.items()]
         rows += [[f"{label}: {who} left out", "", reason[:60]] for who, reason in network["skipped"].items()]
     return rows
 

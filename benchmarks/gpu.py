@@ -1,7 +1,7 @@
 """All benchmarks that take a GPU, in order of importance, within so many minutes; one file of results, one log.
 
 python -m benchmarks.gpu --minutes 9 --out DIR
-python -m benchmarks.gpu --parts evaluate,programs --out DIR
+python -m benchmarks.gpu --parts iwae,evaluate --also "iwae=--rate 3e-3 --seconds 120" --out DIR
 python -m benchmarks.gpu --unpack DIR/gpu.json
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def main() -> int:
         run = Run(log, Path(folder), out / "gpu.json", results, _environment(Path(folder), options.commit))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
         for name in options.parts:
-            run.part(name, PARTS[name], device, options.quick, end)
+            run.part(name, PARTS[name], device, options.quick, end, shlex.split(dict(options.also).get(name, "")))
         run.say("\n" + _table(results))
     return 0 if all(found["outcome"] in ("done", ABSENT) for found in results.values()) else 1
 
@@ -72,8 +73,8 @@ class Run:
         self.log.write(line + "\n")
         self.log.flush()
 
-    def part(self, name: str, part: Part, device: str, quick: bool, end: float) -> None:
-        """Run a part, if there is time for it, until it ends or its time does."""
+    def part(self, name: str, part: Part, device: str, quick: bool, end: float, also: Sequence[str]) -> None:
+        """Run a part, with options more, if there is time for it, until it ends or its time does."""
         limit = min(part.most, end - monotonic())
         found = self.results[name] = {"outcome": "", "seconds": 0.0, "record": None}
         if not part.there():
@@ -82,7 +83,7 @@ class Run:
             found["outcome"] = f"left out: it takes {part.least:.0f} s, {max(0, limit):.0f} s are left"
         else:
             start, own = monotonic(), self.folder / f"{name}.json"
-            command = [sys.executable, "-m", *part.command(device, quick, own)]
+            command = [sys.executable, "-m", *part.command(device, quick, own), *also]
             self.say(f"\n=== {name}: python {' '.join(command[1:])} (at most {limit:.0f} s)\n")
             found["outcome"] = self._wait(command, limit, partial(self._keep, found, own))
             found["seconds"] = monotonic() - start
@@ -187,9 +188,14 @@ def _options() -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
         return found
 
+    def pair(text: str) -> tuple[str, str]:
+        name, _, more = text.partition("=")
+        return names(name)[0], more
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="for all")
     parser.add_argument("--parts", type=names, default=list(PARTS), metavar="PART,PART", help=", ".join(PARTS))
+    parser.add_argument("--also", type=pair, action="append", default=[], metavar="PART=OPTIONS", help="of its command")
     parser.add_argument("--out", default="gpu", metavar="DIR", help="of gpu.json and log.txt")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--quick", action="store_true", help="each as small as can be: does it run at all")

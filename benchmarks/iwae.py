@@ -202,6 +202,7 @@ def _summary(training: Training, curve: Sequence[dict[str, Any]]) -> dict[str, A
     return {
         "steps": training.schedule.steps,
         "first_steps_seconds": training.first,
+        "graphs": common.replayed_as(training.svi),
         "seconds_to_goal": to_goal,
         **{key: curve[-1][key] for key in ("seconds", "nll", "se", "active_units")},
     }
@@ -232,8 +233,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=200.0, help="of training, building the step included")
     parser.add_argument("--steps", type=int, help="in place of seconds")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1e-3, help="of learning, at first")
-    parser.add_argument("--flat", type=float, default=0.5, help="share of the steps before it sinks to 0")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of learning, at first")
+    parser.add_argument("--flat", type=float, default=0.6, help="share of the steps before it sinks to 0")
     parser.add_argument(
         "--average", type=float, default=0.05, help="share of the steps so far whose parameters are averaged; 0: none"
     )
@@ -241,7 +242,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gradient", default="reparam", help="as of pvae.IWAE")
     parser.add_argument("--compile", default="full", choices=("off", "graph", "full"))
     parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), help="of training (tf32 on CUDA)")
-    parser.add_argument("--marks", type=shares, default=[0.1, 0.25, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9], metavar="S,S")
+    parser.add_argument("--marks", type=shares, default=[0.1, 0.25, 0.4, 0.5, 0.55, 0.6, 0.7, 0.85], metavar="S,S")
     parser.add_argument("--samples", type=int, default=5000, help="of the test bound")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
     parser.add_argument("--test-seed", type=int, default=0, help="of their binarization")

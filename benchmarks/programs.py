@@ -201,6 +201,8 @@ class Contestant:
     build: float
     loss: float
     seconds: list[float]
+    graphs: list[str]
+    """Of what kinds they are, or why there is none; empty where none is asked for."""
 
     def time(self, steps: int, device: str) -> float:
         """Seconds a step; the first of them is not counted."""
@@ -234,7 +236,8 @@ def contestant(name: str, who: str, device: str, check: int) -> Contestant:
     _wait(device)
     build = perf_counter() - start
     losses += [step() for _ in range(check - 2)]
-    return Contestant(step, build, mean(float(loss) for loss in losses[-check // 4 :]), [])
+    loss = mean(float(loss) for loss in losses[-check // 4 :])
+    return Contestant(step, build, loss, [], [] if who == REFERENCE else common.replayed_as(svi))
 
 
 def _wait(device: str) -> None:
@@ -265,6 +268,7 @@ def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, An
             "ratio": reference / median(found.seconds),
             "second_step_seconds": found.build,
             "loss": found.loss,
+            "graphs": found.graphs,
             "steps": steps[who],
         }
         for who, found in contestants.items()

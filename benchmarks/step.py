@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,8 @@ class Timing:
     """A step, for each round."""
     start: float
     """Seconds until it was built and checked."""
+    note: str
+    """See `Contestant`."""
 
 
 # The measurement.
@@ -124,7 +127,10 @@ def _measure(task: Task, options: argparse.Namespace) -> tuple[dict[str, Timing]
         try:
             contestant = CONTESTANTS[who](task)
             losses[who] = _check(task, contestant, check)
+        except ModuleNotFoundError as error:
+            skipped[who] = str(error)
         except Exception as error:
+            traceback.print_exc()
             skipped[who] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         else:
             contestants[who], starts[who] = contestant, perf_counter() - start
@@ -133,7 +139,11 @@ def _measure(task: Task, options: argparse.Namespace) -> tuple[dict[str, Timing]
     for _ in range(options.rounds):
         for who, contestant in contestants.items():
             seconds[who].append(_time(task, contestant, steps[who]))
-    return {who: Timing(losses[who], steps[who], seconds[who], starts[who]) for who in contestants}, skipped
+    timings = {
+        who: Timing(losses[who], steps[who], seconds[who], starts[who], contestant.note())
+        for who, contestant in contestants.items()
+    }
+    return timings, skipped
 
 
 def _check(task: Task, contestant: Contestant, steps: int) -> float:
@@ -193,6 +203,7 @@ def _result(task: Task, timings: dict[str, Timing], skipped: dict[str, str]) -> 
                 "loss": timing.loss,
                 "steps": timing.steps,
                 "start_seconds": timing.start,
+                "note": timing.note,
                 "rounds": [value * 1e6 for value in timing.seconds],
             }
             for who, timing in timings.items()
@@ -221,6 +232,9 @@ def _show(title: str, result: dict[str, Any], device: str, tolerance: float) -> 
     print(f"\n{title}\n\n{common.table(columns, rows)}")
     for who, reason in result["skipped"].items():
         print(f"skipped {who}: {reason}")
+    for who, found in result["contestants"].items():
+        if found["note"]:
+            print(f"{who}: {found['note']}")
     verdict = "the same computation" if result["loss_spread"] <= tolerance else "NOT the same computation"
     print(f"losses differ by {result['loss_spread']:.1%}: {verdict}")
 

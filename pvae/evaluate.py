@@ -22,7 +22,7 @@ from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
 from .svi.replay import replayed
-from .svi.tracing import Untraceable
+from .svi.values import Untraceable
 from .weights import LogWeights, Program
 
 BOUNDS = "bounds on log p(x)"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .svi.replay import replayed
-from .svi.tracing import Untraceable
+from .svi.values import Untraceable
 
 Groups = Mapping[str, Sequence[Tensor]]
 """Parameters by what they belong to, as `guide` and `model`."""

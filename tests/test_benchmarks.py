@@ -34,13 +34,16 @@ WRITES = "import json; open(out, 'w').write(json.dumps({'found': 1}))\n"
 def drive(tmp_path, monkeypatch):
     """Runs parts; returns the exit status, the results and the log."""
 
-    def run(parts, minutes="0.3"):
+    def run(parts, minutes="0.3", also=""):
         monkeypatch.setattr(gpu, "PARTS", parts)
         monkeypatch.setattr(gpu, "POLL", 0.2)
         monkeypatch.setattr(gpu, "_table", lambda results: "")
         monkeypatch.setattr(gpu, "_environment", lambda folder, commit: {**os.environ, "PYTHONPATH": str(folder)})
         monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
-        monkeypatch.setattr(sys, "argv", ["gpu", "--minutes", minutes, "--out", str(tmp_path), "--device", "cpu"])
+        given = ["--also", also] if also else []
+        monkeypatch.setattr(
+            sys, "argv", ["gpu", "--minutes", minutes, "--out", str(tmp_path), "--device", "cpu", *given]
+        )
         status = gpu.main()
         return status, json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "log.txt").read_text()
 
@@ -82,6 +85,12 @@ def test_what_a_part_has_started_ends_with_it(drive, tmp_path):
     assert not grandchild.exists()
 
 
+def test_options_more_for_a_part(drive):
+    script = Script("import sys; print(sys.argv[1:])")
+    _, _, log = drive({"one": script}, also="one=--rate 3e-3")
+    assert "['--rate', '3e-3']" in log
+
+
 def test_no_time_no_parts(drive):
     status, found, _ = drive({"one": Script(WRITES, least=1.0)}, minutes="0")
     assert status == 1
@@ -114,6 +123,7 @@ def test_the_importance_weighted_autoencoder_trains(tmp_path, monkeypatch):
     assert record["nll"] == record["curve"][-1]["nll"] < 200
     assert record["seconds"] > record["curve"][0]["seconds"] > record["first_steps_seconds"] > 0
     assert record["seconds_to_goal"] is None
+    assert record["graphs"] == ["graph"]
     assert record["data"].startswith("synthetic")
     assert figures.iwae(record)[0][2] == "not reached"
 
@@ -166,4 +176,5 @@ def test_contestants_do_the_same_and_who_is_missing_is_left_out(tmp_path, monkey
     found = json.loads(out.read_text())["networks"]["A"]
     assert set(found["contestants"]) == {"pvae-graph", "torch"}
     assert "numpyro-jit" in found["skipped"]
+    assert found["contestants"]["pvae-graph"]["note"] == ""
     assert "skipped numpyro-jit" in capsys.readouterr().out

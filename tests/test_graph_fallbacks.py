@@ -18,7 +18,7 @@ from torch import nn
 
 import pvae
 from pvae import base, exact
-from pvae.svi import calls
+from pvae.svi.seen import Seen
 
 BETA = 1.0
 SETTINGS = {"beta": 1.0}
@@ -225,7 +225,7 @@ def test_what_changes_at_every_step_runs_eagerly_and_is_named():
     assert len(said) == 1
     assert "runs eagerly: " in said[0]
     assert "beta (was " in said[0]
-    assert "keeps changing, which a graph cannot see: make it a tensor" in said[0]
+    assert "keeps changing, which a graph cannot see: pass it to the step as a tensor" in said[0]
     assert kinds(svi) == []
 
 
@@ -322,7 +322,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(program):
     make, message = UNSEEN[program]
     exact = program != "counter"  # comparing has counted too
     if exact:
-        svi, said = both(make)
+        svi, said = both(make, call=lambda step, x: (x.clone(),))
     else:
         (*_, svi), said = fit("graph", make)
     assert len(said) == 1, said
@@ -333,12 +333,32 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(program):
     assert kinds(svi) == []
 
 
+@pytest.mark.parametrize("change", ["none", "in place", "another"])
+@pytest.mark.parametrize("program", ["if tensor", "float", "tolist", "numpy", "boolean index", "nonzero", "unique"])
+def test_what_is_read_of_a_tensor_that_stays_is_replayed(program, change):
+    """Until it changes: then it is read anew."""
+    x = torch.linspace(-1.0, 2.0, 6)
+
+    def before(step, svi, held):
+        nonlocal x
+        if step == 0:
+            x = torch.linspace(-1.0, 2.0, 6)
+        if step == 7 and change == "in place":
+            x.neg_()
+        if step == 7 and change == "another":
+            x = -x
+
+    svi, said = both(UNSEEN[program][0], before, call=lambda step, _: (x,))
+    assert [re.search(UNSEEN[program][1], line) is not None for line in said] == [True] * (change != "none")
+    assert kinds(svi) == ["graph"] * (change == "none")
+
+
 def test_a_number_read_and_computed_with_is_replayed():
     svi, said = both(reads(lambda x: 1 + x.mean().item() ** 2 / 3))
     assert (said, kinds(svi)) == ([], ["graph"])
 
 
-def test_a_parameter_replaced_in_each_step_runs_eagerly():
+def test_a_running_mean_in_pyros_store_is_replayed():
     def mixture_guide(x):
         with pyro.plate("data", len(x)):
             logits = pyro.param("logits", torch.zeros(6))
@@ -349,10 +369,14 @@ def test_a_parameter_replaced_in_each_step_runs_eagerly():
             z = pyro.sample("z", dist.Bernoulli(0.3))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    svi, said = both(lambda: (mixture, mixture_guide), loss=TraceGraph_ELBO)
-    assert len(said) == 1
-    assert "'__baseline_avg_downstream_cost_z' of Pyro's store changes within a step" in said[0]
-    assert sum(len(group["params"]) for group in svi.optimizer.param_groups) == 2, "replaced parameters pile up"
+    def trained(mode):
+        (losses, _, random, svi), said = fit(mode, lambda: (mixture, mixture_guide), loss=TraceGraph_ELBO)
+        assert sum(len(group["params"]) for group in svi.optimizer.param_groups) == 2, "replaced parameters pile up"
+        store = pyro.get_param_store()._params
+        return [losses, random.tolist(), {name: value.tolist() for name, value in store.items()}], kinds(svi), said
+
+    expected, *_ = trained("off")
+    assert trained("graph") == (expected, ["graph"], [])
 
 
 # What steps are called with -------------------------------------------------------------------------------------------
@@ -423,7 +447,7 @@ def test_a_module_turned_double():
 
 def test_other_models_may_come_and_go():
     first = exact.LinearVAE(4, 2)
-    seen = calls.Seen([first.model, first.guide], {})
+    seen = Seen([first.model, first.guide], {})
     with pyro.poutine.trace():
         base.announce(second := exact.LinearVAE(4, 2), "another")
     assert seen.changed() == ""

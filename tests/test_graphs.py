@@ -71,7 +71,7 @@ def test_gradients_are_those_of_float64(program, monkeypatch):
     torch.manual_seed(5)
     torch.set_default_dtype(torch.float64)
     try:
-        loss, _ = svi._gradients([a.double() if a.is_floating_point() else a for a in args], {})
+        (loss,), _ = svi._gradients([a.double() if a.is_floating_point() else a for a in args], {})
     finally:
         torch.set_default_dtype(torch.float32)
     assert head[0].item() == pytest.approx(float(loss), rel=1e-5)

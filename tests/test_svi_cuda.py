@@ -588,7 +588,7 @@ def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
 
 def test_a_function_that_finds_no_memory_is_not_replayed(cuda):
     from pvae.svi.replay import replayed
-    from pvae.svi.tracing import Untraceable
+    from pvae.svi.values import Untraceable
 
     emulated_only(cuda)
     cuda.room = 0

@@ -109,8 +109,8 @@ class Chi(Objective, name="chi"):
 
     The model climbs the importance-weighted bound, which is the value. The gap is of the same draws, so that it is
     never below 0, and 0 where all weights are equal. The estimate of the chi bound alone is not bounded below: a guide
-    far from the posterior, whose draws all weigh little, makes it as low as it likes, and with fewer draws than about
-    exp(KL(q(z|x) || p(z|x))) it does, at any learning rate.
+    far from the posterior, whose draws all weigh little, makes it as low as it likes, and fits with fewer draws than
+    about exp(KL(q(z|x) || p(z|x))) end there.
 
     Args:
         num_particles: K, how many draws for each datum, at least 2; without the sandwich more than n / (n - 1).

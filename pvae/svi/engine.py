@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import pyro
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
-from .calls import Call, Seen
+from .calls import Call
 from .faults import NonFiniteError, blame, finite, norm_of, read
 from .graphs import Graph, Graphs
-from .loss import Loss
+from .loss import Loss, numbers, told
 from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, of
+from .seen import Seen
 from .unseen import Unseen
 
 MODES = ("auto", "off", "graph", "full")
@@ -104,6 +106,8 @@ class SVI(pyro.infer.SVI):
         self._names: dict[Tensor, str] = {}
         # Pyro's own objectives take a gradient only where they see param sites
         self._used = Parameters(noting=not getattr(loss, "needs_param_sites", True))
+        self._kind: type = float
+        """Of loss that the objective gives."""
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
         self._found: list[Tensor] = []
@@ -113,19 +117,20 @@ class SVI(pyro.infer.SVI):
 
     # The step.
 
-    def step(self, *args: Any, **kwargs: Any) -> float | Loss:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one gradient step; args and kwargs go to model and guide.
 
         Returns:
-            The loss before the step, as Pyro's: on a CPU a float, on CUDA a number that is read when it is asked for.
+            The loss before the step, as Pyro's (a tuple where the objective gives one): on a CPU floats, on CUDA
+            numbers that are read when they are asked for.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; the parameters are those before that step. On CUDA
                 it may be a step up to `check_every` before.
         """
         on = self._device if self._device.type == "cuda" and self._graphs.used else None
-        (loss,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
-        return Loss(loss) if isinstance(loss, Tensor) else loss
+        (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
+        return told(self._kind, [Loss(value) for value in values] if isinstance(values, Tensor) else values)
 
     def run(
         self, rows: Tensor | Iterable[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
@@ -151,8 +156,8 @@ class SVI(pyro.infer.SVI):
         coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
         while ahead := [*ahead, *islice(coming, max(0, self._graphs.most() - len(ahead)))]:
             count = self._graphs.together(ahead)
-            losses = self._advance(ahead[:count])
-            yield losses if isinstance(losses, Tensor) else torch.tensor(losses, device=self._device)
+            losses = torch.as_tensor(self._advance(ahead[:count]), device=self._device)
+            yield losses[:, 0] if losses.shape[1:] == (1,) else losses
             del ahead[:count]
 
     def check(self) -> None:
@@ -172,7 +177,7 @@ class SVI(pyro.infer.SVI):
                 self._eager(call)
 
     def _advance(self, block: list[Call]) -> Any:
-        """Take a step on each call; returns their losses, a list of floats or a tensor."""
+        """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
         self._set_clock(block[0])
         graph = self._graphs.find(block[0], len(block))
         if graph is None:
@@ -182,33 +187,33 @@ class SVI(pyro.infer.SVI):
             return self._play(graph, block)
         return [self._replay(graph, call) for call in block]
 
-    def _eager(self, call: Call) -> float:
+    def _eager(self, call: Call) -> list[float]:
         before = Snapshot(self._buffers())
-        loss, norm = self._gradients(*call.plain())
+        losses, norm = self._gradients(*call.plain())
         self._set_rates()
-        value, norm_value = read(loss, norm)
-        if not finite(value, norm_value):
-            raise self._fault(call, value, before)
+        values = read(losses, norm)
+        if not finite(values):
+            raise self._fault(call, values, before)
         self._update(norm)
         self._stepped(1)
-        return value
+        return values[:-1]
 
-    def _replay(self, graph: Graph, call: Call) -> float:
+    def _replay(self, graph: Graph, call: Call) -> list[float]:
         """A step whose loss is looked at before anything is changed."""
         before = Snapshot(self._buffers())
         expected = self._expected(call) if graph.due() else None
         self._set_rates()
         head, *gradients = graph.forward(*call.inputs)
-        value, norm = head.tolist()
-        if expected is not None and (difference := graph.differs(expected, (value, norm))):
+        values = head.tolist()
+        if expected is not None and (difference := graph.differs(expected, values)):
             self._graphs.give_up(difference)
             before.restore()
             return self._eager(call)
-        if not finite(value, norm):
-            raise self._fault(call, value, before)
+        if not finite(values):
+            raise self._fault(call, values, before)
         graph.update(head, *gradients)
         self._stepped(1)
-        return value
+        return values[:-1]
 
     def _play(self, graph: Graph, block: list[Call]) -> Any:
         """Steps whose losses are looked at later."""
@@ -228,28 +233,30 @@ class SVI(pyro.infer.SVI):
         self._stepped(len(block))
         if self._unseen.due(self._every()):
             self.check()
-        return heads[:, 0]
+        return heads[:, :-1]
 
-    def _instead(self, block: list[Call]) -> list[float]:
+    def _instead(self, block: list[Call]) -> list[list[float]]:
         """The steps since the last look, and these, eagerly."""
         self._look(bad=True)
         return [self._eager(call) for call in block]
 
-    def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
-        """The loss, and the norm of the gradient, which is left on the parameters."""
+    def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, Tensor]:
+        """The losses, and the norm of the gradient, which is left on the parameters."""
         with self._used, of(self.precision, self._device.type):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.replaced:
             self._replace()
         if self._used.new:
             self._take(self._used.taken())
+        self._used.fill(self._names)
         grads = [p.grad for p in self._names if p.grad is not None]
         if not grads:
             raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
-        return loss, norm_of(grads)
+        self._kind, losses = numbers(self.objective, loss)
+        return losses, norm_of(grads)
 
-    def _expected(self, call: Call) -> tuple[float, float]:
-        """Loss and norm of the gradient as the program itself has them, from the same random numbers."""
+    def _expected(self, call: Call) -> list[float]:
+        """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
         with self._undone():
             return read(*self._gradients(*call.plain()))
 
@@ -271,13 +278,13 @@ class SVI(pyro.infer.SVI):
         if self.steps // FLUSH_EVERY > before:
             optimizers.flush(self.optimizer)
 
-    def _fault(self, call: Call, value: float, before: Snapshot) -> NonFiniteError:
+    def _fault(self, call: Call, values: list[float], before: Snapshot) -> NonFiniteError:
         before.restore()
         where = blame(self._names, self.objective, self.model, self.guide, *call.plain())
         for parameter in self._names:
             parameter.grad = None
         before.restore()
-        return NonFiniteError(self.steps + 1, value, where)
+        return NonFiniteError(self.steps + 1, next((v for v in values[:-1] if not isfinite(v)), values[0]), where)
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
@@ -290,10 +297,11 @@ class SVI(pyro.infer.SVI):
             for parameter in self._names:
                 parameter.grad = None
 
-    def _changing(self) -> list[Tensor]:
+    def _changing(self, buffers: bool = True) -> list[Tensor]:
         """All tensors that a step changes."""
         state = optimizers.state_tensors(self.optimizer) if self.optimizer is not None else []
-        return [*self._names, *state, *self._buffers(anew=True), *([] if self._clock is None else [self._clock])]
+        found = self._buffers(anew=True) if buffers else []
+        return [*self._names, *state, *found, *([] if self._clock is None else [self._clock])]
 
     def _buffers(self, anew: bool = False) -> list[Tensor]:
         """Those of the programs' modules, as they were when last looked for."""
@@ -369,6 +377,7 @@ class SVI(pyro.infer.SVI):
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
+        self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = optimizers.prepare(self.optimizer)
         self._graphs.forget()  # they hold the tensors of the state before
 
@@ -377,22 +386,26 @@ class SVI(pyro.infer.SVI):
         for old, new in self._used.replaced:
             optimizers.replace(self.optimizer, old, new)
             self._names = {new if p is old else p: name for p, name in self._names.items()}
+            self._used.had.discard(old)
         self._used.replaced.clear()
         self._graphs.forget()
 
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
         self._names.update(new)
-        if self.optimizer is None:
-            self.optimizer = optimizers.build(self.optim, new)
-            self._rates = optimizers.prepare(self.optimizer)
-            if self._waiting is not None and self._waiting["optimizer"] is not None:
-                self._restore_optimizer(self._waiting["optimizer"])
-            self._waiting = None
-            optimizers.attach_scheduler(self.optim, self.optimizer)
-        elif isinstance(self.optim, PyroOptim):
-            for group in optimizers.groups(self.optim, new):
+        first, added = self.optimizer is None, new
+        if first:
+            self.optimizer = optimizers.shared(self.optim, new)
+            added = {} if self.optimizer is None else optimizers.untrained(self.optimizer, new)
+            self.optimizer = self.optimizer or optimizers.build(self.optim, new)
+        if added and isinstance(self.optim, PyroOptim):
+            for group in optimizers.groups(self.optim, added):
                 self.optimizer.add_param_group(group)
-            self._rates = optimizers.prepare(self.optimizer)
-            self._graphs.forget()
+        self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
+        self._rates = optimizers.prepare(self.optimizer)
+        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
+            self._restore_optimizer(self._waiting["optimizer"])
+        self._waiting = None
+        optimizers.attach(self.optim, self.optimizer, new if first else added)
+        self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)

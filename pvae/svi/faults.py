@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 
 import pyro
 import torch
@@ -30,17 +31,21 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
-def read(loss: Tensor | float, norm: Tensor) -> tuple[float, float]:
-    """Loss and norm of the gradient as numbers; one wait for the device."""
-    if isinstance(loss, Tensor):
-        value, norm_value = torch.stack([loss.detach().to(norm), norm]).tolist()
-        return value, norm_value
-    return float(loss), norm.item()
+def head(losses: Sequence[Tensor], norm: Tensor) -> Tensor:
+    """Losses and norm of the gradient in one tensor (losses + 1,)."""
+    return torch.stack([*(loss.detach().to(norm) for loss in losses), norm])
 
 
-def finite(value: float, norm: float) -> bool:
+def read(losses: Sequence[Tensor | float], norm: Tensor) -> list[float]:
+    """Losses and norm of the gradient as numbers; one wait for the device."""
+    if all(isinstance(loss, Tensor) for loss in losses):
+        return head(losses, norm).tolist()
+    return [*map(float, losses), norm.item()]
+
+
+def finite(values: Sequence[float]) -> bool:
     """Whether a step may be taken."""
-    return abs(value) < float("inf") and norm < float("inf")
+    return all(map(isfinite, values))
 
 
 def blame(

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
-from . import optimizers, replay
-from .calls import Call, Seen
+from . import optimizers
+from .building import Build, Step
+from .calls import Call
 from .faults import norm_of, read
-from .parameters import undrawn
-from .placement import placed
 from .precision import TOLERANCE, products
-from .replay import Captured, Forward, Update
-from .tracing import Untraceable, record
-from .unfused import UNFUSED
+from .replay import Captured
+from .values import Untraceable
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -38,28 +34,28 @@ FULL_AFTER = 200
 """Steps on arguments of another shape than the first until they are worth compiling."""
 BLOCK = 10
 """Steps in one CUDA graph."""
-WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
+ADVICE = "pass it to the step as a tensor; what is no part of the program, keep out of its reach"
 
 
 @dataclass
-class Graph:
-    """A step for one kind of arguments: its loss and gradients, and what is done with them."""
+class Graph(Step):
+    """A step for one kind of arguments."""
 
-    forward: Forward
-    update: Update
-    kind: str
     wanted: str
-    seen: Seen
     tolerance: float
-    replayable: bool
-    """Whether the update is a graph as well."""
-    normed: bool
-    """Whether the head has the norm of the gradient; else it has the loss twice."""
+    had: int
+    """How many parameters had had a gradient: another, where it is used, has a gradient of zero from then on."""
+    call: Call
+    """What it was built for; a key may have the addresses of what is in it."""
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
-    call: Call | None = None
-    """What it was built for; a key may have the addresses of what is in it."""
+
+    def changed(self, call: Call) -> str:
+        """What of a call this was not built for; empty if all is well."""
+        if all(call.tensors[i] is self.call.tensors[i] for i in self.read):
+            return ""
+        return "an argument whose values are read in Python"
 
     @property
     def next_is_due(self) -> bool:
@@ -72,9 +68,10 @@ class Graph:
         self.played += 1
         return due
 
-    def differs(self, expected: tuple[float, float], found: Sequence[float]) -> str:
-        """How loss or gradient differ from the program's, in words; empty if they don't."""
-        for what, right, value in zip(("loss", "norm of the gradient"), expected, found, strict=True):
+    def differs(self, expected: Sequence[float], found: Sequence[float]) -> str:
+        """How losses or gradient differ from the program's, in words; empty if they don't."""
+        names = ["loss"] * (len(expected) - 1) + ["norm of the gradient"]
+        for what, right, value in zip(names, expected, found, strict=True):
             if math.isfinite(right) and not abs(right - value) <= self.tolerance * max(1.0, abs(right)):
                 return (
                     f"the {what} of the traced step is {value:.6g}, the program's own is {right:.6g}: something that"
@@ -83,7 +80,7 @@ class Graph:
         return ""
 
     def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:
-        """Take the steps; loss and norm of the gradient of each (block, 2), not yet looked at."""
+        """Take the steps; losses and norm of the gradient of each (block, losses + 1), not yet looked at."""
         if svi._device.type != "cuda":
             return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
         captured = self.captures.get(len(block))
@@ -106,18 +103,17 @@ class Graph:
         with svi._undone(), products(svi.precision):
             return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
 
-    def found(self, heads: Tensor) -> tuple[float, float]:
-        """Loss and norm of the gradient of one step, whose heads these are."""
+    def found(self, heads: Tensor) -> list[float]:
+        """Losses and norm of the gradient of one step, whose heads these are."""
         if self.normed:
-            loss, norm = heads[0].tolist()
-            return loss, norm
-        return read(heads[0, 0], norm_of(self.captures[1].gradients))
+            return heads[0].tolist()
+        return read(heads[0, :-1].unbind(), norm_of(self.captures[1].gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
-        head, *gradients = self.forward(*call.inputs)
-        self.update(head, *gradients)
-        return head
+        values, *gradients = self.forward(*call.inputs)
+        self.update(values, *gradients)
+        return values
 
 
 class Graphs:
@@ -132,6 +128,8 @@ class Graphs:
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         """The memory that CUDA graphs share: no two are replayed at once, and what comes out is copied."""
         self._graphs: dict[Any, Graph] = {}
+        self._last: dict[str, Call] = {}
+        """The last call of each kind."""
         self._rebuilt: dict[str, int] = {}
         self._warned: set[str] = set()
 
@@ -173,10 +171,12 @@ class Graphs:
         svi = self.svi
         if not self.used:
             return None
-        if call.key is None:
+        call.versions  # noqa: B018  as they are now
+        last, self._last[call.label] = self._last.get(call.label), call
+        if call.key is None or (last is not None and not all(map(is_, call.objects, last.objects))):
             self._warn(
                 "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, which may be in"
-                " lists and dicts"
+                " lists and dicts" + ("" if call.key is None else ", or the same object at each step")
             )
             return None
         if call.label not in self.counts and len(self.counts) >= SHAPES:
@@ -187,27 +187,29 @@ class Graphs:
             return None  # the first step of all lets programs and optimizer set themselves up
         place = list(self.counts).index(call.label)
         graph = self._graphs.get(call.key)
-        if graph is not None and (changed := graph.seen.changed() or svi._used.changed()):
+        if graph is not None and (changed := graph.seen.changed() or svi._used.changed() or graph.changed(call)):
             if self._too_soon(changed.partition(" (")[0], graph):
-                self.give_up(f"{changed} keeps changing, which a graph cannot see: make it a tensor")
+                self.give_up(f"{changed} keeps changing, which a graph cannot see: {ADVICE}")
                 return None
             svi._used.look_again()
             graph = None
+        if graph is not None and graph.had < len(svi._used.had):
+            graph = None
         wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
-            graph = self._build(call, wanted)
+            graph = self._build(call, wanted, () if last is None else call.steady(last))
         return graph
 
-    def _build(self, call: Call, wanted: str) -> Graph | None:
+    def _build(self, call: Call, wanted: str, steady: Collection[int]) -> Graph | None:
         svi = self.svi
         start = perf_counter()
-        graph, why, lacking = None, "", False
+        step, lacking = None, False
         try:
             with products(svi.precision):
-                graph, why = build(svi, call, wanted)
+                step = Build(svi, call, wanted, steady)()
         except Untraceable as error:
             if call.numbers:
-                svi._numbers.refused = True
+                svi._numbers.refuse(call.numbers)
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
@@ -215,15 +217,17 @@ class Graphs:
             lacking = True
         if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
-        if graph is None:
+        if step is None:
             return None
-        if graph.kind == wanted or wanted == "auto":
+        if step.kind == wanted or wanted == "auto":
             if call.label == next(iter(self.counts)):
-                svi.notice(f"{graph.kind}: built in {perf_counter() - start:.1f} s{why and ': '}{why}")
+                svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")
         else:
-            self._warn(f"the step is not compiled, its graph is replayed as it is: {why}")
+            self._warn(f"the step is not compiled, its graph is replayed as it is: {step.why}")
+        graph = Graph(
+            **vars(step), wanted=wanted, tolerance=TOLERANCE[svi.precision], had=len(svi._used.had), call=call
+        )
         self._graphs[call.key] = graph
-        graph.call = call
         if len(self._graphs) > SHAPES:
             old = self._graphs.pop(next(iter(self._graphs)))
             if self._too_soon("what steps are called with", old):
@@ -253,103 +257,3 @@ class Graphs:
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, stacklevel=2)
-
-
-def build(svi: SVI, call: Call, wanted: str) -> tuple[Graph | None, str]:
-    """A graph of the step, and why it is of its kind; None where this step must be eager.
-
-    All that building does to the program's tensors is undone.
-
-    Raises:
-        Untraceable: the program, and where.
-    """
-    with svi._undone():  # let programs and optimizer set up what these arguments need
-        stored = _stored()
-        with undrawn() as drawn:
-            svi._gradients(*call.arguments(*call.inputs))
-            if drawn():
-                raise Untraceable("random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's")
-        if changed := _replaced(stored):
-            raise Untraceable(WITHIN.format(changed))
-        if not optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None]):
-            return None, "the optimizer's state is made by its first step"
-    seen = Seen((svi.model, svi.guide, svi.loss), svi._names)
-    seen.add_optimizer(svi.optimizer, svi.optim)
-    if call.prepare is not None:
-        seen.add_prepare(call.prepare)
-    seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
-    having: list[Tensor] = []
-    device = svi._device
-    inputs = call.inputs if device.type == "cpu" else [value.contiguous() for value in call.inputs]  # as `Captured` has
-
-    def written(function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
-        graph = record(function, *values, **options)
-        if device.type == "cuda":
-            graph, read = placed(graph, device)
-            seen.add_read(read)
-        return graph
-
-    # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
-    normed = svi._device.type != "cuda" or svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
-
-    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        loss, norm = svi._gradients(*call.arguments(*inputs))
-        if not isinstance(loss, Tensor):
-            raise Untraceable("the loss is a number of Python, not a tensor")
-        having[:] = [p for p in svi._names if p.grad is not None]
-        loss = loss.detach().to(norm)
-        return torch.stack([loss, norm if normed else loss]), *(p.grad for p in having)
-
-    def update(head: Tensor, *gradients: Tensor) -> None:
-        for parameter, gradient in zip(having, gradients, strict=True):
-            parameter.grad = gradient
-        svi._update(head[1])
-
-    with svi._undone():
-        stored = _stored()
-        traced = written(forward, *inputs)
-        if changed := seen.changed() or _replaced(stored):
-            raise Untraceable(WITHIN.format(changed))
-        if device.type == "cuda":
-            from .overlap import overlapped  # not before it is wanted: it registers an operation
-
-            traced = overlapped(traced)
-        run, kind, why = _compiled(svi, traced, inputs, wanted)
-        replayable, run_update = False, update
-        if optimizers.replayable(svi.optimizer):
-            with torch.no_grad():
-                outputs = run(*inputs)
-            with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                widely = kind == "full" and device.type == "cuda"
-                traced = written(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if widely else None)
-                run_update = _without_gradient(replay.compiled(traced, outputs) if widely else traced)
-                replayable = True
-    tolerance = TOLERANCE[svi.precision]
-    return Graph(_without_gradient(run), run_update, kind, wanted, seen, tolerance, replayable, normed), why
-
-
-def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: str) -> tuple[Forward, str, str]:
-    """The graph as it is run, its kind, and why."""
-    device = svi._device.type
-    kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
-    if kind == "graph":
-        return traced, kind, why
-    svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
-    try:
-        return replay.compiled(traced, inputs), kind, why
-    except Exception as error:  # as a missing compiler
-        return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
-
-
-def _without_gradient(function: Any) -> Any:
-    return torch.no_grad()(function)
-
-
-def _stored() -> dict[str, Tensor]:
-    return dict(pyro.get_param_store()._params)
-
-
-def _replaced(before: dict[str, Tensor]) -> str:
-    """The name of a parameter that was replaced in Pyro's store; empty if none was."""
-    now = pyro.get_param_store()._params
-    return next((f"parameter '{name}' of Pyro's store" for name, p in before.items() if now.get(name) is not p), "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pyro.infer import TraceTailAdaptive_ELBO
 from torch import Tensor
 
 
@@ -60,3 +62,21 @@ def _numeric(name: str) -> Any:
 _OPERATIONS = "add sub mul truediv floordiv mod pow radd rsub rmul rtruediv rfloordiv rmod rpow"
 for _name in f"{_OPERATIONS} neg pos abs round trunc floor ceil lt le gt ge eq ne".split():
     setattr(Loss, f"__{_name}__", _numeric(f"__{_name}__"))
+
+
+def numbers(objective: Any, loss: Any) -> tuple[type, tuple]:
+    """The kind of a loss, and its numbers: one, those of a tuple, or none of an objective that has no value."""
+    if isinstance(loss, tuple):
+        return type(loss), loss
+    return float, () if isinstance(objective, TraceTailAdaptive_ELBO) else (loss,)
+
+
+def told(kind: type, values: Sequence[Any]) -> Any:
+    """What a step returns: as Pyro's does, a number (infinite where there is none) or a tuple.
+
+    >>> told(float, [1.5]), told(tuple, [1.5, 2.5]), told(float, [])
+    (1.5, (1.5, 2.5), inf)
+    """
+    if issubclass(kind, tuple):
+        return kind(values)
+    return values[0] if len(values) else float("inf")

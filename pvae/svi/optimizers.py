@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyro.optim
 import torch
@@ -79,6 +80,8 @@ class ClippedAdam(Optimizer):
             p.sub_(size.to(p) * mean / denominator)
 
 
+HAD: WeakKeyDictionary[Optimizer, set[Tensor]] = WeakKeyDictionary()
+"""By optimizer, the parameters that have had a gradient."""
 FUSED = (Adam, AdamW, SGD, Adagrad)
 """Optimizers of torch that have all of a step in one kernel; their learning rate may be a tensor."""
 
@@ -236,16 +239,65 @@ def flush(optimizer: Optimizer) -> None:
             value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)
 
 
-def attach_scheduler(optim: Any, optimizer: Optimizer) -> None:
-    """Give a `PyroLRScheduler` its one scheduler, so that the user's `optim.step()` goes on working."""
+class Share:
+    """What a parameter has of an optimizer over all, as Pyro's users know it: an optimizer of its own."""
+
+    def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
+        self.whole, self.parameter = optimizer, parameter
+
+    @property
+    def param_groups(self) -> Groups:
+        """The group that the parameter is in, with others."""
+        return [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As a torch optimizer over the one parameter."""
+        groups = [{**group, "lr": float(group["lr"]), "params": [0]} for group in self.param_groups]
+        return {"state": {0: dict(self.whole.state.get(self.parameter, {}))}, "param_groups": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, or that of a torch optimizer of the parameter's own."""
+        for group, other in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({key: value for key, value in other.items() if key in ("lr", "initial_lr")})
+        found = state["state"].get(0)
+        if found:
+            steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
+            values = {**found, **steps}.items()
+            self.whole.state[self.parameter] = {
+                key: value.to(self.parameter.device, copy=True) if _is_tensor(value) else value for key, value in values
+            }
+
+
+def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
+    """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
+    if not isinstance(optim, PyroOptim):
+        return
     if hasattr(optim, "pt_scheduler_constructor"):
-        optim.optim_objs = {"all": optim.pt_scheduler_constructor(optimizer, **optim.kwargs)}
+        if not optim.optim_objs:
+            optim.optim_objs = {"all": optim.pt_scheduler_constructor(optimizer, **optim.kwargs)}
+        return
+    for parameter, name in parameters.items():
+        optim.optim_objs[parameter] = Share(optimizer, parameter)
+        state = optim._state_waiting_to_be_consumed.pop(name, None)
+        if state is not None:
+            optim.optim_objs[parameter].load_state_dict(state)
+
+
+def shared(optim: Any, parameters: Iterable[Tensor]) -> Optimizer | None:
+    """The optimizer that another `SVI` has made of the same `PyroOptim` over some of these parameters."""
+    known = getattr(optim, "optim_objs", {})
+    return next((known[p].whole for p in parameters if isinstance(known.get(p), Share)), None)
+
+
+def untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> dict[Tensor, str]:
+    """The parameters that an optimizer does not have."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {p: name for p, name in parameters.items() if id(p) not in trained}
 
 
 def warn_untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
     """Say which parameters a torch optimizer does not have."""
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    left = [name for p, name in parameters.items() if id(p) not in trained]
+    left = list(untrained(optimizer, parameters).values())
     if left:
         warnings.warn(
             f"{len(left)} parameters of the program are not in the torch optimizer and will not train: "

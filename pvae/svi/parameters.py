@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,31 @@ class Parameters(Messenger):
         self.noting = noting
         self._known: set[Any] = set()
         self._modules: list[torch.nn.Module] = []
+        self.used: dict[Tensor, None] = {}
+        """Those that the last step's programs named."""
+        self.had: set[Tensor] = set()
+        """Those that have had a gradient; belongs to the optimizer, which may be another's too."""
         self.stored: dict[str, Tensor] = {}
         """Those of Pyro's store, by name."""
         self.new: dict[Tensor, str] = {}
         self.replaced: list[tuple[Tensor, Tensor]] = []
         """Pairs of a parameter of Pyro's store that is no longer there, and the one that has its name now."""
 
+    def __enter__(self) -> Parameters:
+        self.used.clear()
+        return super().__enter__()
+
     def taken(self) -> dict[Tensor, str]:
         """The new ones, which are then no longer new."""
         new, self.new = self.new, {}
         return new
+
+    def fill(self, every: Iterable[Tensor]) -> None:
+        """As Pyro does: a parameter that had a gradient before, and is used with none now, has zero."""
+        for parameter in self.used:
+            if parameter.grad is None and parameter in self.had:
+                parameter.grad = torch.zeros_like(parameter)
+        self.had.update(p for p in every if p.grad is not None)
 
     def look_again(self) -> None:
         """Look for parameters in modules that are known, too: they may have got some."""
@@ -45,10 +60,13 @@ class Parameters(Messenger):
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     self._add(parameter, f"{msg['name']}.{name}")
+        if self.noting:
+            self.used.update(dict.fromkeys(p for p in module.parameters() if p.requires_grad))
         msg["value"], msg["done"] = self.noting, True
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         name, parameter = msg["name"], msg["value"].unconstrained()
+        self.used[parameter] = None
         if pyro.get_param_store()._params.get(name) is not parameter:
             self._add(parameter, name)  # one that is the module's own
             return
@@ -82,17 +100,16 @@ class Snapshot:
         self.tensors = list(tensors)
         self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
         _copy(self.copies, self.tensors)
-        self.stored = dict(pyro.get_param_store()._params)
+        self.stored = stored()
         self.random = random_state()
 
     def restore(self) -> None:
         """Put values and generators back."""
-        _copy(self.tensors, self.copies)
-        store = pyro.get_param_store()
-        for name, parameter in self.stored.items():  # what was replaced is put back, what is new stays
-            if store._params.get(name) is not parameter:
-                store._param_to_name.pop(store._params.get(name), None)
-                store._params[name], store._param_to_name[parameter] = parameter, name
+        _copy(
+            [tensor.data for tensor in self.tensors], self.copies
+        )  # their data, so that it does not count as a change
+        for _ in put_back(self.stored):
+            pass
         set_random_state(self.random)
 
 
@@ -102,6 +119,25 @@ def _copy(to: list[Tensor], tensors: list[Tensor]) -> None:
     for dtype in {tensor.dtype for tensor in tensors}:
         chosen = [(a, b) for a, b in zip(to, tensors, strict=True) if b.dtype == dtype]
         torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
+
+
+def stored() -> dict[str, Tensor]:
+    """The parameters of Pyro's store, by name."""
+    return dict(pyro.get_param_store()._params)
+
+
+def put_back(before: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Put parameters back into Pyro's store where another is in their place; yields name, parameter and the other.
+
+    What is new there stays.
+    """
+    store = pyro.get_param_store()
+    for name, parameter in before.items():
+        other = store._params.get(name)
+        if other is not parameter:
+            store._param_to_name.pop(other, None)
+            store._params[name], store._param_to_name[parameter] = parameter, name
+            yield name, parameter, other
 
 
 @contextmanager

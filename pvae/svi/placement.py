@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from .tracing import Untraceable
+from .values import Untraceable
 
 CHECKED = (torch.ops.aten.linalg_cholesky_ex.default, torch.ops.aten.linalg_inv_ex.default)
 """Their second result says where there is no first."""

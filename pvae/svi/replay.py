@@ -16,10 +16,11 @@ from torch.fx import GraphModule
 
 from .parameters import random_state, set_random_state
 from .placement import placed
-from .tracing import Untraceable, lifted, record, saved_by_fusion
+from .tracing import lifted, record, saved_by_fusion
+from .values import Untraceable
 
 Forward = Callable[..., tuple[Tensor, ...]]
-"""From a call's inputs to the head (2,), loss and norm of the gradient, and the gradients."""
+"""From a call's inputs to the head, losses and norm of the gradient in one tensor, and the gradients."""
 Update = Callable[..., Any]
 """From the head and the gradients to changed parameters."""
 
@@ -85,7 +86,7 @@ class Captured:
 
     @torch.no_grad()
     def play(self, inputs: Sequence[Sequence[Tensor]], rates: Tensor | None) -> Tensor:
-        """Take the steps, each on inputs of its own; returns their heads (block, 2), which the next call changes."""
+        """Take the steps, each on inputs of its own; returns their heads, one a row, which the next call changes."""
         for place, values in zip(self.inputs, zip(*inputs, strict=True), strict=True):
             torch.stack(values, out=place)  # one launch for all
         if self.rates is not None:

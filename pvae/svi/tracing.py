@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,88 +11,45 @@ from unittest.mock import patch
 
 import pyro
 import torch
-from pyro.infer.util import Dice
+from pyro.ops.jit import CompiledFunction
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
-from torch.nn.functional import one_hot
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from .simplify import merge_alike, note
+from .values import READ, HostReads, Known, Untraceable
 
 LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
 OURS = str(Path(__file__).parents[1])
 HERE = str(Path(__file__).parent)
 
 
-class Untraceable(Exception):
-    """Why a function cannot be written down as a graph, and where."""
-
-
-def record(function: Callable[..., Any], *inputs: Tensor, replaced: dict[Any, Callable] | None = None) -> GraphModule:
+def record(
+    function: Callable[..., Any],
+    *inputs: Tensor,
+    known: Known | None = None,
+    replaced: dict[Any, Callable] | None = None,
+) -> GraphModule:
     """The graph of what a function of tensors did, by running it once.
 
     Tensors that are not inputs, such as parameters, are constants of the graph, read and changed where they are.
-    Random operations stay random operations. Everything else that Python did is as it was in this run. Operations in
-    `replaced` are written as what the function in their place does.
+    Random operations stay random operations. Everything else that Python did is as it was in this run: that goes for
+    values read of tensors that are `known` (default: those made of Python's numbers alone). Operations in `replaced`
+    are written as what the function in their place does.
 
     Raises:
         Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental import proxy_tensor
 
+    noting = patch.object(proxy_tensor, "set_meta", _note_size, create=True)
     try:
-        with _tolerant_pyro(), _RefusedOperations(), _HostReads():
-            graph = make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
+        known = known or Known(inputs, outside=False)
+        with _tolerant_pyro(), known, HostReads(known), noting:
+            graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
     return _simplified(graph)
-
-
-class _HostReads(TorchFunctionMode):
-    """A number read from a tensor stays the tensor, where all that is done with it is arithmetic."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        if func is Tensor.item:
-            return args[0].detach()
-        if func is one_hot and args[1:2] != (-1,) and (args[1:] or (kwargs or {}).get("num_classes", -1) > 0):
-            return _one_hot(*args, **(kwargs or {}))
-        if func is Tensor.__bool__ and _asked_by(Dice.compute_expectation):
-            return True  # that all probabilities are above 0: where they are not, `_dot` leaves terms out
-        if func in _READS:
-            raise Untraceable(READ)
-        return func(*args, **(kwargs or {}))
-
-
-READ = "a tensor's value is read in Python, where a graph has none yet"
-_READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}
-
-
-def _one_hot(tensor: Tensor, num_classes: int) -> Tensor:
-    """Torch's looks at the values, to check them."""
-    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
-
-
-class _RefusedOperations(TorchDispatchMode):
-    """Refuses operations whose result has a shape that depends on values: later steps would have another."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name == "index":
-            dynamic = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        else:
-            dynamic = torch.Tag.dynamic_output_shape in func.tags or name == "_pack_padded_sequence"
-        if dynamic:
-            raise Untraceable(f"the shape of what torch's '{name}' returns depends on values")
-        return func(*args, **(kwargs or {}))
-
-
-def _asked_by(function: Callable) -> bool:
-    """Whether a value is read by this function itself: its frame is the first above torch's modes."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_name == "__torch_function__":
-        frame = frame.f_back
-    return frame.f_code is function.__code__
 
 
 @contextmanager
@@ -101,13 +57,14 @@ def _tolerant_pyro() -> Iterator[None]:
     """Pyro as it is with nothing checked: those who replay a graph look at its losses themselves.
 
     Its objectives look whether a loss is not a number, to warn; a distribution that was built before the step checks
-    values even where validation is off by now.
+    values even where validation is off by now. What Pyro would compile by itself is run as it is written.
     """
     with (
         pyro.validation_enabled(False),
         patch.object(pyro.util, "torch_isnan", lambda value: False),
         patch.object(Distribution, "_validate_sample", lambda self, value: None),
         patch.object(pyro.infer.util, "_fulldot", _dot),
+        patch.object(CompiledFunction, "__call__", lambda self, *args, **kwargs: self.fn(*args, **kwargs)),
     ):
         yield
 
@@ -136,6 +93,13 @@ def _first_line(error: BaseException) -> str:
     return text if isinstance(error, Untraceable) else f"{type(error).__name__}: {text}"
 
 
+def _note_size(proxy: Any, value: Any) -> Any:
+    """What is to be known of a node; torch's own notes take two thirds of the time of a trace."""
+    if isinstance(value, Tensor):
+        note(proxy.node, value)
+    return proxy
+
+
 def _simplified(graph: GraphModule) -> GraphModule:
     """Without the nodes that only rename a tensor, or tell a profiler of it."""
     for node in reversed(graph.graph.nodes):
@@ -145,8 +109,7 @@ def _simplified(graph: GraphModule) -> GraphModule:
             node.replace_all_uses_with(node.args[0])
     _draw_at_once(graph)
     graph.graph.eliminate_dead_code()
-    for node in graph.graph.nodes:
-        node.meta.pop("val", None)  # it may hold the tensor of this run
+    merge_alike(graph)
     graph.recompile()
     return graph
 
@@ -178,6 +141,12 @@ def _draw_at_once(graph: GraphModule) -> None:
         made.replace_all_uses_with(drawn)
 
 
+def constants(graph: GraphModule) -> list[Tensor]:
+    """The tensors that a graph reads, or changes, where they are."""
+    names = {node.target: None for node in graph.graph.nodes if node.op == "get_attr"}
+    return [value for value in (getattr(graph, name) for name in names) if isinstance(value, Tensor)]
+
+
 def lifted(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     """The same graph with its constants as its first inputs, and those constants."""
     new, copies, constants = torch.fx.Graph(), {}, {}
@@ -202,6 +171,5 @@ def saved_by_fusion(graph: GraphModule) -> tuple[int, int]:
         if torch.Tag.pointwise not in node.target.tags and torch.Tag.reduction not in node.target.tags:
             continue
         operations += 1
-        meta = node.meta.get("tensor_meta")
-        size += sum(m.shape.numel() * m.dtype.itemsize for m in tree_leaves(meta) if hasattr(m, "dtype"))
+        size += node.meta.get("bytes", 0)
     return operations, size

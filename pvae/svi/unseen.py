@@ -28,9 +28,9 @@ class Unseen:
         return len(self._steps)
 
     def add(self, block: Sequence[Call], heads: Tensor) -> None:
-        """Steps, and loss and norm of the gradient of each (block, 2)."""
+        """Steps, and losses and norm of the gradient of each (block, losses + 1)."""
         self._heads.append(heads)
-        self._steps += [(call, call.versions()) for call in block]
+        self._steps += [(call, call.now()) for call in block]
         self._size += sum(value.nbytes for call in block for value in call.inputs)
 
     def due(self, every: int) -> bool:
@@ -49,6 +49,6 @@ class Unseen:
         Raises:
             NonFiniteError: that is no longer there; it began with this step.
         """
-        if any(call.versions() != known for call, known in self._steps):
+        if any(call.now() != known for call, known in self._steps):
             raise NonFiniteError(first, float("nan"), f"here or in the {len(self) - 1} steps after: {LOST}")
         return [call for call, _ in self._steps]

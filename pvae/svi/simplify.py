@@ -1,0 +1,135 @@
+"""The same graph with less to do: what is computed twice is computed once, and the numbers stay bit for bit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+SAME_MEMORY = ("_unsafe_view", "_reshape_alias", "lift_fresh")
+"""Operations whose result is in the memory of what they are given, though they don't say so."""
+
+
+aten = torch.ops.aten
+BY_ONE = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.pow.Tensor_Scalar)
+"""Operations that leave a tensor as it is where they are done with a one."""
+
+
+def note(node: Node, value: Tensor) -> None:
+    """Note on a node how its value lies in which memory: two of one memory and layout are the same."""
+    node.meta["bytes"] = value.numel() * value.element_size()
+    if value.layout is torch.strided:
+        node.meta["layout"] = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
+        node.meta["memory"] = value.untyped_storage()._cdata
+
+
+def merge_alike(graph: GraphModule) -> None:
+    """Compute once what is computed alike; leave out products with a one, and views that view all as it is.
+
+    Kept as they are: what is changed in place and what is made of it, random numbers, and results, which may be changed
+    by those who get them.
+    """
+    roots = _Roots(graph)
+    known: dict[Hashable, Node] = {}
+    for node in graph.graph.nodes:
+        if (same := roots.same_as(node)) is not None:
+            node.replace_all_uses_with(same)
+        elif roots.may_merge(node):
+            constant = node.op == "get_attr"
+            key = id(getattr(graph, node.target)) if constant else (node.target, _key(node.args), _key(node.kwargs))
+            first = known.setdefault(key, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+    graph.graph.eliminate_dead_code()
+
+
+class _Roots:
+    """Which memory each node is in, and which of it is changed or handed out."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        self.graph = graph
+        self.of: dict[Node, frozenset[Hashable]] = {}
+        self.changed: set[Hashable] = set()
+        self.given: frozenset[Hashable] = frozenset()
+        for node in graph.graph.nodes:
+            self.of[node] = self._find(node)
+            if node.op == "output":
+                self.given = self._all(node.args)
+            elif isinstance(node.target, OpOverload):
+                for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+                    if argument.alias_info is not None and argument.alias_info.is_write:
+                        self.changed |= self._all(value)
+
+    def same_as(self, node: Node) -> Node | None:
+        """The node that one is a view of all of, or that it is a multiple by one of."""
+        source = node.args[0] if node.args else None
+        if not isinstance(node.target, OpOverload) or not isinstance(source, Node) or "layout" not in node.meta:
+            return None
+        if _views(node.target):
+            while any(source.meta.get(what) != node.meta[what] for what in ("layout", "memory")):
+                viewed = isinstance(source.target, OpOverload) and _views(source.target)
+                if not viewed or not isinstance(source.args[0], Node):
+                    return None
+                source = source.args[0]
+            return source
+        alone = node.target in BY_ONE and node.args[1:] in ((1,), (1.0,)) and not node.kwargs
+        alike = alone and source.meta.get("layout") == node.meta["layout"]
+        free = not self.of[node] & (self.changed | self.given) and not self.of[source] & self.changed
+        return source if alike and free else None
+
+    def may_merge(self, node: Node) -> bool:
+        """Whether another node like this has the same values for good."""
+        if node.op == "get_attr":
+            return isinstance(getattr(self.graph, node.target, None), Tensor)
+        if node.op != "call_function" or (self._all((node.args, node.kwargs)) | self.of[node]) & self.changed:
+            return False
+        if node.target is operator.getitem:
+            return not self.of[node] & self.given
+        target = node.target
+        fixed = isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags
+        return fixed and not target._schema.is_mutable and not self.of[node] & self.given
+
+    def _find(self, node: Node) -> frozenset[Hashable]:
+        if node.op == "placeholder":
+            return frozenset(["inputs"])
+        if node.op == "get_attr":
+            value = getattr(self.graph, node.target, None)
+            return frozenset([value.untyped_storage()._cdata if isinstance(value, Tensor) else node.target])
+        if node.target is operator.getitem or (isinstance(node.target, OpOverload) and _views(node.target)):
+            return self._all(node.args)
+        return frozenset([node])
+
+    def _all(self, tree: Any) -> frozenset[Hashable]:
+        return frozenset(root for node in _nodes(tree) for root in self.of[node])
+
+
+def _views(target: OpOverload) -> bool:
+    if target.overloadpacket.__name__ in SAME_MEMORY:
+        return True
+    return any(found.alias_info is not None for found in target._schema.returns)
+
+
+def _nodes(tree: Any) -> Iterable[Node]:
+    if isinstance(tree, Node):
+        yield tree
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for part in tree:
+            yield from _nodes(part)
+    elif isinstance(tree, dict):
+        yield from _nodes(list(tree.values()))
+
+
+def _key(value: Any) -> Hashable:
+    """Of an argument; numbers that are equal but not alike have keys of their own."""
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, dict):
+        return tuple((name, _key(part)) for name, part in sorted(value.items()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(_key, value))
+    return type(value), repr(value)

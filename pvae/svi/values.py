@@ -1,0 +1,282 @@
+"""Which tensors' values Python may read while a step is traced: those that every later step will have, too."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro.infer.util import Dice
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+READ = "a tensor's value is read in Python, where a graph has none yet"
+SHAPE = "the shape of what torch's '{}' returns depends on values"
+SMALL = 10_000
+"""Numbers in a tensor whose values are compared at each step; of larger ones it is known how often they changed."""
+
+
+class Untraceable(Exception):
+    """Why a function cannot be written down as a graph, and where."""
+
+
+class Known(TorchDispatchMode):
+    """Follows what the tensors of a trace are made of, and refuses shapes that depend on values of later steps.
+
+    Known are those made of Python's numbers alone; and, if `outside`, of tensors that are there before the trace and
+    that nothing changes in it: what has been read of these is in `read`, for those who replay the graph to look at.
+
+    Args:
+        varying: tensors that change from step to step.
+        outside: whether other tensors that are there before the trace may be read.
+    """
+
+    def __init__(self, varying: Sequence[Tensor], outside: bool) -> None:
+        super().__init__()
+        self.outside = outside
+        self.read: dict[int, Tensor] = {}
+        self._varying = {_key(tensor) for tensor in varying}
+        self._sources: dict[int, tuple[torch.UntypedStorage, dict[int, Tensor]]] = {}
+        """By storage, of what is known of those made within: the tensors from outside in it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._refuse(func, args)
+        given = _tensors((args, kwargs))
+        if func.overloadpacket.__name__ in _MAKING:
+            sources: dict[int, Tensor] | None = {}
+        else:
+            sources = None if torch.Tag.nondeterministic_seeded in func.tags else self._of_all(given)
+        for position in _written(func):
+            if position < len(args) and isinstance(args[position], Tensor):
+                self._changed(args[position], sources)
+        result = func(*args, **kwargs)
+        inputs = {_key(tensor) for tensor in given}
+        for made in _tensors(result):
+            if _key(made) not in inputs:
+                self._made(made, sources)
+        if func.overloadpacket.__name__ == "_pack_padded_sequence":
+            self._made(result[1], self._of_all(args[1:2]))  # the sizes come of the lengths alone
+        return result
+
+    def knows(self, *tensors: Tensor) -> bool:
+        """Whether all of these are known; they are then taken as read."""
+        sources = self._of_all(tensors)
+        self.read.update(sources or {})
+        return sources is not None
+
+    def _refuse(self, func: Any, args: Sequence[Any]) -> None:
+        name = func.overloadpacket.__name__
+        if name == "index":
+            dynamic = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        elif name == "_pack_padded_sequence":
+            dynamic = not self.knows(args[1])
+        else:
+            dynamic = torch.Tag.dynamic_output_shape in func.tags
+        if dynamic and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+            raise Untraceable(SHAPE.format(name))
+
+    def _of_all(self, tensors: Sequence[Tensor]) -> dict[int, Tensor] | None:
+        """The tensors from outside that these are made of; None where one varies."""
+        found: dict[int, Tensor] = {}
+        for tensor in tensors:
+            key = _key(tensor)
+            if key in self._sources:
+                found.update(self._sources[key][1])
+            elif key in self._varying or not self.outside or tensor.requires_grad or tensor.is_inference():
+                return None
+            else:
+                found[key] = tensor
+        return found
+
+    def _made(self, tensor: Tensor, sources: dict[int, Tensor] | None) -> None:
+        key = _key(tensor)
+        if sources is None or key == 0:
+            self._sources.pop(key, None)
+            self._varying.add(key)
+        else:
+            self._varying.discard(key)
+            self._sources[key] = (tensor.untyped_storage(), sources)
+
+    def _changed(self, tensor: Tensor, sources: dict[int, Tensor] | None) -> None:
+        key = _key(tensor)
+        if key in self.read:
+            raise Untraceable(f"{READ}: the step changes that tensor")
+        self._made(tensor, sources if key in self._sources else None)
+
+
+_MAKING = {"new_ones", "new_zeros", "new_full", "new_empty", "ones_like", "zeros_like", "full_like", "empty_like"}
+"""Operations that ask a tensor for its kind, not for its values."""
+
+
+def _key(tensor: Tensor) -> int:
+    """Of the memory that it is in; 0 for what has none."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@functools.cache
+def _written(func: Any) -> tuple[int, ...]:
+    """The positions of the arguments that an operation changes."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
+
+
+class HostReads(TorchFunctionMode):
+    """What Python does with values: it reads those that are known. A number read of another stays a tensor.
+
+    So it can be computed with, where all that is done is arithmetic.
+    """
+
+    def __init__(self, known: Known) -> None:
+        super().__init__()
+        self.known = known
+        self._chosen: dict[int, tuple[Tensor, Tensor]] = {}
+        """What was chosen by a mask, at its place in all there was, until it is put where that mask is; the mask."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._chosen and any(id(argument) in self._chosen for argument in args):
+            return self._put(func, args)
+        if func in _ASIDE and self.known.knows(*_tensors((args, kwargs))):
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        if func is Tensor.item:
+            return args[0].detach()
+        if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
+            return _one_hot(*args, **kwargs)
+        if func is Tensor.__bool__ and (_asked_by(Dice.compute_expectation) or _asserted()):
+            return True  # that all probabilities are above 0: where they are not, terms are left out
+        if func in _READS:
+            raise Untraceable(READ)
+        if func in _SIZED:
+            return func(*tree_map(self._size, args), **kwargs)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and any(
+            _is_mask(i) or _numbers(i) for i in _indices(args[1])
+        ):
+            return self._indexed(func, *args)
+        return func(*args, **kwargs)
+
+    def _size(self, value: Any) -> Any:
+        """A number of a shape, where it is known; torch would read it."""
+        if not (_is_number(value) and self.known.knows(value)):
+            return value
+        with disable_proxy_modes_tracing():
+            return value.item()
+
+    def _indexed(self, func: Any, tensor: Tensor, index: Any, *value: Any) -> Any:
+        """An index with masks or numbers that are tensors: those that are known as positions."""
+        masks = [mask for mask in _indices(index) if _is_mask(mask)]
+        numbers = [number for each in _indices(index) for number in _numbers(each)]
+        if self.known.knows(*masks, *numbers):
+            with disable_proxy_modes_tracing():
+                index = tuple(part for each in _indices(index) for part in _positions(each))
+        elif func is Tensor.__getitem__ and not masks and all(_is_number(i) or _is_whole(i) for i in _indices(index)):
+            return torch.ops.aten.index.Tensor(tensor, _one_each(index, tensor.dim()))
+        elif func is Tensor.__getitem__ and index is next(iter(masks), None):
+            chosen = tensor.masked_fill(~index.reshape(index.shape + (1,) * (tensor.dim() - index.dim())), 0)
+            self._chosen[id(chosen)] = (chosen, index)
+            return chosen
+        return func(tensor, index, *value)
+
+    def _put(self, func: Any, args: Sequence[Any]) -> None:
+        chosen, mask = self._chosen.get(id(args[-1]), (None, None))
+        if func is not Tensor.__setitem__ or args[1] is not mask or args[0].shape != chosen.shape:
+            raise Untraceable(SHAPE.format("index"))
+        full = mask.reshape(mask.shape + (1,) * (chosen.dim() - mask.dim()))
+        args[0].copy_(torch.where(full, chosen, args[0]))
+
+
+_READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}
+_SHAPING = {
+    Tensor.nonzero,
+    torch.nonzero,
+    Tensor.unique,
+    torch.unique,
+    Tensor.repeat_interleave,
+    torch.repeat_interleave,
+}
+_SIZED = {torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, Tensor.expand, Tensor.reshape}
+_ASIDE = _READS | _SHAPING | {Tensor.item, Tensor.__format__, Tensor.__contains__, torch.equal, Tensor.equal, one_hot}
+"""What is done beside the trace, where all it is done with is known."""
+
+
+def _indices(index: Any) -> tuple:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() > 0
+
+
+def _is_number(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32) and index.dim() == 0
+
+
+def _numbers(index: Any) -> list[Tensor]:
+    """The tensors of one number in a part of an index."""
+    parts = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
+    return [part for part in parts if _is_number(part)]
+
+
+def _is_whole(index: Any) -> bool:
+    return index is Ellipsis or (isinstance(index, slice) and not _numbers(index) and index == slice(None))
+
+
+def _positions(index: Any) -> Iterator[Any]:
+    if _is_mask(index):
+        yield from index.nonzero(as_tuple=True)
+    elif isinstance(index, slice):
+        yield slice(*(next(_positions(part)) for part in (index.start, index.stop, index.step)))
+    else:
+        yield index.item() if _is_number(index) else index
+
+
+def _one_each(index: Any, dimensions: int) -> list[Tensor | None]:
+    """Numbers by dimension, None for all of one; torch's own way to take them would read them."""
+    parts = list(_indices(index))
+    if Ellipsis in [part for part in parts if not isinstance(part, Tensor)]:
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (dimensions - len(parts) + 1)
+    return [part if isinstance(part, Tensor) else None for part in parts]
+
+
+def _one_hot(tensor: Tensor, num_classes: int) -> Tensor:
+    """Torch's looks at the values, to check them."""
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _asking() -> Any:
+    """The frame that asks torch for a value: the first above torch's modes."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame
+
+
+def _asked_by(function: Callable) -> bool:
+    """Whether a value is read by this function itself."""
+    return _asking().f_code is function.__code__
+
+
+def _asserted() -> bool:
+    """Whether a value is read for an assertion, which is then taken to hold: replayed steps check nothing."""
+    frame = _asking()
+    after = (found for found in dis.get_instructions(frame.f_code) if found.offset > frame.f_lasti)
+    following = next((found for found in after if found.opname not in ("CACHE", "NOT_TAKEN")), None)
+    return following is not None and "AssertionError" in f"{following.opname} {following.argrepr}".replace(
+        "LOAD_ASSERTION_ERROR", "AssertionError"
+    )

@@ -1,0 +1,379 @@
+"""What Pyro's users do around a step gives the numbers that Pyro's own `SVI` gives."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from programs import kinds
+from pyro.distributions import constraints
+from pyro.infer import (
+    JitTrace_ELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceTailAdaptive_ELBO,
+    config_enumerate,
+)
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+
+import pvae
+
+X = torch.linspace(-1.0, 2.0, 6)
+
+
+def plain(x, *others):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def plain_guide(x, *others):
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+    pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), scale))
+
+
+def fit(mode, make, call=lambda step: (X,), before=lambda step, svi: None, steps=12, optim=None, loss=Trace_ELBO):
+    """Losses and parameters after these steps; and the SVI. Mode `pyro` is Pyro's own."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model, guide = make()
+    own = {} if mode == "pyro" else {"compile": mode}
+    svi_class = pyro.infer.SVI if mode == "pyro" else pvae.SVI
+    svi = svi_class(model, guide, (optim or (lambda: pyro.optim.Adam({"lr": 0.05})))(), loss(), **own)
+    losses = []
+    for step in range(steps):
+        before(step, svi)
+        loss_value = svi.step(*call(step))
+        losses += list(loss_value) if isinstance(loss_value, tuple) else [loss_value]
+    values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    return losses, values, svi
+
+
+def both(make, *args, replayed=True, **options):
+    expected, values, _ = fit("pyro", make, *args, **options)
+    for mode in ("off", "graph"):
+        found, params, svi = fit(mode, make, *args, **options)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert params.keys() == values.keys()
+        for name, value in values.items():
+            torch.testing.assert_close(params[name], value, rtol=1e-4, atol=1e-5)
+        assert set(kinds(svi)) == ({"graph"} if replayed and mode == "graph" else set())
+    return svi
+
+
+# Parameters that are not in every step --------------------------------------------------------------------------------
+
+
+def one_of_two(x, first):
+    a, b = pyro.param("a", torch.tensor(0.0)), pyro.param("b", torch.tensor(0.5))
+    pyro.sample("z", dist.Normal(a if first else b, 0.1))
+
+
+def only_one_of_two(x, first):
+    where = pyro.param("a", torch.tensor(0.0)) if first else pyro.param("b", torch.tensor(0.5))
+    pyro.sample("z", dist.Normal(where, 0.1))
+
+
+@pytest.mark.parametrize("guide", [one_of_two, only_one_of_two])
+def test_a_parameter_that_is_named_but_not_used_goes_on_by_its_momentum(guide):
+    both(lambda: (plain, guide), call=lambda step: (X, step % 2 == 0))
+
+
+def test_two_losses_with_one_optimizer():
+    """As a semi-supervised model that is also taught to classify."""
+
+    def make():
+        network = torch.nn.Linear(6, 2)
+
+        def guide(x):
+            pyro.module("network", network)
+            mean, scale = network(x)
+            pyro.sample("z", dist.Normal(mean, scale.exp()))
+
+        def other(x):
+            pyro.module("network", network)
+            pyro.sample("y", dist.Normal(network(x)[0], 1.0), obs=torch.tensor(2.0))
+
+        def model(x):
+            plain(x)
+
+        model.other = other
+        return model, guide
+
+    second = {}
+
+    def before(step, svi):
+        if step == 0:
+            own = {"compile": svi.compile} if isinstance(svi, pvae.SVI) else {}
+            second["svi"] = type(svi)(svi.model.other, lambda x: None, svi.optim, Trace_ELBO(), **own)
+        elif step % 3:
+            second["svi"].step(X)
+
+    both(make, before=before, steps=20)
+
+
+# The optimizer in a user's hands --------------------------------------------------------------------------------------
+
+
+def set_rate(step, svi):
+    if step == 6:
+        for part in svi.optim.optim_objs.values():
+            part.param_groups[0]["lr"] = 0.001
+
+
+def test_rates_set_on_optim_objs():
+    both(lambda: (plain, plain_guide), before=set_rate)
+
+
+@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD"])
+def test_an_optimizers_state_goes_on_in_another(optim):
+    def make_optim():
+        return getattr(pyro.optim, optim)({"lr": 0.01, **({"momentum": 0.9} if optim == "SGD" else {})})
+
+    def resumed(mode):
+        losses, _, svi = fit(mode, lambda: (plain, plain_guide), optim=make_optim)
+        state = copy.deepcopy(svi.optim.get_state())
+        assert state.keys() == {"mean", "scale"}
+        after = make_optim()
+        after.set_state(state)
+        own = {} if mode == "pyro" else {"compile": mode}
+        svi = type(svi)(plain, plain_guide, after, Trace_ELBO(), **own)
+        return losses + [svi.step(X) for _ in range(6)]
+
+    expected = resumed("pyro")
+    assert resumed("graph") == pytest.approx(expected, rel=1e-4)
+
+
+# Objectives -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: ReweightedWakeSleep(num_particles=3),
+        lambda: TraceTailAdaptive_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+        JitTrace_ELBO,
+    ],
+    ids=["ReweightedWakeSleep", "TraceTailAdaptive", "JitTrace"],
+)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_objectives_with_losses_of_their_own(loss):
+    both(lambda: (plain, plain_guide), loss=loss)
+
+
+def test_a_running_mean_as_baseline():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            logits = pyro.param("logits", torch.zeros(6))
+            pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+    both(lambda: (model, guide), loss=TraceGraph_ELBO)
+
+
+# What programs do in Python -------------------------------------------------------------------------------------------
+
+
+class Holder:
+    def __init__(self):
+        self.x, self.mean, self.steps, self.seen = X, torch.tensor(0.0), 0, None
+
+    def model(self, *given):
+        plain(self.x)
+
+    def averaging(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean()
+        plain(x - self.mean)
+
+    def counting(self, x):
+        self.steps += 1
+        with poutine.scale(scale=min(1.0, self.steps / 10)):
+            plain(x)
+
+    def keeping(self, x):
+        plain(x)
+        self.seen = x.mean()
+
+
+@pytest.mark.parametrize("every", [5, 1])
+@pytest.mark.parametrize("how", ["attribute", "closure", "list"])
+def test_data_that_is_replaced_where_the_program_finds_it(how, every):
+    data, box = [X], {}
+
+    def make():
+        held = X
+
+        def set_held(x):
+            nonlocal held
+            held = x
+
+        holder = box["holder"] = Holder()
+        data[0] = X
+        box["set"] = {"attribute": lambda x: setattr(holder, "x", x), "closure": set_held}.get(how)
+        models = {"attribute": holder.model, "closure": lambda: plain(held), "list": lambda: plain(data[0])}
+        return models[how], lambda: plain_guide(None)
+
+    def before(step, svi):
+        if step % every == every - 1:
+            x = X * (1 + step)
+            data[0] = x
+            if box["set"]:
+                box["set"](x)
+
+    options = {"call": lambda step: (), "before": before}
+    if every == 5:
+        both(make, **options)
+    else:
+        with pytest.warns(UserWarning, match="the tensor .* keeps changing"):
+            both(make, replayed=False, **options)
+
+
+@pytest.mark.parametrize("state", ["averaging", "counting"])
+def test_state_of_its_own_is_as_it_would_be(state):
+    with pytest.warns(UserWarning, match="changes within a step"):
+        both(lambda: (getattr(Holder(), state), plain_guide), replayed=False)
+
+
+def test_what_is_kept_to_look_at_does_no_harm():
+    both(lambda: (Holder().keeping, plain_guide))
+
+
+class Options:
+    def __init__(self, scale):
+        self.scale = scale
+
+
+def test_options_as_an_argument_are_looked_at():
+    def model(x, options):
+        plain(x * options.scale)
+
+    options = Options(1.0)
+
+    def before(step, svi):
+        options.scale = 1.0 if step < 7 else 2.0
+
+    both(lambda: (model, plain_guide), call=lambda step: (X, options), before=before)
+
+
+@pytest.mark.parametrize("use", ["annealing", "nothing", "both"])
+def test_a_step_number_as_an_argument_is_replayed(use):
+    def model(x, step, factor):
+        with poutine.scale(scale={"annealing": (1 + step) / 10, "nothing": 1.0, "both": factor}[use]):
+            plain(x)
+        if use == "both":
+            for _ in range(step):
+                pass
+
+    if use == "both":  # a number that is looked at gets graphs by value; another goes on as a tensor
+        with pytest.warns(UserWarning, match="more than 8 shapes or values"):
+            both(lambda: (model, plain_guide), call=lambda step: (X, step, 0.5 + step % 3), steps=14)
+    else:
+        svi = both(lambda: (model, plain_guide), call=lambda step: (X, step, 1.0), steps=14)
+        assert len(kinds(svi)) <= 3
+
+
+# What is read of constants, and of tensors that stay ------------------------------------------------------------------
+
+
+def sequential_plates(x):
+    for i in pyro.plate("groups", 3):
+        z = pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
+
+
+def sequential_guide(x):
+    for i in pyro.plate("groups", 3):
+        pyro.sample(f"z_{i}", dist.Normal(pyro.param("means", torch.zeros(3))[i], 1.0))
+
+
+def correlated(x):
+    factor = pyro.sample("factor", dist.LKJCholesky(2, 1.0))
+    with pyro.plate("data", 3):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=factor), obs=x.reshape(3, 2))
+
+
+def chosen(x):
+    z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+    means = pyro.param("means", torch.tensor([0.0, 1.0]))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
+
+
+def chosen_guide(x):
+    pyro.sample("z", dist.Categorical(logits=pyro.param("logits", torch.zeros(2))))
+
+
+def clamped(x):
+    z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+    far = z.abs() > 1
+    near = torch.zeros(6)
+    near[far] = z[far]
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(near, 1.0), obs=x)
+
+
+def spline():
+    """It asserts something of values, and copies where a mask is."""
+    transform = dist.transforms.Spline(2, count_bins=4)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(x):
+        pyro.module("transform", transform)
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=x.reshape(3, 2))
+
+    return model, lambda x: None
+
+
+READING = {
+    "spline": (spline, Trace_ELBO),
+    "sequential plate": (lambda: (sequential_plates, sequential_guide), Trace_ELBO),
+    "LKJ": (lambda: (correlated, AutoNormal(correlated)), Trace_ELBO),
+    "sequential enumeration": (
+        lambda: (chosen, config_enumerate(chosen_guide, "sequential")),
+        lambda: TraceEnum_ELBO(max_plate_nesting=1),
+    ),
+    "a number as index": (lambda: (chosen, chosen_guide), Trace_ELBO),
+    "where a mask is": (lambda: (clamped, AutoNormal(clamped)), Trace_ELBO),
+}
+
+
+@pytest.mark.parametrize("program", READING)
+def test_what_is_read_of_constants_is_replayed(program):
+    make, loss = READING[program]
+    both(make, loss=loss, call=lambda step: (X + step,))
+
+
+@pytest.mark.parametrize("how", ["range", "slice", "packed"])
+def test_lengths_that_stay_are_read(how):
+    lengths, sequences = torch.tensor([3, 2]), torch.linspace(0.0, 1.0, 6).reshape(2, 3, 1)
+    network = torch.nn.RNN(1, 1, batch_first=True)
+
+    @config_enumerate
+    def model(x, lengths):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        if how == "packed":
+            pyro.module("network", network)
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            x, _ = torch.nn.utils.rnn.pad_packed_sequence(network(packed)[0], batch_first=True)
+        for i in pyro.plate("sequences", len(x)):
+            z = 0
+            for t in pyro.markov(range(lengths.max() if how == "range" else int(lengths[i]))):
+                z = pyro.sample(f"z_{i}_{t}", dist.Bernoulli(0.2 + 0.6 * p * z))
+                value = x[i, : lengths[i]][t % 2] if how == "slice" else x[i, t]
+                pyro.sample(f"x_{i}_{t}", dist.Normal(z, 1.0), obs=value.detach()[0])
+
+    both(
+        lambda: (model, AutoDelta(poutine.block(model, expose=["p"]))),
+        loss=lambda: TraceEnum_ELBO(max_plate_nesting=0),
+        call=lambda step: (sequences, lengths),
+    )
