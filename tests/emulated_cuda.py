@@ -339,6 +339,13 @@ def _is_cuda(name):
     return name.partition(":")[0] == "cuda" if isinstance(name, str) else getattr(name, "type", "") == "cuda"
 
 
+class _Generator(torch.Generator):
+    """One of the device's own; of the CPU under its skin."""
+
+    def __new__(cls, device=None):
+        return super().__new__(cls)
+
+
 class _Stream:
     """`torch.cuda.Stream`, as `torch.cuda.Event`: everything is done at once."""
 
@@ -484,6 +491,7 @@ def emulated():
             [Tensor, nn.Parameter, DeviceTensor],
         )
         put(torch.accelerator, "current_stream", torch.cuda.current_stream)
+        put(torch, "Generator", _Generator)
         put(torch.backends.cudnn, "is_acceptable", lambda _: False)
         put(torch._C, "_group_tensors_by_device_and_dtype", _grouped(torch._C._group_tensors_by_device_and_dtype))
         put(nn.Module, "_apply", _applying(nn.Module._apply))
