@@ -24,8 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pvae
-from pvae.svi import graphs, replay
+from pvae.svi import building, replay
 from pvae.svi.tracing import lifted
 
 from . import common, step
@@ -84,22 +83,22 @@ def _products(name: str) -> bool:
 def kernels(name: str) -> list[str]:
     """Those of one step of a network, update and all, in their order."""
     written: list[str] = []
-    build = graphs.build
+    build = building.Build.__call__
 
     def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
         written.extend(_named(code_for_cuda(graph, inputs)))
         return graph
 
-    def as_on_cuda(*args: Any) -> Any:
+    def as_on_cuda(made: building.Build) -> Any:
+        made.device = CUDA
         with (
-            patch.object(pvae.SVI, "_device", CUDA),
-            patch.object(graphs, "placed", lambda graph, device: (graph, [])),
+            patch.object(building, "placed", lambda graph, device: (graph, [])),
             patch.object(replay, "compiled", compiled),
         ):
-            return build(*args)
+            return build(made)
 
     contestant = step.CONTESTANTS["pvae-full"](step._task(NETWORKS[name], "cpu", "float32"))
-    with patch.object(graphs, "build", as_on_cuda), warnings.catch_warnings():
+    with patch.object(building.Build, "__call__", as_on_cuda), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a head without a norm, which a CPU's steps compare
         contestant.run(0, 2)
     return written

@@ -87,6 +87,10 @@ class DeviceTensor(Tensor):
             copied._is_param = True
         return memo.setdefault(id(self), copied)
 
+    def __reduce_ex__(self, protocol):
+        """A file has the numbers."""
+        return self.host.__reduce_ex__(protocol)
+
     def __repr__(self):
         return f"on the device: {self.host}"
 
@@ -123,7 +127,7 @@ class Device:
         tensors = _tensors((args, kwargs))
         mine = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
         wanted = kwargs.get("device")
-        here = bool(mine) if wanted is None else torch.device(wanted) == HIDDEN
+        here = bool(mine) if wanted is None else torch.device(wanted).type in ("meta", "cuda")
         if not mine and (not here or any(tensor.is_meta for tensor in tensors)):
             return func(*args, **kwargs)
         self._refuse(func, args, kwargs, tensors, here)
@@ -335,6 +339,13 @@ def _is_cuda(name):
     return name.partition(":")[0] == "cuda" if isinstance(name, str) else getattr(name, "type", "") == "cuda"
 
 
+class _Generator(torch.Generator):
+    """One of the device's own; of the CPU under its skin."""
+
+    def __new__(cls, device=None):
+        return super().__new__(cls)
+
+
 class _Stream:
     """`torch.cuda.Stream`, as `torch.cuda.Event`: everything is done at once."""
 
@@ -480,6 +491,7 @@ def emulated():
             [Tensor, nn.Parameter, DeviceTensor],
         )
         put(torch.accelerator, "current_stream", torch.cuda.current_stream)
+        put(torch, "Generator", _Generator)
         put(torch.backends.cudnn, "is_acceptable", lambda _: False)
         put(torch._C, "_group_tensors_by_device_and_dtype", _grouped(torch._C._group_tensors_by_device_and_dtype))
         put(nn.Module, "_apply", _applying(nn.Module._apply))

@@ -14,14 +14,15 @@ import torch
 from torch.nn.functional import softplus
 
 SIZES = {  # rows, data, hidden, outputs
-    "images": (64, 32, 200, 784),
-    "odd": (133, 19, 37, 65),
+    "images": (10, 5, 200, 500),
+    "odd": (57, 19, 37, 65),
     "one hidden unit": (9, 3, 1, 5),
-    "one datum": (70, 1, 64, 16),
+    "one datum": (33, 1, 64, 16),
     "one row": (1, 1, 16, 7),
-    "many tiles": (600, 12, 20, 70),
     "wide": (5, 5, 400, 40),
 }
+SMALL = (16, 16, 256, 1)
+"""Blocks of which there are few at once, so that one goes through several tiles."""
 
 
 def main():
@@ -32,6 +33,7 @@ def main():
     launch.DOTS["tf32"] = "ieee"  # exact, but for float32
     for name, sizes in SIZES.items():
         found[f"{name}, float32"] = errors(launch, sizes, "tf32", torch.float32)
+    found["blocks of its own, float32"] = errors(launch, (70, 10, 37, 30), "tf32", torch.float32, block=None)
     for name in ("odd", "wide"):
         found[f"{name}, half"] = errors(launch, SIZES[name], "bf16", torch.float16)
     found["large, float32"] = errors(launch, SIZES["odd"], "tf32", torch.float32, scale=100.0)
@@ -61,16 +63,15 @@ def numbers(sizes, dtype, scale):
     return g, h.to(dtype), (w * scale / hidden**0.5).to(dtype), b * scale, (x + 0.5).clamp(0, 1)
 
 
-def errors(launch, sizes, precision, dtype, scale=1.0):
+def errors(launch, sizes, precision, dtype, scale=1.0, block=SMALL):
     """Relative errors of score and gradients against float64; of a score that is asked for alone."""
     g, h, w, b, x = numbers(sizes, dtype, scale)
     wanted = right(*(value.double() for value in (g, h, w, b, x)))
-    gradient = launch.blocks(precision, sizes[2], True) is not None
-    found = {"score alone": launch.scores(h, w, b, x, False, precision)[0]}
-    if gradient:
-        s, u = launch.scores(h, w, b, x, True, precision)
-        dw, db = launch.slopes(g, h, w, b, x, precision)
-        found |= {"score": s, "h": g[:, None] * u, "w": dw, "b": db}
+    block = block and launch.Blocks(*block)
+    s, u = launch.scores(h, w, b, x, True, precision, block)
+    dw, db = launch.slopes(g, h, w, b, x, precision, block)
+    found = {"score": s, "h": g[:, None] * u, "w": dw, "b": db}
+    found["score alone"] = launch.scores(h, w, b, x, False, precision, block)[0]
     return {
         name: ((value.double() - wanted[name]).norm() / wanted[name].norm()).item() for name, value in found.items()
     }
@@ -97,7 +98,7 @@ def extremes(launch):
 
 def propagated(launch):
     """How many rows are not numbers, where a hidden unit of one is not, in any of the ways that it can be."""
-    _g, h, w, b, x = numbers((20, 5, 10, 30), torch.float32, 1.0)
+    _g, h, w, b, x = numbers((20, 5, 10, 15), torch.float32, 1.0)
     counts = []
     for bits in (0x7FC00000, 0x7FFFFFFF, -1):
         h[3, 4] = torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
 import pvae
-from pvae.svi import graphs
+from pvae.svi import building, graphs
 
 
 def regression(data):
@@ -319,7 +319,7 @@ def test_no_memory_for_a_graph_means_eager_steps(new_vae, x, monkeypatch):
     monkeypatch.setattr(graphs.Graph, "heads", full)
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh(check_every=10)) == expected
-    monkeypatch.setattr(graphs, "record", lambda *_, **__: full())
+    monkeypatch.setattr(building, "record", lambda *_, **__: full())
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh()) == expected
 
@@ -344,7 +344,7 @@ def test_a_graph_is_compiled_in_the_precision_of_the_steps(monkeypatch):
         seen.append(torch.get_float32_matmul_precision())
         return graph
 
-    monkeypatch.setattr(graphs.replay, "compiled", compiled)
+    monkeypatch.setattr(building.replay, "compiled", compiled)
     for precision in ("tf32", "float32"):
         pyro.clear_param_store()
         optim = pyro.optim.Adam({"lr": 0.1})

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import weakref
 
 import pyro
@@ -13,7 +14,8 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae import base
+from pvae import base, diagnostics, snr
+from pvae.evaluate import evaluate
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:Encountered NaN")]
 MODES = ["graph", pytest.param("full", marks=pytest.mark.slow)]
@@ -592,3 +594,37 @@ def test_a_function_that_finds_no_memory_is_not_replayed(cuda):
     cuda.room = 0
     with pytest.raises(Untraceable, match="no memory is left on the device for a graph"):
         replayed(lambda x: (x + 1,), torch.ones(3, device="cuda"))
+
+
+# The rest of the package ----------------------------------------------------------------------------------------------
+
+
+IN_PARTS = pytest.param(["iwae", "--particles", "4", "--objective.chunk", "2"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("objective", [["elbo"], IN_PARTS], ids=["elbo", "in parts"])
+def test_a_run_is_fitted_and_drawn_from(objective, tmp_path, monkeypatch):
+    from pvae import fit, sample
+
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--latent", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--batch-size", "60"]
+    given = ["--device", "cuda", "--epochs", "1", "--eval-particles", "20", *sizes, "--objective", *objective]
+    fit.main([*given, "--compile", "graph", "--schedule", "cosine", "--out", "run"])
+    (epoch,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert -45 < epoch["train"] < -20
+    sample.main(["run", "--device", "cuda", "-n", "4"])
+
+
+MEASURES = {
+    "evaluate": lambda vae, x: evaluate(vae.model, vae.guide, x, particles=[1, 1500]).iw[1500],
+    "ais": lambda vae, x: pvae.ais.ais(vae.model, x, guide=vae.guide, annealing=pvae.ais.Annealing(20, 4, 2)).log_p,
+    "mutual information": lambda vae, x: diagnostics.mutual_information(vae.guide, x, samples=50),
+    "signal": lambda vae, x: (
+        snr.measure(pvae.IWAE(4), vae.model, vae.guide, {"all": list(vae.parameters())}, x, samples=4)["all"].mean
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_models_are_measured_on_the_device(name, vae, x):
+    assert MEASURES[name](vae.cuda(), torch.cat([x.cuda()] * 2)).isfinite().all()

@@ -264,6 +264,23 @@ def test_options_as_an_argument_are_looked_at():
     both(lambda: (model, plain_guide), call=lambda step: (X, options), before=before)
 
 
+@pytest.mark.parametrize("use", ["annealing", "nothing", "both"])
+def test_a_step_number_as_an_argument_is_replayed(use):
+    def model(x, step, factor):
+        with poutine.scale(scale={"annealing": (1 + step) / 10, "nothing": 1.0, "both": factor}[use]):
+            plain(x)
+        if use == "both":
+            for _ in range(step):
+                pass
+
+    if use == "both":  # a number that is looked at gets graphs by value; another goes on as a tensor
+        with pytest.warns(UserWarning, match="more than 8 shapes or values"):
+            both(lambda: (model, plain_guide), call=lambda step: (X, step, 0.5 + step % 3), steps=14)
+    else:
+        svi = both(lambda: (model, plain_guide), call=lambda step: (X, step, 1.0), steps=14)
+        assert len(kinds(svi)) <= 3
+
+
 # What is read of constants, and of tensors that stay ------------------------------------------------------------------
 
 

@@ -66,8 +66,9 @@ def scores(
         logits = _product(hidden, weights, ROWS, TILE, DOTS) + tl.load(b + d, mask=there, other=0.0)[None, :]
         value = tl.load(x + datum[:, None] * D + d[None, :], mask=inside[:, None] & there[None, :], other=0.0)
         small = tl.exp(-tl.abs(logits))  # at most 1
-        score = value * logits - tl.maximum(logits, 0.0) - tl.log(1.0 + small)
-        total += tl.sum(tl.where(there[None, :], score, 0.0), 1)
+        total += tl.sum(value * logits - tl.maximum(logits, 0.0), 1)
+        # the sum of log(1 + small) by one logarithm: of at most TILE factors, none above 2, the product is a float32
+        total -= tl.log(tl.reduce(tl.where(there[None, :], 1.0 + small, 1.0), 1, _times))
         if GRADIENT:
             sums = _add(value - tl.where(logits >= 0, 1.0, small) / (1.0 + small), weights, sums, DOTS)
     part = tl.program_id(1).to(tl.int64)
@@ -188,6 +189,11 @@ def _add(factors, taken, sums, DOTS: tl.constexpr):
     for i in tl.static_range(1, len(taken)):
         pieces = pieces + (tl.dot(factors, taken[i], sums[i], input_precision=DOTS),)
     return pieces
+
+
+@jit
+def _times(a, b):
+    return a * b
 
 
 @jit

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributions import OfPixels, OpenUnitInterval
-from .scaled import Scaled
+from .scaled import LocationScale
 
 
-class LogitNormal(Scaled, name="logit_normal"):
+class LogitNormal(LocationScale, name="logit_normal"):
     """Each pixel's logit is Gaussian: log p(x|z) = sum_d log N(logit x_d; m_d, s_d^2) - log x_d (1 - x_d).
 
     A density inside (0, 1), in nats: pixels of 0 or 1 have none, so stored levels are dequantized
     (Aitchison and Shen 1980).
 
-    Args:
-        decoder: from latents to the means of logits; under 'decoder' to means and raw scales.
-        shape: of one datum.
-        scale: s, of the logits: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned) or
-            'decoder' (of each pixel and latent).
-        min_scale: the scale is bounded below by it, as a density at a constant pixel is not.
-
-    Raises:
-        InputError: an unknown scale, or one below `min_scale`, or a `min_scale` that is not positive.
-
-    >>> LogitNormal(nn.Linear(2, 3), (3,))(torch.zeros(4, 2)).log_prob(torch.full((3,), 0.5)).shape
+    >>> LogitNormal(torch.nn.Linear(2, 3), (3,))(torch.zeros(4, 2)).log_prob(torch.full((3,), 0.5)).shape
     torch.Size([4])
     """
 
     support = "open_unit_interval"
     dequantization = "uniform"
-
-    def __init__(
-        self,
-        decoder: nn.Module,
-        shape: Sequence[int],
-        scale: float | Literal["shared", "pixel", "decoder"] = "shared",
-        min_scale: float = 1e-3,
-    ) -> None:
-        super().__init__(decoder, shape, scale, min_scale)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z): batch shape (...), event shape `shape`."""

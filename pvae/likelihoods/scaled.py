@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,30 @@ class Scaled(Likelihood):
 
     def _raw(self, spread: Tensor) -> Tensor:
         return inverse_softplus((spread - self.least).clamp(min=1e-3))
+
+
+class LocationScale(Scaled):
+    """Likelihoods of a location and a scale.
+
+    Args:
+        decoder: from latents to locations; under 'decoder' to locations and raw scales.
+        shape: of one datum.
+        scale: s: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned) or 'decoder' (of each
+            pixel and latent).
+        min_scale: the scale is bounded below by it, as a density at a constant pixel is not.
+
+    Raises:
+        InputError: an unknown scale, or one below `min_scale`, or a `min_scale` that is not positive.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        shape: Sequence[int],
+        scale: float | Literal["shared", "pixel", "decoder"] = "shared",
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(decoder, shape, scale, min_scale)
 
 
 def inverse_softplus(value: Tensor) -> Tensor:

@@ -13,26 +13,20 @@ from torch import Tensor, nn
 
 from ..distributions import OfPixels
 from ..errors import InputError, more_than
-from .scaled import Scaled, inverse_softplus
+from .scaled import LocationScale, inverse_softplus
 
 
-class StudentT(Scaled, name="student_t"):
+class StudentT(LocationScale, name="student_t"):
     """Each pixel is Student-t about the decoder's output: log p(x|z) = sum_d log t(x_d; df, m_d, s_d).
 
     Its tails fall as a power, so that single pixels far off the mean weigh little. Full normalising constants, in nats
     with respect to the data's own units. The standard deviation is s sqrt(df / (df - 2)), where df > 2.
 
     Args:
-        decoder: from latents to means; under 'decoder' to means and raw scales.
-        shape: of one datum.
-        scale: s: a number (fixed), 'shared' (one, learned), 'pixel' (one for each pixel, learned) or 'decoder' (of each
-            pixel and latent).
-        min_scale: the scale is bounded below by it, as a density at a constant pixel is not.
         df: degrees of freedom above 1, for there to be a mean: a number (fixed), or 'learned' (one, from 5 on).
 
     Raises:
-        InputError: degrees of freedom of 1 or less; an unknown scale, or one below `min_scale`, or a `min_scale` that
-            is not positive.
+        InputError: degrees of freedom of 1 or less.
 
     >>> StudentT(nn.Linear(2, 3), (3,), df=4.0)(torch.zeros(4, 2)).log_prob(torch.zeros(3)).shape
     torch.Size([4])

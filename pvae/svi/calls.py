@@ -32,8 +32,8 @@ class Call:
 
     prepare: Callable[..., Any] | None = None
     """What they are made with, where they are rows."""
-    numbers: bool = False
-    """Whether some of the inputs are numbers there."""
+    numbers: frozenset[type] = frozenset()
+    """The types of those inputs that are numbers there."""
     sources: tuple[Tensor, ...] = ()
     """The inputs as they were given, where they were then brought to the device."""
     objects: tuple[Any, ...] = ()
@@ -73,17 +73,21 @@ class Numbers:
 
     def __init__(self) -> None:
         self.seen: dict[str, list[float]] = {}
-        self.refused = False
-        """The programs don't take tensors for them."""
+        self.refused: set[type] = set()
+        """Numbers of these types the programs don't take as tensors."""
 
     def changes(self, place: str, value: Any) -> bool:
         """Whether the number at this place has had more than `CONSTANT` values by now."""
-        if self.refused or type(value) is not float:
+        if type(value) not in (int, float) or type(value) in self.refused:
             return False
         values = self.seen.setdefault(place, [])
         if len(values) <= CONSTANT and value not in values:
             values.append(value)
         return len(values) > CONSTANT
+
+    def refuse(self, types: frozenset[type]) -> None:
+        """Leave those of one of these types as they are: whole numbers are counted with, or indices, more often."""
+        self.refused.add(int if int in types else float)
 
 
 def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: torch.device | None = None) -> Call:
@@ -100,7 +104,9 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
     first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0, device=device))
     dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
     taken = [
-        first.new_full((), leaf, dtype=dtype) if numbers.changes(f"{place} {index}", leaf) else leaf
+        first.new_full((), leaf, dtype=torch.int64 if type(leaf) is int else dtype)
+        if numbers.changes(f"{place} {index}", leaf)
+        else leaf
         for index, leaf in enumerate(leaves)
     ]
     tensors = tuple(leaf for leaf in taken if isinstance(leaf, Tensor))
@@ -113,7 +119,7 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
         given = iter(inputs)
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
-    as_tensors = any(a is not b for a, b in zip(taken, leaves, strict=True))
+    as_tensors = frozenset(type(leaf) for leaf, other in zip(leaves, taken, strict=True) if leaf is not other)
     inputs = tensors if device is None else tuple(value.to(device, non_blocking=True) for value in tensors)
     label = str((place, *parts, *(type(leaf).__name__ for leaf in objects)))
     return Call(inputs, arguments, key, label, (args, kwargs), numbers=as_tensors, sources=tensors, objects=objects)

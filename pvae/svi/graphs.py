@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from operator import is_
 from time import perf_counter
@@ -13,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
-from . import optimizers, replay
+from . import optimizers
+from .building import Build, Step
 from .calls import Call
-from .faults import head, norm_of, read
-from .parameters import put_back, stored, undrawn
-from .placement import placed
+from .faults import norm_of, read
 from .precision import TOLERANCE, products
-from .replay import Captured, Forward, Update
-from .seen import Seen
-from .tracing import constants, record
-from .unfused import UNFUSED
-from .values import Known, Untraceable
+from .replay import Captured
+from .values import Untraceable
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -41,32 +35,21 @@ FULL_AFTER = 200
 BLOCK = 10
 """Steps in one CUDA graph."""
 ADVICE = "pass it to the step as a tensor; what is no part of the program, keep out of its reach"
-WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
 @dataclass
-class Graph:
-    """A step for one kind of arguments: its loss and gradients, and what is done with them."""
+class Graph(Step):
+    """A step for one kind of arguments."""
 
-    forward: Forward
-    update: Update
-    kind: str
     wanted: str
-    seen: Seen
     tolerance: float
-    replayable: bool
-    """Whether the update is a graph as well."""
-    normed: bool
-    """Whether the head has the norm of the gradient; else it has the first loss once more."""
-    read: list[int]
-    """Which inputs' values Python has read."""
     had: int
     """How many parameters had had a gradient: another, where it is used, has a gradient of zero from then on."""
+    call: Call
+    """What it was built for; a key may have the addresses of what is in it."""
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
-    call: Call | None = None
-    """What it was built for; a key may have the addresses of what is in it."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -220,13 +203,13 @@ class Graphs:
     def _build(self, call: Call, wanted: str, steady: Collection[int]) -> Graph | None:
         svi = self.svi
         start = perf_counter()
-        graph, why, lacking = None, "", False
+        step, lacking = None, False
         try:
             with products(svi.precision):
-                graph, why = build(svi, call, wanted, steady)
+                step = Build(svi, call, wanted, steady)()
         except Untraceable as error:
             if call.numbers:
-                svi._numbers.refused = True
+                svi._numbers.refuse(call.numbers)
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
@@ -234,15 +217,17 @@ class Graphs:
             lacking = True
         if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
-        if graph is None:
+        if step is None:
             return None
-        if graph.kind == wanted or wanted == "auto":
+        if step.kind == wanted or wanted == "auto":
             if call.label == next(iter(self.counts)):
-                svi.notice(f"{graph.kind}: built in {perf_counter() - start:.1f} s{why and ': '}{why}")
+                svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")
         else:
-            self._warn(f"the step is not compiled, its graph is replayed as it is: {why}")
+            self._warn(f"the step is not compiled, its graph is replayed as it is: {step.why}")
+        graph = Graph(
+            **vars(step), wanted=wanted, tolerance=TOLERANCE[svi.precision], had=len(svi._used.had), call=call
+        )
         self._graphs[call.key] = graph
-        graph.call = call
         if len(self._graphs) > SHAPES:
             old = self._graphs.pop(next(iter(self._graphs)))
             if self._too_soon("what steps are called with", old):
@@ -272,117 +257,3 @@ class Graphs:
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, stacklevel=2)
-
-
-def build(svi: SVI, call: Call, wanted: str, steady: Collection[int] = ()) -> tuple[Graph | None, str]:
-    """A graph of the step, and why it is of its kind; None where this step must be eager.
-
-    All that building does to the program's tensors is undone. Of inputs that are `steady` Python may read values.
-
-    Raises:
-        Untraceable: the program, and where.
-    """
-    programs = (svi.model, svi.guide, svi.loss, *call.objects)
-    before = Seen(programs, {})
-    with svi._undone():  # let programs and optimizer set up what these arguments need
-        with undrawn() as drawn:
-            svi._gradients(*call.arguments(*call.inputs))
-            if drawn():
-                raise Untraceable("random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's")
-        if not optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None]):
-            return None, "the optimizer's state is made by its first step"
-    seen = Seen(programs, svi._names)
-    seen.add_optimizer(svi.optimizer, svi.optim)
-    if call.prepare is not None:
-        seen.add_prepare(call.prepare)
-    seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
-    having: list[Tensor] = []
-    device = svi._device
-    inputs = call.inputs if device.type == "cpu" else [value.contiguous() for value in call.inputs]  # as `Captured` has
-
-    def written(function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
-        graph = record(function, *values, **options)
-        if device.type == "cuda":
-            graph, read = placed(graph, device)
-            seen.add_read(read)
-        return graph
-
-    # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
-    normed = svi._device.type != "cuda" or svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
-
-    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        before = stored()
-        losses, norm = svi._gradients(*call.arguments(*inputs))
-        _keep(before, svi._names)
-        if not all(isinstance(loss, Tensor) for loss in losses):
-            raise Untraceable("the loss is a number of Python, not a tensor")
-        having[:] = [p for p in svi._names if p.grad is not None]
-        return head(losses, norm if normed or not losses else losses[0]), *(p.grad for p in having)
-
-    def update(values: Tensor, *gradients: Tensor) -> None:
-        for parameter, gradient in zip(having, gradients, strict=True):
-            parameter.grad = gradient
-        svi._update(values[-1])
-
-    with svi._undone():
-        varying = [value for i, value in enumerate(inputs) if i not in steady]
-        known = Known([*svi._changing(buffers=False), *varying], outside=True)
-        traced = written(forward, *inputs, known=known)
-        seen.add_read(known.read.values())
-        if changed := seen.settle(constants(traced)) or seen.changed():
-            before.restore()
-            raise Untraceable(WITHIN.format(changed))
-        if device.type == "cuda":
-            from .overlap import overlapped  # not before it is wanted: it registers an operation
-
-            traced = overlapped(traced)
-        run, kind, why = _compiled(svi, traced, inputs, wanted)
-        replayable, run_update = False, update
-        if optimizers.replayable(svi.optimizer):
-            with torch.no_grad():
-                outputs = run(*inputs)
-            with suppress(Untraceable):  # as by clipping that reads a norm: it is run as it is
-                widely = kind == "full" and device.type == "cuda"
-                traced = written(lambda *values: update(*values) or (), *outputs, replaced=UNFUSED if widely else None)
-                run_update = _without_gradient(replay.compiled(traced, outputs) if widely else traced)
-                replayable = True
-    read = [i for i, value in enumerate(inputs) if any(value is other for other in known.read.values())]
-    tolerance = TOLERANCE[svi.precision]
-    return Graph(
-        _without_gradient(run),
-        run_update,
-        kind,
-        wanted,
-        seen,
-        tolerance,
-        replayable,
-        normed,
-        read,
-        len(svi._used.had),
-    ), why
-
-
-def _compiled(svi: SVI, traced: GraphModule, inputs: Sequence[Tensor], wanted: str) -> tuple[Forward, str, str]:
-    """The graph as it is run, its kind, and why."""
-    device = svi._device.type
-    kind, why = replay.choose(traced, device, svi.steps_to_come) if wanted == "auto" else (wanted, "")
-    if kind == "graph":
-        return traced, kind, why
-    svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
-    try:
-        return replay.compiled(traced, inputs), kind, why
-    except Exception as error:  # as a missing compiler
-        return traced, "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
-
-
-def _without_gradient(function: Any) -> Any:
-    return torch.no_grad()(function)
-
-
-@torch.no_grad()
-def _keep(before: dict[str, Tensor], parameters: Collection[Tensor]) -> None:
-    """Make what a step has put in the place of parameters of Pyro's store, as a running mean, their new values."""
-    for name, parameter, other in put_back(before):
-        if other is None or other.shape != parameter.shape or other in parameters:
-            raise Untraceable(WITHIN.format(f"parameter '{name}' of Pyro's store"))
-        parameter.copy_(other)

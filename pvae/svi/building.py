@@ -1,0 +1,178 @@
+"""How a step becomes a graph: traced, compiled if wished, its update too; all that this does is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from . import optimizers, replay
+from .calls import Call
+from .faults import head
+from .parameters import put_back, stored, undrawn
+from .placement import placed
+from .replay import Forward, Update
+from .seen import Seen
+from .tracing import constants, record
+from .unfused import UNFUSED
+from .values import Known, Untraceable
+
+if TYPE_CHECKING:
+    from .engine import SVI
+
+WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
+
+
+@dataclass
+class Step:
+    """A step as a graph: its losses and gradients, and what is done with them."""
+
+    forward: Forward
+    update: Update
+    kind: str
+    why: str
+    seen: Seen
+    replayable: bool
+    """Whether the update is a graph as well."""
+    normed: bool
+    """Whether the head has the norm of the gradient; else it has the first loss once more."""
+    read: list[int]
+    """Which inputs' values Python has read."""
+
+
+class Build:
+    """Makes a graph of a step on arguments of one kind.
+
+    Args:
+        svi: whose step it is.
+        call: what it is taken on.
+        wanted: the mode.
+        steady: inputs, by place, whose values Python may read.
+
+    """
+
+    def __init__(self, svi: SVI, call: Call, wanted: str, steady: Collection[int]) -> None:
+        self.svi, self.call, self.wanted, self.steady = svi, call, wanted, steady
+        self.device = svi._device
+        self.inputs: Sequence[Tensor] = call.inputs
+        if self.device.type != "cpu":
+            self.inputs = [value.contiguous() for value in call.inputs]  # as they are captured
+        self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
+        self._having: list[Tensor] = []
+
+    def __call__(self) -> Step | None:
+        """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
+
+        Raises:
+            Untraceable: the program, and where.
+        """
+        svi, before = self.svi, Seen(self._programs, {})
+        if not self._set_up():
+            return None
+        self.seen = Seen(self._programs, svi._names)
+        self.seen.add_optimizer(svi.optimizer, svi.optim)
+        if self.call.prepare is not None:
+            self.seen.add_prepare(self.call.prepare)
+        self.seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
+        # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
+        clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
+        self.normed = self.device.type != "cuda" or clips
+        with svi._undone():
+            traced, read = self._traced(before)
+            forward, kind, why = self._compiled(traced)
+            update, replayable = self._updating(forward, kind)
+        return Step(forward, update, kind, why, self.seen, replayable, self.normed, read)
+
+    def _set_up(self) -> bool:
+        """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
+        svi, call = self.svi, self.call
+        with svi._undone():
+            with undrawn() as drawn:
+                svi._gradients(*call.arguments(*call.inputs))
+                if drawn():
+                    raise Untraceable(
+                        "random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's"
+                    )
+            return optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None])
+
+    def _traced(self, before: Seen) -> tuple[GraphModule, list[int]]:
+        """The step, traced, and which inputs' values Python has read."""
+        varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
+        known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
+        traced = self._written(self._step, *self.inputs, known=known)
+        found = known.read.values()
+        self.seen.add_read(found)
+        if changed := self.seen.settle(constants(traced)) or self.seen.changed():
+            before.restore()
+            raise Untraceable(WITHIN.format(changed))
+        if self.device.type == "cuda":
+            from .overlap import overlapped  # not before it is wanted: it registers an operation
+
+            traced = overlapped(traced)
+        return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
+
+    def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
+        graph = record(function, *values, **options)
+        if self.device.type == "cuda":
+            graph, read = placed(graph, self.device)
+            self.seen.add_read(read)
+        return graph
+
+    def _step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """From inputs to the head and the gradients."""
+        before = stored()
+        losses, norm = self.svi._gradients(*self.call.arguments(*inputs))
+        _keep(before, self.svi._names)
+        if not all(isinstance(loss, Tensor) for loss in losses):
+            raise Untraceable("the loss is a number of Python, not a tensor")
+        self._having = [p for p in self.svi._names if p.grad is not None]
+        return head(losses, norm if self.normed or not losses else losses[0]), *(p.grad for p in self._having)
+
+    def _change(self, values: Tensor, *gradients: Tensor) -> tuple:
+        """From these to changed parameters."""
+        for parameter, gradient in zip(self._having, gradients, strict=True):
+            parameter.grad = gradient
+        self.svi._update(values[-1])
+        return ()
+
+    def _compiled(self, traced: GraphModule) -> tuple[Forward, str, str]:
+        """The graph as it is run, its kind, and why."""
+        device, kind, why = self.device.type, self.wanted, ""
+        if kind == "auto":
+            kind, why = replay.choose(traced, device, self.svi.steps_to_come)
+        if kind == "graph":
+            return _without_gradient(traced), kind, why
+        self.svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
+        try:
+            return _without_gradient(replay.compiled(traced, self.inputs)), kind, why
+        except Exception as error:  # as a missing compiler
+            return _without_gradient(traced), "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
+
+    def _updating(self, forward: Forward, kind: str) -> tuple[Update, bool]:
+        """What is done with head and gradients, and whether it is a graph as well."""
+        if not optimizers.replayable(self.svi.optimizer):
+            return self._change, False
+        outputs = forward(*self.inputs)
+        wide = kind == "full" and self.device.type == "cuda"
+        try:
+            traced = self._written(self._change, *outputs, replaced=UNFUSED if wide else None)
+        except Untraceable:  # as by clipping that reads a norm: it is run as it is
+            return self._change, False
+        return _without_gradient(replay.compiled(traced, outputs) if wide else traced), True
+
+
+def _without_gradient(function: Any) -> Any:
+    return torch.no_grad()(function)
+
+
+@torch.no_grad()
+def _keep(before: dict[str, Tensor], parameters: Collection[Tensor]) -> None:
+    """Make what a step has put in the place of parameters of Pyro's store, as a running mean, their new values."""
+    for name, parameter, other in put_back(before):
+        if other is None or other.shape != parameter.shape or other in parameters:
+            raise Untraceable(WITHIN.format(f"parameter '{name}' of Pyro's store"))
+        parameter.copy_(other)
