@@ -492,6 +492,7 @@ def emulated():
         )
         put(torch.accelerator, "current_stream", torch.cuda.current_stream)
         put(torch, "Generator", _Generator)
+        put(torch, "set_default_device", lambda name: setattr(device, "default", _is_cuda(name)))
         put(torch.backends.cudnn, "is_acceptable", lambda _: False)
         put(torch._C, "_group_tensors_by_device_and_dtype", _grouped(torch._C._group_tensors_by_device_and_dtype))
         put(nn.Module, "_apply", _applying(nn.Module._apply))
