@@ -589,6 +589,15 @@ def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
         assert fit("graph") == pytest.approx(expected, rel=1e-5)
 
 
+def test_parameters_on_another_device_than_the_current_run_eagerly(cuda, monkeypatch):
+    emulated_only(cuda)
+    _, svi = fresh()
+    svi.step(data())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.warns(UserWarning, match=r"parameters are on cuda:0, .* call torch.cuda.set_device\(0\)"):
+        svi.step(data())
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "highest"), ("tf32", "high")])
 def test_products_are_captured_in_the_precision_asked_for(precision, expected, monkeypatch):
     seen, own = set(), pvae.svi.replay._captured
