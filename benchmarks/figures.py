@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 Rows = list[list[str]]
@@ -82,6 +83,17 @@ def precision(record: dict[str, Any]) -> Rows:
     ]
 
 
+def kernels(record: dict[str, Any]) -> Rows:
+    """What our own kernels save, in whole steps and evaluations, and beside inductor's."""
+    rows = []
+    for name, found in record["microseconds"].items():
+        times = {key: median(each) for key, each in found.items()}
+        for ours, others, label in (("with", "without", "none"), ("fused", "compiled", "inductor's")):
+            if ours in times and others in times:
+                rows.append([f"{name}: our kernels over {label}", "< 1", f"{times[ours] / times[others]:.2f}"])
+    return rows
+
+
 def build(record: dict[str, Any]) -> Rows:
     """Seconds that building takes."""
     goals = {"graph": "< 1 s", "full, cold": "< 20 s", "full, from the cache": "< 5 s"}
@@ -109,7 +121,8 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "parts": parts,
     "ais": ais,
     "precision": precision,
+    "kernels": kernels,
     "build": build,
     "memory": memory,
 }
-"""By the benchmark's module; of others nothing is shown."""
+"""By the benchmark's module."""

@@ -29,7 +29,7 @@ from .plan import PARTS, Part
 
 POLL = 2.0
 """Seconds between two looks at what a part has written so far."""
-ABSENT = "left out: it does not exist"
+ABSENT = "left out: there is not"
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
         for name in options.parts:
             run.part(name, PARTS[name], device, options.quick, end, shlex.split(dict(options.also).get(name, "")))
         run.say("\n" + _table(results))
-    return 0 if all(found["outcome"] in ("done", ABSENT) for found in results.values()) else 1
+    return 0 if all(found["outcome"] == "done" or ABSENT in found["outcome"] for found in results.values()) else 1
 
 
 class Run:
@@ -77,8 +77,8 @@ class Run:
         """Run a part, with options more, if there is time for it, until it ends or its time does."""
         limit = min(part.most, end - monotonic())
         found = self.results[name] = {"outcome": "", "seconds": 0.0, "record": None}
-        if not part.there():
-            found["outcome"] = ABSENT
+        if lacks := part.lacks(device):
+            found["outcome"] = f"{ABSENT} {lacks}"
         elif limit < (0 if quick else part.least):
             found["outcome"] = f"left out: it takes {part.least:.0f} s, {max(0, limit):.0f} s are left"
         else:
@@ -164,8 +164,7 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, found in results.items():
         try:
-            show = FIGURES.get(PARTS[name].module)
-            rows += show(found["record"]) if show and found["record"] else []
+            rows += FIGURES[PARTS[name].module](found["record"]) if found["record"] else []
         except (KeyError, TypeError, IndexError) as error:
             rows.append([f"{name}: the record is not whole", "", repr(error)])
     ends = [[name, found["outcome"], f"{found['seconds']:.0f} s"] for name, found in results.items()]

@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--images", type=int, default=1000, help="of the evaluation with 5,000 draws")
     parser.add_argument("--blocks", action="store_true", help="other blocks of the programs at size C as well")
+    parser.add_argument("--device", choices=("auto", "cuda"), default="auto")
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -59,8 +60,9 @@ def main() -> int:
     with pyro.validation_enabled(False):
         for name, runs in chain.from_iterable(table() for table in tables):
             record["microseconds"][name] = found = _interleaved(runs, options.rounds)
+            path = common.save("kernels", record, options.out)
             print(f"{name}: " + ", ".join(f"{key} {median(times):,.1f} us" for key, times in found.items()), flush=True)
-    print(f"\nwritten to {common.save('kernels', record, options.out)}")
+    print(f"\nwritten to {path}")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 STEP = "--only pvae-full,pvae-graph,pyro,torch,numpyro-jit,numpyro-scan --seconds 0.5 --rounds 5"
@@ -32,10 +31,12 @@ class Part:
     """Seconds that it takes, about; with less left it is not begun."""
     most: float
     """Seconds at which it is cut off."""
+    anywhere: bool = True
+    """Whether it runs without a GPU, too."""
 
-    def there(self) -> bool:
-        """Whether the module exists."""
-        return find_spec(f"benchmarks.{self.module}") is not None
+    def lacks(self, device: str) -> str:
+        """What it lacks to be run; empty if nothing."""
+        return "" if self.anywhere or device == "cuda" else "a GPU"
 
     def command(self, device: str, quick: bool, out: Path) -> list[str]:
         """What comes after `python -m`."""
@@ -58,7 +59,7 @@ PARTS = {
         most=150,
     ),
     "precision": Part("precision", "--networks A,B,C", "--networks A --steps 10", least=20, most=60),
-    "kernels": Part("kernels", "", "--quick", least=20, most=100),
+    "kernels": Part("kernels", "--rounds 5", "", least=100, most=240, anywhere=False),
     "build": Part("build", "--networks B,A", "--networks A --modes graph", least=50, most=150),
     "memory": Part("memory", "", "--particles 100 --batch 4 --chunks auto,10", least=20, most=60),
     "evaluate-full": Part("evaluate", f"{BOUND} --compile full", QUICK_BOUND, least=40, most=90),

@@ -92,11 +92,10 @@ def on_gpu() -> str:
     """What was found on a GPU, from the newest results there are of each part; nothing where there are none."""
     found = {name: max(RESULTS.glob(f"{name}-cuda-20*.json"), default=None) for name in PARTS}
     records = {name: json.loads(path.read_text()) for name, path in found.items() if path}
-    shown = {name: record for name, record in records.items() if PARTS[name].module in FIGURES}
-    if not shown:
+    if not records:
         return ""
-    rows = [[figure, value] for name in shown for figure, _, value in FIGURES[PARTS[name].module](shown[name])]
-    places = "; ".join(dict.fromkeys(where(record) for record in shown.values()))
+    rows = [[figure, value] for name in records for figure, _, value in FIGURES[PARTS[name].module](records[name])]
+    places = "; ".join(dict.fromkeys(where(record) for record in records.values()))
     return f"On a GPU (`python -m benchmarks.gpu`; {places}):\n\n{table(['', 'found'], rows)}\n\n"
 
 

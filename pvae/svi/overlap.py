@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,6 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 _TRANSPOSED = {aten.t.default: (), aten.transpose.int: (0, 1), aten.permute.default: ([1, 0],)}
-_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 @torch.library.custom_op(
@@ -31,13 +31,18 @@ def linear_gradients(grad: Tensor, weight: Tensor, input: Tensor) -> tuple[Tenso
     if not grad.is_cuda:
         return torch.mm(grad, weight, out=of_input), torch.mm(grad.t(), input, out=of_weight)
     here = torch.cuda.current_stream(grad.device)
-    aside = _streams.setdefault(grad.device, torch.cuda.Stream(grad.device))
+    aside = _aside(grad.device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
         torch.mm(grad.t(), input, out=of_weight)
     torch.mm(grad, weight, out=of_input)
     here.wait_stream(aside)  # when this returns, what was read may be freed or changed
     return of_input, of_weight
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @linear_gradients.register_fake

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+TORCHS = ("aten", "prims")
+"""Operations of which it is known that they draw no random numbers, but for those that say so."""
 SAME_MEMORY = ("_unsafe_view", "_reshape_alias", "lift_fresh")
 """Operations whose result is in the memory of what they are given, though they don't say so."""
 
@@ -91,7 +93,8 @@ class _Roots:
         if node.target is operator.getitem:
             return not self.of[node] & self.given
         target = node.target
-        fixed = isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags
+        torchs = isinstance(target, OpOverload) and target.namespace in TORCHS
+        fixed = torchs and torch.Tag.nondeterministic_seeded not in target.tags
         return fixed and not target._schema.is_mutable and not self.of[node] & self.given
 
     def _find(self, node: Node) -> frozenset[Hashable]:

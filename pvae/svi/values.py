@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .simplify import TORCHS
+
 READ = "a tensor's value is read in Python, where a graph has none yet"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
 SMALL = 10_000
@@ -53,7 +55,8 @@ class Known(TorchDispatchMode):
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
-            sources = None if torch.Tag.nondeterministic_seeded in func.tags else self._of_all(given)
+            draws = torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in TORCHS
+            sources = None if draws else self._of_all(given)
         for position in _written(func):
             if position < len(args) and isinstance(args[position], Tensor):
                 self._changed(args[position], sources)
