@@ -97,7 +97,7 @@ def _kept(model: Program, guide: Program, particles: int, max_plate_nesting: int
 
 
 def _free(args: Any) -> int:
-    """Bytes free where the data are."""
+    """Bytes free where the data are; on a GPU also those that torch keeps for later."""
     if any(isinstance(arg, Tensor) and arg.is_cuda for arg in args):
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

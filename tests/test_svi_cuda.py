@@ -282,7 +282,10 @@ def test_an_annealing_factor_that_is_a_number_is_replayed_without_waiting():
     assert "graph" in kinds(svi)
 
 
-@pytest.mark.parametrize("program", ["our ELBO", "our IWAE", "convolutional"])
+FOLLOWING = ["our ELBO", "our IWAE", "convolutional"]
+
+
+@pytest.mark.parametrize("program", FOLLOWING)
 def test_programs_that_follow_their_data_to_the_device_train(program, cuda):
     ends, steps = {}, 200 if cuda is None else 30
     for mode in ("off", "graph"):
@@ -296,6 +299,41 @@ def test_programs_that_follow_their_data_to_the_device_train(program, cuda):
         losses = [float(svi.step(*args)) for _ in range(steps)]
         ends[mode] = sum(losses[-steps // 4 :]) / (steps // 4)
     assert ends["graph"] == pytest.approx(ends["off"], rel=0.05)
+
+
+QUICK = ["subsampling, local", "score function", "deep Markov, GRU", "AutoLowRank", "flow as guide"]
+EVERY = [pytest.param(p, marks=[] if p in QUICK else pytest.mark.slow) for p in PROGRAMS if p not in FOLLOWING]
+
+
+@pytest.mark.parametrize("program", EVERY)
+def test_programs_that_make_their_tensors_on_the_device_are_replayed(program, cuda):
+    if cuda is not None and program == "score function, graph":
+        pytest.skip("Pyro's tensors that know where they come from are not emulated")
+
+    def fit(mode):
+        pyro.clear_param_store()
+        base._scopes.clear()
+        torch.manual_seed(1)
+        model, guide, loss, args = PROGRAMS[program]()
+        for made in (model, guide):
+            if isinstance(module := getattr(made, "__self__", made), nn.Module):
+                module.cuda()
+        svi = pvae.SVI(model, guide, pyro.optim.SGD({"lr": 1e-4}), loss, compile=mode)
+        args = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
+        losses = [float(svi.step(*args)) for _ in range(4)]
+        svi.check()
+        return losses, svi
+
+    torch.set_default_device("cuda")
+    try:
+        found, svi = fit("graph")
+        expected, _ = fit("off")
+    finally:
+        torch.set_default_device("cpu")
+    assert kinds(svi) == ["graph"]
+    assert torch.tensor(found).isfinite().all()
+    if cuda is not None:  # a graph draws in another order
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_memory_does_not_grow_with_the_steps():
@@ -549,6 +587,15 @@ def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
     monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", waits)
     with pytest.warns(UserWarning, match="it cannot be traced: a CUDA graph cannot hold it: CUDA error: operation"):
         assert fit("graph") == pytest.approx(expected, rel=1e-5)
+
+
+def test_parameters_on_another_device_than_the_current_run_eagerly(cuda, monkeypatch):
+    emulated_only(cuda)
+    _, svi = fresh()
+    svi.step(data())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.warns(UserWarning, match=r"parameters are on cuda:0, .* call torch.cuda.set_device\(0\)"):
+        svi.step(data())
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "highest"), ("tf32", "high")])

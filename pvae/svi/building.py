@@ -70,6 +70,11 @@ class Build:
         Raises:
             Untraceable: the program, and where.
         """
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            raise Untraceable(
+                f"parameters are on {self.device}, which is not the current device: call torch.cuda.set_device("
+                f"{self.device.index}) before the first step"
+            )
         svi, before = self.svi, Seen(self._programs, {})
         if not self._set_up():
             return None
