@@ -436,6 +436,13 @@ def test_arguments_of_any_kind(kind, check_every):
     assert [message in line for line in said] == ([True] if message else [])
 
 
+@pytest.mark.parametrize("kind", ["shapes", "object", "numpy"])
+def test_of_what_steps_were_called_with_little_is_kept(kind):
+    make, call, *_ = ARGUMENTS[kind]
+    (*_, svi), _ = fit("graph", make, call=lambda step, x: call(step, x.repeat(step + 1)), steps=20)
+    assert len(svi._graphs._last) <= 8
+
+
 def test_parameters_that_turn_up_late_train():
     def make():
         late = SimpleNamespace(on=False)

@@ -35,6 +35,7 @@ FULL_AFTER = 200
 BLOCK = 10
 """Steps in one CUDA graph."""
 ADVICE = "pass it to the step as a tensor; what is no part of the program, keep out of its reach"
+OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
 
 
 @dataclass
@@ -171,18 +172,18 @@ class Graphs:
         svi = self.svi
         if not self.used:
             return None
-        call.versions  # noqa: B018  as they are now
-        last, self._last[call.label] = self._last.get(call.label), call
-        if call.key is None or (last is not None and not all(map(is_, call.objects, last.objects))):
-            self._warn(
-                "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, which may be in"
-                " lists and dicts" + ("" if call.key is None else ", or the same object at each step")
-            )
+        if call.key is None:
+            self._warn(OTHERS)
             return None
         if call.label not in self.counts and len(self.counts) >= SHAPES:
             self._warn(f"arguments came in more than {SHAPES} shapes or values: steps on later ones run eagerly")
             return None
         count = self.counts[call.label] = self.counts.get(call.label, 0) + steps
+        call.versions  # noqa: B018  as they are now
+        last, self._last[call.label] = self._last.get(call.label), call
+        if last is not None and not all(map(is_, call.objects, last.objects)):
+            self._warn(f"{OTHERS}, or the same object at each step")
+            return None
         if svi.steps == 0:
             return None  # the first step of all lets programs and optimizer set themselves up
         place = list(self.counts).index(call.label)
