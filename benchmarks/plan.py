@@ -45,7 +45,7 @@ class Part:
 
 
 PARTS = {
-    "cuda": Part("cuda", "--workers 4", "--workers 0", least=40, most=120),
+    "cuda": Part("cuda", "--workers 4", "--workers 0 --keyword memory", least=40, most=120),
     "step": Part("step", STEP, f"{QUICK_STEP} --tolerance 1", least=120, most=260),
     "iwae": Part("iwae", "--seconds 200", "--check --threads 1", least=260, most=330),
     "evaluate": Part("evaluate", BOUND, QUICK_BOUND, least=20, most=60),
@@ -73,5 +73,11 @@ PARTS = {
     "step-float32": Part(
         "step", f"{STEP} --precision float32", f"{QUICK_STEP} --precision float32 --tolerance 1", least=100, most=260
     ),
-    "cuda-full": Part("cuda", "--marker 'cuda and slow'", "--marker 'cuda and slow' --workers 0", least=100, most=300),
+    "cuda-full": Part(
+        "cuda",
+        "--marker 'cuda and slow'",
+        "--marker 'cuda and slow' --workers 0 --keyword reproducible",
+        least=100,
+        most=300,
+    ),
 }

@@ -112,7 +112,9 @@ def _capturing(graph, pool=None, stream=None, capture_error_mode="global"):
 
 def _compiled(graph, inputs, device):
     """`pvae.svi.replay.compiled`, for the CPU; one operation of the device."""
-    from torch._inductor.compile_fx import compile_fx
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own making
+        from torch._inductor.compile_fx import compile_fx
 
     from pvae.svi.tracing import lifted
 
@@ -129,7 +131,8 @@ def _compiled(graph, inputs, device):
         return tuple(DeviceTensor(value, device) if isinstance(value, Tensor) else value for value in values)
 
     nothing = dict.fromkeys(("is_available", "is_initialized", "device_count"), lambda *_: 0)
-    settings = torch._inductor.config.patch(fallback_random=True)
+    order = dict.fromkeys(("reorder_for_locality", "reorder_for_peak_memory"), False)
+    settings = torch._inductor.config.patch(fallback_random=True, **order)
     with alone(), warnings.catch_warnings(), settings, patch.multiple(torch.cuda, **nothing):
         warnings.simplefilter("ignore")
         run = compile_fx(module, hosts([*constants, *inputs]))
