@@ -20,8 +20,8 @@ def placed(graph: GraphModule, device: torch.device) -> tuple[GraphModule, list[
     """The same graph with its work on the device: a capture can hold none on the CPU, nor copies from there.
 
     What is computed on the CPU from constants is computed here, and brought to the device; a number () that an
-    operation on the device takes as it is stays one. Nor can a capture wait, to be told whether a
-    matrix is singular or probabilities are sound.
+    operation on the device takes as it is stays one. Nor can a capture wait, to be told whether a matrix is singular or
+    probabilities are sound.
 
     Returns:
         The graph, and the tensors on the CPU that it has read by now, and does not read again.
