@@ -301,6 +301,26 @@ def packed():
     return plain, guide
 
 
+def where_another_mask_is(x):
+    near = torch.zeros(6)
+    near[x > 0] = x[x.flip(0) > 0]
+    return near.square().sum() + 1
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor(1.0))
+
+    def model(self, x):
+        plain(x, 1 / float(self.count))
+        self.count += 1
+
+
+def counting():
+    return Counting().model, plain_guide
+
+
 UNSEEN = {
     "if tensor": (reads(lambda x: 1.0 if x.sum() > 0 else 0.5), "a tensor's value is read in Python"),
     "float": (reads(lambda x: math.exp(float(x.mean()) - 1)), "a tensor's value is read in Python"),
@@ -309,6 +329,10 @@ UNSEEN = {
     "boolean index": (reads(lambda x: x[x > 0].mean()), "depends on values"),
     "nonzero": (reads(lambda x: float(len((x > 0).nonzero()))), "depends on values"),
     "unique": (reads(lambda x: float(len(x.unique()))), "depends on values"),
+    "another mask": (reads(where_another_mask_is), "depends on values"),
+    "written": (reads(lambda x: 1.0 if torch.zeros(()).add_(x.sum()) > 0 else 0.5), "a tensor's value is read"),
+    "draw": (drawn(lambda: 1.0 if torch.rand(()) > 0.5 else 0.5), "a tensor's value is read in Python"),
+    "buffer that counts": (counting, "the step changes that tensor"),
     "packed sequence": (packed, "depends on values|read in Python"),
     "random": (drawn(random.random), "random"),
     "numpy.random": (drawn(np.random.rand), "random"),

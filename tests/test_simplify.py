@@ -43,7 +43,7 @@ def by_one(x):
 
 
 def kinds_of_one(x):
-    return (torch.full((2,), 1.0), torch.full((2,), 1), torch.full((2,), -0.0), torch.full((2,), 0.0))
+    return tuple(torch.full((2,), number).neg() for number in (1.0, 1, -0.0, 0.0))
 
 
 def alike(x):

@@ -10,7 +10,7 @@ import torch
 from programs import kinds
 from pyro.distributions import constraints
 from pyro.infer import (
-    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -157,9 +157,9 @@ def test_an_optimizers_state_goes_on_in_another(optim):
     [
         lambda: ReweightedWakeSleep(num_particles=3),
         lambda: TraceTailAdaptive_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
-        JitTrace_ELBO,
+        lambda: JitTraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
     ],
-    ids=["ReweightedWakeSleep", "TraceTailAdaptive", "JitTrace"],
+    ids=["ReweightedWakeSleep", "TraceTailAdaptive", "JitTraceEnum"],
 )
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -335,7 +335,21 @@ def spline():
     return model, lambda x: None
 
 
+def autoregressive():
+    """Its density reads an order that is a buffer."""
+    transform = dist.transforms.affine_autoregressive(2, hidden_dims=[4])
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(x):
+        pyro.module("transform", transform)
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=x.reshape(3, 2))
+
+    return model, lambda x: None
+
+
 READING = {
+    "autoregressive": (autoregressive, Trace_ELBO),
     "spline": (spline, Trace_ELBO),
     "sequential plate": (lambda: (sequential_plates, sequential_guide), Trace_ELBO),
     "LKJ": (lambda: (correlated, AutoNormal(correlated)), Trace_ELBO),
@@ -378,3 +392,18 @@ def test_lengths_that_stay_are_read(how):
         loss=lambda: TraceEnum_ELBO(max_plate_nesting=0),
         call=lambda step: (sequences, lengths),
     )
+
+
+def test_whole_numbers_that_are_read_are_compared():
+    """However they are changed."""
+    lengths = torch.tensor([3, 2])
+
+    def before(step, svi):
+        lengths.data[0] = 3 if step < 6 else 1
+
+    def model(x, lengths):
+        plain(x[: int(lengths[0])])
+
+    with pytest.warns(UserWarning, match="a tensor's value is read in Python"):
+        both(lambda: (model, plain_guide), call=lambda step: (X, lengths.clone()), before=before, replayed=False)
+    both(lambda: (model, plain_guide), call=lambda step: (X, lengths), before=before)
