@@ -168,7 +168,15 @@ class Device:
         masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
         copied = any(index is not None and not isinstance(index, DeviceTensor) for index in indices)
         shape = Tag.dynamic_output_shape in func.tags and name != "index"
-        if masks or copied or shape or Tag.data_dependent_output in func.tags or name == "_linalg_check_errors":
+        looks = name == "multinomial" and (args[1] == 1 or not (args[2:] or [False])[0])  # at the probabilities
+        if (
+            masks
+            or copied
+            or shape
+            or looks
+            or Tag.data_dependent_output in func.tags
+            or name == "_linalg_check_errors"
+        ):
             self.waits()
         numbers = Tag.pointwise in func.tags or name in TAKE_NUMBERS or name.startswith(("_fused", "_foreach"))
         wrong = [other for other in others if other.dim() or not numbers]

@@ -70,6 +70,8 @@ WAITS = {
     "what is not zero": lambda x: x.nonzero(),
     "a mask": lambda x: x[x > 0],
     "an index on the CPU": lambda x: x[torch.tensor([0, 1])],
+    "a draw of one of several": lambda x: torch.multinomial(x, 1, True),
+    "draws of several, all different": lambda x: torch.multinomial(x, 2),
     "a factor": lambda x: torch.linalg.cholesky(x.diag()),
 }
 

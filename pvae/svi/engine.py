@@ -28,7 +28,7 @@ from .unseen import Unseen
 MODES = ("auto", "off", "graph", "full")
 FLUSH_EVERY = 200
 """Steps between two looks for denormal numbers in the optimizer's state."""
-CHECK_EVERY = {"cpu": 1, "cuda": 100}
+CHECK_EVERY = {"cpu": 1, "cuda": 1000}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
 
 
@@ -48,8 +48,9 @@ class SVI(pyro.infer.SVI):
             under a second for some hundred operations. `full`: compiled by inductor as well, in some seconds. `auto`:
             one of the two, by what compiling would save in the `steps` to come.
         steps: how many steps are to come; only `auto` asks.
-        precision: of products and convolutions: `float32`, `tf32` (CUDA), or `bf16` (autocast).
-        check_every: steps between two looks whether all losses were finite (default: 1 on a CPU, 100 on CUDA).
+        precision: of products and convolutions: `float32`, which is as torch is set (its own choice for convolutions
+            on CUDA is tf32: `torch.backends.cudnn.allow_tf32`), `tf32` (CUDA), or `bf16` (autocast).
+        check_every: steps between two looks whether all losses were finite (default: 1 on a CPU, 1,000 on CUDA).
         notice: called with a line of text when a graph is built, and why.
 
     Raises:

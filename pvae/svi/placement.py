@@ -20,7 +20,8 @@ def placed(graph: GraphModule, device: torch.device) -> tuple[GraphModule, list[
     """The same graph with its work on the device: a capture can hold none on the CPU, nor copies from there.
 
     What is computed on the CPU from constants is computed here, and brought to the device; a number () that an
-    operation on the device takes as it is stays one. Nor can a capture wait, to be told that a matrix is singular.
+    operation on the device takes as it is stays one. Nor can a capture wait, to be told whether a matrix is singular or
+    probabilities are sound.
 
     Returns:
         The graph, and the tensors on the CPU that it has read by now, and does not read again.
@@ -29,6 +30,7 @@ def placed(graph: GraphModule, device: torch.device) -> tuple[GraphModule, list[
         Untraceable: more is done on the CPU.
     """
     _without_checks(graph)
+    _draws_unchecked(graph)
     values = _on_the_cpu(graph)
     for node in list(graph.graph.nodes):
         if node in values or node.op == "output":
@@ -97,3 +99,24 @@ def _fill(graph: GraphModule, result: Node, info: Node) -> None:
     with graph.graph.inserting_after(made):
         filled = graph.graph.call_function(aten.masked_fill.Scalar, (result, made, float("nan")))
     result.replace_all_uses_with(filled, delete_user_cb=lambda user: user is not filled)
+
+
+def _draws_unchecked(graph: GraphModule) -> None:
+    """Draws of one of several as torch makes them, but for its look whether the probabilities are sound."""
+    aten = torch.ops.aten
+    for node in [node for node in graph.graph.nodes if node.target is aten.multinomial.default]:
+        probabilities, count, *rest = node.args
+        if count != 1 and (rest or [False])[0]:
+            continue  # that does not look
+        with graph.graph.inserting_before(node):
+            contiguous = {"memory_format": torch.contiguous_format}
+            empty = graph.graph.call_function(aten.empty_like.default, (probabilities,), contiguous)
+            drawn = graph.graph.call_function(aten.exponential_.default, (empty,))
+            raced = graph.graph.call_function(aten.div.Tensor, (probabilities, drawn))
+            if count == 1:
+                first = graph.graph.call_function(aten.argmax.default, (raced, -1, True))
+            else:
+                best = graph.graph.call_function(aten.topk.default, (raced, count))
+                first = graph.graph.call_function(getitem, (best, 1))
+        node.replace_all_uses_with(first)
+        graph.graph.erase_node(node)
