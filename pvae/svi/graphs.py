@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import is_
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -126,13 +127,16 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
-        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-        """The memory that CUDA graphs share: no two are replayed at once, and what comes out is copied."""
         self._graphs: dict[Any, Graph] = {}
         self._last: dict[str, Call] = {}
         """The last call of each kind."""
         self._rebuilt: dict[str, int] = {}
         self._warned: set[str] = set()
+
+    @cached_property
+    def pool(self) -> Any:
+        """The memory that CUDA graphs share: no two are replayed at once, and what comes out is copied."""
+        return torch.cuda.graph_pool_handle()
 
     def forget(self) -> None:
         """Build anew what is needed."""
