@@ -94,6 +94,7 @@ def kernels(name: str) -> list[str]:
         with (
             patch.object(building, "placed", lambda graph, device: (graph, [])),
             patch.object(replay, "compiled", compiled),
+            patch.object(torch.cuda, "current_device", lambda: CUDA.index),
         ):
             return build(made)
 

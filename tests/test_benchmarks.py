@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import common, figures, gpu, iwae, plan
+from benchmarks import common, figures, gpu, iwae, launches, plan
 from benchmarks.step import main as step
 
 
@@ -180,3 +180,11 @@ def test_contestants_do_the_same_and_who_is_missing_is_left_out(tmp_path, monkey
     assert "numpyro-jit" in found["skipped"]
     assert found["contestants"]["pvae-graph"]["note"] == ""
     assert "skipped numpyro-jit" in capsys.readouterr().out
+
+
+def test_a_compiled_step_has_few_kernels_on_cuda():
+    """Network B's, counted in the code that would run on an H100."""
+    found = launches.kernels("B")
+    assert len(found) <= 43
+    assert sum(name.startswith("product") for name in found) == 10, "the two products of five layers' gradients are in pairs"
+    assert sum(name.startswith("triton_for") for name in found) == 2, "Adam is its steps' count and one kernel"
