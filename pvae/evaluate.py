@@ -186,7 +186,7 @@ def evaluate(
         for start in range(0, len(x), CELL):
             block = tuple(part[start : start + CELL] for part in data)
             terms, averaged = cells.draw(block, draws, (seed, start // CELL))
-            _check_numbers(terms, start)
+            _check_numbers(terms, start, block[0])
             parts.append(_reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {}))
             averages.append(averaged)
             if progress is not None:
@@ -312,15 +312,16 @@ def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found[0], ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sqrt()
 
 
-def _check_numbers(terms: LogWeights, start: int) -> None:
+def _check_numbers(terms: LogWeights, start: int, x: Tensor) -> None:
     log_w = terms.log_w
     none = (log_w == -math.inf).all(0).any()
     if not (none | ~(log_w < math.inf).all()):  # one wait for the device
         return
     for name, term in {**terms._asdict(), "weight": log_w}.items():
         if term.isnan().any():
-            datum = start + int(term.isnan().any(0).nonzero()[0])
-            raise InputError(f"evaluate: the log-{name} of datum {datum} is not a number: the model has diverged")
+            place = int(term.isnan().any(0).nonzero()[0])
+            why = "the model has diverged" if x[place].isfinite().all() else "the datum has values that are not finite"
+            raise InputError(f"evaluate: the log-{name} of datum {start + place} is not a number: {why}")
     for bad, what in (((log_w == -math.inf).all(0), "zero, all of them"), ((log_w == math.inf).any(0), "infinite")):
         if bad.any():
             datum = int(bad.nonzero()[0])

@@ -186,5 +186,7 @@ def test_a_compiled_step_has_few_kernels_on_cuda():
     """Network B's, counted in the code that would run on an H100."""
     found = launches.kernels("B")
     assert len(found) <= 43
-    assert sum(name.startswith("product") for name in found) == 10, "the two products of five layers' gradients are in pairs"
+    assert sum(name.startswith("product") for name in found) == 10, (
+        "the two products of five layers' gradients are in pairs"
+    )
     assert sum(name.startswith("triton_for") for name in found) == 2, "Adam is its steps' count and one kernel"

@@ -353,3 +353,29 @@ def test_a_graph_is_compiled_in_the_precision_of_the_steps(monkeypatch):
             svi.step(torch.randn(4, 3))
     assert seen == ["high", "highest"]
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_step_that_is_not_finite_says_which_argument_is_not():
+    svi = pvae.SVI(regression, regression_guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    data = torch.randn(4, 3)
+    for _ in range(3):
+        svi.step(data)
+    data = data.clone()
+    data[2, 1] = torch.nan
+    with pytest.raises(pvae.NonFiniteError, match=r"argument 1 of the step is nan at \[2, 1\]"):
+        svi.step(data)
+
+
+def test_a_warning_is_attributed_to_the_line_that_takes_the_step():
+    def model(data):
+        if pyro.sample("w", dist.Normal(0.0, 1.0)) > 0:
+            pass
+        pyro.sample("y", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=data.sum())
+
+    svi = pvae.SVI(
+        model, lambda data: pyro.sample("w", dist.Normal(0.0, 1.0)), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()
+    )
+    with pytest.warns(UserWarning, match="which a graph cannot do: use torch.where") as found:
+        for _ in range(3):
+            svi.step(torch.ones(2))
+    assert [warning.filename for warning in found] == [__file__]

@@ -59,7 +59,8 @@ class SVI(pyro.infer.SVI):
 
     What a program does in Python is fixed when it is traced: tensors are its inputs. Arguments of another shape, and
     numbers in attributes, closures and globals that change, get a graph of their own or run eagerly; from time to time
-    a step is taken eagerly too and compared. A program that cannot be traced runs eagerly, with one warning.
+    a step is taken eagerly too and compared. A program that cannot be traced runs eagerly, with one warning. Values are
+    held against the supports of their sites at eager steps alone: a replay looks at nothing but what is not finite.
 
     >>> import pyro.distributions as dist
     >>> def model(x):

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 class NonFiniteError(ArithmeticError):
@@ -59,11 +60,20 @@ def blame(
         for model_trace, guide_trace in _traces(elbo, model, guide, args, kwargs):
             for program, trace in (("guide", guide_trace), ("model", model_trace)):
                 if found := _first_not_finite(trace):
-                    return f"in the {program}, {found}"
+                    return f"in the {program}, {found}{_given(args, kwargs)}"
     for parameter, name in parameters.items():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of '{name}' is not finite, though every site's value and log_prob are"
-    return "no site, parameter or gradient taken alone is: their sum overflows"
+    return "each site's value and log_prob, each parameter and gradient is finite: their sum or norm overflows"
+
+
+def _given(args: tuple, kwargs: dict) -> str:
+    """Which argument of the step is not finite, if one is."""
+    for number, value in enumerate(tree_leaves((args, kwargs)), 1):
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            index = (~value.isfinite()).nonzero()[0].tolist()
+            return f" (argument {number} of the step is {value[tuple(index)].item()} at {index})"
+    return ""
 
 
 def _traces(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from .calls import Call
 from .faults import norm_of, read
 from .precision import TOLERANCE, products
 from .replay import Captured
+from .tracing import OURS
 from .values import Untraceable
 
 if TYPE_CHECKING:
@@ -116,6 +118,14 @@ class Graph(Step):
         values, *gradients = self.forward(*call.inputs)
         self.update(values, *gradients)
         return values
+
+
+def _outside() -> int:
+    """How many frames up the one is who called this package."""
+    frame, level = sys._getframe(1), 1
+    while frame is not None and frame.f_code.co_filename.startswith(OURS):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class Graphs:
@@ -261,4 +271,4 @@ class Graphs:
     def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, stacklevel=_outside())

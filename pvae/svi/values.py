@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .simplify import TORCHS
 
-READ = "a tensor's value is read in Python, where a graph has none yet"
+READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
 SMALL = 10_000
 """Numbers in a tensor whose values are compared at each step; of larger ones it is known how often they changed."""
