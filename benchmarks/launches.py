@@ -102,6 +102,8 @@ def kernels(name: str) -> list[str]:
     with patch.object(building.Build, "__call__", as_on_cuda), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a head without a norm, which a CPU's steps compare
         contestant.run(0, 2)
+    if not written:
+        raise RuntimeError(f"{name}: inductor wrote no code: this process has compiled for another device before")
     return written
 
 
