@@ -25,7 +25,7 @@ LOGITS = {False: 2**21, True: 2**23}
 """So many logits, without and with a gradient, are worth it. Plainly they are written once and read up to four times,
 at 3 TB/s some 7 ns for a thousand; to make a thousand once more takes a tensor core 2 ns at 200 hidden units, 5 at 512.
 Fewer stay in the L2 cache (50 MB), and leave too few programs for 132 multiprocessors. Never by a clock: a fit that is
-resumed is to take the same way."""
+resumed is to take the same way. All of this is reckoned; nothing was timed."""
 INDEXED = 2**31
 """No array has more numbers: Triton counts in 32 bits."""
 TOLERANCE = {"tf32": 2e-3, "bf16": 1e-2}

@@ -52,7 +52,6 @@ class Build:
         call: what it is taken on.
         wanted: the mode.
         steady: inputs, by place, whose values Python may read.
-
     """
 
     def __init__(self, svi: SVI, call: Call, wanted: str, steady: Collection[int]) -> None:
