@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..distributions import BernoulliOfLinear, IndependentBernoulli
-from ..networks import Decoder, split
+from ..networks import split
 from .likelihood import Likelihood
 
 
@@ -48,5 +48,4 @@ class Bernoulli(Likelihood, name="bernoulli"):
 
         Burda, Grosse and Salakhutdinov 2015, in the authors' code.
         """
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(x.mean(0).clamp(1e-3, 1 - 1e-3).logit())
+        self.center(x.mean(0).clamp(1e-3, 1 - 1e-3).logit())

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, at_least
-from ..networks import Decoder
 from .counts import BinomialCounts
 from .likelihood import Likelihood
 
@@ -57,6 +56,5 @@ class Binomial(Likelihood, name="binomial"):
                 f"--likelihood.total: found {self.total.item():.7g}, but the largest count of the data is {largest}:"
                 f" expected at least that: pass --likelihood.total {largest}"
             )
-        if isinstance(self.decoder, Decoder):
-            least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
-            self.decoder.center((x.mean(0) / self.total).clamp(least, 1 - least).logit())
+        least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
+        self.center((x.mean(0) / self.total).clamp(least, 1 - least).logit())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import at_least
-from ..networks import Decoder
 from .levels import OfLevels, support_of
 from .likelihood import Likelihood
 
@@ -55,14 +54,13 @@ class Categorical(Likelihood, name="categorical"):
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the decoder's last bias at the logs of how often each level comes, in all pixels and half in each."""
-        if isinstance(self.decoder, Decoder):
-            top = self.levels - 1
-            level = (top * x).round().clamp(0, top).long()
-            each = torch.zeros(self.levels, *self.shape, device=x.device)
-            each.scatter_add_(0, level, torch.ones_like(x))
-            share = (each + 1 / self.levels) / (len(x) + 1)
-            overall = share.mean(tuple(range(1, share.dim())), keepdim=True)
-            self.decoder.center((0.5 * (share + overall)).log())
+        top = self.levels - 1
+        level = (top * x).round().clamp(0, top).long()
+        each = torch.zeros(self.levels, *self.shape, device=x.device)
+        each.scatter_add_(0, level, torch.ones_like(x))
+        share = (each + 1 / self.levels) / (len(x) + 1)
+        overall = share.mean(tuple(range(1, share.dim())), keepdim=True)
+        self.center((0.5 * (share + overall)).log())
 
 
 class _Softmax(OfLevels):

@@ -11,7 +11,6 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..distributions import OfPixels
-from ..networks import Decoder
 from .likelihood import Likelihood
 
 
@@ -40,8 +39,7 @@ class ContinuousBernoulli(Likelihood, name="continuous_bernoulli"):
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the decoder's last bias where the mean is the training mean, clipped to [0.01, 0.99]."""
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(_logit_of_mean(x.mean(0).clamp(0.01, 0.99)))
+        self.center(_logit_of_mean(x.mean(0).clamp(0.01, 0.99)))
 
 
 class _ContinuousBernoulli(OfPixels):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from ..errors import at_least, more_than
-from ..networks import Decoder
 from .levels import OfLevels, support_of
 from .likelihood import Likelihood
 from .scaled import Scaled, inverse_softplus
@@ -126,12 +125,11 @@ class DiscretizedLogisticMixture(Likelihood, name="discretized_logistic_mixture"
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start means spread over a deviation about the training mean, with even weights and as much scale each."""
-        if isinstance(self.decoder, Decoder):
-            mean, variance = x.mean(0), (x - x.mean(0)).square().mean(0).clamp(min=1e-4)
-            at = (torch.arange(self.components, device=x.device) + 0.5) / self.components - 0.5
-            means = mean + 2 * variance.sqrt() * at.reshape(-1, *[1] * len(self.shape))
-            raw = inverse_softplus((_scale_of(variance) - self.least).clamp(min=1e-3)).expand_as(means)
-            self.decoder.center(torch.cat([torch.zeros_like(means), means, raw]))
+        mean, variance = x.mean(0), (x - x.mean(0)).square().mean(0).clamp(min=1e-4)
+        at = (torch.arange(self.components, device=x.device) + 0.5) / self.components - 0.5
+        means = mean + 2 * variance.sqrt() * at.reshape(-1, *[1] * len(self.shape))
+        raw = inverse_softplus((_scale_of(variance) - self.least).clamp(min=1e-3)).expand_as(means)
+        self.center(torch.cat([torch.zeros_like(means), means, raw]))
 
 
 def _scale_of(variance: Tensor) -> Tensor:

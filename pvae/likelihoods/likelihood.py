@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..base import Part, check_distribution, leading
 from ..conditions import ConditionedDecoder
 from ..errors import InputError
+from ..networks import Decoder
 
 
 class Likelihood(Part, family="likelihood"):
@@ -70,6 +71,11 @@ class Likelihood(Part, family="likelihood"):
         """The decoder, or something that is called as it is, applied to latents and labels."""
         takes_labels = isinstance(self.decoder, ConditionedDecoder)
         return network(z, y) if takes_labels else leading(network, z, event_dim=1)
+
+    def center(self, numbers: Tensor) -> None:
+        """Start the decoder's last bias at these numbers, where it is a network that can be told to."""
+        if isinstance(self.decoder, Decoder):
+            self.decoder.center(numbers)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """p(x|z) or p(x|z, y): batch shape (...), event shape `shape`."""

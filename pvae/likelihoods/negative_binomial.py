@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, nearest
-from ..networks import Decoder
 from .counts import NegativeBinomialCounts, ZeroInflatedCounts, bounded, log_means, starting_means, unbounded
 from .likelihood import Likelihood
 
@@ -68,8 +67,7 @@ class NegativeBinomial(Likelihood, name="negative_binomial"):
         """Start the means at the training mean, or at its shares of the total, and t where it fits the variance."""
         start, mean = starting_means(x, y, self.library)
         theta = self.theta.start(x, mean)
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(_stacked(start, *theta))
+        self.center(_stacked(start, *theta))
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial, name="zinb"):
@@ -109,8 +107,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial, name="zinb"):
         """As a negative binomial, with a gate of 0.1 and means that make up for it."""
         start, mean = starting_means(x, y, self.library, 1 - GATE)
         theta = self.theta.start(x, mean)
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(_stacked(start, torch.full_like(start, GATE).logit(), *theta))
+        self.center(_stacked(start, torch.full_like(start, GATE).logit(), *theta))
 
 
 class InverseDispersion(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ..networks import Decoder
 from .counts import PoissonCounts, log_means, starting_means
 from .likelihood import Likelihood
 
@@ -44,5 +43,4 @@ class Poisson(Likelihood, name="poisson"):
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the means at the training mean, or at its shares of the total."""
         start, _ = starting_means(x, y, self.library)
-        if isinstance(self.decoder, Decoder):
-            self.decoder.center(start)
+        self.center(start)

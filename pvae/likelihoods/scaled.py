@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, more_than, nearest
-from ..networks import Decoder
 from .likelihood import Likelihood
 
 
@@ -84,9 +83,8 @@ class Scaled(Likelihood):
         if self.kind in ("shared", "pixel"):
             with torch.no_grad():
                 self.raw_scale.copy_(raw)
-        if isinstance(self.decoder, Decoder):
-            both = self.kind == "decoder"
-            self.decoder.center(torch.stack([location, raw.expand_as(location)]) if both else location)
+        both = self.kind == "decoder"
+        self.center(torch.stack([location, raw.expand_as(location)]) if both else location)
 
     def average(self, deviation: Tensor) -> Tensor:
         """The mean of deviations (N, *shape): over everything, or for each pixel where each has a spread to learn."""
