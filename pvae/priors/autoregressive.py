@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..distributions import Unexpanded
 from ..errors import at_least
 from ..flows import SLOPE, Conditioner
 from .prior import Prior
@@ -72,7 +73,7 @@ class Autoregressive(Prior, name="autoregressive"):
         return AutoregressiveMixture(mixture, self.zero, () if context is None else context.shape[:-1])
 
 
-class AutoregressiveMixture(dist.TorchDistribution):
+class AutoregressiveMixture(Unexpanded):
     """The distribution prod_d sum_k w_k N(z_d; m_k, s_k^2), what is of dimension d a function of z_<d.
 
     Args:
@@ -81,9 +82,7 @@ class AutoregressiveMixture(dist.TorchDistribution):
         batch_shape: of what the mixture depends on.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
-    has_rsample = False
 
     def __init__(
         self, mixture: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], zero: Tensor, batch_shape: Any = ()
@@ -91,28 +90,20 @@ class AutoregressiveMixture(dist.TorchDistribution):
         self.mixture, self.zero = mixture, zero
         super().__init__(torch.Size(batch_shape), zero.shape)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> AutoregressiveMixture:  # noqa: D102
-        return type(self)(self.mixture, self.zero, torch.Size(batch_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
-        if self._validate_args:
-            self._validate_sample(value)
+    def density(self, value: Tensor) -> Tensor:  # noqa: D102
         log_weight, mean, log_scale = self.mixture(value)
         standard = (value.unsqueeze(-1) - mean) * torch.exp(-log_scale)
         each = log_weight - 0.5 * standard.square() - log_scale - 0.5 * math.log(2 * math.pi)
-        log_prob = each.logsumexp(-1).sum(-1)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return each.logsumexp(-1).sum(-1)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def draw(self, shape: torch.Size) -> Tensor:
         """One dimension after the other, in D passes."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        with torch.no_grad():
-            z = self.zero.expand(shape)
-            for d in range(shape[-1]):
-                log_weight, mean, log_scale = (part[..., d, :] for part in self.mixture(z))
-                noise = torch.rand_like(log_weight).clamp_(min=1e-20)
-                picked = (log_weight - torch.log(-torch.log(noise))).argmax(-1, keepdim=True)
-                mean, log_scale = (part.gather(-1, picked) for part in (mean, log_scale))
-                drawn = mean + log_scale.exp() * torch.randn_like(mean)
-                z = torch.cat([z[..., :d], drawn, z[..., d + 1 :]], -1)
+        z = self.zero.expand(*shape, *self.event_shape)
+        for d in range(len(self.zero)):
+            log_weight, mean, log_scale = (part[..., d, :] for part in self.mixture(z))
+            noise = torch.rand_like(log_weight).clamp_(min=1e-20)
+            picked = (log_weight - torch.log(-torch.log(noise))).argmax(-1, keepdim=True)
+            mean, log_scale = (part.gather(-1, picked) for part in (mean, log_scale))
+            drawn = mean + log_scale.exp() * torch.randn_like(mean)
+            z = torch.cat([z[..., :d], drawn, z[..., d + 1 :]], -1)
         return z
