@@ -264,12 +264,25 @@ class CouplingMap(nn.Module):
         return _Coupling(lambda kept: DependentTransform(self.univariate(numbers(kept)), 1), self.half, self.reverse)
 
 
-class _Coupling(Transform):
-    """Zuko's, without its look at a mask's values."""
+class _OfVectors(Transform):
+    """A map of vectors onto vectors, which writes `call_and_ladj`, and `_inverse`."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[1]
+
+
+class _Coupling(_OfVectors):
+    """Zuko's, without its look at a mask's values."""
 
     def __init__(self, meta: Callable[[Tensor], Transform], half: int, reverse: bool) -> None:
         super().__init__()
@@ -284,15 +297,9 @@ class _Coupling(Transform):
         kept = kept.expand(*moved.shape[:-1], -1)
         return torch.cat([moved, kept] if self.reverse else [kept, moved], -1)
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.call_and_ladj(x)[0]
-
     def _inverse(self, y: Tensor) -> Tensor:
         kept, moved = self._split(y)
         return self._join(kept, self.meta(kept).inv(moved))
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.call_and_ladj(x)[1]
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(x)
@@ -326,15 +333,12 @@ class PlanarMap(nn.Module):
         return _Planar(*numbers.split([self.latent, self.latent, 1], -1))
 
 
-class _Planar(Transform):
+class _Planar(_OfVectors):
     """Z = e + u tanh(w.e + b), u changed along w so that w.u > LEAST - 1, and so that u = 0 stays.
 
     The inverse is that of one number: w.z + b = a + w.u tanh(a), a = w.e + b.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
     LEAST = 0.01
     SHIFT = math.log(math.expm1(1 - LEAST))
 
@@ -344,12 +348,6 @@ class _Planar(Transform):
         self.w, self.b = w, b
         self.stretch = softplus(raw + self.SHIFT) - (1 - self.LEAST)
         self.u = u + (self.stretch - raw) * w / w.square().sum(-1, keepdim=True).clamp(min=1e-12)
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.call_and_ladj(x)[0]
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.call_and_ladj(x)[1]
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         moved = torch.tanh((self.w * x).sum(-1, keepdim=True) + self.b)
