@@ -14,7 +14,7 @@ from torch.distributions import Transform, biject_to, constraints
 
 from . import weights
 from .errors import InputError
-from .noise import Noise
+from .noise import Noise, forked
 from .weights import Program, Site, Traces
 
 
@@ -77,8 +77,8 @@ class Density:
         self, model: Program, data: tuple[Tensor, ...], *, particles: int = 1, guide: Program | None = None
     ) -> None:
         self.model, self.data, self.particles, self.guide = model, data, particles, guide
-        self.nesting = weights.inspect(model, guide or _nothing, *(part[:1] for part in data))
-        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)):
+        self.nesting = weights.inspect(model, guide or (lambda *_: None), *(part[:1] for part in data))
+        with torch.no_grad(), forked(data[0].device):
             drawn, sites = self._run(slice(None))
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
             for name, site in drawn.items():
@@ -96,7 +96,7 @@ class Density:
 
     def draw(self, noise: Noise) -> Tensor:
         """Points from the base, (K, B, d)."""
-        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(self.data)):
+        with torch.no_grad(), forked(self.data[0].device):
             return torch.cat([self.pack(self._run(cell)[1]) for cell in noise.seeded()], 1)
 
     def pack(self, sites: dict[str, Site], particles: int | None = None) -> Tensor:
@@ -192,7 +192,7 @@ def simulate(
     """
     data = (x,) if y is None else (x, y)
     drawn, latents = [], []
-    with torch.no_grad(), torch.random.fork_rng(devices=_cuda(data)), pyro.validation_enabled(False):
+    with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         for cell in noise.seeded():
             part = tuple(value[cell] for value in data)
             sites = dict(weights.sites_of(weights.Collect(poutine.uncondition(model))(*part)))
@@ -255,11 +255,3 @@ def _bare(sites: dict[str, Site]) -> dict[str, Site]:
     """Sites without what takes memory: values and distributions."""
     kept = ("infer", "is_observed", "cond_indep_stack", "scale")
     return {name: {"fn": None, **{key: site[key] for key in kept}} for name, site in weights.sites_of(sites, True)}
-
-
-def _nothing(*_: Tensor) -> None:
-    """The guide of a model that draws its own latents."""
-
-
-def _cuda(data: tuple[Tensor, ...]) -> list[torch.device]:
-    return [data[0].device] if data[0].device.type == "cuda" else []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import weights
 from .errors import InputError
-from .noise import Noise
+from .noise import Noise, forked
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -161,9 +161,9 @@ def mutual_information(
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    nesting = weights.inspect(_no_model, guide, *(part[:1] for part in data))
+    nesting = weights.inspect(lambda *_: None, guide, *(part[:1] for part in data))
     cells = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+    with torch.no_grad(), forked(x.device):
         for cell in Noise((seed,), 0, len(order), x.device).seeded():
             with pyro.validation_enabled(False):
                 cells.append(dict(weights.sites_of(weights.Collect(guide)(*(part[order[cell]] for part in data)))))
@@ -272,7 +272,3 @@ def _sign_test(wins: int, losses: int) -> float:
     i = torch.arange(min(wins, losses) + 1, dtype=torch.float64)
     log_choose = math.lgamma(n + 1) - torch.lgamma(i + 1) - torch.lgamma(n - i + 1)
     return min(1.0, 2 * (log_choose - n * math.log(2)).exp().sum().item())
-
-
-def _no_model(*_: Tensor) -> None:
-    """The model of a guide that is looked at alone."""

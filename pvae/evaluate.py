@@ -21,6 +21,7 @@ from . import bounds, diagnostics, weights
 from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
+from .noise import forked
 from .svi.replay import replayed
 from .svi.values import Untraceable
 from .weights import LogWeights, Program
@@ -177,9 +178,8 @@ def evaluate(
         raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
-    devices = [x.device] if x.device.type == "cuda" else []
     parts, averages = [], []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), forked(x.device):
         data = (x,) if y is None else (x, y)
         nesting = _nesting(model, guide, *data)
         cells = _Cells(model, guide, nesting, of_device(CHUNK, x) if chunk is None else chunk, compile)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .ais import Annealed
 from .density import Density
 from .errors import InputError, nearest
 from .frozen import frozen
-from .noise import Noise, block_size
+from .noise import Noise, block_size, forked
 from .weights import Program
 
 HIDDEN = 16
@@ -120,13 +121,11 @@ def gap(
         )
     truth, truth_se = _known(log_p, len(x))
     size = block_size(x.device, particles, chunk)
-    done, total = 0, steps * len(families) * math.ceil(len(x) / size)
+    done, total = count(1), steps * len(families) * math.ceil(len(x) / size)
 
     def tick() -> None:
-        nonlocal done
-        done += 1
         if progress is not None:
-            progress(done, total)
+            progress(next(done), total)
 
     found: dict[str, list[Tensor]] = {name: [] for name in ("elbo", *families)}
     for start in range(0, len(x), size):
@@ -164,8 +163,7 @@ class _Fit:
         """Log-weights of the guide's own draws, (draws, B), float64, on the CPU."""
         noise, found = self.noise(0), []
         nesting = weights.inspect(self.model, self.guide, *(part[:1] for part in self.data))
-        devices = [self.data[0].device] if self.data[0].device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), forked(self.data[0].device):
             for _ in range(rounds):
                 parts = [
                     weights.log_weights(

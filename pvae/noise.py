@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ def block_size(device: torch.device, particles: int, chunk: int | None = None) -
     if chunk is None:
         chunk = 2048 if device.type == "cpu" else 16384  # a CPU's caches are small, a GPU's launches slow
     return CELL * max(1, chunk // (CELL * particles))
+
+
+def forked(device: torch.device) -> AbstractContextManager:
+    """Within it draws on a device, or on the CPU, leave the generators that others see as they are."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class Noise:

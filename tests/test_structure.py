@@ -47,7 +47,7 @@ ROOMS = {
     "objectives": {"errors", "base", "bounds", "chunks", "estimators", "surrogates", "weights"},
     "vae": {"errors", "base", "conditions", "weights"},
     "hierarchy": {"errors", "base", "conditions", "distributions", "guides", "likelihoods", "vae"},
-    "evaluate": {"errors", "bounds", "diagnostics", "frozen", "svi", "weights"},
+    "evaluate": {"errors", "bounds", "diagnostics", "frozen", "noise", "svi", "weights"},
     "comparison": {"errors", "ais", "density", "diagnostics", "evaluate", "gap", "weights"},
     "tables": {"comparison", "diagnostics", "evaluate"},
     "pace": set(),
@@ -58,7 +58,8 @@ ROOMS = {
         *{"vae"},
     },
     "testing": {
-        *{"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "supports", "svi", "vae"},
+        *{"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "sphere", "supports"},
+        *{"svi", "vae"},
     },
     "checkpoints": {"errors"},
     "train": {"errors", "config", "data", "evaluate", "svi", "vae"},

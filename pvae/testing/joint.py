@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sphere import log_area
 from .separable import tested
 from .spaces import Space, space_of
 
@@ -81,7 +82,7 @@ def weighted(p: Any, latent: int, draws: Tensor | None) -> Weighted | str:
     space = space_of(draws) if draws is not None else Space("real", latent)
     if space.kind == "sphere":
         u = torch.nn.functional.normalize(torch.randn(4 * POINTS, latent, dtype=torch.float64), dim=-1)
-        found = Weighted(p, space, u, torch.full((len(u),), -space.log_area, dtype=torch.float64), random=True)
+        found = Weighted(p, space, u, torch.full((len(u),), -log_area(latent), dtype=torch.float64), random=True)
     elif space.free in SIDE:
         found = Weighted(p, space, *_lattice(p, space, draws), random=False)
     else:
@@ -124,7 +125,7 @@ def propose(u: Tensor) -> tuple[Tensor, Tensor]:
     noise = torch.randn(POINTS, d, dtype=torch.float64)
     chi = torch.distributions.Chi2(torch.tensor(FREEDOM).double()).sample((POINTS, 1)) / FREEDOM
     points = centers[which] + scale * (noise / chi.sqrt()) @ root.T
-    away = torch.cdist(torch.linalg.solve_triangular(root, points.T, upper=False).T, _standard(root, centers)).square()
+    away = torch.cdist(_standard(root, points), _standard(root, centers)).square()
     logs = [_log_kernel(away, s, d).logsumexp(1) + math.log(share) for s, share in ((narrow, 0.9), (2.0, 0.1))]
     log_q = torch.logaddexp(*logs) - math.log(len(centers)) - root.diagonal().log().sum()
     return points, log_q

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..base import Member, Part, members, path_of
 from ..conditions import Condition, ConditionedDecoder, ConditionedEncoder, Covariates, Label
-from ..config import member_options
+from ..config import defaults, member_options
 from ..errors import InputError
 from ..likelihoods import decoded_shape
 from ..networks import MLPDecoder, MLPEncoder
@@ -233,7 +233,7 @@ def make(member: type[Member], latent: int, shape: Sequence[int], options: dict[
     torch.Size([3])
     """
     options = options or {}
-    every = {name: p.default for name, p in member_options(member.family, member).items()} | options
+    every = defaults(member) | options
     if member.family == "prior":
         return member(latent, **options)
     if member.family == "likelihood":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,11 +51,6 @@ class Space:
         if self.kind == "simplex":
             return self.from_real(u).log().sum(-1)
         return torch.zeros(u.shape[:-1])
-
-    @property
-    def log_area(self) -> float:
-        """Of the unit sphere in d dimensions."""
-        return math.log(2) + self.size / 2 * math.log(math.pi) - math.lgamma(self.size / 2)
 
 
 def space_of(z: Tensor) -> Space:
