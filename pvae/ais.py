@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .bounds import iwae
 from .density import Density, State, simulate
-from .errors import InputError, nearest
+from .errors import InputError, at_least, nearest
 from .frozen import frozen
 from .noise import Noise, block_size
 from .weights import Program
@@ -55,9 +56,7 @@ class Annealing:
     acceptance: float = 0.65
 
     def __post_init__(self) -> None:
-        for name in ("temperatures", "chains", "leapfrog"):
-            if (found := getattr(self, name)) < 1:
-                raise InputError(f"{name}: found {found}, expected at least 1")
+        at_least(1, temperatures=self.temperatures, chains=self.chains, leapfrog=self.leapfrog)
         if self.schedule not in (known := ["sigmoid", "linear"]):
             raise InputError(f"schedule: unknown '{self.schedule}': {nearest(self.schedule, known)}")
         if not 0 < self.acceptance < 1:
@@ -368,13 +367,11 @@ def _blocks(
         raise InputError("ais: found no data, expected at least one datum")
     data = (x,) if y is None else (x, y)
     size = block_size(x.device, annealing.chains, chunk)
-    done, total = 0, directions * annealing.temperatures * math.ceil(len(x) / size)
+    done, total = count(1), directions * annealing.temperatures * math.ceil(len(x) / size)
 
     def tick() -> None:
-        nonlocal done
-        done += 1
         if progress is not None:
-            progress(done, total)
+            progress(next(done), total)
 
     for start in range(0, len(x), size):
         yield _Block(tuple(part[start : start + size] for part in data), start, tick)

@@ -18,8 +18,8 @@ from torch import Tensor
 from .ais import Annealed, Annealing, ais
 from .density import Density
 from .diagnostics import FEWEST, Paired, khat_threshold, mutual_information, paired, share_above
-from .errors import InputError
-from .evaluate import Evaluation, evaluate
+from .errors import InputError, at_least
+from .evaluate import Evaluation, evaluate, mean_and_se
 from .gap import Gap, check_families, gap
 from .weights import Program
 
@@ -102,9 +102,8 @@ class Plan:
         check_families(self.families)
         if self.start not in ("prior", "guide"):
             raise InputError(f"start: found '{self.start}', expected prior or guide")
-        for name, least in {"information": 0, "subset": 1, "steps": 1}.items():
-            if (found := getattr(self, name)) < least:
-                raise InputError(f"{name}: found {found}, expected at least {least}")
+        at_least(0, information=self.information)
+        at_least(1, subset=self.subset, steps=self.steps)
 
     @property
     def total(self) -> int:
@@ -261,9 +260,7 @@ def estimate(value: Tensor) -> Estimate:
     >>> estimate(torch.tensor([0.0, 4.0]))
     Estimate(mean=2.0, se=2.0, n=2)
     """
-    value = value.double()
-    se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
-    return Estimate(value.mean().item(), se, len(value))
+    return Estimate(**mean_and_se(value), n=len(value))
 
 
 def is_bound(quantity: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.errors import InputError, nearest
+from pvae.errors import InputError, at_least, nearest
 from pvae.sources import NAMED as NAMED
 from pvae.sources import PARTS, Arrays, Parts, read
 from pvae.supports import check_part, pixels, supports_to
@@ -253,9 +253,8 @@ def batch_rows(n: int, size: int, seed: int, epoch: int, *, start: int = 0, devi
     >>> [len(rows) for rows in batch_rows(359, 100, seed=0, epoch=0, start=1)]
     [100, 100, 59]
     """
-    for name, value, least in (("batch size", size, 1), ("start", start, 0)):
-        if value < least:
-            raise InputError(f"{name}: found {value}, expected at least {least}")
+    at_least(1, **{"batch size": size})
+    at_least(0, start=start)
     rows = order(n, seed, epoch).to(device, non_blocking=True)
     return [rows[first : first + size] for first in range(start * size, n, size)]
 

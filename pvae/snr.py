@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, at_least
 from .svi.replay import replayed
 from .svi.values import Untraceable
 
@@ -91,8 +91,7 @@ def measure(
     >>> sorted(found), found["guide"].mean.shape
     (['guide', 'model'], torch.Size([6]))
     """
-    if samples < 2:
-        raise InputError(f"samples: found {samples}, expected at least 2")
+    at_least(2, samples=samples)
     for name, group in groups.items():
         if not group:
             raise InputError(f"{name}: found no parameters, expected some to take a gradient of")

@@ -25,7 +25,7 @@ SMALL = 1e-20
 
 
 class Coefficients(NamedTuple):
-    """What the parts of the gradient weigh, each (K, B), detached: see the module's docstring."""
+    """What the parts of the gradient weigh, each (K, B), detached: see `pvae.estimators`."""
 
     model: Tensor
     """a: of log p(x, z)."""

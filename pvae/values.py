@@ -82,7 +82,9 @@ def _as(value: Any, kind: Any) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        return {"true": True, "false": False}[value.lower()] if value.lower() in ("true", "false") else _refuse()
+        if value.lower() not in ("true", "false"):
+            raise ValueError
+        return value.lower() == "true"
     if isinstance(value, bool) or value is None or (kind is str and isinstance(value, dict | list)):
         raise ValueError
     if kind is int and ((not text and value != int(value)) or abs(int(value)) >= 2**63):
@@ -90,7 +92,3 @@ def _as(value: Any, kind: Any) -> Any:
     if kind is float and not float(value) < float("inf"):
         raise ValueError
     return kind(value) if kind in (int, float, str) else value
-
-
-def _refuse() -> Any:
-    raise ValueError

@@ -28,7 +28,6 @@ class DirectionalGuide(Guide):
         InputError: a latent of size 1; bounds out of order.
     """
 
-    outputs = 2
     support = "the unit sphere"
     distribution: ClassVar[type[sphere.Directional]]
 

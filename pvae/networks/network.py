@@ -1,7 +1,4 @@
-"""Networks: an encoder takes data to numbers, a decoder takes a latent to numbers for each pixel.
-
-Every network takes any number of leading dimensions.
-"""
+"""The families of encoders and decoders, and the perceptrons that members are made of."""
 
 from __future__ import annotations
 
