@@ -26,8 +26,6 @@ from .seen import Seen
 from .unseen import Unseen
 
 MODES = ("auto", "off", "graph", "full")
-FLUSH_EVERY = 200
-"""Steps between two looks for denormal numbers in the optimizer's state."""
 CHECK_EVERY = {"cpu": 1, "cuda": 1000}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
 
@@ -275,10 +273,8 @@ class SVI(pyro.infer.SVI):
             self._clock.add_(1)
 
     def _stepped(self, count: int) -> None:
-        before = self.steps // FLUSH_EVERY
+        optimizers.flush(self.optimizer, self.steps, count)
         self.steps += count
-        if self.steps // FLUSH_EVERY > before:
-            optimizers.flush(self.optimizer)
 
     def _fault(self, call: Call, values: list[float], before: Snapshot) -> NonFiniteError:
         before.restore()
@@ -315,11 +311,7 @@ class SVI(pyro.infer.SVI):
 
     def _set_rates(self, ahead: int = 0) -> None:
         """The learning rates of the step that is `ahead` of the next."""
-        if self._rates is not None and len(self._rates) < len(self.optimizer.param_groups):
-            self._rates = optimizers.prepare(self.optimizer)  # a group was added
-        if self.schedule is not None:
-            optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
-        optimizers.hold(self.optimizer, self._rates)
+        self._rates = optimizers.at_step(self.optimizer, self._rates, self.schedule, self.steps + ahead)
 
     def _scheduled(self, count: int) -> Tensor:
         """The learning rates (count, groups) of the next steps, which a captured graph reads."""
@@ -395,14 +387,8 @@ class SVI(pyro.infer.SVI):
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
         self._names.update(new)
-        first, added = self.optimizer is None, new
-        if first:
-            self.optimizer = optimizers.shared(self.optim, new)
-            added = {} if self.optimizer is None else optimizers.untrained(self.optimizer, new)
-            self.optimizer = self.optimizer or optimizers.build(self.optim, new)
-        if added and isinstance(self.optim, PyroOptim):
-            for group in optimizers.groups(self.optim, added):
-                self.optimizer.add_param_group(group)
+        first = self.optimizer is None
+        self.optimizer, added = optimizers.over(self.optim, self.optimizer, new)
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = optimizers.prepare(self.optimizer)
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -51,7 +51,9 @@ class ClippedAdam(Optimizer):
         """Take one step."""
         result = None if closure is None else closure()
         for group in self.param_groups:
-            group["lr"] = group["lr"].mul_(group["lrd"]) if _is_tensor(group["lr"]) else group["lr"] * group["lrd"]
+            group["lr"] = (
+                group["lr"].mul_(group["lrd"]) if isinstance(group["lr"], Tensor) else group["lr"] * group["lrd"]
+            )
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
                 if not self.state[p]:
@@ -84,6 +86,8 @@ HAD: WeakKeyDictionary[Optimizer, set[Tensor]] = WeakKeyDictionary()
 """By optimizer, the parameters that have had a gradient."""
 FUSED = (Adam, AdamW, SGD, Adagrad)
 """Optimizers of torch that have all of a step in one kernel; their learning rate may be a tensor."""
+FLUSH_EVERY = 200
+"""Steps between two looks for denormal numbers in an optimizer's state."""
 
 
 def build(optim: Any, parameters: dict[Tensor, str]) -> Optimizer:
@@ -200,13 +204,24 @@ def hold(optimizer: Optimizer, rates: Tensor | None) -> None:
         return
     for group, rate in zip(optimizer.param_groups, rates.unbind(), strict=True):
         lr = group["lr"]
-        if not (_is_tensor(lr) and lr.data_ptr() == rate.data_ptr()):
+        if not (isinstance(lr, Tensor) and lr.data_ptr() == rate.data_ptr()):
             rate.fill_(lr)
             group["lr"] = rate
 
 
-def schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None:
-    """Set the learning rates to a factor of what they began with."""
+def at_step(
+    optimizer: Optimizer, rates: Tensor | None, factor: Callable[[int], float] | None, step: int
+) -> Tensor | None:
+    """Set the learning rates to those of a step, with a schedule a factor of what they began with; returns them."""
+    if rates is not None and len(rates) < len(optimizer.param_groups):
+        rates = prepare(optimizer)  # a group was added
+    if factor is not None:
+        _schedule(optimizer, rates, factor(step))
+    hold(optimizer, rates)
+    return rates
+
+
+def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None:
     for index, group in enumerate(optimizer.param_groups):
         value = group.setdefault("initial_lr", float(group["lr"])) * factor
         if rates is None:
@@ -225,15 +240,17 @@ def state_tensors(optimizer: Optimizer) -> list[Tensor]:
     """All that a step changes beside the parameters."""
     rates = [group.get("lr") for group in optimizer.param_groups]
     held = [value for state in optimizer.state.values() for value in state.values()]
-    return [value for value in (*rates, *held) if _is_tensor(value)]
+    return [value for value in (*rates, *held) if isinstance(value, Tensor)]
 
 
-def flush(optimizer: Optimizer) -> None:
-    """Set denormal numbers in the optimizer's state to zero.
+def flush(optimizer: Optimizer, done: int, more: int) -> None:
+    """Set denormal numbers in the optimizer's state to zero, where `more` steps after so many pass the mark for it.
 
     The momentum of a parameter whose gradient has become zero, as of a rectifier that is off for all data, decays to
     a denormal number and stays there by rounding; a CPU computes with those many times slower.
     """
+    if (done + more) // FLUSH_EVERY == done // FLUSH_EVERY:
+        return
     for value in state_tensors(optimizer):
         if value.is_floating_point() and value.device.type == "cpu" and value.dim():
             value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)
@@ -264,7 +281,8 @@ class Share:
             steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
             values = {**found, **steps}.items()
             self.whole.state[self.parameter] = {
-                key: value.to(self.parameter.device, copy=True) if _is_tensor(value) else value for key, value in values
+                key: value.to(self.parameter.device, copy=True) if isinstance(value, Tensor) else value
+                for key, value in values
             }
 
 
@@ -283,10 +301,22 @@ def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> N
             optim.optim_objs[parameter].load_state_dict(state)
 
 
-def shared(optim: Any, parameters: Iterable[Tensor]) -> Optimizer | None:
-    """The optimizer that another `SVI` has made of the same `PyroOptim` over some of these parameters."""
-    known = getattr(optim, "optim_objs", {})
-    return next((known[p].whole for p in parameters if isinstance(known.get(p), Share)), None)
+def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tuple[Optimizer, dict[Tensor, str]]:
+    """The one optimizer, which has these parameters too now, and those of them that were added to it.
+
+    The first that there is may be another `SVI`'s, made of the same `PyroOptim` over some of them.
+    """
+    added = new
+    if optimizer is None:
+        known = getattr(optim, "optim_objs", {})
+        optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
+        if optimizer is None:
+            return build(optim, new), {}
+        added = untrained(optimizer, new)
+    if added and isinstance(optim, PyroOptim):
+        for group in groups(optim, added):
+            optimizer.add_param_group(group)
+    return optimizer, added
 
 
 def untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> dict[Tensor, str]:
@@ -320,7 +350,3 @@ def _fuses(constructor: Callable[..., Optimizer], device: str) -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

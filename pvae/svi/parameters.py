@@ -105,9 +105,7 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put values and generators back."""
-        _copy(
-            [tensor.data for tensor in self.tensors], self.copies
-        )  # their data, so that it does not count as a change
+        _copy([tensor.data for tensor in self.tensors], self.copies)  # by their data: it is not to count as a change
         for _ in put_back(self.stored):
             pass
         set_random_state(self.random)
