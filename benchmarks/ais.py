@@ -6,7 +6,6 @@ python -m benchmarks.ais --data-dir data --temperatures 1000
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from time import perf_counter
@@ -55,7 +54,7 @@ def main() -> int:
         "ess": found.ess.mean().item(),
         "iw": {"particles": options.particles, **mean_and_se(bound.iw[options.particles])},
         **_step_times(vae, x[: block_size(x.device, options.chains, options.chunk)], options.chains),
-        "load_after": [round(value, 2) for value in os.getloadavg()],
+        "load_after": common.load(),
     }
     print(_report(record))
     print(f"\nwritten to {common.save('ais', record, options.out)}")
@@ -63,7 +62,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ais", description=(__doc__ or "").splitlines()[0])
+    parser = common.parser("ais", __doc__, threads=True)
     parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--temperatures", type=int, default=1000)
@@ -74,9 +73,6 @@ def _options() -> argparse.Namespace:
         "--train", type=int, default=2000, metavar="STEPS", help="of the network, before it is annealed"
     )
     parser.add_argument("--particles", type=int, default=1000, metavar="K", help="of the bound to compare with")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     return parser.parse_args()
 
 
@@ -118,8 +114,7 @@ def _seconds(run: Callable[[], Any], device: torch.device, repeat: int = 20) -> 
     for _ in range(repeat):
         start = perf_counter()
         run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        common.wait(device)
         times.append(perf_counter() - start)
     return sorted(times)[repeat // 2]
 

@@ -11,12 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from time import perf_counter
 from typing import Any
 
 from . import common
 
+MODES = ("graph", "full")
 STEPS = 20
 """That are taken with the building, and again without."""
 
@@ -60,20 +60,15 @@ def _child(name: str, mode: str, device: str) -> dict[str, Any]:
     """Seconds that some steps take beyond what as many take afterwards."""
     import torch
 
-    import pvae
-    from pvae.data import binarize
-
     device, network = common.choose_device(device), common.NETWORKS[name]
     vae = common.vae(network).to(device)
-    objective = pvae.ELBO() if network.particles == 1 else pvae.IWAE(network.particles)
-    svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3, fused=True), objective, compile=mode)
+    svi = common.svi(vae, common.objective(network), compile=mode)
     data = torch.from_numpy(common.images(10_000)).to(device)
 
     def take(steps: int) -> float:
         rows = torch.randint(len(data), (steps, network.batch), device=device)
         start = perf_counter()
-        for _ in svi.run(rows, data, prepare=partial(binarize, mode="dynamic")):
-            pass
+        common.take(svi, rows, data)
         svi.check()
         return perf_counter() - start
 
@@ -83,12 +78,10 @@ def _child(name: str, mode: str, device: str) -> dict[str, Any]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.build", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--networks", type=lambda text: text.split(","), default=list(common.NETWORKS))
-    parser.add_argument("--modes", type=lambda text: text.split(","), default=["graph", "full"])
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
-    parser.add_argument("--child", choices=("graph", "full"), help=argparse.SUPPRESS)
+    parser = common.parser("build", __doc__)
+    parser.add_argument("--networks", type=common.some_of(common.NETWORKS), default=list(common.NETWORKS))
+    parser.add_argument("--modes", type=common.some_of(MODES), default=list(MODES))
+    parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -1,18 +1,20 @@
-"""What the benchmarks share: networks and images, the record of where a number was taken, tables and JSON.
+"""What the benchmarks share: options, networks and images, the record of where a number was taken, tables and JSON.
 
 Imports no torch at the top: a process that only starts others is to stay small, see `evaluate`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,31 @@ RESULTS = ROOT / "benchmarks" / "results"
 DATA = os.environ.get("PVAE_DATA", str(ROOT.parent / "shared" / "data"))
 """Where MNIST lies, if nothing else is said."""
 PIXELS = 784
+RATE = 1e-3
+"""Adam's."""
 PACKAGES = ("pvae", "torch", "pyro-ppl", "numpyro", "jax", "jaxlib", "numpy", "triton")
+
+
+def parser(name: str, doc: str | None, threads: bool = False) -> argparse.ArgumentParser:
+    """The options that benchmarks share: where they run, on how many threads if they say so, where the record goes."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").splitlines()[0])
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    if threads:
+        made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU, for all")
+    made.add_argument("--out", metavar="FILE", help="of the JSON")
+    return made
+
+
+def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """An option's type: some of these names, with commas."""
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: expected some of {', '.join(known)}")
+        return found
+
+    return names
 
 
 @dataclass(frozen=True)
@@ -60,6 +86,38 @@ def vae(network: Network, **guide: Any) -> Any:
         pvae.Bernoulli(pvae.MLPDecoder(latent, (PIXELS,), hidden[::-1], activation), (PIXELS,)),
         pvae.MeanField(pvae.MLPEncoder((PIXELS,), 2 * latent, hidden, activation), latent, **guide),
     )
+
+
+def objective(network: Network) -> Any:
+    """What the network is trained under."""
+    import pvae
+
+    return pvae.ELBO() if network.particles == 1 else pvae.IWAE(network.particles)
+
+
+def svi(vae: Any, objective: Any, **options: Any) -> Any:
+    """The training of a model by fused Adam."""
+    import torch
+
+    import pvae
+
+    return pvae.SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=RATE, fused=True), objective, **options)
+
+
+def take(svi: Any, rows: Any, data: Any) -> None:
+    """A step on each batch of rows of the data, uint8, which are binarized anew."""
+    from pvae.data import binarize
+
+    for _ in svi.run(rows, data, prepare=partial(binarize, mode="dynamic")):
+        pass
+
+
+def wait(device: Any) -> None:
+    """Until the device has done what it was given."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
 
 
 def images(n: int, seed: int = 0) -> np.ndarray:
@@ -150,9 +208,14 @@ def environment(device: Mapping[str, Any]) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD") or os.environ.get("PVAE_COMMIT", ""),
         "changed": _git("status", "--porcelain", "--", "pvae", "benchmarks/*.py").splitlines(),
         "device": dict(device),
-        "load": [round(value, 2) for value in os.getloadavg()],
+        "load": load(),
         "versions": versions,
     }
+
+
+def load() -> list[float]:
+    """How busy the machine is."""
+    return [round(value, 2) for value in os.getloadavg()]
 
 
 def _git(*args: str) -> str:

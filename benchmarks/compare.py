@@ -6,7 +6,6 @@ python -m benchmarks.compare --data-dir data --images 500 --particles 1,5,50,500
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import sys
@@ -77,16 +76,13 @@ def _seconds(run: Any) -> float:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").splitlines()[0])
+    parser = common.parser("compare", __doc__, threads=True)
     parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument(
         "--particles", type=lambda text: tuple(map(int, text.split(","))), default=(1, 5, 50, 500, 5000), metavar="K,K"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     return parser.parse_args()
 
 

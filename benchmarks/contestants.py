@@ -13,14 +13,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-import pvae
 from pvae.data import binarize
 
 from . import common
-from .common import PIXELS, Network
+from .common import PIXELS, RATE, Network
 
 REFERENCE = "torch"
-RATE = 1e-3
 BATCHES = 1000
 """Batches of indices, the same for every contestant, taken in a circle."""
 
@@ -122,9 +120,7 @@ def _pvae(task: Task, *, mode: str) -> Contestant:
     _copy(list(vae.posterior.parameters()), task.encoder)
     _copy(list(vae.likelihood.parameters()), task.decoder)
     vae.to(task.device)
-    objective = pvae.ELBO() if task.network.particles == 1 else pvae.IWAE(task.network.particles)
-    adam = partial(torch.optim.Adam, lr=RATE, fused=True)
-    svi = pvae.SVI(vae.model, vae.guide, adam, objective, compile=mode, precision=task.precision)
+    svi = common.svi(vae, common.objective(task.network), compile=mode, precision=task.precision)
     data, rows = _resident(task)
     dynamic = partial(binarize, mode="dynamic")
 

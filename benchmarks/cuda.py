@@ -5,7 +5,6 @@ python -m benchmarks.cuda --marker "cuda and slow"
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -22,31 +21,16 @@ TIMEOUT = 100
 
 def main() -> int:
     """Run them; pytest's exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=(__doc__ or "").splitlines()[0])
+    parser = common.parser("cuda", __doc__)
     parser.add_argument("--marker", default="cuda and not slow", help="which tests, as of pytest's -m")
     parser.add_argument("--keyword", default="", help="of their names, as of pytest's -k")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="to note; tests look for CUDA"
-    )
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
     device = common.choose_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            options.marker,
-            "-k",
-            options.keyword,
-            "-n",
-            str(options.workers),
-            "-v",
-            "-rfE",
-        ]
+        command = [sys.executable, *f"-m pytest -n {options.workers} -v -rfE".split()]
+        command += ["-m", options.marker, "-k", options.keyword]
         if find_spec("pytest_timeout"):
             command.append(f"--timeout={TIMEOUT}")
         command += ["--tb=short", f"--junitxml={report}", "-p", "no:cacheprovider", *_files()]

@@ -5,7 +5,6 @@ python -m benchmarks.estimators --network B --rounds 15 --steps 20
 
 from __future__ import annotations
 
-import argparse
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -26,8 +25,7 @@ def training(network: common.Network, gradient: str, device: str) -> pvae.SVI:
     """A model, from the same start for every estimator, and its training."""
     torch.manual_seed(0)
     vae = common.vae(network).to(device)
-    objective = pvae.IWAE(network.particles, gradient=gradient)
-    return pvae.SVI(vae.model, vae.guide, lambda p: torch.optim.Adam(p, lr=1e-3, fused=True), objective)
+    return common.svi(vae, pvae.IWAE(network.particles, gradient=gradient))
 
 
 def seconds(svi: pvae.SVI, batches: list[Tensor]) -> float:
@@ -58,14 +56,12 @@ def measure(network: common.Network, names: list[str], device: str, rounds: int,
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser("estimators", __doc__, threads=True)
+    parser.set_defaults(threads=2)
     parser.add_argument("--network", choices=list(common.NETWORKS), default="B")
     parser.add_argument("--gradient", default=",".join(members("gradient")), help="names, with commas")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20, help="in each round")
-    parser.add_argument("--out")
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     device, network = common.choose_device(found.device), common.NETWORKS[found.network]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -40,7 +39,7 @@ def main() -> int:
         "compile": options.compile,
         "limit_mib": LIMIT,
         "results": results,
-        "load_after": [round(value, 2) for value in os.getloadavg()],
+        "load_after": common.load(),
     }
     print(f"{record['network']}, {options.precision}, {results[0]['images']} images, {results[0]['data']}\n")
     columns = ["K", "MiB over the baseline", "baseline, MiB", "seconds", "again", "IW bound, nats"]
@@ -53,7 +52,7 @@ def _options() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser = common.parser("evaluate", __doc__, threads=True)
     parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--particles", type=numbers, default=[10, 100, 1000], metavar="K,K")
     parser.add_argument("--images", type=int, default=2000)
@@ -61,9 +60,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=0, help="of the evaluation, whose time alone is taken then")
     parser.add_argument("--compile", choices=("off", "graph", "full"), default="graph")
     parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of products")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, parts
 
 JOBS = {
     "digits, the main job": "--likelihood bernoulli",
@@ -26,14 +23,8 @@ JOBS = {
 def fit(options: str, threads: int) -> dict[str, Any]:
     """Run a fit in a process of its own, bound to `threads` processors; its time and its test bounds."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pvae.fit", *options.split(), "--out", f"{folder}/run"]
         began = time.perf_counter()
-        subprocess.run(
-            command,
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads]),
-        )
+        parts.command("fit", f"{options} --out {folder}/run", threads)
         seconds = time.perf_counter() - began
         test = json.loads(Path(folder, "run/summary.json").read_text())["test"]
     return {"options": options, "seconds": seconds, "elbo": test["elbo"], "iw.200": test["iw"]["200"]}

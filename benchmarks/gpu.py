@@ -181,22 +181,18 @@ def _unpack(path: str) -> int:
 
 
 def _options() -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := [name for name in found if name not in PARTS]:
-            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
-        return found
+    names = common.some_of(PARTS)
 
     def pair(text: str) -> tuple[str, str]:
         name, _, more = text.partition("=")
         return names(name)[0], more
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", default="gpu", metavar="DIR", help="of gpu.json and log.txt")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all")
     parser.add_argument("--parts", type=names, default=list(PARTS), metavar="PART,PART", help=", ".join(PARTS))
     parser.add_argument("--also", type=pair, action="append", default=[], metavar="PART=OPTIONS", help="of its command")
-    parser.add_argument("--out", default="gpu", metavar="DIR", help="of gpu.json and log.txt")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--quick", action="store_true", help="each as small as can be: does it run at all")
     parser.add_argument("--commit", default="", help="to note where there is no git")
     parser.add_argument("--unpack", metavar="FILE", help="write the records of a gpu.json to results/, and end")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import pvae
-from pvae.data import binarize, order, pixels
+from pvae.data import order, pixels
 from pvae.evaluate import evaluate, mean_and_se
 
 from . import common
@@ -106,15 +105,13 @@ class Training:
         """Train until so many steps are done, a multiple of `TOGETHER`."""
         start = perf_counter()
         while self.svi.steps < step:
-            for _ in self.svi.run(next(self.rows), self.grey, prepare=partial(binarize, mode="dynamic")):
-                pass
+            common.take(self.svi, next(self.rows), self.grey)
             if self.share:
                 torch._foreach_lerp_(
                     self.average, self.parameters, -math.expm1(-TOGETHER / (self.share * self.svi.steps))
                 )
         self.svi.check()
-        if self.grey.is_cuda:
-            torch.cuda.synchronize()
+        common.wait(self.grey.device)
         self.seconds += perf_counter() - start
         self.first = self.first or self.seconds
 
@@ -228,7 +225,7 @@ def _options() -> argparse.Namespace:
     def shares(text: str) -> list[float]:
         return [float(share) for share in text.split(",")]
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.iwae", description=(__doc__ or "").splitlines()[0])
+    parser = common.parser("iwae", __doc__, threads=True)
     parser.add_argument("--data-dir", default=common.DATA)
     parser.add_argument("--seconds", type=float, default=200.0, help="of training, building the step included")
     parser.add_argument("--steps", type=int, help="in place of seconds")
@@ -247,12 +244,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=10_000, help="test images")
     parser.add_argument("--test-seed", type=int, default=0, help="of their binarization")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--check", action="store_true", help="does it run at all: 300 steps of 20 images, 100 to test on"
     )
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
     if options.check:
         vars(options).update(steps=300, batch=20, samples=50, test=100, marks=[0.4], compile="graph")

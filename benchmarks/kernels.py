@@ -20,7 +20,6 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-import pvae
 from pvae import kernels
 from pvae.data import binarize
 from pvae.distributions import IndependentBernoulli
@@ -191,19 +190,11 @@ def _step(name: str, mode: str, precision: str, plain: bool) -> Run:
     network = NETWORKS[name]
     torch.manual_seed(0)
     vae = common.vae(network).cuda()
-    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
-    svi = pvae.SVI(vae.model, vae.guide, adam, pvae.IWAE(network.particles), compile=mode, precision=precision)
+    svi = common.svi(vae, common.objective(network), compile=mode, precision=precision)
     data = torch.from_numpy(common.images(10_000)).cuda()
     rows = torch.randint(len(data), (200, network.batch), device="cuda")
-    prepare = partial(binarize, mode="dynamic")
-
-    def run() -> None:
-        for _ in svi.run(rows, data, prepare=prepare):
-            pass
-
-    if plain:
-        return _without()(run)
-    return run
+    run = partial(common.take, svi, rows, data)
+    return _without()(run) if plain else run
 
 
 def _evaluations(images: int) -> Iterator[tuple[str, dict[str, tuple[Run, int]]]]:

@@ -53,13 +53,11 @@ H100 = SimpleNamespace(
 def main() -> int:
     """Print a table, write it down."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--networks", type=common.some_of(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--list", action="store_true", help="name the kernels, in their order")
     parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
-    if unknown := [name for name in options.networks.split(",") if name not in NETWORKS]:
-        parser.error(f"--networks: unknown {', '.join(unknown)}, expected some of {', '.join(NETWORKS)}")
-    found = {name: kernels(name) for name in options.networks.split(",")}
+    found = {name: kernels(name) for name in options.networks}
     rows = [[name, str(len(names)), *(str(count) for count in _kinds(names))] for name, names in found.items()]
     print(common.table(["network", "kernels", "products", "random numbers", "others"], rows))
     if options.list:

@@ -5,10 +5,8 @@ python -m benchmarks.memory --particles 5000 --chunks auto,500
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -25,12 +23,10 @@ STEPS = 3
 
 def main() -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
+    parser = common.parser("memory", __doc__)
     parser.add_argument("--particles", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--chunks", type=lambda text: text.split(","), default=["auto", "500"], metavar="N,N")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
     device = common.choose_device(options.device)
     network = replace(common.NETWORKS["B"], batch=options.batch, particles=options.particles)
@@ -55,7 +51,7 @@ def _measure(network: common.Network, chunk: int | None, device: str) -> dict[st
     before, _ = memory(device)
     vae = common.vae(network).to(device)
     objective = pvae.IWAE(network.particles, chunk=chunk)
-    svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3, fused=True), objective)
+    svi = common.svi(vae, objective)
     x = binarize(torch.from_numpy(common.images(network.batch)), "dynamic").to(device)
     float(svi.step(x))
     start = perf_counter()

@@ -5,15 +5,12 @@ python -m benchmarks.parts --data-dir data --frey freyfaces.npz
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +19,6 @@ import torch
 
 import pvae
 from benchmarks import common
-from pvae.data import binarize
 
 MNIST = "--data mnist --latent 10 --encoder.hidden 300 --decoder.hidden 300 --epochs 40 --eval-particles 1,10"
 ARMS = {
@@ -75,16 +71,16 @@ def frey(path: str, folder: str, threads: int) -> dict[str, Any]:
 
 def step(device: str, mode: str, rounds: int = 7, steps: int = 50) -> dict[str, Any]:
     """A step of batch 256 with a VampPrior of 500 components over one with the standard normal, in turn."""
-    made = {name: _svi(prior, device, mode) for name, prior in {"normal": pvae.Normal(40), "vamp": _vamp()}.items()}
+    priors = {"normal": pvae.Normal(40), "vamp": pvae.priors.Vamp(40, components=500)}
+    made = {name: _svi(prior, device, mode) for name, prior in priors.items()}
     data = torch.from_numpy(common.images(10_000)).to(device)
     rows = torch.randint(len(data), (steps, 256), device=device)
 
     def take(svi: pvae.SVI) -> float:
-        _wait(device)
+        common.wait(device)
         began = time.perf_counter()
-        for _ in svi.run(rows, data, prepare=partial(binarize, mode="dynamic")):
-            pass
-        _wait(device)
+        common.take(svi, rows, data)
+        common.wait(device)
         return (time.perf_counter() - began) / steps
 
     times: dict[str, list[float]] = {name: [] for name in made}
@@ -94,15 +90,8 @@ def step(device: str, mode: str, rounds: int = 7, steps: int = 50) -> dict[str, 
             if turn > 0:  # in the first it is built
                 times[name].append(seconds)
     medians = {name: median(each) for name, each in times.items()}
-    return {"microseconds": {name: 1e6 * value for name, value in medians.items()}, "ratio": _ratio(medians)}
-
-
-def _ratio(medians: Mapping[str, float]) -> float:
-    return medians["vamp"] / medians["normal"]
-
-
-def _vamp() -> pvae.Prior:
-    return pvae.priors.Vamp(40, components=500)
+    ratio = medians["vamp"] / medians["normal"]
+    return {"microseconds": {name: 1e6 * value for name, value in medians.items()}, "ratio": ratio}
 
 
 def _svi(prior: pvae.Prior, device: str, mode: str) -> pvae.SVI:
@@ -113,26 +102,18 @@ def _svi(prior: pvae.Prior, device: str, mode: str) -> pvae.SVI:
         pvae.Bernoulli(pvae.MLPDecoder(40, (784,), [300, 300]), (784,)),
         pvae.MeanField(pvae.MLPEncoder((784,), 80, [300, 300]), 40),
     ).to(device)
-    adam = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
-    return pvae.SVI(vae.model, vae.guide, adam, pvae.ELBO(1), compile=mode)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return common.svi(vae, pvae.ELBO(1), compile=mode)
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="What parts are worth.")
+    parser = common.parser("parts", __doc__, threads=True)
+    parser.set_defaults(threads=2)
     parser.add_argument("--data-dir", default=common.DATA, help="where MNIST lies")
     parser.add_argument("--frey", help="Frey Faces as an .npz; left out if not given")
     parser.add_argument("--particles", default="1,10,500", help="every K of the comparison")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--step-only", action="store_true")
     parser.add_argument("--mode", choices=("off", "graph", "full"), default="full", help="of the step")
-    parser.add_argument("--out", help="of the JSON")
     args = parser.parse_args()
     device = common.choose_device(args.device)
     torch.set_num_threads(args.threads)

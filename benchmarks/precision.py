@@ -5,7 +5,6 @@ python -m benchmarks.precision --networks A,B,C
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from typing import Any
@@ -28,11 +27,9 @@ STEPS = 300
 
 def main() -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--networks", type=lambda text: text.split(","), default=["A", "B"])
+    parser = common.parser("precision", __doc__)
+    parser.add_argument("--networks", type=common.some_of(NETWORKS), default=["A", "B"])
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, before")
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     options = parser.parse_args()
     device = common.choose_device(options.device)
     record: dict[str, Any] = {"environment": common.environment(common.device_record(device)), "networks": {}}
@@ -48,12 +45,10 @@ def _errors(network: Network, device: str, steps: int) -> dict[str, dict[str, fl
     """Relative errors of the loss, and of the gradient as ||g - g64|| / ||g64||, by precision."""
     torch.manual_seed(0)
     vae = common.vae(network).to(device)
-    objective = pvae.ELBO() if network.particles == 1 else pvae.IWAE(network.particles)
-    svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), objective)
+    objective = common.objective(network)
     data = torch.from_numpy(common.images(10_000)).to(device)
     rows = torch.randint(len(data), (steps, network.batch), device=device)
-    for _ in svi.run(rows, data, prepare=partial(binarize, mode="dynamic")):
-        pass
+    common.take(common.svi(vae, objective), rows, data)
     x = binarize(data[rows[0]], "dynamic")
     shape = (
         (network.batch, network.latent) if network.particles == 1 else (network.particles, *x.shape[:1], network.latent)

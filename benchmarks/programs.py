@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -207,12 +206,12 @@ class Contestant:
     def time(self, steps: int, device: str) -> float:
         """Seconds a step; the first of them is not counted."""
         self.step()
-        _wait(device)
+        common.wait(device)
         start = perf_counter()
         for _ in range(steps):
             loss = self.step()
         float(loss)
-        _wait(device)
+        common.wait(device)
         return (perf_counter() - start) / steps
 
 
@@ -233,16 +232,11 @@ def contestant(name: str, who: str, device: str, check: int) -> Contestant:
     losses = [step()]
     start = perf_counter()
     losses += [step()]
-    _wait(device)
+    common.wait(device)
     build = perf_counter() - start
     losses += [step() for _ in range(check - 2)]
     loss = mean(float(loss) for loss in losses[-check // 4 :])
     return Contestant(step, build, loss, [], [] if who == REFERENCE else common.replayed_as(svi))
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, Any]:
@@ -289,7 +283,7 @@ def main() -> int:
         agree &= (max(losses) - min(losses)) <= options.tolerance * abs(losses[0])
         _show(name, result)
         record["programs"][name] = result
-        record["load_after"] = [round(value, 2) for value in os.getloadavg()]
+        record["load_after"] = common.load()
         print(f"\nwritten to {common.save('programs', record, options.out)}", flush=True)
     return 0 if agree else 1
 
@@ -310,22 +304,13 @@ def _show(name: str, result: dict[str, Any]) -> None:
 
 
 def _options() -> argparse.Namespace:
-    def names(known: tuple[str, ...], text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := [name for name in found if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: expected some of {', '.join(known)}")
-        return found
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.programs", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU, for all")
-    parser.add_argument("--programs", type=partial(names, tuple(PROGRAMS)), default=list(PROGRAMS))
-    parser.add_argument("--modes", type=partial(names, MODES), default=list(MODES))
+    parser = common.parser("programs", __doc__, threads=True)
+    parser.add_argument("--programs", type=common.some_of(PROGRAMS), default=list(PROGRAMS))
+    parser.add_argument("--modes", type=common.some_of(MODES), default=list(MODES))
     parser.add_argument("--seconds", type=float, default=1.0, help="that each contestant runs in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--check-steps", type=int, default=40, help="before timing")
     parser.add_argument("--tolerance", type=float, default=0.05, help="by how much losses may differ")
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     return parser.parse_args()
 
 

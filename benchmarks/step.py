@@ -10,9 +10,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
@@ -60,30 +58,21 @@ def main() -> int:
         agree &= result["loss_spread"] <= options.tolerance
         _show(f"{name}: {task.network}, {task.precision}", result, device, options.tolerance)
         record["networks"][name] = result
-        record["load_after"] = [round(value, 2) for value in os.getloadavg()]
+        record["load_after"] = common.load()
         print(f"\nwritten to {common.save('step', record, options.out)}", flush=True)
     return 0 if agree else 1
 
 
 def _options() -> argparse.Namespace:
-    def names(known: Sequence[str], text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := [name for name in found if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: expected some of {', '.join(known)}")
-        return found
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU, for all")
-    parser.add_argument("--networks", type=partial(names, list(NETWORKS)), default=list(NETWORKS))
-    parser.add_argument("--only", type=partial(names, list(CONTESTANTS)), default=list(CONTESTANTS))
+    parser = common.parser("step", __doc__, threads=True)
+    parser.add_argument("--networks", type=common.some_of(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--only", type=common.some_of(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=1.0, help="that each contestant runs in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--check-steps", type=int, help="before timing (400, but 30 for C on a CPU)")
     parser.add_argument("--tolerance", type=float, default=0.03, help="by how much losses may differ")
     parser.add_argument("--precision", choices=("float32", "tf32"), help="of everyone's products (tf32 on CUDA)")
     parser.add_argument("--flush-denormals", action="store_true", help="in torch on the CPU; XLA always does")
-    parser.add_argument("--out", metavar="FILE", help="of the JSON")
     return parser.parse_args()
 
 
@@ -169,17 +158,12 @@ def _time(task: Task, contestant: Contestant, steps: int) -> float:
     if contestant.unit == 1:
         contestant.run(0, 1)
         first = 1
-    _wait(task.device)
+    common.wait(task.device)
     start = perf_counter()
     losses = contestant.run(first, steps)
     float(losses[-1])
-    _wait(task.device)
+    common.wait(task.device)
     return (perf_counter() - start) / steps
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 # The report.
