@@ -454,6 +454,14 @@ def kinds(svi):
     return [graph.kind for graph in svi._graphs._graphs.values()]
 
 
+def assert_replayed(make):
+    """A program's steps are replayed, and are those that it takes eagerly."""
+    replayed = train(make, "graph")
+    in_parts = getattr(replayed[-1].objective, "in_parts", False)
+    assert kinds(replayed[-1]) == ([] if in_parts else ["graph"]), "it was not replayed"
+    assert_same(replayed, train(make, "off"))
+
+
 def assert_same(one, other):
     """Two results of `train`: the losses up to rounding (Pyro adds them up in Python), the rest bit for bit."""
     assert one[0] == pytest.approx(other[0], rel=1e-6, abs=1e-6)

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from closeness import close, leaf, matches, positive
+from programs import assert_replayed
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -26,6 +27,7 @@ from pvae.exact import LinearGaussian
 from pvae.guides.full_covariance import CovarianceNormal
 from pvae.guides.low_rank import LowRankNormal
 from pvae.guides.scales import BoundedScale
+from pvae.testing.setting import make
 
 LATENT, DIM = 3, 5
 NAMES = ["full_covariance", "low_rank", "mixture", "delta", "semi_amortized"]
@@ -230,18 +232,7 @@ def test_a_point_has_no_density_for_an_estimator_to_weigh(gradient):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guides")
-    small = [
-        "--epochs",
-        "1",
-        "--encoder.hidden",
-        "8",
-        "--decoder.hidden",
-        "8",
-        "--latent",
-        "3",
-        "--eval-particles",
-        "2",
-    ]
+    small = ["--epochs=1", "--encoder.hidden=8", "--decoder.hidden=8", "--latent=3", "--eval-particles=2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "figures", lambda *_: None)
         patch.setattr(os, "fsync", lambda _: None)
@@ -528,12 +519,7 @@ def test_a_refined_guide_names_only_its_own_parameters_to_pyro():
 def test_every_likelihood_is_refined_and_differentiated_through(kind):
     torch.manual_seed(0)
     member = members("likelihood")[kind]
-    options = {name: p.default for name, p in pvae.config.member_options("likelihood", member).items()}
-    outputs = member.outputs_for(**options)
-    shape = pvae.likelihoods.decoded_shape((DIM,), outputs)
-    vae = pvae.VAE(
-        pvae.Normal(2), member(pvae.MLPDecoder(2, shape, [8]), (DIM,)), guides.SemiAmortized(nn.Linear(DIM, 4), 2)
-    )
+    vae = pvae.VAE(pvae.Normal(2), make(member, 2, (DIM,)), guides.SemiAmortized(nn.Linear(DIM, 4), 2))
     x = torch.bernoulli(torch.rand(6, DIM))
     x = 0.25 + x / 2 if vae.likelihood.support == "open_unit_interval" else x
     assert pvae.IWAE(3, gradient="dreg").loss_and_grads(vae.model, vae.guide, x).isfinite()
@@ -576,21 +562,15 @@ OBJECTIVES = {  # a plain step of each member is in the contract
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replayed_step_is_the_eager_step(name, objective):
-    labels = objective == "iwae"
+    labels, member = objective == "iwae", members("guide")[name]
     x, y = torch.bernoulli(torch.rand(6, DIM)), torch.tensor([0, 1, 2] * 2)
-    member, losses, found = members("guide")[name], [], []
-    own = {n: p.default for n, p in pvae.config.member_options("guide", member).items()}
-    for compile in ("off", "graph"):
+
+    def program():
         vae = bernoulli_vae(labels)
-        encoder = pvae.MLPEncoder((DIM,), 2 * member.outputs_for(2, **own), [8], context=3 * labels)
-        vae = pvae.VAE(
-            vae.prior, vae.likelihood, member(ConditionedEncoder(encoder, Label(3)) if labels else encoder, 2)
-        )
-        made = OBJECTIVES[objective](name == "delta")
-        svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), made, compile=compile)
-        torch.manual_seed(3)
-        losses.append([float(svi.step(x, *([y] if labels else []))) for _ in range(4)])
-        found.append([p.detach().clone() for p in vae.parameters()])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for eager, graph in zip(*found, strict=True):
-        torch.testing.assert_close(eager, graph, rtol=1e-4, atol=1e-5)
+        outputs = member.outputs_for(2, **pvae.config.defaults(member))
+        encoder = pvae.MLPEncoder((DIM,), 2 * outputs, [8], context=3 * labels)
+        guide = member(ConditionedEncoder(encoder, Label(3)) if labels else encoder, 2)
+        vae = pvae.VAE(vae.prior, vae.likelihood, guide)
+        return vae.model, vae.guide, OBJECTIVES[objective](name == "delta"), (x, y) if labels else (x,)
+
+    assert_replayed(program)

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import assert_replayed
 from registry import EACH
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -358,14 +359,11 @@ def test_gradients_of_two_layers_are_unbiased(kind, gradient, objective):
 @pytest.mark.parametrize("objective", [pvae.ELBO(1), pvae.IWAE(3, gradient="dreg"), pvae.IWAE(3, gradient="gdreg")])
 @ladder_first
 def test_a_replayed_step_is_the_eager_step(kind, objective):
-    found, x = [], data(6)
-    for mode in ("off", "graph"):
+    def program():
         model = make(kind)
-        torch.manual_seed(1)
-        svi = pvae.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), objective, compile=mode)
-        found.append([float(svi.step(x)) for _ in range(5)] + [p.detach().clone() for p in model.parameters()])
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        return model.model, model.guide, objective, (data(6),)
+
+    assert_replayed(program)
 
 
 @kinds

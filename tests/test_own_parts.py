@@ -17,18 +17,12 @@ import pvae
 from pvae import cli, fit, sample
 
 SMALL = [
-    "--data",
-    "data.npz",
-    "--epochs",
-    "1",
-    "--encoder.hidden",
-    "8",
-    "--decoder.hidden",
-    "8",
-    "--latent",
-    "2",
-    "--eval-particles",
-    "2",
+    "--data=data.npz",
+    "--epochs=1",
+    "--encoder.hidden=8",
+    "--decoder.hidden=8",
+    "--latent=2",
+    "--eval-particles=2",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pvae.__file__).parents[1])}
 HEAD = """
@@ -258,12 +252,12 @@ def test_labels_that_are_not_there_or_of_another_type(capsys):
 @pytest.mark.parametrize("condition", ["label", "covariates"])
 def test_a_conditioned_fit_from_beginning_to_end(condition):
     y = np.arange(60) % 3 if condition == "label" else np.random.default_rng(1).random((60, 2)).astype("float32")
-    arrays("d.npz", y=y)
+    arrays("d.npz", (4, 4), y=y)
     options = ["--likelihood", "gaussian", "--condition", condition, "--data", "d.npz", "--out", "run"]
     assert go(*SMALL, *options) == 0
     assert Path("run/figures/samples.png").exists()
     assert go("run", "-n", "5", "-o", "x.npy", main=sample.main, name="sample") == 0
-    assert np.load("x.npy").shape == (5, 6)
+    assert np.load("x.npy").shape == (5, 4, 4)
 
 
 def conditioned():

@@ -1,4 +1,4 @@
-"""Every prior with every guide and every likelihood: two steps with finite values, or one of a few clear refusals."""
+"""Every prior with every guide, and each with every likelihood: two steps with finite values, or a clear refusal."""
 
 import inspect
 import math
@@ -48,7 +48,11 @@ def data(likelihood):
 
 @pytest.mark.parametrize(("prior", "guide"), PAIRS)
 def test_two_steps_of_every_pair(prior, guide):
-    for likelihood in members("likelihood").values():
+    likelihoods = list(members("likelihood").values())
+    if prior.support == pvae.Prior.support:  # which go with so many guides that, in turn, each meets every likelihood
+        turn = sum(list(members(part.family).values()).index(part) for part in (prior, guide))
+        likelihoods = likelihoods[turn % 5 :: 5]
+    for likelihood in likelihoods:
         vae = joined(prior, guide, likelihood)
         if isinstance(vae, str):
             assert REFUSALS.fullmatch(vae), vae

@@ -69,14 +69,7 @@ def test_the_results_draws_are_the_guides(run):
 
 def test_the_figures_are_drawn(run):
     names = {path.stem for path in (run / "figures").iterdir()}
-    assert names == {
-        "active_units",
-        "latent_plane",
-        "latent_space",
-        "learning_curves",
-        "reconstructions",
-        "samples",
-    }
+    assert names == {"active_units", "latent_plane", "latent_space", "learning_curves", "reconstructions", "samples"}
 
 
 def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
