@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import floats, refused, same
+from watching import never_waiting
 
 from pvae import data
 from pvae.data import Dataset, Split, batches, binarize, check, fix_binarization, load, order, pixels
@@ -151,11 +152,8 @@ def test_on_the_device():
     there = digits.to("cuda")
     assert same(fix_binarization(there, "static", 0).to("cpu"), fix_binarization(digits, "static", 0))
     wanted = list(batches(digits.train, 100, 0, 0))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         found = [(pixels(x), y) for x, y in batches(there.train, 100, 0, 0)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a.cpu(), b) for (a, _), (b, _) in zip(found, wanted, strict=True))
 
 

@@ -9,8 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from watching import Largest
 
 import pvae
 from pvae import exact, weights
@@ -372,20 +371,6 @@ def test_the_term_that_is_not_a_number_is_named(vae, x, program, term):
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most numbers that any operation gave."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in tree_iter(out):
-            if isinstance(value, torch.Tensor):
-                stored = value.untyped_storage().nbytes() // value.element_size()  # an expanded view is not memory
-                self.numel = max(self.numel, min(value.numel(), stored))
-        return out
 
 
 @pytest.mark.parametrize(
