@@ -20,7 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .errors import InputError, at_least
+from .errors import InputError
 from .plates import PARTICLES, Site, check_shapes, data_plate
 
 Program = Callable[..., Any]
@@ -188,7 +188,8 @@ def draw(
     guide: Program, *args: Any, particles: int = 1, max_plate_nesting: int, detach: bool = False, **kwargs: Any
 ) -> Drawn:
     """Run the guide for K particles at once; arguments as for `trace`. Draws that are detached carry no gradient."""
-    at_least(1, particles=particles)
+    if particles < 1:
+        raise InputError(f"particles: found {particles}, expected at least 1")
     with pyro.validation_enabled(False), vectorized(particles, max_plate_nesting):
         return Drawn(Collect(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
 
