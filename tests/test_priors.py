@@ -84,6 +84,7 @@ def test_draws_have_the_moments_of_the_density(name):
     p = made(name, 2)(torch.tensor(1))
     weight = p.log_prob(z).exp() * cell
     x = p.expand([10_000]).sample()
+    assert not x.requires_grad
     for f in (lambda z: z[..., 0], lambda z: z[..., 1].abs(), lambda z: z[..., 0] * z[..., 1], p.log_prob):
         found = f(x)
         error = found.std() / math.sqrt(len(found))
