@@ -116,8 +116,11 @@ class Traces:
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
-        if value.shape == (self.particles, self.size) and self.max_plate_nesting == 1:
-            return value
+        if self.max_plate_nesting == 1:
+            if value.shape == (self.particles, self.size):
+                return value
+            if self.particles == 1 and value.shape == (self.size,):
+                return value.unsqueeze(0)
         particle = -1 - self.max_plate_nesting
         kept = (particle, self.dim)
         others = [d for d in range(-value.dim(), 0) if d not in kept and value.shape[d] > 1]
@@ -366,7 +369,7 @@ def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager
 
 def cuda_devices() -> list[int]:
     """The devices whose generator a run may draw from, beside the CPU's."""
-    return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
