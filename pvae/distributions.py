@@ -30,7 +30,7 @@ class _Independent(dist.Independent):
 
     def __init__(self, batch_shape: torch.Size, event_shape: torch.Size) -> None:
         self.reinterpreted_batch_ndims = len(event_shape)
-        torch.distributions.Distribution.__init__(self, batch_shape, event_shape)
+        self._batch_shape, self._event_shape = batch_shape, event_shape
         if self._validate_args:
             self.base_dist  # noqa: B018  which looks at its parameters
 
