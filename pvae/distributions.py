@@ -136,7 +136,8 @@ class IndependentBernoulli(_Independent):
         logits = self._logits
         if logits.shape != value.shape:
             logits, value = torch.broadcast_tensors(logits, value)
-        return sum_rightmost(_BernoulliLogProb.apply(logits, value), len(self.event_shape))
+        scores = _BernoulliLogProb.apply(logits, value)
+        return scores.sum(-1) if len(self.event_shape) == 1 else sum_rightmost(scores, len(self.event_shape))
 
 
 class BernoulliOfLinear(IndependentBernoulli):
