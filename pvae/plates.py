@@ -35,6 +35,10 @@ class Plate(PlateMessenger):
         IndepMessenger.__init__(self, name, size, dim)
         self.subsample_size = size
 
+    def _process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "module":  # which is in no plate
+            super()._process_message(msg)
+
 
 def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str = "") -> Any:
     """The frame of the plate of data, checked to hold every site.

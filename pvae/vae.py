@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .base import Part, has_forward, loose_tensor, mean_of, members, path_of
 from .conditions import Condition
 from .errors import InputError
-from .plates import Plate
 from .weights import LogWeights, log_weights
 
 
@@ -155,14 +154,14 @@ class VAE(Autoencoder):
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) = p(z) p(x|z) for each datum."""
         check_labels(y, len(x))
-        with Plate("data", len(x)):
+        with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(y))
             pyro.sample("x", self.likelihood(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
         check_labels(y, len(x))
-        with Plate("data", len(x)):
+        with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
     @property

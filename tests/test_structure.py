@@ -45,7 +45,7 @@ ROOMS = {
     "chunks": {"surrogates", "weights"},
     "estimators": {"errors", "base", "bounds", "chunks", "surrogates", "weights"},
     "objectives": {"errors", "base", "bounds", "chunks", "estimators", "surrogates", "weights"},
-    "vae": {"errors", "base", "conditions", "plates", "weights"},
+    "vae": {"errors", "base", "conditions", "weights"},
     "hierarchy": {"errors", "base", "conditions", "distributions", "guides", "likelihoods", "vae"},
     "evaluate": {"errors", "bounds", "diagnostics", "frozen", "svi", "weights"},
     "comparison": {"errors", "ais", "density", "diagnostics", "evaluate", "gap", "weights"},
