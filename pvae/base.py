@@ -215,8 +215,6 @@ def check_distribution(part: Part, found: Any, batch: Sequence[tuple[int, ...]],
     Raises:
         InputError: naming the part, what was found, and what is expected.
     """
-    if isinstance(found, TorchDistributionMixin) and found.event_shape == event and found.batch_shape in batch:
-        return
     who = f"{part.family} {path_of(type(part))}"
     if not isinstance(found, TorchDistributionMixin):
         expected = "expected a distribution of pyro.distributions"
@@ -224,6 +222,8 @@ def check_distribution(part: Part, found: Any, batch: Sequence[tuple[int, ...]],
             expected += ": found one of torch.distributions, which cannot be a Pyro site"
         raise InputError(f"{who}: forward returned {type(found).__name__}, {expected}")
     have = (tuple(found.batch_shape), tuple(found.event_shape))
+    if have[1] == event and have[0] in batch:
+        return
     wanted = " or ".join(map(str, dict.fromkeys(batch)))
     right = len(event) - len(have[1])
     hint = f": add .to_event({right})" if right > 0 and have[0] + have[1] in [(*b, *event) for b in batch] else ""

@@ -316,7 +316,7 @@ class SVI(pyro.infer.SVI):
     def _set_rates(self, ahead: int = 0) -> None:
         """The learning rates of the step that is `ahead` of the next."""
         if self._rates is not None and len(self._rates) < len(self.optimizer.param_groups):
-            self._rates = optimizers.prepare(self.optimizer, self.compile != "off")  # a group was added
+            self._rates = optimizers.prepare(self.optimizer)  # a group was added
         if self.schedule is not None:
             optimizers.schedule(self.optimizer, self._rates, self.schedule(self.steps + ahead))
         optimizers.hold(self.optimizer, self._rates)
@@ -380,7 +380,7 @@ class SVI(pyro.infer.SVI):
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
-        self._rates = optimizers.prepare(self.optimizer, self.compile != "off")
+        self._rates = optimizers.prepare(self.optimizer)
         self._graphs.forget()  # they hold the tensors of the state before
 
     def _replace(self) -> None:
@@ -404,7 +404,7 @@ class SVI(pyro.infer.SVI):
             for group in optimizers.groups(self.optim, added):
                 self.optimizer.add_param_group(group)
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
-        self._rates = optimizers.prepare(self.optimizer, self.compile != "off")
+        self._rates = optimizers.prepare(self.optimizer)
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:
             self._restore_optimizer(self._waiting["optimizer"])
         self._waiting = None

@@ -170,12 +170,11 @@ def ready(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
     return not replayable(optimizer) or all(optimizer.state.get(p) for p in parameters)
 
 
-def prepare(optimizer: Optimizer, replayed: bool = True) -> Tensor | None:
+def prepare(optimizer: Optimizer) -> Tensor | None:
     """Make the optimizer's step one that can be replayed, where it can be; returns its learning rates as a tensor.
 
     The rates (groups,) are read at every step by the kernels; each group's `lr` is an element of them. None where the
-    optimizer wants numbers, and where it is as good with them, as no step is to be replayed. Choices that a user made
-    (`foreach`, `capturable`, ...) stay.
+    optimizer wants numbers. Choices that a user made (`foreach`, `capturable`, ...) stay.
     """
     every = [p for group in optimizer.param_groups for p in group["params"]]
     device = every[0].device
@@ -187,7 +186,7 @@ def prepare(optimizer: Optimizer, replayed: bool = True) -> Tensor | None:
                 group["fused"] = True
         elif type(optimizer) is RMSprop and device.type == "cuda":
             group["capturable"] = True
-    if not replayable(optimizer) or (type(optimizer) in FUSED and not replayed):
+    if not replayable(optimizer):
         return None
     dtype = torch.float32 if device.type == "cuda" else torch.float64
     rates = torch.tensor([float(group["lr"]) for group in optimizer.param_groups], dtype=dtype, device=device)
