@@ -26,6 +26,7 @@ PARTICLES = "particles"
 class Plate(PlateMessenger):
     """A `pyro.plate` of all its elements, of which no indices are drawn: what that takes is most of a plate's time.
 
+    >>> import pyro
     >>> with Plate("data", 3):
     ...     pyro.sample("z", pyro.distributions.Normal(0.0, 1.0)).shape
     torch.Size([3])
