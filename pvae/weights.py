@@ -369,15 +369,12 @@ def unvalidated() -> AbstractContextManager:
         or pyro.infer.is_validation_enabled()
         or pyro.poutine.is_validation_enabled()
     )
-    return pyro.validation_enabled(False) if on else _NOTHING
-
-
-_NOTHING = nullcontext()
+    return pyro.validation_enabled(False) if on else nullcontext()
 
 
 def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
     """A plate of particles on the left of the programs' own; one particle needs no dimension."""
-    return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else _NOTHING
+    return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
 
 
 def cuda_devices() -> list[int]:
