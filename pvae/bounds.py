@@ -34,7 +34,7 @@ def elbo(log_w: Tensor) -> Tensor:
     >>> elbo(torch.tensor([[0.0], [-2.0]]))
     tensor([-1.])
     """
-    return log_w.mean(0)
+    return log_w.sum(0) if len(log_w) == 1 else log_w.mean(0)
 
 
 def iwae(log_w: Tensor) -> Tensor:

@@ -20,7 +20,30 @@ from torch import Tensor, nn
 from . import kernels
 
 
-class DiagonalNormal(dist.Independent):
+class _Independent(dist.Independent):
+    """An `Independent` whose distribution within is made when it is asked for, which a step does not do.
+
+    A subclass says `base_dist`, as a cached property, and `has_rsample`.
+    """
+
+    has_rsample = False
+
+    def __init__(self, batch_shape: torch.Size, event_shape: torch.Size) -> None:
+        self.reinterpreted_batch_ndims = len(event_shape)
+        self._batch_shape, self._event_shape = batch_shape, event_shape
+        if self._validate_args:
+            self.base_dist  # noqa: B018  which looks at its parameters
+
+    @property
+    def _validate_args(self) -> bool:
+        return self.__dict__.get("_validated", torch.distributions.Distribution._validate_args)
+
+    @_validate_args.setter
+    def _validate_args(self, value: bool) -> None:
+        self.__dict__["_validated"] = value
+
+
+class DiagonalNormal(_Independent):
     """`dist.Normal(loc, scale).to_event(1)`.
 
     Args:
@@ -31,9 +54,15 @@ class DiagonalNormal(dist.Independent):
     tensor([-1.8379, -1.8379, -1.8379])
     """
 
+    has_rsample = True
+
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        super().__init__(dist.Normal(loc, scale), 1)
         self.loc, self.scale = loc, scale
+        super().__init__(loc.shape[:-1], loc.shape[-1:])
+
+    @cached_property
+    def base_dist(self) -> dist.Normal:  # type: ignore[override]  # noqa: D102
+        return dist.Normal(self.loc, self.scale)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> DiagonalNormal:  # noqa: D102
         if torch.Size(batch_shape) == self.batch_shape:
@@ -50,7 +79,7 @@ class DiagonalNormal(dist.Independent):
         if self._validate_args:
             self._validate_sample(value)
         standard = (value - self.loc) / self.scale
-        return -(0.5 * standard * standard + self.scale.log()).sum(-1) - self._constant
+        return torch.rsub(self.scale.log().add(standard.square(), alpha=0.5).sum(-1), -self._constant)
 
     @property
     def _constant(self) -> float:
@@ -67,13 +96,13 @@ class StandardNormal(DiagonalNormal):
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:
             self._validate_sample(value)
-        squared = value.square().sum(-1).mul(-0.5) - self._constant
+        squared = torch.rsub(value.square().sum(-1), -self._constant, alpha=0.5)
         if squared.shape == self.batch_shape:
             return squared
         return squared.expand(torch.broadcast_shapes(squared.shape, self.batch_shape))
 
 
-class IndependentBernoulli(dist.Independent):
+class IndependentBernoulli(_Independent):
     """`dist.Bernoulli(logits=logits).to_event(event_dim)`; log_prob allocates two arrays in place of ten.
 
     Args:
@@ -85,22 +114,30 @@ class IndependentBernoulli(dist.Independent):
     """
 
     def __init__(self, logits: Tensor, event_dim: int) -> None:
-        super().__init__(dist.Bernoulli(logits=logits), event_dim)
+        self._logits = logits
+        batch = logits.dim() - event_dim
+        super().__init__(logits.shape[:batch], logits.shape[batch:])
+
+    @cached_property
+    def base_dist(self) -> dist.Bernoulli:  # type: ignore[override]
+        """The distribution of each pixel."""
+        return dist.Bernoulli(logits=self._logits)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IndependentBernoulli:  # noqa: D102
         if torch.Size(batch_shape) == self.batch_shape:
             return self
-        return IndependentBernoulli(
-            self.base_dist.logits.expand(*batch_shape, *self.event_shape), len(self.event_shape)
-        )
+        return IndependentBernoulli(self._logits.expand(*batch_shape, *self.event_shape), len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:
             self._validate_sample(value)
         if torch._C._functorch.peek_interpreter_stack() is not None:  # within vmap nothing can be done in place
             return super().log_prob(value)
-        logits, value = torch.broadcast_tensors(self.base_dist.logits, value)
-        return sum_rightmost(_BernoulliLogProb.apply(logits, value), len(self.event_shape))
+        logits = self._logits
+        if logits.shape != value.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
+        scores = _BernoulliLogProb.apply(logits, value)
+        return scores.sum(-1) if len(self.event_shape) == 1 else sum_rightmost(scores, len(self.event_shape))
 
 
 class BernoulliOfLinear(IndependentBernoulli):
@@ -119,20 +156,17 @@ class BernoulliOfLinear(IndependentBernoulli):
     (torch.Size([3]), torch.Size([3, 2, 2]))
     """
 
-    has_rsample = False
     _validate_args = False
 
     def __init__(self, hidden: Tensor, layer: nn.Linear, shape: Sequence[int], precision: str) -> None:
         self.hidden, self.layer, self.precision = hidden, layer, precision
-        self.reinterpreted_batch_ndims = len(shape)
-        torch.distributions.Distribution.__init__(self, hidden.shape[:-1], torch.Size(shape))
+        _Independent.__init__(self, hidden.shape[:-1], torch.Size(shape))
 
     @cached_property
-    def base_dist(self) -> dist.Bernoulli:  # type: ignore[override]
-        """The distribution of each pixel."""
+    def _logits(self) -> Tensor:  # type: ignore[override]
         logits = self.layer(self.hidden)
         logits = logits.float() if logits.dtype == torch.bfloat16 else logits  # under autocast
-        return dist.Bernoulli(logits=logits.reshape(self.batch_shape + self.event_shape))
+        return logits.reshape(self.batch_shape + self.event_shape)
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]  # noqa: D102

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.plate_messenger import PlateMessenger
 from torch import Tensor
 
 from .errors import InputError
@@ -19,6 +21,24 @@ Site = dict[str, Any]
 """A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
 PARTICLES = "particles"
 """The plate of the draws."""
+
+
+class Plate(PlateMessenger):
+    """A `pyro.plate` of all its elements, of which no indices are drawn: what that takes is most of a plate's time.
+
+    >>> import pyro
+    >>> with Plate("data", 3):
+    ...     pyro.sample("z", pyro.distributions.Normal(0.0, 1.0)).shape
+    torch.Size([3])
+    """
+
+    def __init__(self, name: str, size: int, dim: int | None = None) -> None:
+        IndepMessenger.__init__(self, name, size, dim)
+        self.subsample_size = size
+
+    def _process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "module":  # which is in no plate
+            super()._process_message(msg)
 
 
 def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str = "") -> Any:
@@ -40,17 +60,14 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
         for frame in site["cond_indep_stack"]
         if frame.vectorized and frame.name != PARTICLES
     }
-    if not plate:
-        shared = [
-            name
-            for name in frames
-            if all(name in (f.name for f in site["cond_indep_stack"]) for site in sites.values())
-        ]
+    if not plate and len(frames) != 1:
+        names = [{frame.name for frame in site["cond_indep_stack"]} for site in sites.values()]
+        shared = [name for name in frames if all(name in each for each in names)]
         if len(shared) != 1:
-            plate = next(iter(frames), "")
-            _check_inside(sites, plate)
+            _check_inside(sites, next(iter(frames), ""))
             raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
         plate = shared[0]
+    plate = plate or next(iter(frames))
     if plate not in frames:
         raise InputError(f"plate: no plate '{plate}' in the programs: found {', '.join(frames) or 'none'}")
     _check_inside(sites, plate)
@@ -72,7 +89,7 @@ def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
 
 def _check_inside(sites: Mapping[str, Site], plate: str) -> None:
     for name, site in sites.items():
-        if plate not in (frame.name for frame in site["cond_indep_stack"]):
+        if plate not in [frame.name for frame in site["cond_indep_stack"]]:
             raise InputError(_outside(name, f" '{plate}'"))
 
 

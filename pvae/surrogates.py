@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 import torch.distributions as td
 from pyro import poutine
@@ -116,7 +115,7 @@ def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args
     latents = dict(weights.sites_of(drawn.sites))
     sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
     if len(latents) > 1:
-        with pyro.validation_enabled(False), weights.vectorized(drawn.particles, drawn.max_plate_nesting):
+        with weights.unvalidated(), weights.vectorized(drawn.particles, drawn.max_plate_nesting):
             sites = weights.Collect(guide, sites)(*args, **kwargs)
     return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
@@ -125,7 +124,7 @@ def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str,
     """The model's latent sites at what a guide drew: it is run as far as the last of them."""
     run = weights.Collect(model, drawn.sites, until={name for name, _ in weights.sites_of(drawn.sites)})
     with (
-        pyro.validation_enabled(False),
+        weights.unvalidated(),
         weights.vectorized(drawn.particles, drawn.max_plate_nesting),
         suppress(weights.Enough),
     ):
@@ -139,7 +138,7 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
     Raises:
         InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
     """
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with torch.no_grad(), weights.unvalidated():
         sites = weights.Collect(poutine.uncondition(model))(*args, **kwargs)
     dreamed = {
         id(site["infer"]["obs"]): site
@@ -155,7 +154,7 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
             )
     args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
     kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}
-    with pyro.validation_enabled(False):
+    with weights.unvalidated():
         return weights.log_q(replace(traces, particles=1), weights.Collect(guide, sites)(*args, **kwargs))
 
 

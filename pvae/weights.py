@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
-from .plates import PARTICLES, Site, check_shapes, data_plate
+from .plates import PARTICLES, Plate, Site, check_shapes, data_plate
 
 Program = Callable[..., Any]
 
@@ -116,8 +116,11 @@ class Traces:
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
-        if value.shape == (self.particles, self.size) and self.max_plate_nesting == 1:
-            return value
+        if self.max_plate_nesting == 1:
+            if value.shape == (self.particles, self.size):
+                return value
+            if self.particles == 1 and value.shape == (self.size,):
+                return value.unsqueeze(0)
         particle = -1 - self.max_plate_nesting
         kept = (particle, self.dim)
         others = [d for d in range(-value.dim(), 0) if d not in kept and value.shape[d] > 1]
@@ -190,13 +193,13 @@ def draw(
     """Run the guide for K particles at once; arguments as for `trace`. Draws that are detached carry no gradient."""
     if particles < 1:
         raise InputError(f"particles: found {particles}, expected at least 1")
-    with pyro.validation_enabled(False), vectorized(particles, max_plate_nesting):
+    with unvalidated(), vectorized(particles, max_plate_nesting):
         return Drawn(Collect(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
 
 
 def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
     """Run the model on what a guide drew; arguments as for `trace`."""
-    with pyro.validation_enabled(False), vectorized(drawn.particles, drawn.max_plate_nesting):
+    with unvalidated(), vectorized(drawn.particles, drawn.max_plate_nesting):
         sites = Collect(model, drawn.sites)(*args, **kwargs)
     return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate)
 
@@ -262,7 +265,7 @@ def log_weights(
 def split(traces: Traces) -> LogWeights:
     """The log-weights of a pair of traces, split into likelihood, prior and posterior."""
     likelihood, prior = [], []
-    with pyro.validation_enabled(False):
+    with unvalidated():
         for _, site in sites_of(traces.model, observed=True):
             (likelihood if site["is_observed"] else prior).append(log_prob(site, traces))
     return LogWeights(total(likelihood), total(prior), log_q(traces, traces.guide))
@@ -270,7 +273,7 @@ def split(traces: Traces) -> LogWeights:
 
 def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
     """Log q(z|x) of a guide's sites, (K, B), nats."""
-    with pyro.validation_enabled(False):
+    with unvalidated():
         return total([log_prob(site, traces) for _, site in sites_of(sites)])
 
 
@@ -295,7 +298,7 @@ def scored(site: Site) -> Tensor:
 
 def rates(traces: Traces) -> dict[str, Tensor]:
     """Each latent site's log q - log p, (K, B), nats: what they sum to is log q(z|x) - log p(z)."""
-    with pyro.validation_enabled(False):
+    with unvalidated():
         return {
             name: log_prob(site, traces) - log_prob(traces.model[name], traces) for name, site in sites_of(traces.guide)
         }
@@ -309,7 +312,7 @@ def kl(traces: Traces) -> Tensor:
     terms = []
     for name, site in sites_of(traces.guide):
         prior = traces.model[name]
-        with pyro.validation_enabled(False):
+        with unvalidated():
             try:
                 value = kl_divergence(site["fn"], prior["fn"])
             except NotImplementedError:
@@ -359,14 +362,24 @@ def _outside(site: Site, error: ValueError) -> str:
     return text + first
 
 
+def unvalidated() -> AbstractContextManager:
+    """Without Pyro's validation, to switch which takes long beside a look whether it is on."""
+    on = (
+        pyro.distributions.is_validation_enabled()
+        or pyro.infer.is_validation_enabled()
+        or pyro.poutine.is_validation_enabled()
+    )
+    return pyro.validation_enabled(False) if on else nullcontext()
+
+
 def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
     """A plate of particles on the left of the programs' own; one particle needs no dimension."""
-    return pyro.plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
+    return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
 
 
 def cuda_devices() -> list[int]:
     """The devices whose generator a run may draw from, beside the CPU's."""
-    return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:

@@ -325,6 +325,7 @@ LABELS = {"conditioned": torch.tensor([0, 2, 1])}
 @pytest.fixture
 def used(monkeypatch):
     """As if every layer were on such a device and large."""
+    monkeypatch.setattr(kernels, "run_on", lambda device: True)
     monkeypatch.setattr(kernels, "choose", lambda rows, layer, device: "tf32")
 
 
@@ -519,6 +520,7 @@ OBJECTIVES = {
 def test_a_fit_is_the_same_with_it_and_without(objective, mode, new_vae, monkeypatch):
     wanted = losses(new_vae, OBJECTIVES[objective](), "off")
     seen = []
+    monkeypatch.setattr(kernels, "run_on", lambda device: True)
     monkeypatch.setattr(kernels, "choose", lambda *a: seen.append(a) or "tf32")
     found = losses(new_vae, OBJECTIVES[objective](), mode)
     assert seen

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import build, compare, config, data, fit, likelihoods
+from pvae import build, compare, config, data, distributions, fit, likelihoods
 from pvae.config import Config, from_flat
 from pvae.data import Dataset, Split
 from pvae.distributions import IndependentBernoulli
@@ -700,3 +700,17 @@ def test_data_that_a_likelihood_does_not_score(options, message, tmp_path):
         fit.main([*options, *SMALL, "--out", str(tmp_path / "run")])
     assert message in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bad: distributions.DiagonalNormal(torch.zeros(3, 2), torch.full((3, 2), bad)),
+        lambda bad: distributions.IndependentBernoulli(torch.full((3, 2), bad), 1),
+    ],
+)
+def test_parameters_are_looked_at_where_they_are_validated_and_there_alone(make):
+    with pyro.validation_enabled(True), pytest.raises(ValueError, match="to satisfy the constraint"):
+        make(float("nan"))
+    with pyro.validation_enabled(False):
+        assert "base_dist" not in vars(make(float("nan")))

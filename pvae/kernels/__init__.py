@@ -1,5 +1,5 @@
 """Kernels of our own for CUDA, each beside the plain computation that it stands for."""
 
-from .bernoulli import choose, log_prob
+from .bernoulli import choose, log_prob, run_on
 
-__all__ = ["choose", "log_prob"]
+__all__ = ["choose", "log_prob", "run_on"]

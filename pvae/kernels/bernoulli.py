@@ -135,6 +135,11 @@ def log_prob(h: Tensor, w: Tensor, b: Tensor, x: Tensor, precision: str) -> Tens
     return _LogProb.apply(h, w, b, x, precision)
 
 
+def run_on(device: torch.device) -> bool:
+    """Whether there are programs for such a device at all."""
+    return device.type == "cuda"
+
+
 def choose(rows: int, layer: nn.Linear, device: torch.device) -> str | None:
     """The precision to call `log_prob` with for so many rows; None where the plain computation is to be taken.
 
@@ -143,7 +148,7 @@ def choose(rows: int, layer: nn.Linear, device: torch.device) -> str | None:
     """
     outputs, hidden = layer.weight.shape
     gradient = torch.is_grad_enabled()
-    if device.type != "cuda" or rows * outputs < LOGITS[gradient]:
+    if not run_on(device) or rows * outputs < LOGITS[gradient]:
         return None
     if layer.bias is None or {layer.weight.dtype, layer.bias.dtype} != {torch.float32}:
         return None

@@ -65,7 +65,8 @@ class Likelihood(Part, family="likelihood"):
                 f" for {type(self).__name__} data of shape {tuple(self.shape)}"
             )
         out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
-        return out.reshape((*z.shape[:-1], *shape))
+        whole = (*z.shape[:-1], *shape)
+        return out if out.shape == whole else out.reshape(whole)
 
     def _applied(self, network: Callable[..., Tensor], z: Tensor, y: Tensor | None) -> Tensor:
         """The decoder, or something that is called as it is, applied to latents and labels."""

@@ -164,7 +164,8 @@ class FlatDecoder(Decoder):
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., inputs) to (..., *shape)."""
-        return self.layers(z).reshape(*z.shape[:-1], *self.shape)
+        out = self.layers(z)
+        return out if len(self.shape) == 1 else out.reshape(*z.shape[:-1], *self.shape)
 
     def split(self) -> tuple[Callable[..., Tensor], nn.Linear] | None:  # noqa: D102
         return split(self.layers)

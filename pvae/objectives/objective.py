@@ -191,7 +191,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         step = surrogates.Step(
             model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
         )
-        with pyro.validation_enabled(False):
+        with weights.unvalidated():
             return self.gradient.estimate(self, step)
 
 

@@ -166,7 +166,8 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: by the step that it was.
         """
-        self._look(bad=not self._unseen.sound(list(self._names)))
+        if self._unseen.before is not None:
+            self._look(bad=not self._unseen.sound(list(self._names)))
 
     def _look(self, bad: bool) -> None:
         unseen, self._unseen = self._unseen, Unseen()
@@ -248,12 +249,11 @@ class SVI(pyro.infer.SVI):
             self._replace()
         if self._used.new:
             self._take(self._used.taken())
-        self._used.fill(self._names)
-        grads = [p.grad for p in self._names if p.grad is not None]
-        if not grads:
+        having = self._used.fill(self._names)
+        if not having:
             raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
         self._kind, losses = numbers(self.objective, loss)
-        return losses, norm_of(grads)
+        return losses, norm_of([p.grad for p in having])
 
     def _expected(self, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
@@ -262,10 +262,10 @@ class SVI(pyro.infer.SVI):
 
     def _update(self, norm: Tensor) -> None:
         """Clip the gradients on the parameters, take the optimizer's step, forget them."""
-        having = {p: name for p, name in self._names.items() if p.grad is not None}
+        having = [p for p in self._names if p.grad is not None]
         if self.clip_norm is not None:
-            clip_grads_with_norm_(list(having), self.clip_norm, norm, foreach=True)
-        optimizers.clip_each(self.optim, having)
+            clip_grads_with_norm_(having, self.clip_norm, norm, foreach=True)
+        optimizers.clip_each(self.optim, having, self._names)
         self.optimizer.step()
         for parameter in having:
             parameter.grad = None

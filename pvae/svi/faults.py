@@ -39,9 +39,9 @@ def head(losses: Sequence[Tensor], norm: Tensor) -> Tensor:
 
 def read(losses: Sequence[Tensor | float], norm: Tensor) -> list[float]:
     """Losses and norm of the gradient as numbers; one wait for the device."""
-    if all(isinstance(loss, Tensor) for loss in losses):
+    if norm.device.type != "cpu" and all(isinstance(loss, Tensor) for loss in losses):
         return head(losses, norm).tolist()
-    return [*map(float, losses), norm.item()]
+    return [*(loss.item() if isinstance(loss, Tensor) else float(loss) for loss in losses), norm.item()]
 
 
 def finite(values: Sequence[float]) -> bool:

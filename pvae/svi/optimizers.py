@@ -131,13 +131,13 @@ def replace(optimizer: Optimizer, old: Tensor, new: Tensor) -> None:
     optimizer.state.pop(old, None)
 
 
-def clip_each(optim: Any, parameters: dict[Tensor, str]) -> None:
+def clip_each(optim: Any, parameters: Sequence[Tensor], names: dict[Tensor, str]) -> None:
     """Clip each parameter's gradient by itself, as a `PyroOptim` with clip arguments does."""
     clip_args = getattr(optim, "pt_clip_args", None)
     if not clip_args:
         return
-    for parameter, name in parameters.items():
-        args = clip_args(*module_and_name(name)) if callable(clip_args) else clip_args
+    for parameter in parameters:
+        args = clip_args(*module_and_name(names[parameter])) if callable(clip_args) else clip_args
         PyroOptim._clip_grad(parameter, **args)
 
 
@@ -200,11 +200,10 @@ def hold(optimizer: Optimizer, rates: Tensor | None) -> None:
     """Keep each group's learning rate in `rates`, also where somebody has set it to a number."""
     if rates is None:
         return
-    for group, rate in zip(optimizer.param_groups, rates.unbind(), strict=True):
+    for index, group in enumerate(optimizer.param_groups):
         lr = group["lr"]
-        if not (_is_tensor(lr) and lr.data_ptr() == rate.data_ptr()):
-            rate.fill_(lr)
-            group["lr"] = rate
+        if not (_is_tensor(lr) and lr.data_ptr() == rates.data_ptr() + index * rates.itemsize):
+            group["lr"] = rates[index].fill_(lr)
 
 
 def at_step(

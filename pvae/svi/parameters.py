@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.nn import Module
 
 
 class Parameters(Messenger):
@@ -21,9 +22,9 @@ class Parameters(Messenger):
         super().__init__()
         self.noting = noting
         self._known: set[Any] = set()
-        self._modules: list[torch.nn.Module] = []
-        self.used: dict[Tensor, None] = {}
-        """Those that the last step's programs named."""
+        self._modules: list[Module] = []
+        self._used: dict[Any, None] = {}
+        """Those that the last step's programs named, and modules."""
         self.had: set[Tensor] = set()
         """Those that have had a gradient; belongs to the optimizer, which may be another's too."""
         self.stored: dict[str, Tensor] = {}
@@ -33,7 +34,7 @@ class Parameters(Messenger):
         """Pairs of a parameter of Pyro's store that is no longer there, and the one that has its name now."""
 
     def __enter__(self) -> Parameters:
-        self.used.clear()
+        self._used.clear()
         return super().__enter__()
 
     def taken(self) -> dict[Tensor, str]:
@@ -41,12 +42,19 @@ class Parameters(Messenger):
         new, self.new = self.new, {}
         return new
 
-    def fill(self, every: Iterable[Tensor]) -> None:
-        """As Pyro does: a parameter that had a gradient before, and is used with none now, has zero."""
-        for parameter in self.used:
-            if parameter.grad is None and parameter in self.had:
+    def fill(self, every: Collection[Tensor]) -> list[Tensor]:
+        """As Pyro does: a parameter that had a gradient before, and is used with none now, has zero.
+
+        Returns:
+            Those of all that have a gradient.
+        """
+        if lacking := [p for p in every if p.grad is None and p.requires_grad and p in self.had]:
+            named = {p for used in self._used for p in (used.parameters() if isinstance(used, Module) else (used,))}
+            for parameter in named.intersection(lacking):
                 parameter.grad = torch.zeros_like(parameter)
-        self.had.update(p for p in every if p.grad is not None)
+        having = [p for p in every if p.grad is not None]
+        self.had.update(having)
+        return having
 
     def look_again(self) -> None:
         """Look for parameters in modules that are known, too: they may have got some."""
@@ -61,12 +69,12 @@ class Parameters(Messenger):
                 if parameter.requires_grad:
                     self._add(parameter, f"{msg['name']}.{name}")
         if self.noting:
-            self.used.update(dict.fromkeys(p for p in module.parameters() if p.requires_grad))
+            self._used[module] = None
         msg["value"], msg["done"] = self.noting, True
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         name, parameter = msg["name"], msg["value"].unconstrained()
-        self.used[parameter] = None
+        self._used[parameter] = None
         if pyro.get_param_store()._params.get(name) is not parameter:
             self._add(parameter, name)  # one that is the module's own
             return
@@ -98,8 +106,7 @@ class Snapshot:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
-        self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
-        _copy(self.copies, self.tensors)
+        self.copies = _copies(self.tensors)
         self.stored = stored()
         self.random = random_state()
 
@@ -109,6 +116,14 @@ class Snapshot:
         for _ in put_back(self.stored):
             pass
         set_random_state(self.random)
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    if not any(tensor.is_cuda for tensor in tensors):  # there are no launches to save
+        return [tensor.detach().clone() for tensor in tensors]
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    _copy(copies, tensors)
+    return copies
 
 
 @torch.no_grad()
@@ -156,7 +171,7 @@ def undrawn() -> Iterator[Callable[[], bool]]:
 
 def random_state() -> list[Tensor]:
     """The state of torch's generators, of the CPU and of the current GPU."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_initialized()
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -11,16 +11,14 @@ TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
 """The precisions; by how much a replayed loss may differ from the program's own under each, relative."""
 
 
-@contextmanager
-def of(precision: str, device: str) -> Iterator[None]:
+def of(precision: str, device: str) -> AbstractContextManager:
     """Within it programs compute so; what is no product stays as it is.
 
     >>> with of("bf16", "cpu"):
     ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     torch.bfloat16
     """
-    with torch.autocast(device, torch.bfloat16) if precision == "bf16" else products(precision):
-        yield
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else products(precision)
 
 
 @contextmanager
