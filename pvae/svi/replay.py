@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from .parameters import random_state, set_random_state
+from .pieces import Piece, cut
 from .placement import placed
 from .tracing import lifted, record, saved_by_fusion
 from .values import Untraceable
@@ -28,7 +30,8 @@ Update = Callable[..., Any]
 def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
     """The graph compiled by inductor; its random numbers are those that the graph itself would draw."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA that is not asked for
-    module, constants = lifted(graph)
+    whole, pieces = cut(graph)
+    module, constants = lifted(whole)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own making
         import torch._inductor.config as inductor
@@ -40,9 +43,28 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
             chosen |= {"deterministic": True, "shape_padding": False}
         with inductor.patch(chosen):
             # a compiled function is built at its first call; what it does is undone with all else that building did
-            run = compile_fx(module, [*constants, *inputs])
+            if pieces:
+                run = module
+                _compile(pieces, lambda: run(*constants, *inputs))
+            else:
+                run = compile_fx(module, [*constants, *inputs])
             run(*constants, *inputs)
     return lambda *given: run(*constants, *given)
+
+
+def _compile(pieces: Sequence[Piece], run: Callable[[], Any]) -> None:
+    """Compile the pieces of a graph, by what they are given when it is run; their kernels side by side."""
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.compile_fx import compile_fx
+
+    run()
+    waiting: list[tuple[AsyncCompile, dict]] = []
+    with patch.object(AsyncCompile, "wait", lambda kernels, scope: waiting.append((kernels, scope))):
+        built = [compile_fx(piece.graph, list(piece.example)) for piece in pieces]
+    for kernels, scope in waiting:
+        kernels.wait(scope)
+    for piece, function in zip(pieces, built, strict=True):
+        piece.run, piece.example = function, ()
 
 
 class Captured:
