@@ -40,15 +40,22 @@ class Piece(nn.Module):
         return self.run(*given)
 
 
+def arranged(graph: GraphModule) -> GraphModule:
+    """The graph as it is best cut, see `settled`; unchanged if it does not repeat itself enough."""
+    if graph.meta.get("arranged") or len(graph.graph.nodes) < LONG:
+        return graph
+    new = settled(graph)
+    new.meta["arranged"] = _Whole(new).bounds()[1] >= LONG
+    return new if new.meta["arranged"] else graph
+
+
 def cut(graph: GraphModule) -> tuple[GraphModule, list[Piece]]:
     """The graph as calls of pieces, in the order of its operations; no pieces if it does not repeat itself enough."""
-    if len(graph.graph.nodes) < LONG:
+    graph = arranged(graph)
+    if not graph.meta.get("arranged"):
         return graph, []
-    whole = _Whole(settled(graph))
-    bounds, repeated = whole.bounds()
-    if repeated < LONG:
-        return graph, []
-    return whole.in_pieces(bounds)
+    whole = _Whole(graph)
+    return whole.in_pieces(whole.bounds()[0])
 
 
 def repeats(labels: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
