@@ -1,4 +1,4 @@
-"""A long graph that does the same again and again, as a loop over time does, in pieces: each kind is compiled once."""
+"""A long graph that does the same again and again, as a loop over time, in pieces, of which one a kind is compiled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ LONG = 500
 SHORT = 5
 """Operations in the shortest piece that is worth a call of its own."""
 LONGEST = 2000
-"""Operations in the longest."""
+"""Operations in the longest turn of a loop that is looked for."""
+ENOUGH = 100
+"""Operations in a piece that are enough: shorter turns share one, as a compiler makes fewer kernels of them together.
+
+Of the deep Markov model of `benchmarks.programs` on CUDA 1,430 with a turn in a piece, 1,280, 1,220, 1,200 with 80, 160
+and 320 operations; in as many seconds as 10, 14, 17 and 29.
+"""
 
 
 class Piece(nn.Module):
@@ -113,6 +119,7 @@ class _Whole:
         """Where pieces begin, and the end; how many operations are repeats."""
         living, bounds, repeated = self._living(), {0, len(self.nodes)}, 0
         for start, stop, period in repeats([self._label(node) for node in self.nodes]):
+            period *= max(1, min(ENOUGH // period, (stop - start) // period // 2))
             cuts = [range(first, stop + 1, period) for first in range(start, min(start + period, stop - period + 1))]
             costs = [sum(living[place] for place in places) / len(places) for places in cuts]
             if min(costs) < float("inf"):

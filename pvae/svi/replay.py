@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from .parameters import random_state, set_random_state
-from .pieces import Piece, cut
+from .pieces import cut
 from .placement import placed
-from .tracing import lifted, record, saved_by_fusion
+from .tracing import constants, lifted, record, saved_by_fusion
 from .values import Untraceable
 
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -30,41 +30,49 @@ Update = Callable[..., Any]
 def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
     """The graph compiled by inductor; its random numbers are those that the graph itself would draw."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA that is not asked for
-    whole, pieces = cut(graph)
-    module, constants = lifted(whole)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own making
         import torch._inductor.config as inductor
-        from torch._inductor.compile_fx import compile_fx
 
         # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
         chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
-        if any(value.is_cuda for value in constants):
+        if any(value.is_cuda for value in constants(graph)):
             chosen |= {"deterministic": True, "shape_padding": False}
         with inductor.patch(chosen):
-            # a compiled function is built at its first call; what it does is undone with all else that building did
-            if pieces:
-                run = module
-                _compile(pieces, lambda: run(*constants, *inputs))
-            else:
-                run = compile_fx(module, [*constants, *inputs])
-            run(*constants, *inputs)
-    return lambda *given: run(*constants, *given)
+            return _in_pieces(graph, inputs) or _whole(graph, inputs)
 
 
-def _compile(pieces: Sequence[Piece], run: Callable[[], Any]) -> None:
-    """Compile the pieces of a graph, by what they are given when it is run; their kernels side by side."""
+def _whole(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
+    from torch._inductor.compile_fx import compile_fx
+
+    module, given = lifted(graph)
+    run = compile_fx(module, [*given, *inputs])
+    run(*given, *inputs)  # built at its first call; what that does is undone with all else that building did
+    return lambda *values: run(*given, *values)
+
+
+def _in_pieces(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward | None:
+    """A long graph that repeats itself, see `cut`; None for any other. All its kernels are compiled side by side."""
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.compile_fx import compile_fx
 
-    run()
+    whole, pieces = cut(graph)
+    if not pieces:
+        return None
+    module, given = lifted(whole)
+    module(*given, *inputs)  # each piece keeps what it gets
     waiting: list[tuple[AsyncCompile, dict]] = []
     with patch.object(AsyncCompile, "wait", lambda kernels, scope: waiting.append((kernels, scope))):
         built = [compile_fx(piece.graph, list(piece.example)) for piece in pieces]
     for kernels, scope in waiting:
         kernels.wait(scope)
-    for piece, function in zip(pieces, built, strict=True):
-        piece.run, piece.example = function, ()
+    for piece, run in zip(pieces, built, strict=True):
+        piece.run, piece.example = run, ()
+    try:
+        module(*given, *inputs)
+    except AssertionError:  # one lays a result in another order than the next was built for
+        return None
+    return lambda *values: module(*given, *values)
 
 
 class Captured:
