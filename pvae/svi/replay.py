@@ -43,18 +43,27 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
 
 
 def _whole(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
-    from torch._inductor.compile_fx import compile_fx
-
     module, given = lifted(graph)
-    run = compile_fx(module, [*given, *inputs])
+    run = _inductor(module, [*given, *inputs])
     run(*given, *inputs)  # built at its first call; what that does is undone with all else that building did
     return lambda *values: run(*given, *values)
+
+
+def _inductor(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Compile a graph of inputs like these, or take it from inductor's cache, which it uses only in such a context."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    with tracing(TracingContext(mode)):
+        return compile_fx(module, [mode.from_tensor(value, static_shapes=True) for value in inputs])
 
 
 def _in_pieces(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward | None:
     """A long graph that repeats itself, see `cut`; None for any other. All its kernels are compiled side by side."""
     from torch._inductor.async_compile import AsyncCompile
-    from torch._inductor.compile_fx import compile_fx
 
     whole, pieces = cut(graph)
     if not pieces:
@@ -63,7 +72,7 @@ def _in_pieces(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward | None:
     module(*given, *inputs)  # each piece keeps what it gets
     waiting: list[tuple[AsyncCompile, dict]] = []
     with patch.object(AsyncCompile, "wait", lambda kernels, scope: waiting.append((kernels, scope))):
-        built = [compile_fx(piece.graph, list(piece.example)) for piece in pieces]
+        built = [_inductor(piece.graph, piece.example) for piece in pieces]
     for kernels, scope in waiting:
         kernels.wait(scope)
     for piece, run in zip(pieces, built, strict=True):
