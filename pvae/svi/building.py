@@ -14,6 +14,7 @@ from . import optimizers, replay
 from .calls import Call
 from .faults import head
 from .parameters import put_back, stored, undrawn
+from .pieces import arranged
 from .placement import placed
 from .replay import Forward, Update
 from .seen import Seen
@@ -113,10 +114,6 @@ class Build:
         if changed := self.seen.settle(constants(traced)) or self.seen.changed():
             before.restore()
             raise Untraceable(WITHIN.format(changed))
-        if self.device.type == "cuda":
-            from .overlap import overlapped  # not before it is wanted: it registers an operation
-
-            traced = overlapped(traced)
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
@@ -148,6 +145,12 @@ class Build:
         device, kind, why = self.device.type, self.wanted, ""
         if kind == "auto":
             kind, why = replay.choose(traced, device, self.svi.steps_to_come)
+        if kind == "full":
+            traced = arranged(traced)
+        if device == "cuda":
+            from .overlap import overlapped  # not before it is wanted: it registers an operation
+
+            traced = overlapped(traced)
         if kind == "graph":
             return _without_gradient(traced), kind, why
         self.svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from .parameters import random_state, set_random_state
+from .pieces import cut
 from .placement import placed
-from .tracing import lifted, record, saved_by_fusion
+from .tracing import constants, lifted, record, saved_by_fusion
 from .values import Untraceable
 
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -28,21 +30,58 @@ Update = Callable[..., Any]
 def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
     """The graph compiled by inductor; its random numbers are those that the graph itself would draw."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA that is not asked for
-    module, constants = lifted(graph)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own making
         import torch._inductor.config as inductor
-        from torch._inductor.compile_fx import compile_fx
 
         # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
         chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
-        if any(value.is_cuda for value in constants):
+        if any(value.is_cuda for value in constants(graph)):
             chosen |= {"deterministic": True, "shape_padding": False}
         with inductor.patch(chosen):
-            # a compiled function is built at its first call; what it does is undone with all else that building did
-            run = compile_fx(module, [*constants, *inputs])
-            run(*constants, *inputs)
-    return lambda *given: run(*constants, *given)
+            return _in_pieces(graph, inputs) or _whole(graph, inputs)
+
+
+def _whole(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
+    module, given = lifted(graph)
+    run = _inductor(module, [*given, *inputs])
+    run(*given, *inputs)  # built at its first call; what that does is undone with all else that building did
+    return lambda *values: run(*given, *values)
+
+
+def _inductor(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Compile a graph of inputs like these, or take it from inductor's cache, which it uses only in such a context."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    with tracing(TracingContext(mode)):
+        return compile_fx(module, [mode.from_tensor(value, static_shapes=True) for value in inputs])
+
+
+def _in_pieces(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward | None:
+    """A long graph that repeats itself, see `cut`; None for any other. All its kernels are compiled side by side."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    whole, pieces = cut(graph)
+    if not pieces:
+        return None
+    module, given = lifted(whole)
+    module(*given, *inputs)  # each piece keeps what it gets
+    waiting: list[tuple[AsyncCompile, dict]] = []
+    with patch.object(AsyncCompile, "wait", lambda kernels, scope: waiting.append((kernels, scope))):
+        built = [_inductor(piece.graph, piece.example) for piece in pieces]
+    for kernels, scope in waiting:
+        kernels.wait(scope)
+    for piece, run in zip(pieces, built, strict=True):
+        piece.run, piece.example = run, ()
+    try:
+        module(*given, *inputs)
+    except AssertionError:  # one lays a result in another order than the next was built for
+        return None
+    return lambda *values: module(*given, *values)
 
 
 class Captured:

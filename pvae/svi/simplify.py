@@ -36,7 +36,7 @@ def merge_alike(graph: GraphModule) -> None:
     Kept as they are: what is changed in place and what is made of it, random numbers, and results, which may be changed
     by those who get them.
     """
-    roots = _Roots(graph)
+    roots = Roots(graph)
     known: dict[Hashable, Node] = {}
     for node in graph.graph.nodes:
         if (same := roots.same_as(node)) is not None:
@@ -50,7 +50,7 @@ def merge_alike(graph: GraphModule) -> None:
     graph.graph.eliminate_dead_code()
 
 
-class _Roots:
+class Roots:
     """Which memory each node is in, and which of it is changed or handed out."""
 
     def __init__(self, graph: GraphModule) -> None:
@@ -62,19 +62,28 @@ class _Roots:
             self.of[node] = self._find(node)
             if node.op == "output":
                 self.given = self._all(node.args)
-            elif isinstance(node.target, OpOverload):
-                for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-                    if argument.alias_info is not None and argument.alias_info.is_write:
-                        self.changed |= self._all(value)
+            else:
+                self.changed |= self.changed_by(node)
+
+    def changed_by(self, node: Node) -> frozenset[Hashable]:
+        """The memory that an operation changes."""
+        if not isinstance(node.target, OpOverload):
+            return frozenset()
+        given = zip(node.target._schema.arguments, node.args, strict=False)
+        return self._all([value for argument, value in given if argument.alias_info and argument.alias_info.is_write])
+
+    def touched(self, node: Node) -> frozenset[Hashable]:
+        """The memory that an operation is given, or returns."""
+        return self._all((node.args, node.kwargs)) | self.of[node]
 
     def same_as(self, node: Node) -> Node | None:
         """The node that one is a view of all of, or that it is a multiple by one of."""
         source = node.args[0] if node.args else None
         if not isinstance(node.target, OpOverload) or not isinstance(source, Node) or "layout" not in node.meta:
             return None
-        if _views(node.target):
+        if views(node.target):
             while any(source.meta.get(what) != node.meta[what] for what in ("layout", "memory")):
-                viewed = isinstance(source.target, OpOverload) and _views(source.target)
+                viewed = isinstance(source.target, OpOverload) and views(source.target)
                 if not viewed or not isinstance(source.args[0], Node):
                     return None
                 source = source.args[0]
@@ -88,7 +97,7 @@ class _Roots:
         """Whether another node like this has the same values for good."""
         if node.op == "get_attr":
             return isinstance(getattr(self.graph, node.target, None), Tensor)
-        if node.op != "call_function" or (self._all((node.args, node.kwargs)) | self.of[node]) & self.changed:
+        if node.op != "call_function" or self.touched(node) & self.changed:
             return False
         if node.target is operator.getitem:
             return not self.of[node] & self.given
@@ -103,28 +112,39 @@ class _Roots:
         if node.op == "get_attr":
             value = getattr(self.graph, node.target, None)
             return frozenset([value.untyped_storage()._cdata if isinstance(value, Tensor) else node.target])
-        if node.target is operator.getitem or (isinstance(node.target, OpOverload) and _views(node.target)):
+        if node.target is operator.getitem or (isinstance(node.target, OpOverload) and views(node.target)):
             return self._all(node.args)
         return frozenset([node])
 
     def _all(self, tree: Any) -> frozenset[Hashable]:
-        return frozenset(root for node in _nodes(tree) for root in self.of[node])
+        return frozenset(root for node in nodes_in(tree) for root in self.of[node])
 
 
-def _views(target: OpOverload) -> bool:
+def views(target: OpOverload) -> bool:
+    """Whether what an operation returns is in the memory of what it is given."""
     if target.overloadpacket.__name__ in SAME_MEMORY:
         return True
     return any(found.alias_info is not None for found in target._schema.returns)
 
 
-def _nodes(tree: Any) -> Iterable[Node]:
+def is_view(node: Node) -> bool:
+    """Whether a node does nothing but look at memory in another way."""
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return is_view(node.args[0])
+    return isinstance(node.target, OpOverload) and views(node.target) and not node.target._schema.is_mutable
+
+
+def nodes_in(tree: Any) -> Iterable[Node]:
+    """The nodes in arguments."""
     if isinstance(tree, Node):
         yield tree
     elif isinstance(tree, Sequence) and not isinstance(tree, str):
         for part in tree:
-            yield from _nodes(part)
+            yield from nodes_in(part)
     elif isinstance(tree, dict):
-        yield from _nodes(list(tree.values()))
+        yield from nodes_in(list(tree.values()))
 
 
 def _key(value: Any) -> Hashable:

@@ -1,0 +1,199 @@
+"""A long graph that repeats itself is compiled in pieces, with the numbers of the whole."""
+
+import copy
+from unittest.mock import patch
+
+import pytest
+import torch
+from programs import PROGRAMS, kinds, start, train
+from torch import nn
+
+from pvae.svi import pieces, replay
+from pvae.svi.pieces import arranged, cut
+from pvae.svi.settle import settled
+from pvae.svi.tracing import record
+
+torch.manual_seed(0)
+CELL, HEAD = nn.GRUCell(3, 4), nn.Linear(4, 2)
+STATE = torch.zeros(4)
+PARAMETERS = [*CELL.parameters(), *HEAD.parameters()]
+TIMES = 12
+
+
+def unrolled(x):
+    """Gradients through a loop that reads slices, draws, and sums over its turns."""
+    inputs = x.clone().requires_grad_()
+    read, h, loss = torch.tanh(inputs), torch.zeros(len(x), 4), 0.0
+    for t in range(TIMES):
+        h = CELL(read[:, t], h)
+        where, scale = HEAD(h).chunk(2, -1)
+        z = where + nn.functional.softplus(scale) * torch.randn(len(x), 1)
+        loss = loss + (z - x[:, t, :1]).square().sum()
+    return (loss.detach(), *torch.autograd.grad(loss, [*PARAMETERS, inputs]))
+
+
+def changing(x):
+    """What is changed in place within a turn, and read in later ones; and across turns."""
+    STATE.add_(x[0])
+    total, kept = x.clone(), []
+    for _ in range(TIMES):
+        both = torch.mm(x, x.t().mm(x)).repeat(1, 2)
+        left, right = both.chunk(2, 1)
+        left.sigmoid_().mul_(total)
+        right.add_(left).tanh_()
+        kept.append(right)
+        total = (right.exp() + left).sin() + total.cos()
+    for value in kept:
+        total = (total * value.neg()).sin() + value.t().sum(0)
+    STATE.mul_(2)
+    return total, STATE * total
+
+
+def changing_each_turn(x):
+    """Memory that was there before, in every turn."""
+    total = x.clone()
+    for _ in range(TIMES):
+        STATE.add_(0.5)
+        total = ((total + STATE).cos() * x.exp()).tanh() - STATE
+    return (total, STATE + 0)
+
+
+def kept_in_order(x):
+    """Draws of two kinds, whose use is not in their order."""
+    first, second = [], []
+    for _ in range(TIMES):
+        first.append(torch.randn(3, 4) * x[:1, :1])
+        second.append(torch.rand(3, 4) + x[:1, :1])
+    total = x.clone()
+    for one, other in zip(reversed(first), second, strict=True):
+        total = ((total + other).sin() * one).tanh().cos().sin() + total / 2
+    return (total,)
+
+
+FUNCTIONS = [
+    (unrolled, torch.randn(5, TIMES, 3)),
+    (changing, torch.randn(4, 4)),
+    (changing_each_turn, torch.randn(4, 4)),
+    (kept_in_order, torch.randn(3, 4)),
+]
+each = pytest.mark.parametrize(("function", "x"), FUNCTIONS, ids=[function.__name__ for function, _ in FUNCTIONS])
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Cut graphs that are not long."""
+    monkeypatch.setattr(pieces, "LONG", 30)
+    monkeypatch.setattr(pieces, "ENOUGH", 1)
+
+
+def check(function, run, x, runs=3):
+    for seed in range(runs):
+        found = []
+        for take in (function, run):
+            STATE.fill_(seed)
+            torch.manual_seed(seed)
+            found.append([*take(x + seed), STATE.clone(), torch.rand(2)])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(other.detach(), one.detach(), rtol=2e-5, atol=2e-5)
+
+
+@each
+def test_what_is_arranged_has_the_same_numbers(function, x):
+    check(function, settled(record(function, x)), x)
+
+
+@each
+def test_pieces_have_the_same_numbers(function, x):
+    graph, found = cut(record(function, x))
+    assert (len(found) == 0) is (function is changing_each_turn)
+    assert len(found) < 6
+    check(function, graph, x)
+
+
+COMPILED = [
+    pytest.param(*case, marks=[] if case[0] is kept_in_order else pytest.mark.slow, id=case[0].__name__)
+    for case in FUNCTIONS
+    if case[0] is not changing_each_turn
+]
+
+
+@pytest.mark.parametrize(("function", "x"), COMPILED)
+def test_compiled_pieces_have_the_same_numbers(function, x):
+    graph = record(function, x)
+    with patch.object(replay, "_whole", side_effect=RuntimeError("compiled whole")):
+        run = replay.compiled(graph, [x])
+    check(function, run, x)
+
+
+def count(graph, name):
+    return sum(name in str(node.target) for node in graph.graph.nodes)
+
+
+def test_sums_over_turns_are_taken_at_once():
+    graph = record(unrolled, FUNCTIONS[0][1])
+    assert count(graph, "select_backward") == TIMES
+    new = settled(graph)
+    assert count(new, "select_backward") == 0
+    assert count(graph, "aten.mm") - count(new, "aten.mm") == 3 * (TIMES - 1)
+
+
+def test_a_graph_that_is_short_or_does_not_repeat_itself_stays_as_it_is(monkeypatch):
+    graph = record(changing_each_turn, FUNCTIONS[2][1])
+    assert arranged(graph) is graph
+    monkeypatch.setattr(pieces, "LONG", 1000)
+    graph = record(unrolled, FUNCTIONS[0][1])
+    assert arranged(graph) is graph
+    assert cut(graph) == (graph, [])
+
+
+def test_short_turns_share_a_piece(monkeypatch):
+    graph = record(kept_in_order, FUNCTIONS[3][1])
+    monkeypatch.setattr(pieces, "ENOUGH", 40)
+    sizes = [len(piece.graph.graph.nodes) for piece in cut(graph)[1]]
+    assert max(sizes) > 40
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+
+def check_steps(found, expected):
+    assert kinds(found[-1]) == ["full"]
+    assert found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4)
+    for name, value in found[1].items():
+        torch.testing.assert_close(value, expected[1][name], rtol=2e-3, atol=2e-4)
+    assert torch.equal(found[2], expected[2])
+
+
+@pytest.mark.parametrize("program", ["deep Markov, GRU", "deep Markov, RNN", "Renyi 0", "zuko", "3 particles"])
+def test_steps_in_pieces_are_the_eager_ones(program, monkeypatch):
+    """Whatever is cut, with nothing compiled."""
+    monkeypatch.setattr(replay, "compiled", lambda graph, inputs: cut(graph)[0])
+    monkeypatch.setattr(pieces, "LONG", 1)
+    check_steps(train(PROGRAMS[program], "full"), train(PROGRAMS[program], "off"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["deep Markov, GRU", "deep Markov, RNN"])
+def test_compiled_steps_in_pieces_are_the_eager_ones(program):
+    with patch.object(replay, "_whole", side_effect=RuntimeError("compiled whole")):
+        found = train(PROGRAMS[program], "full")
+    check_steps(found, train(PROGRAMS[program], "off"))
+
+
+@pytest.mark.slow
+def test_a_resumed_fit_in_pieces_is_the_whole_one_bit_for_bit():
+    def fit(steps, state=None):
+        svi, args = start(PROGRAMS["deep Markov, GRU"], "full")
+        if state is not None:
+            svi.model.__self__.load_state_dict(state[0])
+            svi.load_state_dict(state[1])
+            torch.set_rng_state(state[2])
+        losses = [float(svi.step(*args)) for _ in range(steps)]
+        return losses, copy.deepcopy((svi.model.__self__.state_dict(), svi.state_dict(), torch.get_rng_state()))
+
+    with patch.object(replay, "_whole", side_effect=RuntimeError("compiled whole")):
+        whole, (weights, _, _) = fit(6)
+        first, state = fit(3)
+        second, (resumed, _, _) = fit(3, state)
+    assert first + second == whole
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
