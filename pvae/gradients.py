@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     ks = cli.numbers(found.particles, "--particles")
     samples, size = cli.whole(found.samples, "--samples", 2), cli.whole(found.batch_size, "--batch-size", 1)
     seed, outs = cli.whole(found.seed, "--seed", 0), [cli.output(out, "--out", ENDINGS) for out in found.out or []]
-    names = [name for name in found.gradient.split(",") if name]
+    names = list(dict.fromkeys(name for name in found.gradient.split(",") if name))
+    if not names:
+        raise InputError(f"--gradient: found '{found.gradient}', expected estimators, as in reparam,stl,dreg")
     objectives = {name: {k: _objective(found.objective, k, name, max(ks)) for k in ks} for name in names}
     model, guide, parameters, data, title = _programs(found, size)
     results: Found = {name: {} for name in names}
@@ -105,11 +107,20 @@ def table(results: Found, ks: Sequence[int], title: str) -> str:
                 " " * width + "".join(f"{f'K={k}':>11}" for k in ks) + f"{'slope':>16}",
             ]
             for name, by_k in results.items():
-                values = [by_k[k][group].summary()[number] if k in by_k else float("nan") for k in ks]
-                cells = "".join(f"{value:11.4g}" for value in values)
+                values = _values(by_k, ks, group, number)
+                cells = "".join(
+                    f"{f'{value:.4g}' if k in by_k else '-':>11}" for k, value in zip(ks, values, strict=True)
+                )
                 lines.append(f"{name:<{width}}{cells}{_slope(by_k, group, number):>16}")
     end = f"slopes over the {min(LARGEST, len(ks))} largest K; no signal: an SNR of {_floor(results):.3g}"
-    return "\n".join([*lines, "", end])
+    lacking = [name for name, by_k in results.items() if len(by_k) < len(ks)]
+    lines += ["", f"-: too few particles for {', '.join(lacking)}"] if lacking else [""]
+    return "\n".join([*lines, end])
+
+
+def _values(by_k: dict[int, dict[str, Signal]], ks: Sequence[int], group: str, number: str) -> list[float]:
+    """Of every K, NaN where an estimator has none."""
+    return [by_k[k][group].summary()[number] if k in by_k else float("nan") for k in ks]
 
 
 def _floor(results: Found) -> float:
@@ -142,12 +153,8 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
             writer.writerows(rows)
             path.write_text(text.getvalue())
         else:
-            signals: dict[str, list[float]] = {}
-            for name, by_k in results.items():
-                for group in next(iter(by_k.values())):
-                    values = [by_k[k][group].snr if k in by_k else float("nan") for k in ks]
-                    if values not in signals.values():  # an estimator for the guide leaves the model's as it is
-                        signals[f"{name}, {group}"] = values
+            parts = next(iter(next(iter(results.values())).values()))
+            signals = {part: {name: _values(by_k, ks, part, "snr") for name, by_k in results.items()} for part in parts}
             plots.save(plots.signal_against_k(ks, signals, floor=_floor(results), title=about["of"]), path)
     print(f"\nwritten: {path}")
 

@@ -31,6 +31,9 @@ def test_a_run(run, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "signal-to-noise ratio, guide" in text
     assert "run, 20 test data, iwae, 5 gradients each" in text
+    assert "nan" not in text
+    assert "\nvimco              -" in text
+    assert "-: too few particles for vimco\n" in text
     rows = json.loads(files[0].read_text())["rows"]
     # VIMCO has none at K = 1: there are no other draws
     assert {(row["gradient"], row["particles"]) for row in rows} == {("reparam", 1), ("reparam", 4), ("vimco", 4)}
@@ -56,6 +59,7 @@ def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
         (["--toy", "--gradient", "drag"], "unknown gradient 'drag': did you mean 'dreg'?"),
         (["--toy", "--objective", "chi", "--gradient", "gdreg"], "gdreg does not fit chi"),
         (["--toy", "--particles", "0"], "--particles: found '0'"),
+        (["--toy", "--gradient", ","], "--gradient: found ',', expected estimators"),
         (["--toy", "--samples", "1"], "--samples"),
         (["--toy", "--out", "x.txt"], "--out x.txt: found the ending '.txt'"),
         (["nowhere"], "nowhere"),
