@@ -99,22 +99,27 @@ def root(family: str) -> type[Member]:
     return _families[family][""]
 
 
-def lookup(family: str, name: str) -> type[Member]:
+def lookup(family: str, name: str, where: str = "") -> type[Member]:
     """The member of a family by its name, or by import path `package.module:Class`.
+
+    Args:
+        family: as `prior`.
+        name: of the member.
+        where: what messages call what was given, the option of the family if nothing is said.
 
     Raises:
         InputError: an unknown name; a path that cannot be imported, or is not of the family.
     """
-    known = members(family)
+    known, where = members(family), where or f"--{family}"
     if name in known:
         return known[name]
     if ":" not in name.strip(":"):
         hint = nearest(name, list(known))
-        raise InputError(f"--{family}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
-    found = _import(f"--{family} {name}", name)
+        raise InputError(f"{where}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
+    found = _import(f"{where} {name}", name)
     if not (inspect.isclass(found) and issubclass(found, root(family)) and found is not root(family)):
         expected = f"{root(family).__module__.partition('.')[0]}.{root(family).__name__}"
-        raise InputError(f"--{family} {name}: found {found!r}, expected a subclass of {expected}")
+        raise InputError(f"{where} {name}: found {found!r}, expected a subclass of {expected}")
     return found
 
 

@@ -175,6 +175,8 @@ def evaluate(
         raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
     if khat and draws < FEWEST:
         raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
+    if compile not in ("off", "graph", "full"):
+        raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
     devices = [x.device] if x.device.type == "cuda" else []

@@ -64,14 +64,13 @@ def _say(line: str) -> None:
 
 def _objective(objective: str, k: int, gradient: str, most: int) -> Any:
     """None where an estimator needs more particles than these, of which it has enough at the most there are."""
-    made = lookup("objective", objective)
+    made, estimator = lookup("objective", objective), lookup("gradient", gradient)
     try:
-        return made(k, gradient=gradient)  # type: ignore[call-arg]
-    except InputError:
+        return made(k, gradient=estimator())  # type: ignore[call-arg]
+    except InputError as error:
         if k == most:
-            raise
-        made(most, gradient=gradient)  # type: ignore[call-arg]
-        return None
+            raise InputError(f"--{error}") from error
+        return _objective(objective, most, gradient, most) and None
 
 
 def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Tensor]], tuple, str]:

@@ -224,7 +224,7 @@ def check_support(prior: Part, guide: Part) -> None:
         advice = ["give both the same options"]
     else:
         fits = {"guide": _of_support("guide", found[prior]), "prior": _of_support("prior", found[guide])}
-        advice = [f"choose --{family} {' or '.join(names)}" for family, names in fits.items() if names]
+        advice = [f"choose the {family} {' or '.join(names)}" for family, names in fits.items() if names]
     raise InputError(
         f"guide: {type(guide).__name__} draws from {found[guide]}, the prior {type(prior).__name__} from"
         f" {found[prior]}, expected the same of both{': ' if advice else ''}{'; or '.join(advice)}"

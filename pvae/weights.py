@@ -289,7 +289,7 @@ def scored(site: Site) -> Tensor:
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
         raise InputError(
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
-            " just drawn: expected --gradient reparam, or a flow with an inverse"
+            " just drawn: expected the gradient reparam, or a flow with an inverse"
         ) from error
 
 

@@ -287,7 +287,7 @@ def test_each_datum_has_its_own_total_for_every_particle():
 def test_a_missing_total_is_refused(member, y, found):
     outputs = 2 if member is ZeroInflatedNegativeBinomial else 1
     part = member(nn.Linear(2, 3 * outputs), (3,), library=True)
-    text = rf"y: found {found}, expected the total count of each datum, floats \(4, 1\), .*: pass --condition library$"
+    text = rf"y: found {found}, expected the total count of each datum, floats \(4, 1\), .*: pass them as y,"
     for wrong in (lambda: part(torch.zeros(4, 2), y), lambda: part.initialize(torch.ones(4, 3), y)):
         with pytest.raises(pvae.InputError, match=text):
             wrong()

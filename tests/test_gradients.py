@@ -55,9 +55,9 @@ def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
     [
         ([], "found neither a run nor --toy"),
         (["x", "--toy"], "found both a run and --toy"),
-        (["--toy", "--gradient", "vimco", "--particles", "1"], "2 or more"),
-        (["--toy", "--gradient", "drag"], "unknown gradient 'drag': did you mean 'dreg'?"),
-        (["--toy", "--objective", "chi", "--gradient", "gdreg"], "gdreg does not fit chi"),
+        (["--toy", "--gradient", "vimco", "--particles", "1"], "error: --gradient: vimco does not fit iwae: "),
+        (["--toy", "--gradient", "drag"], "--gradient: unknown gradient 'drag': did you mean 'dreg'?"),
+        (["--toy", "--objective", "chi", "--gradient", "gdreg"], "error: --gradient: gdreg does not fit chi"),
         (["--toy", "--particles", "0"], "--particles: found '0'"),
         (["--toy", "--gradient", ","], "--gradient: found ',', expected estimators"),
         (["--toy", "--samples", "1"], "--samples"),
