@@ -300,7 +300,25 @@ def leading(module: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Te
     torch.Size([5, 2, 4, 6, 6])
     """
     lead = x.shape[: x.dim() - event_dim]
-    if len(lead) == 1:
-        return module(x)
-    out = module(x.reshape(-1, *x.shape[len(lead) :]))
-    return out.reshape(*lead, *out.shape[1:])
+    try:
+        out = module(x if len(lead) == 1 else x.reshape(-1, *x.shape[len(lead) :]))
+    except RuntimeError as error:
+        if "type" in str(error) and isinstance(module, nn.Module):
+            kinds = {p.dtype for p in module.parameters()}
+            check_type(x, kinds.pop() if len(kinds) == 1 else x.dtype)
+        raise
+    return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
+
+
+def check_type(x: Tensor, expected: torch.dtype) -> None:
+    """Refuse data that are of another type than the numbers they meet.
+
+    Raises:
+        InputError: what was found, what is expected, and how to make it so.
+    """
+    if x.dtype == expected:
+        return
+    found, kind = (str(dtype).removeprefix("torch.") for dtype in (x.dtype, expected))
+    stored = x.dtype == torch.uint8
+    do = "pixels are stored as uint8: pass pvae.data.pixels(x)" if stored else f"pass x.to(torch.{kind})"
+    raise InputError(f"x: found {found}, expected {kind}, as the parameters are: {do}")
