@@ -46,7 +46,8 @@ def label(quantity: str) -> str:
         return {"50": "k-hat, median", "above": "k-hat > threshold"}.get(rest, f"k-hat, {rest}%")
     if rest and first in ("approximation", "amortization", "rate"):
         return f"{first}, {rest.replace('_', '-')}"
-    known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)", "information": "mutual information"}
+    known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)"}
+    known |= {"information": "mutual information", "inference": "log p(x) - ELBO"}
     return known.get(quantity, quantity)
 
 
@@ -135,6 +136,7 @@ def units(found: Measured) -> str:
 def _titles(found: Comparison) -> dict[str, str]:
     plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
     few = f"{len(found.chosen):,} of the test data"
+    known = any(each.exact is not None for each in found.models.values())
     return {
         "test": "test",
         "train": "" if size is None else f"training, {len(size.elbo):,} data, {size.draws:,} draws each",
@@ -143,8 +145,10 @@ def _titles(found: Comparison) -> dict[str, str]:
         "ais": ""
         if annealing is None
         else f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures, "
-        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; from below",
-        "gap": f"inference gap, log p(x) - ELBO, split by guides fitted to each datum alone: {few}",
+        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; log p(x) from below, bounds of these data",
+        "gap": f"inference gap: {few}; ELBO* is that of a guide fitted to each datum alone,"
+        " approximation log p(x) - ELBO*, amortization ELBO* - ELBO"
+        + ("; log p(x) is the exact one where it is known" if known else ""),
     }
 
 
