@@ -17,6 +17,7 @@ from torch import Tensor
 from pvae.errors import InputError, nearest
 from pvae.sources import NAMED as NAMED
 from pvae.sources import PARTS, Arrays, Parts, read
+from pvae.sources import array_of as array_of
 from pvae.supports import check_part, pixels, supports_to
 from pvae.supports import has_levels as has_levels
 from pvae.supports import is_discrete as is_discrete

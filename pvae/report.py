@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import weights
 from .checkpoints import disk
-from .data import Split, pixels
+from .data import Split, array_of, pixels
 from .errors import InputError
 from .evaluate import CHUNK, Evaluation, evaluate, of_device
 from .pace import pace
@@ -38,7 +38,8 @@ def opening(run: Run, training: Training) -> str:
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     drawn = f"binarization: {config.binarization}"
     drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
-    data = f"{config.data} ({counts}; {drawn})"
+    named = array_of(config.data)
+    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn})"
     resumed = f" from epoch {training.at.epoch + 1:,}" if training.at.epoch or training.at.batch else ""
     gradient = "" if config.gradient == "reparam" else f", gradient {config.gradient}"
     objective = f"{config.objective} with K={config.particles}{gradient}"

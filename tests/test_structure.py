@@ -27,7 +27,7 @@ ROOMS = {
     "exact": {"errors", "base"},
     "networks": {"errors", "base"},
     "plates": {"errors"},
-    "weights": {"errors", "plates"},
+    "weights": {"errors", "plates", "svi"},
     "values": {"errors"},
     "conditions": {"errors", "base", "networks"},
     "discrete": {"errors"},
