@@ -224,8 +224,7 @@ def fix_dequantization(dataset: Dataset, mode: str, seed: int) -> Dataset:
             found = str(split.x.dtype).removeprefix("torch.")
             raise InputError(
                 f"{dataset.name}: found numbers of {found}, expected uint8, the levels 0 to 255 that are dequantized:"
-                " store them so, or pass a likelihood of grey pixels as they are, such as `--likelihood"
-                " continuous_bernoulli`"
+                " store them so, or pass `--dequantize none` for numbers as they are"
             )
         generator = torch.Generator().manual_seed(int(_generator(seed, _DEQUANTIZE, stream).integers(2**63)))
         fixed[part] = split._replace(x=dequantize(split.x.cpu(), mode, generator).to(split.x.device))

@@ -331,7 +331,10 @@ def test_the_inverse_dispersion_starts_where_it_fits_the_variance(dispersion):
 
 
 def test_counts_above_the_total_are_refused():
-    with pytest.raises(pvae.InputError, match=r"found 10, but the largest count of the data is 11: .* set it to 11$"):
+    with pytest.raises(
+        pvae.InputError,
+        match=r"found 10, but the largest count of the training data is 11: .* set it to that$",
+    ):
         Binomial(nn.Linear(2, 2), (2,), total=10).initialize(torch.tensor([[1.0, 11.0]]))
     with pytest.raises(pvae.InputError, match="total: found 0, expected at least 1"):
         Binomial(nn.Linear(2, 2), (2,), total=0)

@@ -54,8 +54,8 @@ class Binomial(Likelihood, name="binomial"):
         if x.max() > self.total:
             largest = f"{x.max().item():.7g}"
             raise InputError(
-                f"likelihood.total: found {self.total.item():.7g}, but the largest count of the data is {largest}:"
-                f" expected at least that: set it to {largest}"
+                f"likelihood.total: found {self.total.item():.7g}, but the largest count of the training data is"
+                f" {largest}: expected at least that, and the largest of all data: set it to that"
             )
         if isinstance(self.decoder, Decoder):
             least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
