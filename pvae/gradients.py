@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,10 +153,31 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
             writer.writerows(rows)
             path.write_text(text.getvalue())
         else:
-            parts = next(iter(next(iter(results.values())).values()))
-            signals = {part: {name: _values(by_k, ks, part, "snr") for name, by_k in results.items()} for part in parts}
-            plots.save(plots.signal_against_k(ks, signals, floor=_floor(results), title=about["of"]), path)
+            lines = _lines(results, ks)
+            options = {"floor": _floor(results), "title": about["of"]}
+            dashed = [name for name in lines if name.endswith(": model")]
+            plots.save(plots.signal_against_k(ks, lines, dashed=dashed, **options), path)
     print(f"\nwritten: {path}")
+
+
+def _lines(results: Found, ks: Sequence[int]) -> dict[str, list[float]]:
+    """The SNR of each estimator and group of parameters by K; estimators that coincide in a group are one line."""
+    lines: dict[str, list[float]] = {}
+    for group in next(iter(next(iter(results.values())).values())):
+        found: list[tuple[list[str], list[float]]] = []
+        for name, by_k in results.items():
+            values = _values(by_k, ks, group, "snr")
+            for names, shared in found:
+                both = [pair for pair in zip(shared, values, strict=True) if not any(map(math.isnan, pair))]
+                if both and all(math.isclose(*pair, rel_tol=0.005) for pair in both):
+                    names.append(name)
+                    shared[:] = [b if math.isnan(a) else a for a, b in zip(shared, values, strict=True)]
+                    break
+            else:
+                found.append(([name], values))
+        for names, values in found:
+            lines[f"{'all' if 1 < len(names) == len(results) else ', '.join(names)}: {group}"] = values
+    return lines
 
 
 def _parser() -> cli.Parser:

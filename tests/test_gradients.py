@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def test_a_run(run, tmp_path, capsys):
     with files[1].open() as file:
         assert [float(row["snr"]) for row in csv.DictReader(file)] == pytest.approx([row["snr"] for row in rows])
     assert files[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_estimators_that_coincide_are_one_line():
+    def found(guide, model):
+        return {k: {"guide": g, "model": m} for k, g, m in zip((1, 4, 16), guide, model, strict=True) if g}
+
+    def signal(snr):
+        return types.SimpleNamespace(summary=lambda: {"snr": snr}) if snr else None
+
+    def signals(*values):
+        return list(map(signal, values))
+
+    results = {
+        "reparam": found(signals(4, 2, 1), signals(5, 6, 7)),
+        "vimco": found(signals(None, 3.001, 3), signals(None, 6, 7)),
+        "stl": found(signals(4, 3, 3), signals(5, 6, 7)),
+    }
+    lines = gradients._lines(results, [1, 4, 16])
+    assert lines == {"reparam: guide": [4, 2, 1], "vimco, stl: guide": [4, 3.001, 3], "all: model": [5, 6, 7]}
 
 
 def test_what_a_prior_shares_with_the_guide_is_the_guides(run):

@@ -428,7 +428,7 @@ def dataset(x):
         (
             "levels",
             [0.0, 51 / 255, 1.0],
-            0.3001,
+            0.31415,
             "256 grey levels, multiples of 1/255, as mine scores: pass `--likelihood continuous_bern",
         ),
         ("17 levels", [0.0, 1 / 16, 1.0], 0.2, "17 grey levels, multiples of 1/16, as mine scores"),

@@ -54,9 +54,9 @@ FIGURES = {
     ),
     "k-hat, infinite": lambda: plots.khat_quantiles({"exact": [-np.inf] * 3, "one": [np.inf]}, 0.7),
     "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": np.arange(9) / (i + 1) for i in range(25)}, 0.7),
-    "signal": lambda: plots.signal_against_k(KS, {"guide": {"reparam": [3, 2, 1], "vimco": [np.nan, 1, 2]}}, floor=0.1),
+    "signal": lambda: plots.signal_against_k(KS, {"a": [3, 2, 1], "b": [np.nan, 1, 2]}, floor=0.1, dashed=["b"]),
     "signal, many": lambda: plots.signal_against_k(
-        KS, {group: {f"estimator {i}": [1, 2 + i, 3 + i] for i in range(9)} for group in ("guide", "model")}
+        KS, {f"a name that is as long as those of several estimators, {i}": [1, 2 + i, 3 + i] for i in range(18)}
     ),
     "bound, one K": lambda: plots.bound_against_k([50], {"vae": [-88]}, {"vae": [0.1]}),
 }
@@ -111,16 +111,6 @@ def test_pyplot_is_never_touched_and_matplotlib_only_when_drawing(tmp_path):
     """
     package = Path(plots.__file__).parents[1]
     subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png", package], check=True)
-
-
-def test_estimators_that_coincide_are_one_line():
-    guide = {"reparam": [4, 2, 1], "stl": [4, 3, 3], "vimco": [np.nan, 3.0001, 3]}
-    model = {"reparam": [5, 6, 7], "stl": [5, 6, 7], "vimco": [np.nan, 6, 7]}
-    axes = plots.signal_against_k(KS, {"guide": guide, "model": model}).axes[0]
-    lines = {line.get_label(): line for line in axes.lines}
-    assert list(lines) == ["reparam: guide", "stl, vimco: guide", "all: model"]
-    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 3
-    assert lines["stl, vimco: guide"].get_xydata().tolist() == [[1, 4], [10, 3], [100, 3]]
 
 
 def test_learning_curves_zoom_to_the_late_part_and_say_so():

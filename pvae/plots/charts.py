@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -119,61 +119,40 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
 @styled()
 def signal_against_k(
     ks: ArrayLike,
-    signals: Mapping[str, Mapping[str, ArrayLike]],
+    signals: Mapping[str, ArrayLike],
     *,
     floor: float | None = None,
+    dashed: Collection[str] = (),
     title: str = "",
 ) -> Figure:
     """The signal-to-noise ratio of gradients against the number of particles K, a line for each estimator.
 
-    `ks` (M,) is at least 1; `signals[group][estimator]` (M,) is above 0, NaN where not measured. Estimators have their
-    colours, groups of parameters their styles; estimators that coincide in a group are one grey line. Below `floor`
-    nothing can be told from no signal. Raises `InputError` for other shapes.
+    `ks` (M,) is at least 1; `signals[estimator]` (M,) is above 0, NaN where not measured; below `floor` nothing can be
+    told from no signal. Those named in `dashed` are so. Raises `InputError` for other shapes.
 
-    >>> same = {"iwae": [0.8, 0.2], "vimco": [None, 0.2]}
-    >>> figure = signal_against_k([1, 16], {"guide": {"iwae": [0.9, 0.1], "vimco": [None, 0.5]}, "model": same})
-    >>> [text.get_text().split(chr(10))[0] for text in figure.legends[0].get_texts()]
-    ['vimco: guide', 'all: model', 'iwae: guide']
+    >>> signal_against_k([1, 16], {"iwae": [0.8, 0.2]}, floor=0.02).axes[0].get_yscale()
+    'log'
     """
     at = vector(ks, "ks")
     figure, axes = page(5.6, 2.9)
-    last, order, colours = {}, np.argsort(at, kind="stable"), {}
-    for style, (group, curves) in zip(("-", "--", ":"), signals.items(), strict=False):
-        rows = {n: vector(y, f"signals[{group!r}][{n!r}]", length=len(at), gaps=True)[order] for n, y in curves.items()}
-        for names, y in _coinciding(rows):
-            keep = np.isfinite(y) & (y > 0)
-            if not keep.any():
-                raise InputError(f"signals of {', '.join(names)}: found none above 0, expected one at one K at least")
-            for name in names:
-                colours.setdefault(name, LINES[len(colours) % len(LINES)])
-            who = "all" if 1 < len(names) == len(rows) else ", ".join(names)
-            label = textwrap.fill(f"{who}: {group}", 24)
-            colour = FAINT if len(names) > 1 else colours[names[0]]
-            axes.plot(at[order][keep], y[keep], ls=style, color=colour, label=label, marker="o")
-            last[label] = y[keep][-1]
+    last, order = {}, np.argsort(at, kind="stable")
+    for i, (name, values) in enumerate(signals.items()):
+        y = vector(values, f"signals[{name!r}]", length=len(at), gaps=True)[order]
+        keep = np.isfinite(y) & (y > 0)
+        if not keep.any():
+            raise InputError(f"signals[{name!r}]: found none above 0, expected a signal for one K at least")
+        look = _look(i) | ({"ls": "--"} if name in dashed else {})
+        label = textwrap.fill(name, 24)
+        axes.plot(at[order][keep], y[keep], label=label, marker="o", **look)
+        last[label] = y[keep][-1]
     if floor is not None:
-        axes.axhline(floor, color=INK, ls=":", lw=0.9, label="no signal")
+        axes.axhline(floor, color=INK, ls="--", lw=0.9, label="no signal")
         last["no signal"] = floor
     axes.set(xscale="log", yscale="log", xlabel="number of particles K", ylabel="|mean| / std of the gradient")
     axes.set_title(title)
     _mark(axes, at)
     _legend(figure, axes, last)
     return settled(figure)
-
-
-def _coinciding(rows: Mapping[str, np.ndarray]) -> list[tuple[list[str], np.ndarray]]:
-    """Curves with their names: those that agree wherever both were measured are one."""
-    found: list[tuple[list[str], np.ndarray]] = []
-    for name, row in rows.items():
-        for names, values in found:
-            both = np.isfinite(values) & np.isfinite(row)
-            if both.any() and np.allclose(values[both], row[both], rtol=0.005, atol=0):
-                names.append(name)
-                values[:] = np.where(both, values, np.fmax(values, row))
-                break
-        else:
-            found.append(([name], row.copy()))
-    return found
 
 
 @styled()
