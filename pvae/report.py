@@ -155,7 +155,8 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Cal
     with disk(folder):
         folder.mkdir(exist_ok=True)
         x = pixels(test.x)
-        few = slice(0, 50)
+        table = plots.is_table(_numpy(x))
+        few = slice(0, 1000 if table else 50)
         y = test.y
         drawn = {
             "learning_curves": plots.learning_curves(*curves(run)),
@@ -170,8 +171,12 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Cal
         for end, variance in variances(vae, found).items():
             drawn[f"active_units{end}"] = plots.active_units(_numpy(variance))
         try:
-            images = picture(sample(vae, 100, run.config.seed, test), test)
-            drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
+            if table:
+                rows = sample(vae, 2000, run.config.seed, test, mean=False)
+                drawn["samples"] = plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
+            else:
+                images = picture(sample(vae, 100, run.config.seed, test), test)
+                drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
         except InputError as error:  # of a prior that is only scored
             say(f"no figure of samples: {error}")
         plain = vae.prior.support == Prior.support and run.config.condition == "none"
