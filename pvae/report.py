@@ -15,7 +15,7 @@ from . import weights
 from .checkpoints import disk
 from .data import Split, array_of, pixels
 from .errors import InputError
-from .evaluate import CHUNK, Evaluation, evaluate, of_device
+from .evaluate import CHUNK, UNUSED, Evaluation, evaluate, of_device
 from .pace import pace
 from .priors import Prior
 from .runs import Run, protocol, write_results
@@ -263,6 +263,7 @@ def closing(run: Run) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
+    lines += [] if test["active_units"] else [f"  {UNUSED}"]
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{bits['mean']:>10.3f} +- {bits['se']:.3f}"]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
-from .plates import PARTICLES, Site, check_shapes, data_plate
+from .plates import PARTICLES, Site, check_shapes, data_plate, written_at
 from .svi.faults import in_a_line
 
 Program = Callable[..., Any]
@@ -75,7 +75,7 @@ class Collect(Messenger):
             if line := in_a_line(error):
                 before = [name for name, _ in sites_of(self.sites, observed=True)]
                 where = f"after site '{before[-1]}'" if before else "at the first site"
-                raise InputError(f"{where}: {line}") from error
+                raise InputError(f"{where}{written_at(error)}: {line}") from error
             raise
         return self.sites
 

@@ -609,6 +609,13 @@ def test_the_table_for_a_paper_is_well_formed(whole, one):
     assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))
 
 
+def test_a_latent_that_is_not_used_is_told_of():
+    found = comparison(a=[-1.0, -2.0], b=[-1.0, -3.0])
+    found.models["b"] = Measured(dataclasses.replace(found.models["b"].test, latent_variance=torch.zeros(2)))
+    said = [note for note in rows.notes(found, PROTOCOL) if "active" in note]
+    assert said == [f"b: {evaluate_room.UNUSED}"]
+
+
 def test_annealing_and_fits_that_are_too_short_are_said():
     low, zero = Estimate(-1.0, 0.1, 9), Estimate(-0.1, 0.1, 9)
     parts = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..comparison import Comparison, Estimate, Measured
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS
+from ..evaluate import BOUNDS, UNUSED
 
 
 class Row(NamedTuple):
@@ -172,7 +172,9 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
-    for name in found.models:
+    for name, each in found.models.items():
+        if not each.test.active_units:
+            yield f"{name}: {UNUSED}"
         yield from _too_short(name, found.estimates(name))
 
 
