@@ -28,7 +28,7 @@ from .weights import LogWeights, Program
 BOUNDS = "bounds on log p(x)"
 NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log p(x, z) at its point"
 """What the numbers are, with a guide that has a density and without."""
-UNUSED = "no latent unit is active, z tells nothing of the data: too few --epochs, or try --objective.warmup"
+UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.warmup"
 """What is said of a model that has none."""
 CELL = 128
 """Data that one seed's draws are made for."""

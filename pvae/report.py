@@ -40,10 +40,12 @@ def opening(run: Run, training: Training) -> str:
     drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
     named = array_of(config.data)
     data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn})"
-    resumed = f" from epoch {training.at.epoch + 1:,}" if training.at.epoch or training.at.batch else ""
+    at, epochs = training.at, f"{training.epochs:,} epoch{'s' * (training.epochs != 1)}"
+    if at.epoch or at.batch:
+        epochs += f" from epoch {at.epoch + 1:,}" if at.epoch < training.epochs else ", all done"
     gradient = "" if config.gradient == "reparam" else f", gradient {config.gradient}"
     objective = f"{config.objective} with K={config.particles}{gradient}"
-    return f"{data}\n{parts}; {objective}, {training.epochs:,} epochs{resumed} on {device}, into {run.folder}"
+    return f"{data}\n{parts}; {objective}, {epochs} on {device}, into {run.folder}"
 
 
 def write(run: Run, training: Training, say: Callable[[str], None]) -> None:

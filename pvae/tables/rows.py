@@ -139,7 +139,9 @@ def _titles(found: Comparison) -> dict[str, str]:
     known = any(each.exact is not None for each in found.models.values())
     return {
         "test": "test",
-        "train": "" if size is None else f"training, {len(size.elbo):,} data, {size.draws:,} draws each",
+        "train": ""
+        if size is None
+        else f"training, {len(size.elbo):,} data, {size.draws:,} draw{'s' * (size.draws != 1)} each",
         "difference": "training less test",
         "exact": "exact",
         "ais": ""
