@@ -93,3 +93,10 @@ def test_what_is_advised_fits_the_data(paths):
     assert re.search(
         r"expected a finite number, less than 1e\+15 in size: .* rescale the data$", said("gaussian", "huge")
     )
+
+
+def test_levels_that_need_dequantizing_are_not_binarized(paths):
+    given = {"data": paths["uint8"], "binarize": "dynamic"}
+    assert made({**given, "likelihood": "beta"}).endswith("expected one of the two: pass --binarize none")
+    both = made({**given, "likelihood": "gaussian", "dequantize": "uniform"})
+    assert both.endswith("pass --binarize none or --dequantize none")
