@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import start  # noqa: F401  before all that takes long
+
+# isort: split
 import importlib
 from typing import Any
 

@@ -22,7 +22,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: pvae COMMAND ...\n")
-        print("\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items()))
         print("\n`pvae COMMAND --help` lists a command's options.")
         raise SystemExit(0 if argv else 2)
     name, *rest = argv

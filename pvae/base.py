@@ -99,22 +99,27 @@ def root(family: str) -> type[Member]:
     return _families[family][""]
 
 
-def lookup(family: str, name: str) -> type[Member]:
+def lookup(family: str, name: str, where: str = "") -> type[Member]:
     """The member of a family by its name, or by import path `package.module:Class`.
+
+    Args:
+        family: as `prior`.
+        name: of the member.
+        where: what messages call what was given, the option of the family if nothing is said.
 
     Raises:
         InputError: an unknown name; a path that cannot be imported, or is not of the family.
     """
-    known = members(family)
+    known, where = members(family), where or f"--{family}"
     if name in known:
         return known[name]
     if ":" not in name.strip(":"):
         hint = nearest(name, list(known))
-        raise InputError(f"--{family}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
-    found = _import(f"--{family} {name}", name)
+        raise InputError(f"{where}: unknown {family} '{name}': {hint}; or give your own class as module:Class")
+    found = _import(f"{where} {name}", name)
     if not (inspect.isclass(found) and issubclass(found, root(family)) and found is not root(family)):
         expected = f"{root(family).__module__.partition('.')[0]}.{root(family).__name__}"
-        raise InputError(f"--{family} {name}: found {found!r}, expected a subclass of {expected}")
+        raise InputError(f"{where} {name}: found {found!r}, expected a subclass of {expected}")
     return found
 
 
@@ -295,7 +300,25 @@ def leading(module: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Te
     torch.Size([5, 2, 4, 6, 6])
     """
     lead = x.shape[: x.dim() - event_dim]
-    if len(lead) == 1:
-        return module(x)
-    out = module(x.reshape(-1, *x.shape[len(lead) :]))
-    return out.reshape(*lead, *out.shape[1:])
+    try:
+        out = module(x if len(lead) == 1 else x.reshape(-1, *x.shape[len(lead) :]))
+    except RuntimeError as error:
+        if "type" in str(error) and isinstance(module, nn.Module):
+            kinds = {p.dtype for p in module.parameters()}
+            check_type(x, kinds.pop() if len(kinds) == 1 else x.dtype)
+        raise
+    return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
+
+
+def check_type(x: Tensor, expected: torch.dtype) -> None:
+    """Refuse data that are of another type than the numbers they meet.
+
+    Raises:
+        InputError: what was found, what is expected, and how to make it so.
+    """
+    if x.dtype == expected:
+        return
+    found, kind = (str(dtype).removeprefix("torch.") for dtype in (x.dtype, expected))
+    stored = x.dtype == torch.uint8
+    do = "pixels are stored as uint8: pass pvae.data.pixels(x)" if stored else f"pass x.to(torch.{kind})"
+    raise InputError(f"x: found {found}, expected {kind}, as the parameters are: {do}")

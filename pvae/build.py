@@ -58,7 +58,11 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
         made: Autoencoder = VAE(prior, likelihood, only)
     else:
         made = _hierarchy(config, part, given, prior, likelihood, encoder)
-    return made.initialize(pixels(dataset.train.x), dataset.train.y)
+    try:
+        return made.initialize(pixels(dataset.train.x), dataset.train.y)
+    except InputError as error:
+        option = str(error).partition(".")[0] in FAMILIES
+        raise InputError(f"--{error}" if option else str(error)) from error
 
 
 def _hierarchy(

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import config
+from . import config, start
 from .base import blame, lookup, members
 from .config import FAMILIES, Config, flag, member_help, member_options
 from .errors import InputError
@@ -207,6 +207,7 @@ def output(name: str, option: str, endings: Sequence[str]) -> Path:
 def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command's main; what a person did wrong is one line and exit code 2."""
     try:
+        start.imported()
         try:
             code = main(sys.argv[1:] if argv is None else argv)
         finally:

@@ -99,7 +99,10 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
     (first, expected), *rest = protocols.items()
     for name, found in rest:
         if differing := [key for key, value in expected.items() if found[key] != value]:
-            what = ", ".join(f"{key.replace('_', ' ')} '{expected[key]}' and '{found[key]}'" for key in differing)
+            if "data" in differing:  # of other data these differ too
+                differing = [key for key in differing if key not in ("sha256", "sizes")]
+            shown = [(key.replace("_", " "), *(str(each[key])[:80] for each in (expected, found))) for key in differing]
+            what = ", ".join(f"{key} '{one}' and '{other}'" for key, one, other in shown)
             again = " and ".join(dict.fromkeys(AGAIN[key] for key in differing))
             raise InputError(
                 f"{first} and {name}: found different protocols, {what}, expected the same of both: fit one of them"
@@ -310,7 +313,9 @@ def _parser() -> cli.Parser:
     ):
         group.add_argument(f"--{name}", default=str(default), metavar="N", help=f"{text} (default: {default})")
     group.add_argument("--start", default="prior", choices=("prior", "guide"), help="of the annealing (default: prior)")
-    group.add_argument("--families", default="mean_field,flow", metavar="NAME,...", help="of these guides")
+    group.add_argument(
+        "--families", default="mean_field,flow", metavar="NAME,...", help="of these guides (default: mean_field,flow)"
+    )
     return parser
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal, NamedTuple
 
@@ -315,7 +315,10 @@ def _measure(
         if log_p is None:
             raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
         given = {"families": plan.families, "steps": plan.steps, "seed": plan.seed, "progress": told("guides, steps")}
-        found["gap"] = gap(*programs, *few, log_p=log_p, **given)
+        split = gap(*programs, *few, log_p=log_p, **given)
+        # the ELBO that is reported, not one of other draws beside it
+        test, rows = found["test"], chosen.cpu()
+        found["gap"] = replace(split, elbo=test.elbo[rows], se={**split.se, "elbo": test.se["elbo"][rows]})
     return Measured(**found)
 
 
@@ -354,6 +357,8 @@ def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Es
 
 
 def _log_p(value: Tensor, test: Evaluation, rows: Tensor | None = None) -> dict[str, Estimate]:
-    """The value, and what each bound lacks of it on the same data."""
+    """The value, and what each bound lacks of it on the same data; of some of the data their bounds too."""
     bounds = {key: column if rows is None else column[rows] for key, column in test.columns().items() if is_bound(key)}
-    return {"log_p": estimate(value), **{f"log_p - {key}": estimate(value - bound) for key, bound in bounds.items()}}
+    there = {} if rows is None else {key: estimate(bound) for key, bound in bounds.items()}
+    lacking = {f"log_p - {key}": estimate(value - bound) for key, bound in bounds.items()}
+    return {"log_p": estimate(value), **there, **lacking}

@@ -155,7 +155,8 @@ class Config:
         if self.binarization != "none":
             raise InputError(
                 f"--binarize {self.binarize}: found it with --dequantize {self.dequantize} under likelihood"
-                f" '{self.likelihood}', expected one of the two: pass --binarize none or --dequantize none"
+                f" '{self.likelihood}', expected one of the two: pass --binarize none"
+                + ("" if self._dequantized else " or --dequantize none")
             )
 
     @property
@@ -212,9 +213,12 @@ class Config:
     @property
     def dequantization(self) -> str:
         """The dequantization that `auto` stands for."""
-        if self.dequantize != "auto":
-            return self.dequantize
-        return lookup("likelihood", self.likelihood).dequantization  # type: ignore[attr-defined]
+        return self.dequantize if self.dequantize != "auto" else "uniform" if self._dequantized else "none"
+
+    @property
+    def _dequantized(self) -> bool:
+        """Whether stored levels have no density under the likelihood."""
+        return lookup("likelihood", self.likelihood).dequantization != "none"  # type: ignore[attr-defined]
 
     def epochs_for(self, n: int) -> int:
         """How many passes over n data: what was asked for, or enough for 12,000 steps."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from pvae.errors import InputError, at_least, nearest
 from pvae.sources import NAMED as NAMED
 from pvae.sources import PARTS, Arrays, Parts, read
+from pvae.sources import array_of as array_of
 from pvae.supports import check_part, pixels, supports_to
 from pvae.supports import has_levels as has_levels
 from pvae.supports import is_discrete as is_discrete
@@ -223,8 +224,7 @@ def fix_dequantization(dataset: Dataset, mode: str, seed: int) -> Dataset:
             found = str(split.x.dtype).removeprefix("torch.")
             raise InputError(
                 f"{dataset.name}: found numbers of {found}, expected uint8, the levels 0 to 255 that are dequantized:"
-                " store them so, or pass a likelihood of grey pixels as they are, such as `--likelihood"
-                " continuous_bernoulli`"
+                " store them so, or pass `--dequantize none` for numbers as they are"
             )
         generator = torch.Generator().manual_seed(int(_generator(seed, _DEQUANTIZE, stream).integers(2**63)))
         fixed[part] = split._replace(x=dequantize(split.x.cpu(), mode, generator).to(split.x.device))

@@ -134,7 +134,7 @@ class Gradient(Member, family="gradient"):
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs the gradient of a density,"
                 f" and {type(site['fn']).__name__} is a point mass: the guide's gradient would be wrong: expected"
-                " --gradient reparam or stl"
+                " the gradient reparam or stl"
             )
         for site in weights.unreparameterized(drawn) if self.reparameterized else ():
             raise InputError(
@@ -357,6 +357,8 @@ class ReweightedWakeSleep(Gradient, name="rws"):
 
 def check(gradient: Gradient, objective: Bounded) -> None:
     """Refuse an estimator that is not valid for an objective, naming those that are."""
+    if not isinstance(gradient, Gradient):
+        raise InputError(f"gradient: found {gradient!r}, expected a name or a Gradient: known: {_fitting(objective)}")
     if reason := gradient.misfit(objective):
         raise InputError(
             f"gradient: {gradient.name} does not fit {_named(objective)}: {reason}: those that fit it:"
@@ -378,8 +380,8 @@ def _without_path(objective: Bounded) -> str:
     known = {name: m for name, m in members("gradient").items() if not m.reparameterized}  # type: ignore[attr-defined]
     alone = _alone(objective)
     fitting = [name for name, m in known.items() if m.misfit(objective) in ("", alone)]  # type: ignore[attr-defined]
-    more = "--particles 2 or more, and " if alone else ""
-    return f"pass {more}--gradient with one of those that need none: {', '.join(fitting) or 'none'}"
+    more = "2 particles or more, and " if alone else ""
+    return f"pass {more}as the gradient one of those that need none: {', '.join(fitting) or 'none'}"
 
 
 def _alone(objective: Bounded) -> str:

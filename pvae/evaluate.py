@@ -29,6 +29,8 @@ from .weights import LogWeights, Program
 BOUNDS = "bounds on log p(x)"
 NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log p(x, z) at its point"
 """What the numbers are, with a guide that has a density and without."""
+UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.warmup"
+"""What is said of a model that has none."""
 CELL = 128
 """Data that one seed's draws are made for."""
 PARTICLES = {"cpu": 128, "cuda": 1024}
@@ -176,6 +178,8 @@ def evaluate(
         raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
     if khat and draws < FEWEST:
         raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
+    if compile not in ("off", "graph", "full"):
+        raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
     parts, averages = [], []

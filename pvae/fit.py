@@ -57,7 +57,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser(argv: Sequence[str]) -> cli.Parser:
-    parser = cli.Parser(prog="pvae fit", description="Fit a variational autoencoder, evaluate it, draw it.")
+    about = {
+        "usage": "pvae fit [OPTION VALUE ...]",
+        "description": "Fit a variational autoencoder, evaluate it, draw it.",
+    }
+    parser = cli.Parser(prog="pvae fit", **about)
     group = parser.add_argument_group("the run")
     group.add_argument("--out", metavar="DIR", help="the run folder (default: a fresh one under runs/)")
     group.add_argument("--config", metavar="FILE", help="a configuration file; options override it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
     ks = cli.numbers(found.particles, "--particles")
     samples, size = cli.whole(found.samples, "--samples", 2), cli.whole(found.batch_size, "--batch-size", 1)
     seed, outs = cli.whole(found.seed, "--seed", 0), [cli.output(out, "--out", ENDINGS) for out in found.out or []]
-    names = [name for name in found.gradient.split(",") if name]
+    names = list(dict.fromkeys(name for name in found.gradient.split(",") if name))
+    if not names:
+        raise InputError(f"--gradient: found '{found.gradient}', expected estimators, as in reparam,stl,dreg")
     objectives = {name: {k: _objective(found.objective, k, name, max(ks)) for k in ks} for name in names}
     model, guide, parameters, data, title = _programs(found, size)
     results: Found = {name: {} for name in names}
@@ -62,14 +65,13 @@ def _say(line: str) -> None:
 
 def _objective(objective: str, k: int, gradient: str, most: int) -> Any:
     """None where an estimator needs more particles than these, of which it has enough at the most there are."""
-    made = lookup("objective", objective)
+    made, estimator = lookup("objective", objective), lookup("gradient", gradient)
     try:
-        return made(k, gradient=gradient)  # type: ignore[call-arg]
-    except InputError:
+        return made(k, gradient=estimator())  # type: ignore[call-arg]
+    except InputError as error:
         if k == most:
-            raise
-        made(most, gradient=gradient)  # type: ignore[call-arg]
-        return None
+            raise InputError(f"--{error}") from error
+        return _objective(objective, most, gradient, most) and None
 
 
 def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Tensor]], tuple, str]:
@@ -105,11 +107,20 @@ def table(results: Found, ks: Sequence[int], title: str) -> str:
                 " " * width + "".join(f"{f'K={k}':>11}" for k in ks) + f"{'slope':>16}",
             ]
             for name, by_k in results.items():
-                values = [by_k[k][group].summary()[number] if k in by_k else float("nan") for k in ks]
-                cells = "".join(f"{value:11.4g}" for value in values)
+                values = _values(by_k, ks, group, number)
+                cells = "".join(
+                    f"{f'{value:.4g}' if k in by_k else '-':>11}" for k, value in zip(ks, values, strict=True)
+                )
                 lines.append(f"{name:<{width}}{cells}{_slope(by_k, group, number):>16}")
     end = f"slopes over the {min(LARGEST, len(ks))} largest K; no signal: an SNR of {_floor(results):.3g}"
-    return "\n".join([*lines, "", end])
+    lacking = [name for name, by_k in results.items() if len(by_k) < len(ks)]
+    lines += ["", f"-: too few particles for {', '.join(lacking)}"] if lacking else [""]
+    return "\n".join([*lines, end])
+
+
+def _values(by_k: dict[int, dict[str, Signal]], ks: Sequence[int], group: str, number: str) -> list[float]:
+    """Of every K, NaN where an estimator has none."""
+    return [by_k[k][group].summary()[number] if k in by_k else float("nan") for k in ks]
 
 
 def _floor(results: Found) -> float:
@@ -142,14 +153,31 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
             writer.writerows(rows)
             path.write_text(text.getvalue())
         else:
-            signals: dict[str, list[float]] = {}
-            for name, by_k in results.items():
-                for group in next(iter(by_k.values())):
-                    values = [by_k[k][group].snr if k in by_k else float("nan") for k in ks]
-                    if values not in signals.values():  # an estimator for the guide leaves the model's as it is
-                        signals[f"{name}, {group}"] = values
-            plots.save(plots.signal_against_k(ks, signals, floor=_floor(results), title=about["of"]), path)
+            lines = _lines(results, ks)
+            options = {"floor": _floor(results), "title": about["of"]}
+            dashed = [name for name in lines if name.endswith(": model")]
+            plots.save(plots.signal_against_k(ks, lines, dashed=dashed, **options), path)
     print(f"\nwritten: {path}")
+
+
+def _lines(results: Found, ks: Sequence[int]) -> dict[str, list[float]]:
+    """The SNR of each estimator and group of parameters by K; estimators that coincide in a group are one line."""
+    lines: dict[str, list[float]] = {}
+    for group in next(iter(next(iter(results.values())).values())):
+        found: list[tuple[list[str], list[float]]] = []
+        for name, by_k in results.items():
+            values = _values(by_k, ks, group, "snr")
+            for names, shared in found:
+                both = [pair for pair in zip(shared, values, strict=True) if not any(map(math.isnan, pair))]
+                if both and all(math.isclose(*pair, rel_tol=0.005) for pair in both):
+                    names.append(name)
+                    shared[:] = [b if math.isnan(a) else a for a, b in zip(shared, values, strict=True)]
+                    break
+            else:
+                found.append(([name], values))
+        for names, values in found:
+            lines[f"{'all' if 1 < len(names) == len(results) else ', '.join(names)}: {group}"] = values
+    return lines
 
 
 def _parser() -> cli.Parser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,23 +24,42 @@ def read_data(settings: Config) -> Dataset:
     Raises:
         InputError: it cannot be read, or does not fit the likelihood.
     """
-    support, likelihood = settings.support, settings.likelihood
-    drawn = settings.binarization != "none"
+    support, drawn = settings.support, settings.binarization != "none"
     before = "unit_interval" if drawn else "real" if settings.dequantization != "none" else support
-    dataset = data.load(
+    with _advised(settings):
+        dataset = _load(settings, before)
+        if settings.dequantization != "none" and dataset.train.x.dtype != torch.uint8:  # no levels to dequantize
+            _load(settings, support)
+    dataset = data.fix_binarization(_with_known(dataset, settings), settings.binarization, settings.data_seed)
+    dataset = data.fix_dequantization(dataset, settings.dequantization, settings.data_seed)
+    if before != support:
+        data.check(dataset, support=support, likelihood=settings.likelihood, parts=("validation", "test"))
+    return dataset
+
+
+def _load(settings: Config, support: str) -> Dataset:
+    return data.load(
         settings.data,
         settings.data_dir,
         validation=settings.validation,
         test=settings.test,
         seed=settings.data_seed,
-        support=before,
-        likelihood=likelihood,
+        support=support,
+        likelihood=settings.likelihood if settings.binarize == "auto" else "",
     )
-    dataset = data.fix_binarization(_with_known(dataset, settings), settings.binarization, settings.data_seed)
-    dataset = data.fix_dequantization(dataset, settings.dequantization, settings.data_seed)
-    if before != support:
-        data.check(dataset, support=support, likelihood=likelihood, parts=("validation", "test"))
-    return dataset
+
+
+@contextmanager
+def _advised(settings: Config) -> Iterator[None]:
+    """To the advice for data that a likelihood does not score, add what asks for pixels beside it."""
+    asked = {"binarize": settings.binarize, "dequantize": settings.dequantize}
+    undo = " ".join(f"--{name} none" for name, mode in asked.items() if mode not in ("auto", "none"))
+    try:
+        yield
+    except InputError as error:
+        if undo and "expected a pixel" in str(error):
+            raise InputError(f"{error}; for numbers as they are pass `{undo}` too") from error
+        raise
 
 
 def _with_known(dataset: Dataset, settings: Config) -> Dataset:

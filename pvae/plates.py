@@ -141,9 +141,9 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
             raise InputError(_outside(name)) from error
     raise InputError(
         f"site '{last}': found shape {tuple(sites[last]['value'].shape)} with {particles} particles, which stand on the"
-        f" left, and what follows it fails{_where(error)} though it does not with one: {_first_line(error)}: expected"
-        " shapes that broadcast: count dimensions from the right, and expand what is joined to it; or use Pyro's own"
-        " objectives, which can take one particle at a time"
+        f" left, and what follows it fails{written_at(error)} though it does not with one: {_first_line(error)}:"
+        " expected shapes that broadcast: count dimensions from the right, and expand what is joined to it; or use"
+        " Pyro's own objectives, which can take one particle at a time"
     ) from error
 
 
@@ -155,7 +155,7 @@ def _fails(run: Callable[[], Any]) -> bool:
     return False
 
 
-def _where(error: Exception) -> str:
+def written_at(error: Exception) -> str:
     """The last line that a person wrote: none of a library's."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "pyro", __name__.partition(".")[0]):

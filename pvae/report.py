@@ -13,9 +13,9 @@ from torch import Tensor
 
 from . import weights
 from .checkpoints import disk
-from .data import Split, pixels
+from .data import Split, array_of, pixels
 from .errors import InputError
-from .evaluate import CHUNK, Evaluation, evaluate, of_device
+from .evaluate import CHUNK, UNUSED, Evaluation, evaluate, of_device
 from .pace import pace
 from .priors import Prior
 from .runs import Run, protocol, write_results
@@ -38,11 +38,14 @@ def opening(run: Run, training: Training) -> str:
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     drawn = f"binarization: {config.binarization}"
     drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
-    data = f"{config.data} ({counts}; {drawn})"
-    resumed = f" from epoch {training.at.epoch + 1:,}" if training.at.epoch or training.at.batch else ""
+    named = array_of(config.data)
+    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn})"
+    at, epochs = training.at, f"{training.epochs:,} epoch{'s' * (training.epochs != 1)}"
+    if at.epoch or at.batch:
+        epochs += f" from epoch {at.epoch + 1:,}" if at.epoch < training.epochs else ", all done"
     gradient = "" if config.gradient == "reparam" else f", gradient {config.gradient}"
     objective = f"{config.objective} with K={config.particles}{gradient}"
-    return f"{data}\n{parts}; {objective}, {training.epochs:,} epochs{resumed} on {device}, into {run.folder}"
+    return f"{data}\n{parts}; {objective}, {epochs} on {device}, into {run.folder}"
 
 
 def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
@@ -154,7 +157,8 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Cal
     with disk(folder):
         folder.mkdir(exist_ok=True)
         x = pixels(test.x)
-        few = slice(0, 50)
+        table = plots.is_table(_numpy(x))
+        few = slice(0, 1000 if table else 50)
         y = test.y
         drawn = {
             "learning_curves": plots.learning_curves(*curves(run)),
@@ -169,8 +173,12 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Cal
         for end, variance in variances(vae, found).items():
             drawn[f"active_units{end}"] = plots.active_units(_numpy(variance))
         try:
-            images = picture(sample(vae, 100, run.config.seed, test), test)
-            drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
+            if table:
+                rows = sample(vae, 2000, run.config.seed, test, mean=False)
+                drawn["samples"] = plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
+            else:
+                images = picture(sample(vae, 100, run.config.seed, test), test)
+                drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
         except InputError as error:  # of a prior that is only scored
             say(f"no figure of samples: {error}")
         plain = vae.prior.support == Prior.support and run.config.condition == "none"
@@ -257,6 +265,7 @@ def closing(run: Run) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
+    lines += [] if test["active_units"] else [f"  {UNUSED}"]
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{bits['mean']:>10.3f} +- {bits['se']:.3f}"]

@@ -6,13 +6,14 @@ python -m pvae.sample runs/NAME -n 64 -o samples.png
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from . import cli, plots
 from .checkpoints import disk
 from .config import Config
-from .data import Dataset
+from .data import Dataset, Split, pixels
 from .errors import InputError
 from .load import load
 from .report import picture, sample
@@ -64,9 +65,17 @@ def main(argv: Sequence[str]) -> int:
 
             np.save(out, images.cpu().numpy())
         else:
-            plots.save(plots.image_grid(picture(images, dataset.test)), out)
+            plots.save(_figure(images, dataset.test, "draws" if found.draw else "means of p(x|z)"), out)
     print(f"{n} samples in {out}")
     return 0
+
+
+def _figure(images: torch.Tensor, test: Split, name: str) -> Any:
+    """Images in a grid; of a table how its columns are distributed, beside the test data's."""
+    x = pixels(test.x).cpu().numpy()
+    if plots.is_table(x):
+        return plots.samples(x, images.cpu().numpy(), names=("test data", f"{len(images)} {name}"))
+    return plots.image_grid(picture(images, test))
 
 
 if __name__ == "__main__":

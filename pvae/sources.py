@@ -155,13 +155,23 @@ def _read_numpy(path: Path) -> Parts:
         if isinstance(loaded, np.ndarray):
             return {"all": Arrays(loaded, None)}
         found = {name: loaded[name] for name in loaded.files}
-    if "x" not in found and len(found) == 1:
+    if len(found) == 1 and not next(iter(found)).startswith("y"):
         return {"all": Arrays(*found.values(), None)}
     ends = {"all": ""} if "x" in found else {part: f"_{part}" for part in PARTS if f"x_{part}" in found}
     if "all" not in ends and not {"train", "test"} <= ends.keys():
         expected = "expected x (and y), or x_train and x_test (and y_*), or one array: rename them"
         raise InputError(f"{path}: found arrays {', '.join(found) or 'none'}; {expected}")
     return {part: Arrays(found["x" + end], found.get("y" + end)) for part, end in ends.items()}
+
+
+def array_of(data: str) -> str:
+    """The name of the one array of a .npz that is read as x, where it is named otherwise; else nothing."""
+    path = Path(data).expanduser()
+    if data in _SOURCES or path.suffix.lower() != ".npz":
+        return ""
+    with path.open("rb") as file:
+        names = getattr(np.load(file, allow_pickle=False), "files", [])
+    return names[0] if len(names) == 1 and names[0] != "x" else ""
 
 
 def _read_csv(path: Path) -> Parts:

@@ -42,13 +42,18 @@ class _Support(NamedTuple):
     """The next wider support, checked before, so that the advice fits what was found."""
     holds: Callable[[Tensor], Tensor]
     expected: str
-    advice: str
+    advice: str | Callable[[Tensor], str]
+    """What to do, which may depend on the data."""
     discrete: bool = False
     """Whether what is scored on it is a probability."""
     stored: bool = False
     """Whether all that is stored as uint8 lies in it: spares a pass over the data."""
     unstored: str = ""
     """The message where nothing that is stored as uint8 does."""
+
+
+LARGEST = 1e15
+"""Squares of larger numbers, summed, are infinite in float32."""
 
 
 def _are_counts(x: Tensor) -> Tensor:
@@ -61,27 +66,53 @@ def _levels(count: int) -> _Support:
         return (level - level.round()).abs() < 1e-3
 
     grey = f"{count} grey levels, multiples of 1/{count - 1}"
-    advice = (
-        "store pixels as uint8, pass the number of levels as `--likelihood.levels`, or a likelihood of any number in"
-        " [0, 1], such as `--likelihood continuous_bernoulli`"
+    return _Support("unit_interval", holds, grey, _of_levels, discrete=True, stored=count == 256)
+
+
+def _of_levels(x: Tensor) -> str:
+    """What to do with data in [0, 1] that are not of some number of levels."""
+    values = x.unique()
+    for count in range(2, 257):
+        if _levels(count).holds(values).all():
+            return f"all data are of {count} levels: pass `--likelihood.levels {count}`"
+    return "pass `--likelihood continuous_bernoulli`, which scores any number in [0, 1], or round the data to levels"
+
+
+def _outside_unit_interval(x: Tensor) -> str:
+    """What to do with data of which some are not in [0, 1]."""
+    if not _are_counts(x).all():
+        return "pass `--likelihood gaussian`, or rescale the data to [0, 1]"
+    of_total = f"`--likelihood binomial --likelihood.total {x.max().item():.0f}`"
+    return (
+        f"all data are counts: pass `--likelihood poisson`, `negative_binomial` or `zinb`, or {of_total}, else"
+        " `--likelihood gaussian`"
     )
-    return _Support("unit_interval", holds, grey, advice, discrete=True, stored=count == 256)
 
 
 _SUPPORTS: dict[str, _Support] = {
-    "real": _Support(None, torch.isfinite, "a finite number", "mend or leave out that datum", stored=True),
+    "real": _Support(
+        None,
+        lambda x: x.abs() < LARGEST,
+        f"a finite number, less than {LARGEST:g} in size",
+        "mend or leave out that datum, or rescale the data",
+        stored=True,
+    ),
     "unit_interval": _Support(
         "real",
         lambda x: (x >= 0) & (x <= 1),
         "a pixel in [0, 1]",
-        "pass `--likelihood gaussian`, or rescale the data to [0, 1]",
+        _outside_unit_interval,
         stored=True,
     ),
     "open_unit_interval": _Support(
         "unit_interval",
         lambda x: (x > 0) & (x < (255 if x.dtype == torch.uint8 else 1)),
         "a pixel inside (0, 1)",
-        "pass `--dequantize uniform` with pixels stored as uint8, or `--likelihood continuous_bernoulli`",
+        lambda x: (
+            "pass `--dequantize uniform`, or `--likelihood continuous_bernoulli`"
+            if x.dtype == torch.uint8
+            else "pass `--likelihood continuous_bernoulli`, or store pixels as uint8, to be dequantized"
+        ),
     ),
     "levels": _levels(256),
     "binary": _Support(
@@ -99,12 +130,9 @@ _SUPPORTS: dict[str, _Support] = {
         "pass `--likelihood gaussian`",
         discrete=True,
         unstored="found uint8, which is read as pixels in [0, 1], expected counts: store counts as int32, or pass"
-        " `--likelihood bernoulli`",
+        " `--likelihood gaussian`",
     ),
 }
-
-
-_OF_COUNTS = "pass `--likelihood poisson`, `negative_binomial`, `zinb` or `binomial`, else `--likelihood gaussian`"
 
 
 def _support(name: str) -> _Support:
@@ -137,7 +165,6 @@ def check_part(data: str, part: str, x: Tensor, support: _Support, likelihood: s
         of = "" if part == "all" else f" of the {part} part"
         where = f"{data}: datum {at[0]}{of}, position ({', '.join(map(str, at[1:]))})"
         scores = f", as {likelihood} scores" if likelihood and support.within else ""
-        found, advice = f"{pixels(x[at]).item():.7g}", support.advice
-        if support is _SUPPORTS["unit_interval"] and _are_counts(x).all():
-            advice = f"all data are counts: {_OF_COUNTS}"
+        found = f"{pixels(x[at]).item():.7g}"
+        advice = support.advice if isinstance(support.advice, str) else support.advice(x)
         raise InputError(f"{where}: found {found}, expected {support.expected}{scores}: {advice}")

@@ -150,7 +150,7 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
         if key not in given:
             raise InputError(
                 f"site '{site['name']}': what it observes is not an argument of the programs as it stands: expected"
-                " that, so that the guide can be given what the model draws: use --gradient.phase wake"
+                " that, so that the guide can be given what the model draws: use the phase wake"
             )
     args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
     kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}

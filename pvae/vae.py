@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .base import Part, has_forward, loose_tensor, mean_of, members, path_of
+from .base import Part, check_type, has_forward, loose_tensor, mean_of, members, path_of
 from .conditions import Condition
 from .errors import InputError
 from .weights import LogWeights, log_weights
@@ -147,20 +147,22 @@ class VAE(Autoencoder):
 
         A Bernoulli decoder's last bias starts at the logit of the training mean, for one. Returns self.
         """
+        if not x.is_floating_point():
+            check_type(x, torch.get_default_dtype())
         for part in (self.prior, self.likelihood, self.posterior):
             part.initialize(x, y)
         return self
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) = p(z) p(x|z) for each datum."""
-        check_labels(y, len(x))
+        check_data(x, y)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(y))
             pyro.sample("x", self.likelihood(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
-        check_labels(y, len(x))
+        check_data(x, y)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
@@ -198,6 +200,17 @@ def drawn(prior: Part, n: int, y: Tensor | None) -> Tensor:
         ) from error
 
 
+def check_data(x: Tensor, y: Tensor | None) -> None:
+    """Refuse pixels as they are stored, which a network may take for numbers, and labels that are not one for each.
+
+    Raises:
+        InputError: they are so.
+    """
+    if getattr(x, "dtype", None) == torch.uint8:
+        check_type(x, torch.get_default_dtype())
+    check_labels(y, len(x))
+
+
 def check_labels(y: Tensor | None, n: int) -> None:
     """Refuse labels that are not one for each of n data.
 
@@ -224,7 +237,7 @@ def check_support(prior: Part, guide: Part) -> None:
         advice = ["give both the same options"]
     else:
         fits = {"guide": _of_support("guide", found[prior]), "prior": _of_support("prior", found[guide])}
-        advice = [f"choose --{family} {' or '.join(names)}" for family, names in fits.items() if names]
+        advice = [f"choose the {family} {' or '.join(names)}" for family, names in fits.items() if names]
     raise InputError(
         f"guide: {type(guide).__name__} draws from {found[guide]}, the prior {type(prior).__name__} from"
         f" {found[prior]}, expected the same of both{': ' if advice else ''}{'; or '.join(advice)}"

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .errors import InputError
-from .plates import PARTICLES, Plate, Site, check_shapes, data_plate
+from .plates import PARTICLES, Plate, Site, check_shapes, data_plate, written_at
+from .svi.faults import in_a_line
 
 Program = Callable[..., Any]
 
@@ -71,6 +72,10 @@ class Collect(Messenger):
                 self.program(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             check_shapes(error, dict(sites_of(self.sites, observed=True)), lambda: self._alone(*args, **kwargs))
+            if line := in_a_line(error):
+                before = [name for name, _ in sites_of(self.sites, observed=True)]
+                where = f"after site '{before[-1]}'" if before else "at the first site"
+                raise InputError(f"{where}{written_at(error)}: {line}") from error
             raise
         return self.sites
 
@@ -292,7 +297,7 @@ def scored(site: Site) -> Tensor:
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
         raise InputError(
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
-            " just drawn: expected --gradient reparam, or a flow with an inverse"
+            " just drawn: expected the gradient reparam, or a flow with an inverse"
         ) from error
 
 
@@ -349,17 +354,22 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
             try:
                 site["fn"].log_prob(site["value"])
             except ValueError as error:
-                raise InputError(f"site '{name}': {_outside(site, error)}") from error
+                raise InputError(f"site '{name}': {_outside(site) or in_a_line(error) or error}") from error
     frames = [frame for _, site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return max((-frame.dim for frame in frames), default=0)
 
 
-def _outside(site: Site, error: ValueError) -> str:
-    """A refused value in one line: Pyro prints all of it."""
-    text = " ".join(str(error).partition(", but found invalid values")[0].split())[:300]
-    good = site["fn"].support.check(site["value"])
-    first = "" if good.all() else f": first found outside at {(~good).nonzero()[0].tolist()}"
-    return text + first
+def _outside(site: Site) -> str:
+    """The first of a site's values that is outside its support, and where; nothing where all are inside."""
+    support, value = site["fn"].support, site["value"]
+    while isinstance(support, torch.distributions.constraints.independent):
+        support = support.base_constraint
+    if (good := support.check(value)).all():
+        return ""
+    at = (~good).nonzero()[0].tolist()
+    found = f"{value[tuple(at)].item():.7g}" if good.shape == value.shape else "a value outside"
+    scores = type(site["fn"]).__name__
+    return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {support}, as {scores} scores"
 
 
 def unvalidated() -> AbstractContextManager:

@@ -465,6 +465,28 @@ def test_interrupted_and_resumed(number, capsys, monkeypatch, plain, finished):
     assert_equal_runs(finished, "new")
 
 
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [*((each, "torch") for each in ("fit", "compare", "gradients", "sample", "parts", "")), ("fit", "rich.console")],
+)
+def test_interrupted_while_it_is_being_imported(command, module, here):
+    """Ctrl-C as a module begins to be imported: by the package, or by the command after it."""
+    (here / "sitecustomize.py").write_text(f"""if True:
+        import os, signal, sys
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "{module}":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Finder())
+    """)
+    name = ".".join(filter(None, ["pvae", command]))
+    paths = os.pathsep.join([str(here), str(Path(pvae.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{name.replace('.', ' ')}: error: interrupted: nothing to resume was written\n"
+
+
 def test_interrupted_again_and_again(monkeypatch, plain):
     options = [*SMALL, "--likelihood", "gaussian", "--likelihood.scale", "optimal", "--objective", "iwae"]
     options += ["--particles", "3", "--clip-norm", "5", "--save-every", "2"]

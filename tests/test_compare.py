@@ -205,9 +205,16 @@ def test_annealing_and_guides_are_of_the_same_chosen_data(whole):
     assert torch.equal(found.annealed.log_w, ais.log_w)
     part = whole.estimates("linear1")["ais"]
     assert part["log_p - iw.4"] == estimate(ais.log_p - found.test.iw[4][rows])
+    assert part["elbo"] == estimate(found.test.elbo[rows])  # of these data, which stand beside log p(x)
     # the exact values are better than annealing's where there are any
     torch.testing.assert_close(found.gap.log_p, linear(1).exact().log_prob(_x())[rows].double(), rtol=1e-5, atol=1e-5)
     assert torch.equal(whole.models["linear0"].gap.log_p, whole.models["linear0"].annealed.log_p)
+    # one gap, of the same draws, in both tables
+    parts = whole.estimates("linear0")
+    assert parts["gap"]["inference"] == parts["ais"]["log_p - elbo"]
+    assert torch.equal(whole.models["linear0"].gap.se["elbo"], whole.models["linear0"].test.se["elbo"][rows])
+    split = [parts["gap"][f"{name}.mean_field"].mean for name in ("approximation", "amortization")]
+    assert sum(split) == pytest.approx(parts["gap"]["inference"].mean, rel=1e-9)
 
 
 def _x():
@@ -553,7 +560,10 @@ def test_the_table_for_a_paper():
     assert body[1] == r"$L_{10}$ & $3.50 \pm 0.65$ & $\mathbf{4.00} \pm 0.65$ & $\mathbf{3.98} \pm 0.59$ \\"
     units, _, title, *paired = body[body.index(r"active units & 1 of 2 & 1 of 2 & 1 of 2 \\") :]
     assert units.startswith("active")
-    assert r"\emph{less first, paired by datum; below it wins/losses" in title
+    assert title == r"\multicolumn{4}{l}{\emph{less first}} \\"
+    assert (
+        r"Less first, paired by datum; below it wins/losses, and p of a two-sided sign test. Bold: the highest" in text
+    )
     assert paired[:2] == [
         r"ELBO &  & $+0.500 \pm 0.000$ & $+0.48 \pm 0.21$ \\",
         r" &  & 4/0, p=0.12 & 3/0, p=0.25 \\",
@@ -564,7 +574,7 @@ def test_the_table_for_a_paper():
 
 @pytest.mark.parametrize("one", [False, True])
 def test_the_table_for_a_paper_is_well_formed(whole, one):
-    found = dataclasses.replace(whole, models={"L_x%_~^\\{": whole.models["linear1"]}) if one else whole
+    found = dataclasses.replace(whole, models={"L_x%_~^\\{|a_b": whole.models["linear1"]}) if one else whole
     text = tables.latex(found, PROTOCOL)
     plain = re.sub(r"\\[{}]", "", text)
     assert plain.count("{") == plain.count("}")
@@ -575,11 +585,22 @@ def test_the_table_for_a_paper_is_well_formed(whole, one):
     columns = 1 + len(found.models)
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(row.count("&") == columns - 1 or row.startswith(rf"\multicolumn{{{columns}}}") for row in rows)
+    body = text.partition("\\toprule\n")[2].partition("\n\\bottomrule")[0].splitlines()
+    assert [line for line in body if line != r"\midrule"] == rows
+    assert max(map(len, re.findall(r"\\emph\{(.*?)\}", text))) < 50  # such a line is never broken
+    assert "--" not in text
     assert (r"\mathbf" in text) is not one
-    assert (r" & L\_x\%\_\textasciitilde{}\textasciicircum{}\textbackslash{}\{ \\" in text) is one
+    assert (r" & L\_x\%\_\textasciitilde{}\textasciicircum{}\textbackslash{}\{$|$a\_b \\" in text) is one
     for formula in re.findall(r"\$[^$]+\$", text.replace(r"\$", "")):
         MathTextParser("path").parse(formula)
     assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))
+
+
+def test_a_latent_that_is_not_used_is_told_of():
+    found = comparison(a=[-1.0, -2.0], b=[-1.0, -3.0])
+    found.models["b"] = Measured(dataclasses.replace(found.models["b"].test, latent_variance=torch.zeros(2)))
+    said = [note for note in rows.notes(found, PROTOCOL) if "active" in note]
+    assert said == [f"b: {evaluate_room.UNUSED}"]
 
 
 def test_annealing_and_fits_that_are_too_short_are_said():

@@ -70,7 +70,7 @@ def test_two_runs_in_every_form(runs, capsys):
     assert err == ""
     assert [line for line in out.splitlines() if line.startswith("written")] == [f"written: {name}" for name in names]
     assert "less vae, paired by datum" in out
-    assert "training, 359 data, 1 draws each" in out
+    assert "training, 359 data, 1 draw each" in out
     found = json.loads(Path("x.json").read_text())
     assert found["settings"]["K"] == [1, 5, 40]
     assert found["protocol"]["sizes"]["test"] == 359
@@ -200,6 +200,17 @@ def test_every_option_reaches_the_plan():
     )
     plain = compare._plan(compare._parser().parse(["run"]))
     assert plain == comparison.Plan()  # the library's defaults are the command's
+
+
+def test_other_data_are_said_once():
+    one = {"data": "a", "sha256": "1" * 64, "sizes": {"test": 1}, "binarization": "none"}
+    other = {**one, "data": "b", "sha256": "2" * 64, "sizes": {"test": 2}}
+    expected = "A and B: found different protocols, data 'a' and 'b', expected the same of both: fit one of them"
+    with pytest.raises(pvae.InputError) as found:
+        compare.check_protocols({"A": one, "B": other})
+    assert str(found.value) == f"{expected} again with the other's --data"
+    with pytest.raises(pvae.InputError, match=r"sha256 '1+' and '2+', expected the same"):
+        compare.check_protocols({"A": one, "B": {**one, "sha256": "2" * 64}})
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

@@ -56,8 +56,8 @@ def test_conditioned_networks_keep_the_contract(condition):
 class Wide(pvae.Prior):
     """Right: what the others are made from."""
 
-    def __init__(self, latent, condition=None):
-        super().__init__(latent, condition=condition)
+    def __init__(self, latent, **more):
+        super().__init__(latent, **more)
         self.log_scale = nn.Parameter(torch.zeros(latent))
 
     def normal(self):
@@ -164,13 +164,35 @@ class CountsItsCalls(Wide):
         return dist.Normal(0.1 * self.calls + torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
 
 
-class IgnoresItsLabels(Wide):
+class TakesACondition(Wide):
+    def __init__(self, latent, condition=None):
+        super().__init__(latent, condition=condition)
+
+
+class InheritsACondition(pvae.Prior):
+    """As its family does, which has `condition`; made without one it is a standard normal."""
+
+    def forward(self, y=None):
+        return dist.Normal(torch.zeros(self.latent), 1.0).to_event(1)
+
+
+class UsesWhatItInherits(InheritsACondition):
+    """Right: it depends on labels where it is made so."""
+
+    def forward(self, y=None):
+        mean = (
+            torch.zeros(self.latent) if self.condition is None else self.condition(y)[..., :1].expand(-1, self.latent)
+        )
+        return dist.Normal(mean, 1.0).to_event(1)
+
+
+class IgnoresItsLabels(TakesACondition):
     def forward(self, y=None):
         lead = () if y is None else y.shape
         return self.normal().expand([*lead, self.latent]).to_event(1)
 
 
-class DropsItsLabels(Wide):
+class DropsItsLabels(TakesACondition):
     """It takes a condition, and draws the same whatever the labels are, in one batch shape."""
 
     def forward(self, y=None):
@@ -193,7 +215,7 @@ class DrawsFromNonsense(Wide):
     support = "the unit sfere"
 
 
-class FlattensItsLabels(Wide):
+class FlattensItsLabels(TakesACondition):
     def __init__(self, latent, condition=None):
         super().__init__(latent, condition)
         self.means = nn.Linear(condition.size, latent)
@@ -356,6 +378,11 @@ BROKEN = [
     ),
     (IgnoresItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
     (DropsItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
+    (
+        InheritsACondition,
+        "labels",
+        r"made with condition=Label\(3\), .* write an __init__\(self, latent\) that does not",
+    ),
     (KeepsNoCondition, "labels", "found a condition that it takes and does not keep, expected it in use"),
     (ScoresNonsense, "support", "unknown name 'nonsense': known: binary, counts"),
     (DrawsFromNonsense, "model", "a support of its own, 'the unit sfere': members draw from 0 and 1, .*: pass guide="),
@@ -406,6 +433,12 @@ class Parity(pvae.conditions.Condition):
 class AllEven(Parity):
     def examples(self, n):
         return torch.zeros(n, dtype=torch.int64)
+
+
+def test_a_prior_that_was_made_without_its_condition_is_looked_at_with_one_too():
+    skip = [name for name in pvae.testing.contract.CLAUSES if name != "labels"]
+    for prior in (UsesWhatItInherits(2), pvae.priors.RealNVP(2), pvae.Normal(2)):
+        assert pvae.testing.check_prior(prior, skip=skip).clauses["labels"] == "ok"
 
 
 def test_labels_of_a_kind_of_ones_own():

@@ -287,7 +287,7 @@ def test_each_datum_has_its_own_total_for_every_particle():
 def test_a_missing_total_is_refused(member, y, found):
     outputs = 2 if member is ZeroInflatedNegativeBinomial else 1
     part = member(nn.Linear(2, 3 * outputs), (3,), library=True)
-    text = rf"y: found {found}, expected the total count of each datum, floats \(4, 1\), .*: pass --condition library$"
+    text = rf"y: found {found}, expected the total count of each datum, floats \(4, 1\), .*: pass them as y,"
     for wrong in (lambda: part(torch.zeros(4, 2), y), lambda: part.initialize(torch.ones(4, 3), y)):
         with pytest.raises(pvae.InputError, match=text):
             wrong()
@@ -332,7 +332,8 @@ def test_the_inverse_dispersion_starts_where_it_fits_the_variance(dispersion):
 
 def test_counts_above_the_total_are_refused():
     with pytest.raises(
-        pvae.InputError, match=r"found 10, but the largest count of the data is 11: .* pass --likelihood"
+        pvae.InputError,
+        match=r"found 10, but the largest count of the training data is 11: .* set it to that$",
     ):
         Binomial(nn.Linear(2, 2), (2,), total=10).initialize(torch.tensor([[1.0, 11.0]]))
     with pytest.raises(pvae.InputError, match="total: found 0, expected at least 1"):

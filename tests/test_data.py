@@ -238,7 +238,10 @@ def test_npz_with_labels(tmp_path):
 
 def test_npz_of_one_array(tmp_path):
     np.savez(tmp_path / "mine.npz", images=grey())
+    assert data.array_of(str(tmp_path / "mine.npz")) == "images"  # which a fit says
     assert load(tmp_path / "mine.npz").shape == (4, 3)
+    np.savez(tmp_path / "mine.npz", x=grey(), images=grey())
+    assert data.array_of(str(tmp_path / "mine.npz")) == data.array_of("digits") == ""
 
 
 def test_npz_in_parts(tmp_path):
@@ -391,6 +394,7 @@ ARRAYS = {
     "y fractions": ({"x": grey(), "y": labels() / 2}, "y: found 0.5 at 1, expected whole numbers"),
     "y nan": ({"x": grey(), "y": np.full(20, np.inf)}, "y: found inf at 0, expected whole numbers"),
     "names": ({"a": grey(), "b": grey()}, "found arrays a, b; expected x (and y), or x_train and x_test"),
+    "labels alone": ({"y": np.ones((20, 2))}, "found arrays y; expected x (and y)"),
     "no arrays": ({}, "found arrays none; expected x"),
     "no test": ({"x_train": grey(), "x_validation": grey()}, "found arrays x_train, x_validation; expected x"),
     "empty test": ({"x_train": grey(), "x_test": grey(0)}, "test part: found 0 data, expected at least 1"),

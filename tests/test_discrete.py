@@ -364,11 +364,11 @@ def test_annealing_needs_real_numbers(name):
         (
             lambda: vae_of(priors.Bernoulli, pvae.MeanField, {}),
             "guide: MeanField draws from the real numbers, the prior Bernoulli from 0 and 1, expected the same of both:"
-            r" choose --guide bernoulli; or choose --prior ",
+            r" choose the guide bernoulli; or choose the prior ",
         ),
         (
             lambda: vae_of(pvae.Normal, guides.RelaxedCategorical, {}),
-            r"from the real numbers, expected .* choose --guide .*mean_field.*; or choose --prior relaxed_categorical$",
+            r"from the real numbers, .* choose the guide .*mean_field.*; or choose the prior relaxed_categorical$",
         ),
         (
             lambda: pvae.VAE(
@@ -380,7 +380,7 @@ def test_annealing_needs_real_numbers(name):
         ),
         (
             lambda: vae_of(priors.Sphere, guides.Bernoulli, {}),
-            "choose --guide von_mises_fisher or power_spherical; or choose --prior bernoulli",
+            "choose the guide von_mises_fisher or power_spherical; or choose the prior bernoulli",
         ),
     ],
 )
@@ -395,11 +395,11 @@ def test_what_does_not_fit_is_refused_in_one_line(wrong, message):
     [
         (
             lambda: pvae.ELBO(),
-            "pass --particles 2 or more, and --gradient with one of those that need none: score, vimco$",
+            "pass 2 particles or more, and as the gradient one of those that need none: score, vimco$",
         ),
-        (lambda: pvae.IWAE(), "pass --particles 2 or more, .* none: score, vimco, ovis, rws$"),
-        (lambda: pvae.IWAE(3, gradient="dreg"), "wrong: pass --gradient with one of .*: score, vimco, ovis, rws$"),
-        (lambda: pvae.ELBO(3), "wrong: pass --gradient with one of .*: score, vimco$"),
+        (lambda: pvae.IWAE(), "pass 2 particles or more, .* none: score, vimco, ovis, rws$"),
+        (lambda: pvae.IWAE(3, gradient="dreg"), "wrong: pass as the gradient one of .*: score, vimco, ovis, rws$"),
+        (lambda: pvae.ELBO(3), "wrong: pass as the gradient one of .*: score, vimco$"),
     ],
 )
 def test_discrete_draws_under_the_default_gradient_are_told_what_to_pass(objective, advice):

@@ -332,6 +332,8 @@ def test_what_cannot_be_evaluated_is_refused(vae, x):
             evaluate(vae.model, vae.guide, x, particles=particles)
     with pytest.raises(pvae.InputError, match="evaluate: found no data, expected at least one datum"):
         evaluate(vae.model, vae.guide, x[:0])
+    with pytest.raises(pvae.InputError, match="compile: found 'ful', expected one of off, graph, full"):
+        evaluate(vae.model, vae.guide, x, compile="ful")
 
 
 @pytest.mark.parametrize("datum", [3, CELL + 2])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,34 @@ def test_a_run(run, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "signal-to-noise ratio, guide" in text
     assert "run, 20 test data, iwae, 5 gradients each" in text
+    assert "nan" not in text
+    assert "\nvimco              -" in text
+    assert "-: too few particles for vimco\n" in text
     rows = json.loads(files[0].read_text())["rows"]
     # VIMCO has none at K = 1: there are no other draws
     assert {(row["gradient"], row["particles"]) for row in rows} == {("reparam", 1), ("reparam", 4), ("vimco", 4)}
     with files[1].open() as file:
         assert [float(row["snr"]) for row in csv.DictReader(file)] == pytest.approx([row["snr"] for row in rows])
     assert files[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_estimators_that_coincide_are_one_line():
+    def found(guide, model):
+        return {k: {"guide": g, "model": m} for k, g, m in zip((1, 4, 16), guide, model, strict=True) if g}
+
+    def signal(snr):
+        return types.SimpleNamespace(summary=lambda: {"snr": snr}) if snr else None
+
+    def signals(*values):
+        return list(map(signal, values))
+
+    results = {
+        "reparam": found(signals(4, 2, 1), signals(5, 6, 7)),
+        "vimco": found(signals(None, 3.001, 3), signals(None, 6, 7)),
+        "stl": found(signals(4, 3, 3), signals(5, 6, 7)),
+    }
+    lines = gradients._lines(results, [1, 4, 16])
+    assert lines == {"reparam: guide": [4, 2, 1], "vimco, stl: guide": [4, 3.001, 3], "all: model": [5, 6, 7]}
 
 
 def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
@@ -52,10 +75,11 @@ def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
     [
         ([], "found neither a run nor --toy"),
         (["x", "--toy"], "found both a run and --toy"),
-        (["--toy", "--gradient", "vimco", "--particles", "1"], "2 or more"),
-        (["--toy", "--gradient", "drag"], "unknown gradient 'drag': did you mean 'dreg'?"),
-        (["--toy", "--objective", "chi", "--gradient", "gdreg"], "gdreg does not fit chi"),
+        (["--toy", "--gradient", "vimco", "--particles", "1"], "error: --gradient: vimco does not fit iwae: "),
+        (["--toy", "--gradient", "drag"], "--gradient: unknown gradient 'drag': did you mean 'dreg'?"),
+        (["--toy", "--objective", "chi", "--gradient", "gdreg"], "error: --gradient: gdreg does not fit chi"),
         (["--toy", "--particles", "0"], "--particles: found '0'"),
+        (["--toy", "--gradient", ","], "--gradient: found ',', expected estimators"),
         (["--toy", "--samples", "1"], "--samples"),
         (["--toy", "--out", "x.txt"], "--out x.txt: found the ending '.txt'"),
         (["nowhere"], "nowhere"),

@@ -18,6 +18,7 @@ from torch import nn
 
 import pvae
 from pvae import base, exact
+from pvae.svi import calls
 from pvae.svi.seen import Seen
 
 BETA = 1.0
@@ -403,6 +404,24 @@ def test_a_running_mean_in_pyros_store_is_replayed():
     assert trained("graph") == (expected, ["graph"], [])
 
 
+def test_what_changes_of_the_arguments_is_named():
+    def module_of(x, *, scale):
+        raise NotImplementedError
+
+    def change(now, before, program=module_of):
+        made = [calls.of_arguments(*given, calls.Numbers()) for given in (now, before)]
+        return calls.change(program, *made)
+
+    x = torch.zeros(3)
+    assert change((([x, x[:2]],), {"scale": 1}), (([x, x],), {"scale": 1})) == "x of shape (2,) after (3,)"
+    assert change(((x,), {"scale": 2}), ((x,), {"scale": "a"})) == "scale 2 after 'a'"
+    assert change(((x.double(),), {"scale": 1}), ((x,), {"scale": 1})) == "their types or how they lie in memory"
+    assert change(((x,), {}), ((x[:1],), {}), torch.nn.Linear(3, 3)) == "input of shape (3,) after (1,)"
+    assert change(((x, 1), {}), ((x[:1], 1), {}), max) == "arguments of shape (3,) after (1,)"
+    rows = [calls.of_rows([x], lambda x: x)(torch.arange(n)) for n in (2, 3)]
+    assert calls.change(module_of, *rows) == "rows (2,) after rows (3,)"
+
+
 # What steps are called with -------------------------------------------------------------------------------------------
 
 
@@ -420,7 +439,12 @@ ARGUMENTS = {
     "dict": (of_batch(lambda b: b["x"]), lambda step, x: ({"x": x + step, "name": "a"},), ["graph"], ""),
     "object": (of_batch(lambda b: b.x), lambda step, x: (Batch(x + step),), [], "other than tensors"),
     "numpy": (of_batch(torch.from_numpy), lambda step, x: ((x + step).numpy(),), [], "other than tensors"),
-    "shapes": (simple, lambda step, x: (x.repeat(step + 1),), ["graph"] * 7, "more than 8 shapes"),
+    "shapes": (
+        simple,
+        lambda step, x: (x.repeat(step + 1),),
+        ["graph"] * 7,
+        "more than 8 shapes or values, such as x of shape (54,) after (48,): ",
+    ),
     "last batch": (simple, lambda step, x: (x[: 6 if step % 3 else 2] + step,), ["graph"] * 2, ""),
     "dtype": (simple, lambda step, x: (x.double() if step > 5 else x,), ["graph"] * 2, ""),
     "strides": (simple, lambda step, x: (torch.stack([x, x], -1)[:, 0] if step > 5 else x,), ["graph"] * 2, ""),

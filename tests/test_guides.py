@@ -225,7 +225,7 @@ def test_a_points_numbers_are_the_joint_density_at_it():
 @pytest.mark.parametrize("gradient", [name for name, member in members("gradient").items() if member.scores])
 def test_a_point_has_no_density_for_an_estimator_to_weigh(gradient):
     vae = delta_vae()
-    with pytest.raises(pvae.InputError, match=r"'z': .* is a point mass.*expected --gradient reparam or stl"):
+    with pytest.raises(pvae.InputError, match=r"'z': .* is a point mass.*expected the gradient reparam or stl"):
         pvae.IWAE(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, torch.ones(4, DIM))
 
 

@@ -428,12 +428,12 @@ def dataset(x):
         (
             "levels",
             [0.0, 51 / 255, 1.0],
-            0.3001,
-            "256 grey levels, multiples of 1/255, as mine scores: store pixels as u",
+            0.31415,
+            "256 grey levels, multiples of 1/255, as mine scores: pass `--likelihood continuous_bern",
         ),
         ("17 levels", [0.0, 1 / 16, 1.0], 0.2, "17 grey levels, multiples of 1/16, as mine scores"),
-        ("open_unit_interval", [1e-9, 0.5], 0.0, "a pixel inside (0, 1), as mine scores: pass `--dequantize uniform`"),
-        ("open_unit_interval", [1e-9, 0.5], 1.0, "a pixel inside (0, 1), as mine scores: pass `--dequantize uniform`"),
+        ("open_unit_interval", [1e-9, 0.5], 0.0, "a pixel inside (0, 1), as mine scores: pass `--likelihood cont"),
+        ("open_unit_interval", [1e-9, 0.5], 1.0, "a pixel inside (0, 1), as mine scores: pass `--likelihood cont"),
         ("levels", [0.0], 1.5, "a pixel in [0, 1], as mine scores: pass `--likelihood gaussian`"),
         ("binary", [0.0, 1.0], 0.5, "0 or 1, as mine scores: pass `--binarize dynamic`"),
     ],
@@ -502,7 +502,7 @@ def test_dequantization_is_fixed_for_held_out_parts():
     assert not torch.equal(fixed.test.x, other.test.x)
     assert not torch.equal(fixed.test.x, fixed.validation.x)
     assert data.fix_dequantization(whole, "none", 0) is whole
-    with pytest.raises(InputError, match=r"mine: found numbers of float32, expected uint8, .*continuous_bernoulli`"):
+    with pytest.raises(InputError, match=r"mine: found numbers of float32, expected uint8, .*pass `--dequantize none`"):
         data.fix_dequantization(dataset(torch.rand(3, 2)), "uniform", 0)
     with pytest.raises(InputError, match="dequantize: unknown mode 'unifrm': did you mean 'uniform'"):
         data.dequantize(grey, "unifrm")
@@ -689,7 +689,7 @@ def test_digits_are_seventeen_levels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--likelihood", "beta"], "digits: found numbers of float32, expected uint8"),
+        (["--likelihood", "beta"], "found 0, expected a pixel inside (0, 1), as beta scores: pass `--likelihood c"),
         (["--likelihood", "beta", "--dequantize", "none"], "found 0, expected a pixel inside (0, 1), as beta scores"),
         (["--likelihood", "categorical"], "256 grey levels, multiples of 1/255, as categorical scores"),
         (["--likelihood", "beta", "--dequantize", "none", "--binarize", "static"], "expected a pixel inside (0, 1)"),

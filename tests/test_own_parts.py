@@ -94,7 +94,10 @@ BAD = [
     ),
     ("return dist.Normal(torch.zeros(3), 1.0).to_event(1)", r"event shape \(3,\), expected .* event shape \(2,\)"),
     ("return dist.Normal(torch.zeros(7, 2), 1.0).to_event(1)", r"batch shape \(7,\) .*, expected batch shape \(\) and"),
-    ("return dist.Normal(torch.zeros(2), -1.0).to_event(1)", r"mylab.py:14: ValueError: Expected parameter scale"),
+    (
+        "return dist.Normal(torch.zeros(2), -1.0).to_event(1)",
+        r"mylab.py:14: the scale of a Normal, of shape .*: found values outside",
+    ),
     (
         "return dist.Normal(self.nosuch, 1.0)",
         "--prior mylab:Bad: failed at .*mylab.py:14: AttributeError: 'Bad' object",

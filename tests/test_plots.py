@@ -25,15 +25,18 @@ FIGURES = {
     "reconstructions": lambda: plots.reconstructions(GREY, GREY),
     "reconstructions, one": lambda: plots.reconstructions(GREY[:1], GREY[:1]),
     "reconstructions, colour": lambda: plots.reconstructions(COLOUR, COLOUR, columns=4),
-    "reconstructions, profiles": lambda: plots.reconstructions(PROFILES[:7], PROFILES[:7]),
+    "reconstructions, table": lambda: plots.reconstructions(PROFILES[:7], PROFILES[:7]),
     "images": lambda: plots.image_grid(GREY, title="samples"),
     "images, one": lambda: plots.image_grid(GREY[:1], title="a title that is wider than the one image"),
     "images, scaled": lambda: plots.image_grid(GREY * 3 - 1),
     "images, constant": lambda: plots.image_grid(np.full((2, 4, 4), 7)),
     "images, colour": lambda: plots.image_grid(COLOUR * 3 - 1),
     "images, large": lambda: plots.image_grid(RNG.random((2, 1, 700, 700))),
-    "images, profiles": lambda: plots.image_grid(PROFILES[:7], title="profiles"),
-    "images, one profile of two": lambda: plots.image_grid([[1, 2]]),
+    "a table": lambda: plots.image_grid(PROFILES[:7], title="table"),
+    "a table, one row of two": lambda: plots.image_grid([[1, 2]]),
+    "a table of one column": lambda: plots.samples(PROFILES[:, :1], PROFILES[:5, :1]),
+    "samples of two columns": lambda: plots.samples(PROFILES[:, :2], PROFILES[:5, :2]),
+    "samples of 50": lambda: plots.samples(PROFILES, PROFILES[:5], title="a title"),
     "plane": lambda: plots.latent_plane(GREY[:12], [-2, -1, 1, 2], [-1, 0, 1], title="decoder"),
     "plane, one": lambda: plots.latent_plane(GREY[:1], [0.37], [0.37]),
     "scatter": lambda: plots.latent_scatter(RNG.normal(size=(200, 2)), DIGITS, title="posterior"),
@@ -54,6 +57,10 @@ FIGURES = {
     ),
     "k-hat, infinite": lambda: plots.khat_quantiles({"exact": [-np.inf] * 3, "one": [np.inf]}, 0.7),
     "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": np.arange(9) / (i + 1) for i in range(25)}, 0.7),
+    "signal": lambda: plots.signal_against_k(KS, {"a": [3, 2, 1], "b": [np.nan, 1, 2]}, floor=0.1, dashed=["b"]),
+    "signal, many": lambda: plots.signal_against_k(
+        KS, {f"a name that is as long as those of several estimators, {i}": [1, 2 + i, 3 + i] for i in range(18)}
+    ),
     "bound, one K": lambda: plots.bound_against_k([50], {"vae": [-88]}, {"vae": [0.1]}),
 }
 
@@ -102,7 +109,7 @@ def test_pyplot_is_never_touched_and_matplotlib_only_when_drawing(tmp_path):
     sys.modules["pvae"] = alone
     import pvae.plots as plots
     assert not {"matplotlib", "torch", "pyro"} & set(sys.modules), "imported too early"
-    plots.save(plots.image_grid([[0, 1, 1, 0]]), sys.argv[1])
+    plots.save(plots.image_grid([[[0, 1], [1, 0]]]), sys.argv[1])
     assert "matplotlib.pyplot" not in sys.modules, "pyplot was imported"
     """
     package = Path(plots.__file__).parents[1]
@@ -142,11 +149,36 @@ def test_reconstructions_name_every_row_and_keep_pairs():
     assert image[rows[1::2], 50].min() == 1
 
 
-def test_reconstructions_of_profiles_lie_over_the_data():
-    figure = plots.reconstructions(PROFILES, PROFILES + 1)
-    assert len(figure.axes) == 11
-    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["data", "reconstruction"]
-    assert len(figure.legends) == 1
+def test_reconstructions_of_a_table_stand_against_the_data_by_column():
+    table = PROFILES[:, :3] * [1, 3, 2]
+    figure = plots.reconstructions(table, table / 2)
+    assert [panel.get_title() for panel in figure.axes] == [
+        f"column {i + 1},  R² {1 - (x**2).sum() / 4 / ((x - x.mean()) ** 2).sum():.2f}" for i, x in enumerate(table.T)
+    ]
+    np.testing.assert_array_equal(figure.axes[1].get_lines()[1].get_xydata(), np.stack([table, table / 2], 2)[:, 1])
+    # of many columns those that vary most
+    wide = PROFILES * np.where(np.arange(50) % 5 == 2, 3, 0.1)
+    titles = [panel.get_title().partition(",")[0] for panel in plots.reconstructions(wide, wide).axes]
+    assert len(titles) == 12
+    assert {f"column {i}" for i in range(3, 51, 5)} < set(titles)
+
+
+def test_samples_of_a_table_are_histograms_beside_the_data():
+    figure = plots.samples(PROFILES[:, :3], PROFILES[:5, :3] + 9, names=("here", "there"))
+    data, drawn = (patch.get_data() for patch in figure.axes[2].patches)
+    assert (data.values * np.diff(data.edges)).sum() == pytest.approx(1)
+    assert drawn.values[:5].sum() == 0
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["here", "there"]
+    whole = plots.samples([[0, 1, 2], [2, 1, 0]], [[1, 1, 1]]).axes[0].patches[0].get_data()
+    assert whole.edges.tolist() == [-0.5, 0.5, 1.5, 2.5]
+
+
+def test_what_is_a_table():
+    image, size = np.linspace(0, 1, 128), {}
+    size = {"square": image.reshape(2, 64), "small": image.reshape(8, 16), "oblong": image[:126].reshape(2, 63)}
+    assert {name: plots.is_table(x) for name, x in size.items()} == {"square": False, "small": True, "oblong": True}
+    assert plots.is_table(size["square"] - 0.5)
+    assert not plots.is_table(GREY)
 
 
 def test_reconstructions_are_clipped_where_the_data_lie_in_the_unit_interval():
@@ -170,11 +202,9 @@ def test_image_grid_scales_by_one_range_with_a_colour_bar():
     assert figure.axes[0].images[0].get_array()[0, 0, 0] == 0.5
 
 
-def test_vectors_are_square_images_or_profiles():
-    assert len(plots.image_grid(np.zeros((5, 49))).axes[0].images) == 1
-    panels = plots.image_grid(np.zeros((5, 50)), columns=2).axes
-    assert [len(panel.get_lines()) for panel in panels] == [1] * 5
-    assert panels[0].get_shared_y_axes().joined(panels[0], panels[4])
+def test_vectors_are_square_images_or_tables():
+    assert len(plots.image_grid(np.zeros((5, 64))).axes[0].images) == 1
+    assert len(plots.image_grid(np.zeros((5, 49))).axes) == 12
 
 
 def test_latent_plane_puts_each_image_at_its_coordinates():
@@ -252,6 +282,7 @@ WRONG = {
     "images: found the empty shape": lambda: plots.image_grid(np.zeros((0, 8, 8))),
     "images: found 2 values that are NaN": lambda: plots.image_grid([[0, np.nan, np.inf, 1]]),
     "images: found no array of numbers": lambda: plots.image_grid(["a"]),
+    r"drawn: found shapes \(13, 8, 8\) and \(11, 50\), expected": lambda: plots.samples(GREY, PROFILES),
     "columns: found 0, expected at least 1": lambda: plots.image_grid(GREY, columns=0),
     r"reconstruction: found shape \(2, 8, 8\), expected \(13,": lambda: plots.reconstructions(GREY, GREY[:2]),
     "images: found shape .* expected 4 images": lambda: plots.latent_plane(GREY, [0, 1], [0, 1]),

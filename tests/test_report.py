@@ -10,7 +10,9 @@ import torch
 from pvae import fit
 from pvae.data import Split
 from pvae.load import load
-from pvae.report import picture, sample
+from pvae.report import closing, picture, sample
+from pvae.runs import Run
+from pvae.sample import main as main_of_sample
 from pvae.weights import log_weights
 
 
@@ -78,6 +80,18 @@ def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
     assert fit.main(command.split()) == 0
     assert (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+    assert main_of_sample([str(tmp_path / "run"), "-n", "9", "-o", str(tmp_path / "rows.png")]) == 0
+
+
+@pytest.mark.parametrize("active", [0, 3])
+def test_a_latent_that_is_not_used_is_told_of(run, active, monkeypatch):
+    found = Run.open(run)
+    summary = found.read_json("summary.json")
+    summary["test"]["active_units"] = active
+    monkeypatch.setattr(Run, "read_json", lambda *_: summary)
+    lines = [line for line in closing(found).splitlines() if "no latent unit is active" in line]
+    assert len(lines) == (active == 0)
 
 
 class Told(torch.nn.Linear):

@@ -13,6 +13,7 @@ PACKAGE = Path(pvae.__file__).parent
 
 # room: the rooms it may import from
 ROOMS = {
+    "start": set(),
     "errors": set(),
     "bounds": {"errors"},
     "svi": set(),
@@ -26,7 +27,7 @@ ROOMS = {
     "exact": {"errors", "base"},
     "networks": {"errors", "base"},
     "plates": {"errors"},
-    "weights": {"errors", "plates"},
+    "weights": {"errors", "plates", "svi"},
     "values": {"errors"},
     "conditions": {"errors", "base", "networks"},
     "discrete": {"errors"},
@@ -68,7 +69,7 @@ ROOMS = {
     "report": {
         *{"errors", "weights", "data", "evaluate", "checkpoints", "pace", "priors", "runs", "train", "vae", "plots"},
     },
-    "cli": {"errors", "base", "config", "values"},
+    "cli": {"errors", "base", "config", "start", "values"},
     "progress": {"train"},
     "fit": {"errors", "build", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "data", "load", "plots", "report"},

@@ -422,3 +422,33 @@ def test_parts_of_different_sizes_are_refused():
         pvae.VAE(pvae.Normal(3), pvae.Bernoulli(decoder, (6,)), pvae.MeanField(encoder, 4))
     with pytest.raises(pvae.InputError, match=r"prior: found Linear, expected a pvae.Part"):
         pvae.VAE(torch.nn.Linear(1, 1), pvae.Bernoulli(decoder, (6,)), pvae.MeanField(encoder, 4))
+
+
+STORED = r"^x: found uint8, expected float32, .*: pixels are stored as uint8: pass pvae\.data\.pixels\(x\)$"
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_pixels_as_they_are_stored_are_refused_in_a_line(network, vae):
+    vae, x = vae if network == "mlp" else conv_vae(), torch.full((3, *SHAPE), 255, dtype=torch.uint8)
+    calls = [vae.initialize, vae.model, vae.guide, vae.encode, vae.reconstruct, vae.log_weights]
+    calls += [pvae.SVI(vae.model, vae.guide, adam(), pvae.ELBO()).step, lambda x: evaluate(vae.model, vae.guide, x)]
+    for call in calls:
+        with pytest.raises(pvae.InputError, match=STORED):
+            call(x)
+
+
+def test_pixels_as_they_are_stored_are_refused_beside_labels_too():
+    labels, y = pvae.Label(2), torch.tensor([0, 1])
+    encoder = pvae.ConditionedEncoder(pvae.MLPEncoder(SHAPE, 2 * LATENT, context=2), labels)  # would take any numbers
+    vae = pvae.VAE(pvae.Normal(LATENT), pvae.Gaussian(pvae.mlp(LATENT, [], 20), SHAPE), pvae.MeanField(encoder, LATENT))
+    with pytest.raises(pvae.InputError, match=STORED):
+        vae.guide(torch.ones(2, *SHAPE, dtype=torch.uint8), y)
+
+
+def test_data_of_another_type_than_the_parameters_are_refused_in_a_line(vae, x):
+    with pytest.raises(
+        pvae.InputError, match=r"^x: found float64, expected float32, .*: pass x\.to\(torch\.float32\)$"
+    ):
+        evaluate(vae.model, vae.guide, x.double())
+    with pytest.raises(pvae.InputError, match=r"^x: found float32, expected float64"):
+        evaluate(vae.double().model, vae.guide, x)

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base import Part, mean_of
+from ..base import Part, check_type, mean_of
 from ..errors import InputError
-from ..vae import Autoencoder, check_labels, check_support, drawn
+from ..vae import Autoencoder, check_data, check_support, drawn
 from .inference import Inference
 
 SEEN = 5000
@@ -66,6 +66,8 @@ class Hierarchy(Autoencoder):
 
         The prior of zL is given what q(zL|.) takes: data, or draws of the layer below.
         """
+        if not x.is_floating_point():
+            check_type(x, torch.get_default_dtype())
         self.likelihood.initialize(x, y)
         few = torch.arange(0, len(x), -(-len(x) // SEEN), device=x.device)
         seen, labels = x[few], None if y is None else y[few]
@@ -90,7 +92,7 @@ class Hierarchy(Autoencoder):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) for each datum, from the top."""
-        check_labels(y, len(x))
+        check_data(x, y)
         with pyro.plate("data", len(x)):
             z = pyro.sample(f"z{len(self.layers) + 1}", self.prior(y))
             for number in range(len(self.layers), 0, -1):
@@ -99,7 +101,7 @@ class Hierarchy(Autoencoder):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
-        check_labels(y, len(x))
+        check_data(x, y)
         with pyro.plate("data", len(x)):
             self.posterior(x, y, self.layers)
 

@@ -209,7 +209,7 @@ def _gaussian(part: Part, found: Any, number: int) -> tuple[Tensor, Tensor]:
     if not isinstance(base, torch.distributions.Normal):
         raise InputError(
             f"ladder: found {type(found).__name__} for z{number}, of {type(part).__name__}, expected Gaussians with"
-            " independent dimensions, such as mean_field gives, to weigh by precision: choose --hierarchy top_down"
+            " independent dimensions, such as mean_field gives, to weigh by precision: choose the hierarchy top_down"
         )
     return base.loc, base.scale
 

@@ -53,8 +53,8 @@ class Binomial(Likelihood, name="binomial"):
         if x.max() > self.total:
             largest = f"{x.max().item():.7g}"
             raise InputError(
-                f"--likelihood.total: found {self.total.item():.7g}, but the largest count of the data is {largest}:"
-                f" expected at least that: pass --likelihood.total {largest}"
+                f"likelihood.total: found {self.total.item():.7g}, but the largest count of the training data is"
+                f" {largest}: expected at least that, and the largest of all data: set it to that"
             )
         least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
         self.center((x.mean(0) / self.total).clamp(least, 1 - least).logit())

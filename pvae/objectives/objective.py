@@ -96,7 +96,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self.chunk, self._at_once = chunk, 0
         self.clock: Tensor | None = None
         self._losses: Tensor | None = None
-        self.gradient = lookup("gradient", gradient)() if isinstance(gradient, str) else gradient
+        self.gradient = lookup("gradient", gradient, "gradient")() if isinstance(gradient, str) else gradient
         estimators.check(self.gradient, self)
 
     @property

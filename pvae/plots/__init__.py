@@ -12,18 +12,21 @@ from pvae.plots.charts import (
     learning_curves,
     signal_against_k,
 )
-from pvae.plots.pictures import image_grid, latent_plane, reconstructions
+from pvae.plots.columns import is_table
+from pvae.plots.pictures import image_grid, latent_plane, reconstructions, samples
 from pvae.plots.style import save
 
 __all__ = [
     "active_units",
     "bound_against_k",
     "image_grid",
+    "is_table",
     "khat_quantiles",
     "latent_plane",
     "latent_scatter",
     "learning_curves",
     "reconstructions",
+    "samples",
     "save",
     "signal_against_k",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,12 +118,17 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
 
 @styled()
 def signal_against_k(
-    ks: ArrayLike, signals: Mapping[str, ArrayLike], *, floor: float | None = None, title: str = ""
+    ks: ArrayLike,
+    signals: Mapping[str, ArrayLike],
+    *,
+    floor: float | None = None,
+    dashed: Collection[str] = (),
+    title: str = "",
 ) -> Figure:
     """The signal-to-noise ratio of gradients against the number of particles K, a line for each estimator.
 
     `ks` (M,) is at least 1; `signals[estimator]` (M,) is above 0, NaN where not measured; below `floor` nothing can be
-    told from no signal. Raises `InputError` for other shapes.
+    told from no signal. Those named in `dashed` are so. Raises `InputError` for other shapes.
 
     >>> signal_against_k([1, 16], {"iwae": [0.8, 0.2]}, floor=0.02).axes[0].get_yscale()
     'log'
@@ -135,8 +141,10 @@ def signal_against_k(
         keep = np.isfinite(y) & (y > 0)
         if not keep.any():
             raise InputError(f"signals[{name!r}]: found none above 0, expected a signal for one K at least")
-        axes.plot(at[order][keep], y[keep], label=name, marker="o", **_look(i))
-        last[name] = y[keep][-1]
+        look = _look(i) | ({"ls": "--"} if name in dashed else {})
+        label = textwrap.fill(name, 24)
+        axes.plot(at[order][keep], y[keep], label=label, marker="o", **look)
+        last[label] = y[keep][-1]
     if floor is not None:
         axes.axhline(floor, color=INK, ls="--", lw=0.9, label="no signal")
         last["no signal"] = floor
@@ -263,7 +271,8 @@ def _legend(figure: Figure, axes: Axes, last: Mapping[str, float]) -> None:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     names = sorted(last, key=last.__getitem__, reverse=True)
     labels = [f"{name}{'  ' if len(last) > 7 else chr(10)}{formatted(last[name])}" for name in names]
-    figure.set_figheight(max(figure.get_figheight(), 0.18 * len(last) + 0.2))
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure.set_figheight(max(figure.get_figheight(), 0.18 * lines + 0.2))
     figure.legend([handles[n] for n in names], labels, loc="outside right upper", handlelength=1.4)
 
 

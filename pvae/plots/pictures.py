@@ -1,16 +1,17 @@
-"""Pictures: data and what a model makes of them, as mosaics with square, sharp pixels or as small line plots."""
+"""Pictures: data and what a model makes of them, as mosaics with square, sharp pixels; tables by column."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pvae.errors import InputError
-from pvae.plots.style import DPI, LINES, formatted, numbers, settled, styled, vector
+from pvae.plots.columns import against, histograms, is_table
+from pvae.plots.style import DPI, formatted, numbers, styled, vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,20 +24,22 @@ _WIDTH, _TILE = 1300, 200  # the widest mosaic and tile, in dots
 def reconstructions(
     x: ArrayLike, reconstruction: ArrayLike, *, titles: Sequence[str] = ("data", "reconstruction"), columns: int = 10
 ) -> Figure:
-    """Data and their reconstructions: a named row of each, in pairs; vectors that are no image are overlaid.
+    """Data and their reconstructions: a named row of each, in pairs; of a table's columns, one against the other.
 
-    Both are (N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D). Where the data lie in [0, 1] the reconstruction
-    is clipped to it. Raises `InputError` where the shapes differ or aren't one of these.
+    Both are (N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D), a table unless `is_table` says otherwise. Where the data
+    lie in [0, 1] the reconstruction is clipped to it. Raises `InputError` where the shapes differ or aren't one of
+    these.
 
-    >>> figure = reconstructions([[0, 1, 1, 0]] * 12, [[0.1, 0.8, 0.9, 0.2]] * 12)
+    >>> figure = reconstructions([[[0, 1], [1, 0]]] * 12, [[[0.1, 0.8], [0.9, 0.2]]] * 12)
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['data', 'reconstruction', 'data', 'reconstruction']
     """
-    data, model = _pictures(x, "x"), _pictures(reconstruction, "reconstruction")
+    data, model = numbers(x, "x"), numbers(reconstruction, "reconstruction")
     if data.shape != model.shape:
-        raise InputError(f"reconstruction: found shape {np.shape(reconstruction)}, expected {np.shape(x)}, that of x")
-    if data.ndim == 2:
-        return _profiles(dict(zip(titles, (data, model), strict=True)), _cells(len(data), min(columns, 5)))
+        raise InputError(f"reconstruction: found shape {model.shape}, expected {data.shape}, that of x")
+    if is_table(data):
+        return against(data, model, (titles[0], titles[1]))
+    data, model = _pictures(data, "x"), _pictures(model, "reconstruction")
     above, limits = _cells(len(data), columns), _range(data, np.stack([data, model]))
     below = np.where(above < 0, -1, above + len(data))
     cells = np.stack([above, below], axis=1).reshape(-1, above.shape[1])
@@ -49,18 +52,19 @@ def reconstructions(
 
 @styled()
 def image_grid(images: ArrayLike, *, columns: int | None = None, title: str = "") -> Figure:
-    """Images in a grid, such as samples from the prior; vectors that are no image as small line plots.
+    """Images in a grid, such as samples from the prior; of a table a histogram of each column.
 
-    `images` is (N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D), a square D being a square image. Values
+    `images` is (N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D), a table unless `is_table` says otherwise. Values
     outside [0, 1] are scaled by one range, which a colour bar gives. Raises `InputError` for another shape.
 
-    >>> len(image_grid([[0, 1, 1, 0]] * 9, title="samples").axes)
+    >>> len(image_grid([[[0, 1], [1, 0]]] * 9, title="samples").axes)
     1
     """
-    pictures = _pictures(images, "images")
+    array = numbers(images, "images")
+    if is_table(array):
+        return histograms({"": array}, title)
+    pictures = _pictures(array, "images")
     cells = _cells(len(pictures), columns)
-    if pictures.ndim == 2:
-        return _profiles({"": pictures}, cells, title)
     limits = _range(pictures, pictures)
     return _canvas(_mosaic(pictures, cells, limits)[0], title, limits)[0]
 
@@ -85,7 +89,7 @@ def latent_plane(images: ArrayLike, grid_x: ArrayLike, grid_y: ArrayLike, *, tit
     if array.shape[:2] == shape and len(array) != math.prod(shape):
         array = array.reshape(-1, *array.shape[2:])
     pictures = _pictures(array, "images")
-    if pictures.ndim == 2 or len(pictures) != math.prod(shape):
+    if len(pictures) != math.prod(shape):
         want = f"{math.prod(shape)} images, one for each point of the grid ({shape[0]}, {shape[1]})"
         raise InputError(f"images: found shape {np.shape(images)}, expected {want}")
     limits, cells = _range(pictures, pictures), np.arange(len(pictures)).reshape(shape)[::-1]
@@ -100,14 +104,28 @@ def latent_plane(images: ArrayLike, grid_x: ArrayLike, grid_y: ArrayLike, *, tit
     return figure
 
 
+@styled()
+def samples(x: ArrayLike, drawn: ArrayLike, *, names: Sequence[str] = ("data", "samples"), title: str = "") -> Figure:
+    """Rows of a table, (N, D) each: how each column is distributed in the data and in what a model draws.
+
+    Raises `InputError` where they are none, or differ in D.
+
+    >>> len(samples([[0, 1, 2]] * 9, [[0.5, 1, 2]] * 5).axes)
+    3
+    """
+    tables = [numbers(x, "x"), numbers(drawn, "drawn")]
+    if tables[0].ndim != 2 or tables[1].shape[1:] != tables[0].shape[1:]:
+        raise InputError(f"drawn: found shapes {tables[0].shape} and {tables[1].shape}, expected (N, D) and (M, D)")
+    return histograms(dict(zip(names, tables, strict=True)), title)
+
+
 def _pictures(values: ArrayLike, name: str) -> np.ndarray:
-    """Images as (N, H, W, channels); vectors that are no square image stay (N, D)."""
+    """Images as (N, H, W, channels); of vectors, those of a square size."""
     array = numbers(values, name)
     if array.ndim == 2:
         side = math.isqrt(array.shape[1])
-        if side * side != array.shape[1]:
-            return array
-        array = array.reshape(-1, side, side)
+        if side * side == array.shape[1]:
+            array = array.reshape(-1, side, side)
     array = array[:, None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         known = "(N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D)"
@@ -178,33 +196,6 @@ def _canvas(
         ramp = ScalarMappable(Normalize(*limits), "gray")
         figure.colorbar(ramp, cax=bar_axes, ticks=limits, format=lambda v, _: formatted(v, ".3g"))
     return figure, axes
-
-
-def _profiles(series: Mapping[str, np.ndarray], cells: np.ndarray, title: str = "") -> Figure:
-    """Small multiples of (N, D) vectors on common axes, the series laid over one another."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    rows, columns = cells.shape
-    figure = Figure(figsize=(min(6.5, 1.6 + 1.3 * columns), 0.9 + 0.85 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for (row, column), index in np.ndenumerate(cells):
-        panel = panels[row, column]
-        if index < 0:
-            panel.remove()
-            panels[row - 1, column].tick_params(labelbottom=True)
-            continue
-        for (name, values), colour in zip(series.items(), LINES, strict=False):
-            marker = "o-" if values.shape[1] < 4 else "-"
-            panel.plot(range(1, values.shape[1] + 1), values[index], marker, color=colour, lw=1, label=name)
-    panels[0, 0].xaxis.set_major_locator(MaxNLocator(2, integer=True))
-    panels[0, 0].yaxis.set_major_locator(MaxNLocator(2))
-    figure.supxlabel("dimension")
-    figure.supylabel("value")
-    figure.suptitle(title or None)
-    if len(series) > 1:
-        figure.legend(handles=panels[0, 0].get_lines(), loc="outside upper center", ncols=len(series))
-    return settled(figure)
 
 
 def _nice_ticks(grid: np.ndarray) -> np.ndarray:

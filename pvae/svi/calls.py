@@ -125,6 +125,25 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
     return Call(inputs, arguments, key, label, (args, kwargs), numbers=as_tensors, sources=tensors, objects=objects)
 
 
+def change(program: Callable[..., Any], now: Call, before: Call) -> str:
+    """What of a program's arguments is of another shape or value than before: "x of shape (3,) after (2,)"."""
+    if now.given is None or before.given is None:
+        return f"{now.label} after {before.label}"
+    try:
+        signature = inspect.signature(getattr(program, "forward", program))
+        bound = [signature.bind(*args, **kwargs).arguments for args, kwargs in (now.given, before.given)]
+    except (TypeError, ValueError):  # a program that tells nothing of its arguments
+        bound = [{"arguments": call.given} for call in (now, before)]
+    for name in bound[0]:
+        for leaf, was in zip(*(tree_flatten(arguments.get(name))[0] for arguments in bound), strict=False):
+            if isinstance(leaf, Tensor) and isinstance(was, Tensor):
+                if leaf.shape != was.shape:
+                    return f"{name} of shape {tuple(leaf.shape)} after {tuple(was.shape)}"
+            elif _part(leaf) != _part(was):
+                return f"{name} {leaf!r} after {was!r}"
+    return "their types or how they lie in memory"
+
+
 @functools.cache
 def _flat(count: int, names: tuple[str, ...]) -> tuple[TreeSpec, str]:
     """How arguments lie that are no lists or dicts, and its text: to write that takes long."""

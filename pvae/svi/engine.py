@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from . import calls, optimizers
 from .calls import Call
-from .faults import NonFiniteError, blame, finite, norm_of, read
+from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
 from .parameters import Parameters, Snapshot
@@ -243,7 +243,7 @@ class SVI(pyro.infer.SVI):
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, Tensor]:
         """The losses, and the norm of the gradient, which is left on the parameters."""
-        with self._used, of(self.precision, self._device.type):
+        with in_lines(), self._used, of(self.precision, self._device.type):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.replaced:
             self._replace()

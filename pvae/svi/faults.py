@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 
 import pyro
@@ -25,6 +27,55 @@ LOST = (
     "their batches have been changed in place since, so which it was is lost: parameters are those before this step:"
     " pass a new tensor at each step, or set check_every=1"
 )
+
+
+_OF = r"\(Tensor of shape (\(.*?\))\)"
+_PARAMETER = rf"Expected parameter (\w+) {_OF} of distribution (\w+)\(.*\) to satisfy the constraint (.*)"
+_VALUE = rf"Expected value argument {_OF} to be within the support \((.*)\) of the distribution (\w+)\("
+
+
+def in_a_line(error: Exception) -> str:
+    """What torch's validation refuses, without the page of numbers that it prints; nothing where it is no such error.
+
+    >>> try:
+    ...     torch.distributions.Normal(torch.tensor([0.0, float("nan")]), 1.0)
+    ... except ValueError as error:
+    ...     in_a_line(error)
+    'the loc of a Normal, of shape (2,): found nan, expected Real(): parameters or data are not finite'
+    """
+    text, refused, found = " ".join(str(error).split()).partition(", but found invalid values")
+    if not refused:
+        return ""
+    lost = re.search(r"\bnan\b|\binf\b", found.partition(")")[0])
+    what = lost[0] if lost else "values outside"
+    end = ": parameters or data are not finite" if lost else ""
+    site = re.match(r"Error while computing log_prob at (site '.*?'): ", text)
+    where = f"{site[1]}: " if site else ""
+    if parts := re.search(_PARAMETER, text):
+        name, shape, kind, expected = parts.groups()
+        return f"{where}the {name} of a {kind}, of shape {shape}: found {what}, expected {_inner(expected)}{end}"
+    if parts := re.search(_VALUE, text):
+        shape, expected, kind = parts.groups()
+        return f"{where}a value of shape {shape}: found {what}, expected {_inner(expected)}, as {kind} scores{end}"
+    return text[:300]
+
+
+@contextmanager
+def in_lines() -> Iterator[None]:
+    """Within it what torch's validation refuses is a ValueError of one line."""
+    try:
+        yield
+    except ValueError as error:
+        if line := in_a_line(error):
+            raise ValueError(line) from error
+        raise
+
+
+def _inner(constraint: str) -> str:
+    """A constraint without what says how many dimensions are one event."""
+    while found := re.fullmatch(r"IndependentConstraint\((.*), \d+\)", constraint):
+        constraint = found[1]
+    return constraint
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:

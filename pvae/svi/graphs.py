@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import optimizers
 from .building import Build, Step
-from .calls import Call
+from .calls import Call, change
 from .faults import norm_of, read
 from .precision import TOLERANCE, products
 from .replay import Captured
@@ -137,6 +137,8 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.too_many = ""
+        """The argument with which there were too many shapes or values."""
         self._graphs: dict[Any, Graph] = {}
         self._last: dict[str, Call] = {}
         """The last call of each kind."""
@@ -190,7 +192,10 @@ class Graphs:
             self._warn(OTHERS)
             return None
         if call.label not in self.counts and len(self.counts) >= SHAPES:
-            self._warn(f"arguments came in more than {SHAPES} shapes or values: steps on later ones run eagerly")
+            if not self.too_many:  # said once, of the first
+                self.too_many = change(svi.model, call, next(reversed(self._last.values()), call))
+                what = f"more than {SHAPES} shapes or values, such as {self.too_many}"
+                self._warn(f"arguments came in {what}: steps on later ones run eagerly")
             return None
         count = self.counts[call.label] = self.counts.get(call.label, 0) + steps
         call.versions  # noqa: B018  as they are now

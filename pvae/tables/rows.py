@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..comparison import Comparison, Estimate, Measured
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS
+from ..evaluate import BOUNDS, UNUSED
 
 
 class Row(NamedTuple):
@@ -46,7 +46,8 @@ def label(quantity: str) -> str:
         return {"50": "k-hat, median", "above": "k-hat > threshold"}.get(rest, f"k-hat, {rest}%")
     if rest and first in ("approximation", "amortization", "rate"):
         return f"{first}, {rest.replace('_', '-')}"
-    known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)", "information": "mutual information"}
+    known = {"elbo": "ELBO", "ess": "ESS of the weights", "log_p": "log p(x)"}
+    known |= {"information": "mutual information", "inference": "log p(x) - ELBO"}
     return known.get(quantity, quantity)
 
 
@@ -135,16 +136,21 @@ def units(found: Measured) -> str:
 def _titles(found: Comparison) -> dict[str, str]:
     plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
     few = f"{len(found.chosen):,} of the test data"
+    known = any(each.exact is not None for each in found.models.values())
     return {
         "test": "test",
-        "train": "" if size is None else f"training, {len(size.elbo):,} data, {size.draws:,} draws each",
+        "train": ""
+        if size is None
+        else f"training, {len(size.elbo):,} data, {size.draws:,} draw{'s' * (size.draws != 1)} each",
         "difference": "training less test",
         "exact": "exact",
         "ais": ""
         if annealing is None
         else f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures, "
-        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; from below",
-        "gap": f"inference gap, log p(x) - ELBO, split by guides fitted to each datum alone: {few}",
+        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; log p(x) from below, bounds of these data",
+        "gap": f"inference gap: {few}; ELBO* is that of a guide fitted to each datum alone,"
+        " approximation log p(x) - ELBO*, amortization ELBO* - ELBO"
+        + ("; log p(x) is the exact one where it is known" if known else ""),
     }
 
 
@@ -168,7 +174,9 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
-    for name in found.models:
+    for name, each in found.models.items():
+        if not each.test.active_units:
+            yield f"{name}: {UNUSED}"
         yield from _too_short(name, found.estimates(name))
 
 

@@ -14,12 +14,15 @@ from .rows import Row, Table, notes, tables
 def latex(found: Comparison, protocol: dict[str, Any]) -> str:
     """A table for a paper, in the style of booktabs.
 
-    Bounds in bold are the highest, and those less than two standard errors of their paired difference below it.
+    Bounds in bold are the highest, and those less than two standard errors of their paired difference below it. What
+    is above a part of the table is short; what else its title says is in the caption, where lines are broken.
     """
-    names = list(found.models)
-    sections = [_section(found, table) for table in tables(found, protocol)]
-    bold = " Bold: the highest bound, and those within two standard errors of the paired difference from it."
-    caption = " ".join(f"{escape(note)}." for note in notes(found, protocol)) + (bold if len(names) > 1 else "")
+    names, parts = list(found.models), list(tables(found, protocol))
+    sections = [_section(found, table) for table in parts]
+    said = [*notes(found, protocol), *(_upper(table.title) for table in parts if _short(table.title) != table.title)]
+    if len(names) > 1:
+        said.append("Bold: the highest bound, and those within two standard errors of the paired difference from it")
+    caption = " ".join(f"{escape(sentence)}." for sentence in said)
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
@@ -41,9 +44,21 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
 
 def _section(found: Comparison, table: Table) -> str:
     columns = 1 + len(found.models)
-    head = [] if table.part == "test" else [rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(table.title)}}}}} \\"]
+    head = (
+        []
+        if table.part == "test"
+        else [rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(_short(table.title))}}}}} \\"]
+    )
     lines = [line for row in table.rows for line in _lines(found, table.part, row)]
     return "\n".join([*head, *lines])
+
+
+def _short(title: str) -> str:
+    return re.split("[:;,] ", title)[0]
+
+
+def _upper(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _lines(found: Comparison, part: str, row: Row) -> list[str]:
@@ -82,14 +97,25 @@ def _best(found: Comparison, key: str) -> set[str]:
 
 _ESCAPED = str.maketrans(
     {char: rf"\{char}" for char in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+    }
 )
 
 
 def escape(words: str) -> str:
-    """Text as LaTeX prints it; L_K is set as a formula, +- as its sign."""
-    parts = re.split(r"(\bL_\w+|\+-|\bk-hat\b|\blog p\(x(?:\|y)?\)|\blog N\b)", words)
-    known = {"+-": r"$\pm$", "k-hat": r"$\hat{k}$", "log N": r"$\log N$"}
+    r"""Text as LaTeX prints it; L_K is set as a formula, +- and a minus as their signs.
+
+    >>> print(escape("log p(x) - L_10, 50% of run_1: raise --steps"))
+    $\log p(x)$ $-$ $L_{10}$, 50\% of run\_1: raise -{}-steps
+    """
+    parts = re.split(r"(\bL_(?:\d+|K)\b|\+-|--| - |\bk-hat\b|\blog p\(x(?:\|y)?\)|\blog N\b)", words)
+    known = {"+-": r"$\pm$", "--": "-{}-", " - ": " $-$ ", "k-hat": r"$\hat{k}$", "log N": r"$\log N$"}
     known |= {words: rf"$\{words}$" for words in ("log p(x)", "log p(x|y)")}
     return "".join(
         (known.get(part) or f"$L_{{{part[2:]}}}$") if i % 2 else part.translate(_ESCAPED)

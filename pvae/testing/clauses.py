@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..conditions import Label
 from ..errors import InputError
 from ..objectives import ELBO, IWAE, Objective
 from ..supports import supports_to
@@ -72,11 +73,28 @@ def labels(s: Subject) -> str | None:
         taken = inspect.signature(type(s.part)).parameters.get("condition")
         keeps = taken is None or taken.default is not taken.empty
         expect(keeps, "a condition that it takes and does not keep", "it in use", "use y, or do not take it")
-        return None
+        return None if taken is None else _with_condition(s)
     if s.condition is None and s.y is None:
         return None
     _shaken(s.part)
     return next(filter(None, [_depends(s, lead) for lead in LEADS[1:]]), None)
+
+
+def _with_condition(s: Subject) -> str | None:
+    """Of a part that takes a condition, if only as its family does, and was made without: the same with one."""
+    try:
+        made = type(s.part)(s.latent, condition=Label(3))
+        vae = type(s.vae)(made, s.vae.likelihood, s.vae.posterior)
+    except (TypeError, ValueError, AttributeError):
+        return "it was made without a condition, and is not made with one by its defaults: check one that has it"
+    _shaken(made)
+    try:
+        return _depends(Subject(made, vae.eval(), s.latent, s.shape), (8,))
+    except Broken as error:
+        raise Broken(
+            f"made with condition=Label(3), which its __init__ takes: {error}; if it has no labels to depend on, write"
+            " an __init__(self, latent) that does not take one"
+        ) from error
 
 
 def _depends(s: Subject, lead: tuple[int, ...]) -> str | None:
