@@ -4,6 +4,7 @@ import importlib
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -50,6 +51,8 @@ class _Names(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func in _WHOLE and any(isinstance(leaf, DeviceTensor) for leaf in args) and torch.backends.cudnn.enabled:
+            torch.ops.aten.empty.memory_format([0]).set_(args[0].untyped_storage())  # cuDNN's weights are in one memory
         if func is Tensor.cuda:
             return args[0].to(HIDDEN, non_blocking=kwargs.get("non_blocking", False))
         if func in (Tensor.tolist, Tensor.numpy) and isinstance(args[0], DeviceTensor):
@@ -79,6 +82,9 @@ class _Names(TorchFunctionMode):
         return torch.ops.aten.lift_fresh(made).requires_grad_(kwargs.get("requires_grad", False))
 
 
+_WHOLE = {getattr(torch, name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")}
+
+
 def _is_cuda(name):
     return name.partition(":")[0] == "cuda" if isinstance(name, str) else getattr(name, "type", "") == "cuda"
 
@@ -102,12 +108,16 @@ class _Stream:
 
 @contextmanager
 def _capturing(graph, pool=None, stream=None, capture_error_mode="global"):
+    pool = pool or object()
+    assert pool not in graph.device.underway, "a capture to this pool seems to go on"
+    graph.device.underway.append(pool)
     graph.capture_begin()
     try:
         yield
     finally:
         with alone():
             graph.capture_end()
+        graph.device.underway.remove(pool)
 
 
 def _compiled(graph, inputs, device):
@@ -165,7 +175,7 @@ def _grouped(own):
 
 
 def _torch_cuda(device):
-    """What `torch.cuda` has."""
+    """What `torch.cuda` has, and torch beneath it."""
 
     def set_state(state, *_):
         assert device.capturing is None, "the generator's state cannot be set in a capture"
@@ -181,6 +191,12 @@ def _torch_cuda(device):
     def unstick(_):
         device.stuck = False
 
+    def end(_, pool):
+        if pool not in device.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        device.underway.remove(pool)
+
+    pools = count()
     generator = SimpleNamespace(clone_state=get_state, graphsafe_set_state=unstick)
 
     return {
@@ -204,8 +220,8 @@ def _torch_cuda(device):
         "stream": lambda _: nullcontext(),
         "CUDAGraph": partial(Capture, device),
         "graph": _capturing,
-        "graph_pool_handle": lambda: (0, 1),
-    }
+        "graph_pool_handle": lambda: (0, next(pools)),
+    }, {"_cuda_endAllocateToPool": end, "_cuda_releasePool": lambda *_: None}
 
 
 def _seeded(seed):
@@ -222,8 +238,10 @@ def emulated():
         def put(holder, name, value):
             stack.enter_context(patch.object(holder, name, value))
 
-        for name, value in _torch_cuda(device).items():
-            put(torch.cuda, name, value)
+        functions, private = _torch_cuda(device)
+        for holder, values in ((torch.cuda, functions), (torch._C, private)):
+            for name, value in values.items():
+                put(holder, name, value)
         put(proxies, "HANDLED_TYPES", (*proxies.HANDLED_TYPES, DeviceTensor))
         put(torch._subclasses.fake_tensor, "init_gpu_context", lambda _: None)
         put(

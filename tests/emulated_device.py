@@ -97,11 +97,12 @@ class Device:
 
     `launches` are the operations that it was asked for outside of captures, by name; a replay is one. `room` is how
     many operations a capture may have until memory is out. `default`: whether tensors are made here if nothing is said.
+    `underway` are the pools of captures that go on, as the allocator believes: until they end it gives no memory back.
     """
 
     def __init__(self):
         self.launches, self.room, self.waiting, self.default = [], None, "default", False
-        self.capturing, self.stuck = None, False
+        self.capturing, self.stuck, self.underway = None, False, []
         self.random = torch.Generator().get_state()
         self._memory = weakref.WeakValueDictionary()
 

@@ -16,6 +16,7 @@ from torch import nn
 import pvae
 from pvae import base, diagnostics, snr
 from pvae.evaluate import evaluate
+from pvae.svi import calls
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:Encountered NaN")]
 MODES = ["graph", pytest.param("full", marks=pytest.mark.slow)]
@@ -301,7 +302,7 @@ def test_programs_that_follow_their_data_to_the_device_train(program, cuda):
     assert ends["graph"] == pytest.approx(ends["off"], rel=0.05)
 
 
-QUICK = ["subsampling, local", "score function", "AutoLowRank", "semi-supervised"]
+QUICK = ["subsampling, local", "score function", "AutoLowRank", "semi-supervised", "deep Markov, RNN"]
 EVERY = [pytest.param(p, marks=[] if p in QUICK else pytest.mark.slow) for p in PROGRAMS if p not in FOLLOWING]
 
 
@@ -418,6 +419,17 @@ def test_large_arguments_are_not_kept_for_long(monkeypatch):
     for _ in range(17):
         svi.step(data())
         assert len(svi._unseen) <= 5
+
+
+def test_a_batch_in_pinned_memory_is_on_the_device_when_it_is_taken(cuda, monkeypatch):
+    """Its memory may be written at once: a copy that is yet to be made would be one of the next batch."""
+    emulated_only(cuda)
+    device, numbers, waits = torch.device("cuda", 0), calls.Numbers(), []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: self is pinned)
+    monkeypatch.setattr(cuda, "waits", lambda asynchronous=False: waits.append(not asynchronous))
+    pinned, other = torch.ones(3), torch.ones(3)
+    calls.of_arguments((other, pinned, torch.ones(3, device="cuda")), {}, numbers, device)
+    assert waits == [False, True]
 
 
 # Memory that is not there ---------------------------------------------------------------------------------------------
@@ -569,7 +581,7 @@ def test_a_singular_matrix_is_told_late():
         fit(100)
 
 
-def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
+def test_what_a_capture_refuses_runs_eagerly(monkeypatch, cuda):
     def fit(mode):
         _, svi = fresh(mode)
         return [float(svi.step(data())) for _ in range(12)]
@@ -587,6 +599,13 @@ def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
     monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", waits)
     with pytest.warns(UserWarning, match="it cannot be traced: a CUDA graph cannot hold it: CUDA error: operation"):
         assert fit("graph") == pytest.approx(expected, rel=1e-5)
+    if cuda is None:
+        torch.empty(2**26, device="cuda")
+        held = torch.cuda.memory_reserved()
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() <= held - 2**26, "memory is given back as before"
+    else:
+        assert not cuda.underway
 
 
 def test_parameters_on_another_device_than_the_current_run_eagerly(cuda, monkeypatch):

@@ -120,9 +120,14 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
     as_tensors = frozenset(type(leaf) for leaf, other in zip(leaves, taken, strict=True) if leaf is not other)
-    inputs = tensors if device is None else tuple(value.to(device, non_blocking=True) for value in tensors)
+    inputs = tensors if device is None else tuple(_there(value, device) for value in tensors)
     label = str((place, *parts, *(type(leaf).__name__ for leaf in objects)))
     return Call(inputs, arguments, key, label, (args, kwargs), numbers=as_tensors, sources=tensors, objects=objects)
+
+
+def _there(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, when this returns: the next batch may be written to the same pinned memory."""
+    return value.to(device, non_blocking=not (value.device.type == "cpu" and value.is_pinned()))
 
 
 @functools.cache

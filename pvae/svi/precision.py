@@ -31,11 +31,21 @@ def products(precision: str) -> Iterator[None]:
     ...     torch.get_float32_matmul_precision()
     'high'
     """
-    before = torch.get_float32_matmul_precision()
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    if precision != "tf32":
+        yield
+        return
+    before = _set_before(), torch.backends.cuda.matmul.fp32_precision
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        if precision == "tf32":
-            torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cuda.matmul.fp32_precision = before[1]
+
+
+def _set_before() -> str:
+    """What was set in torch's old way, which it refuses to tell where something else was set in the new one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"

@@ -6,7 +6,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -32,17 +32,28 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own making
         import torch._inductor.config as inductor
+        from torch._guards import TracingContext, tracing
         from torch._inductor.compile_fx import compile_fx
 
         # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
         chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
         if any(value.is_cuda for value in constants):
-            chosen |= {"deterministic": True, "shape_padding": False}
+            # a capture can hold no graphs of inductor's own, which a user may have asked for
+            chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
         with inductor.patch(chosen):
+            with tracing(TracingContext(_cacheable())):
+                run = compile_fx(module, [*constants, *inputs])
             # a compiled function is built at its first call; what it does is undone with all else that building did
-            run = compile_fx(module, [*constants, *inputs])
             run(*constants, *inputs)
     return lambda *given: run(*constants, *given)
+
+
+def _cacheable() -> Any:
+    """A mode to compile in: without a place for symbols of shapes, though none has one, inductor keeps no graph."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
 
 
 class Captured:
@@ -102,7 +113,7 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     Raises:
         Untraceable: it does what a CUDA graph cannot hold.
     """
-    stream = _stream(torch.cuda.current_device())
+    stream, pool = _stream(torch.cuda.current_device()), pool or torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         body()
@@ -119,7 +130,7 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        _recover(graph)
+        _recover(graph, pool)
         raise Untraceable(f"a CUDA graph cannot hold it: {str(error).strip().splitlines()[0][:200]}") from error
     return graph
 
@@ -127,13 +138,18 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
-def _recover(graph: torch.cuda.CUDAGraph) -> None:
+def _recover(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
     """Make good what torch 2.11 leaves behind where a capture fails."""
-    _failed.append(graph)  # the allocator goes on asking it
+    _failed.append(graph)  # the allocators go on asking it
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # that the capture had come to its end
+        # while it seems to go on, no memory is given back to the device, not even where it is wanted
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
     try:
         torch.rand((), device="cuda")
     except RuntimeError:  # the generator believes that the capture goes on
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())
 
 
