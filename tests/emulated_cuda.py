@@ -5,7 +5,6 @@ import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import count
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -187,9 +186,7 @@ def _torch_cuda(device):
 
     def waiting(mode):
         device.waiting = mode
-
-    def unstick(_):
-        device.stuck = False
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet", UserWarning, stacklevel=2)
 
     def end(_, pool):
         if pool not in device.underway:
@@ -197,8 +194,6 @@ def _torch_cuda(device):
         device.underway.remove(pool)
 
     pools = count()
-    generator = SimpleNamespace(clone_state=get_state, graphsafe_set_state=unstick)
-
     return {
         **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), lambda *_: True),
         **dict.fromkeys(("init", "_lazy_init", "empty_cache", "reset_peak_memory_stats"), lambda *_: None),
@@ -211,11 +206,11 @@ def _torch_cuda(device):
         "device": lambda *_: nullcontext(),
         "is_current_stream_capturing": lambda: device.capturing is not None,
         "mem_get_info": lambda *_: (2**30, 2**31),
+        "get_per_process_memory_fraction": lambda *_: device.share,
         "get_rng_state": get_state,
         "set_rng_state": set_state,
         **dict.fromkeys(("manual_seed", "manual_seed_all"), lambda seed: set_state(_seeded(seed))),
         "set_sync_debug_mode": waiting,
-        "default_generators": [generator],
         **dict.fromkeys(("Stream", "Event", "current_stream"), partial(_Stream, device)),
         "stream": lambda _: nullcontext(),
         "CUDAGraph": partial(Capture, device),

@@ -102,7 +102,7 @@ class Device:
 
     def __init__(self):
         self.launches, self.room, self.waiting, self.default = [], None, "default", False
-        self.capturing, self.stuck, self.underway = None, False, []
+        self.capturing, self.stuck, self.underway, self.share = None, False, [], 1.0
         self.random = torch.Generator().get_state()
         self._memory = weakref.WeakValueDictionary()
 
@@ -235,8 +235,8 @@ class Capture:
             made.fill_(torch.nan if made.is_floating_point() else True)
         self.device.random, self.device.capturing, self.done = self.random, None, not self.broken
         del self.saved
+        self.device.stuck = self.broken  # as torch 2.11 is, until a capture ends well
         if self.broken:
-            self.device.stuck = True  # as torch 2.11 is
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     def replay(self):

@@ -519,6 +519,22 @@ def test_a_number_on_the_cpu_is_read_at_each_step(factor):
     assert "graph" in kinds(svi)
 
 
+def test_a_clock_is_where_the_parameters_are():
+    """Whatever comes first of the arguments."""
+
+    def fit(mode):
+        net, svi = fresh(mode)
+        svi.loss = svi.objective = pvae.ELBO(warmup=15)
+        svi.model, svi.guide = with_factor(net, lambda beta, x: beta)
+        own = svi.model
+        svi.model, svi.guide = lambda beta, x: own(x, beta), lambda beta, x: quiet(net)(x)
+        return [float(svi.step(torch.tensor(0.5), data())) for _ in range(20)], svi
+
+    losses, svi = fit("graph")
+    assert losses == pytest.approx(fit("off")[0], rel=1e-4)
+    assert kinds(svi) == ["graph"]
+
+
 def test_a_number_alone_is_read_at_each_step():
     """Without a tensor beside it, to say where it is."""
     x = data()
@@ -581,7 +597,7 @@ def test_a_singular_matrix_is_told_late():
         fit(100)
 
 
-def test_what_a_capture_refuses_runs_eagerly(monkeypatch, cuda):
+def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
     def fit(mode):
         _, svi = fresh(mode)
         return [float(svi.step(data())) for _ in range(12)]
@@ -599,13 +615,6 @@ def test_what_a_capture_refuses_runs_eagerly(monkeypatch, cuda):
     monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", waits)
     with pytest.warns(UserWarning, match="it cannot be traced: a CUDA graph cannot hold it: CUDA error: operation"):
         assert fit("graph") == pytest.approx(expected, rel=1e-5)
-    if cuda is None:
-        torch.empty(2**26, device="cuda")
-        held = torch.cuda.memory_reserved()
-        torch.cuda.empty_cache()
-        assert torch.cuda.memory_reserved() <= held - 2**26, "memory is given back as before"
-    else:
-        assert not cuda.underway
 
 
 def test_parameters_on_another_device_than_the_current_run_eagerly(cuda, monkeypatch):
@@ -650,6 +659,32 @@ def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
         product, noise = (value.tolist() for value in replay(torch.full((3,), factor, device="cuda")))
         assert product == [factor, 2 * factor, 3 * factor]
         assert noise != replay(torch.ones(3, device="cuda"))[1].tolist()
+
+
+def test_a_capture_that_fails_leaves_all_else_as_it_was(cuda):
+    from pvae.svi.replay import _captured, replayed
+    from pvae.svi.values import Untraceable
+
+    def waits():
+        if torch.cuda.is_current_stream_capturing():
+            torch.ones((), device="cuda").item()
+
+    replay = replayed(lambda x: (x * torch.rand(3, device="cuda"),), torch.ones(3, device="cuda"))
+    drawn = []
+    for fails in (False, True):
+        torch.manual_seed(3)
+        if fails:
+            with pytest.raises(Untraceable, match="a CUDA graph cannot hold it"):
+                _captured(waits)
+        drawn.append([replay(torch.ones(3, device="cuda"))[0].tolist(), torch.rand(3, device="cuda").tolist()])
+    assert drawn[0] == drawn[1]
+    if cuda is not None:
+        assert not cuda.underway
+        return
+    torch.empty(2**26, device="cuda")
+    held = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= held - 2**26, "memory is given back as before"
 
 
 @pytest.mark.parametrize(("count", "replacement"), [(1, True), (1, False), (2, False), (2, True)])

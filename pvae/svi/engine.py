@@ -395,6 +395,8 @@ class SVI(pyro.infer.SVI):
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
         self._names.update(new)
+        if self._clock is not None:
+            self._clock = self.objective.clock = self._clock.to(self._device)
         first, added = self.optimizer is None, new
         if first:
             self.optimizer = optimizers.shared(self.optim, new)

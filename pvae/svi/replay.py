@@ -139,18 +139,14 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 
 def _recover(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
-    """Make good what torch 2.11 leaves behind where a capture fails."""
+    """Make good what torch 2.11 leaves behind where a capture fails: its allocator and generator think it goes on."""
     _failed.append(graph)  # the allocators go on asking it
     device = torch.cuda.current_device()
     with suppress(RuntimeError):  # that the capture had come to its end
-        # while it seems to go on, no memory is given back to the device, not even where it is wanted
-        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_endAllocateToPool(device, pool)  # until then no memory is given back, wanted as it may be
         torch._C._cuda_releasePool(device, pool)
-    try:
-        torch.rand((), device="cuda")
-    except RuntimeError:  # the generator believes that the capture goes on
-        generator = torch.cuda.default_generators[device]
-        generator.graphsafe_set_state(generator.clone_state())
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device), capture_error_mode="thread_local"):
+        torch.zeros((), device="cuda")  # one that ends well: the generator is then as it was, in every graph
 
 
 @cache
