@@ -523,11 +523,9 @@ def test_a_clock_is_where_the_parameters_are():
     """Whatever comes first of the arguments."""
 
     def fit(mode):
-        net, svi = fresh(mode)
-        svi.loss = svi.objective = pvae.ELBO(warmup=15)
-        svi.model, svi.guide = with_factor(net, lambda beta, x: beta)
-        own = svi.model
-        svi.model, svi.guide = lambda beta, x: own(x, beta), lambda beta, x: quiet(net)(x)
+        net, _ = fresh()
+        optim, loss, guide = pyro.optim.Adam({"lr": 0.01}), pvae.ELBO(warmup=15), quiet(net)
+        svi = pvae.SVI(lambda b, x: net.model(x + b), lambda b, x: guide(x + b), optim, loss, compile=mode)
         return [float(svi.step(torch.tensor(0.5), data())) for _ in range(20)], svi
 
     losses, svi = fit("graph")
