@@ -640,6 +640,18 @@ def test_products_are_captured_in_the_precision_asked_for(precision, expected, m
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize(("kept", "expected"), [("highest", 1e-3), ("high", 2e-2)])
+def test_a_step_may_differ_by_what_products_do_as_torch_is_set(kept, expected):
+    torch.set_float32_matmul_precision(kept)
+    try:
+        _, svi = fresh()
+        for _ in range(3):
+            svi.step(data())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert [graph.tolerance for graph in svi._graphs._graphs.values()] == [expected]
+
+
 # Functions ------------------------------------------------------------------------------------------------------------
 
 

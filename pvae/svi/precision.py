@@ -11,6 +11,12 @@ TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
 """The precisions; by how much a replayed loss may differ from the program's own under each, relative."""
 
 
+def tolerance(precision: str, device: str) -> float:
+    """That of products as they are done: torch may be set to do all of float32 in tf32."""
+    rough = device == "cuda" and precision == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return TOLERANCE["tf32" if rough else precision]
+
+
 @contextmanager
 def of(precision: str, device: str) -> Iterator[None]:
     """Within it programs compute so; what is no product stays as it is.
