@@ -640,6 +640,22 @@ def test_products_are_captured_in_the_precision_asked_for(precision, expected, m
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_a_program_that_is_compared_takes_recurrent_networks_as_exactly_as_a_graph_does(monkeypatch):
+    seen, own = [], pvae.SVI._gradients
+
+    def noted(self, *args):
+        seen.append(torch.backends.cudnn.rnn.fp32_precision)
+        return own(self, *args)
+
+    monkeypatch.setattr(pvae.SVI, "_gradients", noted)
+    usual = torch.backends.cudnn.rnn.fp32_precision
+    _, svi = fresh()
+    for _ in range(3):
+        svi.step(data())
+    assert torch.backends.cudnn.rnn.fp32_precision == usual != "ieee"
+    assert seen.count("ieee") == 1, "in the step that is compared with the first replay"
+
+
 @pytest.mark.parametrize(("kept", "expected"), [("highest", 1e-3), ("high", 2e-2)])
 def test_a_step_may_differ_by_what_products_do_as_torch_is_set(kept, expected):
     torch.set_float32_matmul_precision(kept)

@@ -21,7 +21,7 @@ from .faults import NonFiniteError, blame, finite, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
 from .parameters import Parameters, Snapshot
-from .precision import TOLERANCE, of
+from .precision import TOLERANCE, in_single_steps, of
 from .seen import Seen
 from .unseen import Unseen
 
@@ -259,7 +259,7 @@ class SVI(pyro.infer.SVI):
 
     def _expected(self, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
-        with self._undone():
+        with self._undone(), in_single_steps():
             return read(*self._gradients(*call.plain()))
 
     def _update(self, norm: Tensor) -> None:

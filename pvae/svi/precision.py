@@ -49,6 +49,17 @@ def products(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before[1]
 
 
+@contextmanager
+def in_single_steps() -> Iterator[None]:
+    """Within it cuDNN's recurrent networks are as exact as a graph's, which takes their steps one by one: no tf32."""
+    recurrent = torch.backends.cudnn.rnn
+    before, recurrent.fp32_precision = recurrent.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        recurrent.fp32_precision = before
+
+
 def _set_before() -> str:
     """What was set in torch's old way, which it refuses to tell where something else was set in the new one."""
     try:
