@@ -42,7 +42,7 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
             chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
         with inductor.patch(chosen):
             with tracing(TracingContext(_cacheable())):
-                run = compile_fx(module, [*constants, *inputs])
+                run = compile_fx(module, [*constants, *inputs], ignore_shape_env=True)
             # a compiled function is built at its first call; what it does is undone with all else that building did
             run(*constants, *inputs)
     return lambda *given: run(*constants, *given)
@@ -53,7 +53,7 @@ def _cacheable() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 
 
 class Captured:
