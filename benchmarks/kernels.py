@@ -1,4 +1,4 @@
-"""The times of our own CUDA kernels beside the plain computation: alone, in a whole step, and in an evaluation.
+"""The times of our own CUDA kernels beside the plain computation: in a whole step, in an evaluation, and alone.
 
 python -m benchmarks.kernels
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain, product
 from statistics import median
@@ -25,6 +25,7 @@ from pvae.data import binarize
 from pvae.distributions import IndependentBernoulli
 from pvae.evaluate import evaluate
 from pvae.kernels import launch
+from pvae.svi import overlap
 from pvae.svi.precision import of
 
 from . import common
@@ -55,7 +56,8 @@ def main() -> int:
         print("benchmarks.kernels: no CUDA device found, expected one: run it on a machine with a GPU", file=sys.stderr)
         return 2
     record: dict[str, Any] = {"environment": common.environment(common.device_record("cuda")), "microseconds": {}}
-    tables = [_alone, _steps, partial(_evaluations, options.images), *([_blocks] if options.blocks else [])]
+    # what is asked first comes first: it may be cut off
+    tables = [_overlaps, _steps, partial(_evaluations, options.images), _alone, *([_blocks] if options.blocks else [])]
     with pyro.validation_enabled(False):
         for name, runs in chain.from_iterable(table() for table in tables):
             record["microseconds"][name] = found = _interleaved(runs, options.rounds)
@@ -100,7 +102,9 @@ def _likelihoods(rows: int, data: int, hidden: int, precision: str, backward: bo
     def plain(*factors: Tensor) -> Tensor:
         return IndependentBernoulli(logits(*factors), 1).log_prob(x).view(-1)
 
-    @torch.compile
+    torch.compiler.reset()  # else after some sizes it would compile for any, and then not at all
+
+    @partial(torch.compile, dynamic=False)
     def compiled(*factors: Tensor) -> Tensor:
         return (
             -nn.functional.binary_cross_entropy_with_logits(
@@ -174,6 +178,17 @@ def _blocks() -> Iterator[tuple[str, dict[str, tuple[Run, int]]]]:
 def _without() -> Iterator[None]:
     with patch.object(kernels, "choose", lambda *args: None):
         yield
+
+
+def _overlaps() -> Iterator[tuple[str, dict[str, tuple[Run, int]]]]:
+    for name, mode in product(NETWORKS, ("full", "graph")):
+        runs = {}
+        for kind in ("with", "without"):
+            steps = _step(name, mode, "tf32", plain=False)
+            with patch.object(overlap, "overlapped", lambda graph: graph) if kind == "without" else nullcontext():
+                steps()
+            runs[kind] = (steps, 200)
+        yield f"step of {name}, {mode}, a layer's gradients side by side", runs
 
 
 def _steps() -> Iterator[tuple[str, dict[str, tuple[Run, int]]]]:

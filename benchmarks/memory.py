@@ -27,11 +27,19 @@ def main() -> int:
     parser.add_argument("--particles", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--chunks", type=lambda text: text.split(","), default=["auto", "500"], metavar="N,N")
+    parser.add_argument("--limit", type=float, metavar="GIB", help="of the GPU's memory that may be taken")
     options = parser.parse_args()
     device = common.choose_device(options.device)
+    if options.limit and device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(options.limit * 2**30 / torch.cuda.mem_get_info()[1])
     network = replace(common.NETWORKS["B"], batch=options.batch, particles=options.particles)
     environment = common.environment(common.device_record(device))
-    record: dict[str, Any] = {"environment": environment, "network": str(network), "chunks": {}}
+    record: dict[str, Any] = {
+        "environment": environment,
+        "network": str(network),
+        "limit_gib": options.limit,
+        "chunks": {},
+    }
     for chunk in options.chunks:
         record["chunks"][chunk] = _measure(network, None if chunk == "auto" else int(chunk), device)
     rows = [

@@ -45,7 +45,7 @@ class Part:
 
 
 PARTS = {
-    "cuda": Part("cuda", "--workers 4", "--workers 0 --keyword memory", least=40, most=120),
+    "cuda": Part("cuda", "--workers 8", "--workers 0 --keyword memory", least=40, most=150),
     "step": Part("step", STEP, f"{QUICK_STEP} --tolerance 1", least=120, most=260),
     "iwae": Part("iwae", "--seconds 200", "--check --threads 1", least=260, most=330),
     "evaluate": Part("evaluate", BOUND, QUICK_BOUND, least=20, most=60),
@@ -61,7 +61,7 @@ PARTS = {
     "precision": Part("precision", "--networks A,B,C", "--networks A --steps 10", least=20, most=60),
     "kernels": Part("kernels", "--rounds 5", "", least=100, most=240, anywhere=False),
     "build": Part("build", "--networks B,A", "--networks A --modes graph", least=50, most=150),
-    "memory": Part("memory", "", "--particles 100 --batch 4 --chunks auto,10", least=20, most=60),
+    "memory": Part("memory", "--limit 8", "--particles 100 --batch 4 --chunks auto,10", least=20, most=60),
     "evaluate-full": Part("evaluate", f"{BOUND} --compile full", QUICK_BOUND, least=40, most=90),
     "programs-full": Part(
         "programs",

@@ -97,7 +97,10 @@ def _kept(model: Program, guide: Program, particles: int, max_plate_nesting: int
 
 
 def _free(args: Any) -> int:
-    """Bytes free where the data are; on a GPU also those that torch keeps for later."""
+    """Bytes free where the data are; on a GPU also those that torch keeps for later, of the share it may take."""
     if any(isinstance(arg, Tensor) and arg.is_cuda for arg in args):
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        (free, total), used = torch.cuda.mem_get_info(), torch.cuda.memory_allocated()
+        return (
+            min(free + torch.cuda.memory_reserved(), int(torch.cuda.get_per_process_memory_fraction() * total)) - used
+        )
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

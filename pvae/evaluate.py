@@ -33,12 +33,12 @@ UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.w
 """What is said of a model that has none."""
 CELL = 128
 """Data that one seed's draws are made for."""
-PARTICLES = {"cpu": 128, "cuda": 1024}
-"""Particles that one seed's draws are made for: a GPU wants much work at a time."""
+PARTICLES = {"cpu": 128, "cuda": 1000}
+"""Particles that one seed's draws are made for: a GPU wants much work at a time, and one graph for all of 5,000."""
 CHUNK = {"cpu": 4096, "cuda": 32768}
 """Pairs of a particle and a datum that are scored at once."""
 TRACED_AFTER = 5
-"""Cells of one shape until it is worth a graph."""
+"""Cells of one shape after which it is worth a graph."""
 
 
 class Layer(NamedTuple):
@@ -255,7 +255,7 @@ class _Cells:
         """What `_program` says."""
         key = (particles, *((part.shape, part.dtype, part.stride()) for part in data))
         self._seen[key] = self._seen.get(key, 0) + 1
-        if self.compile != "off" and self._seen[key] == TRACED_AFTER:
+        if self.compile != "off" and self._seen[key] == TRACED_AFTER + 1:
             with suppress(Untraceable), torch.random.fork_rng(devices=[]):
                 whole = partial(self._program, particles)
                 self._graphs[key] = replayed(whole, *data, compile=self.compile == "full")

@@ -4,7 +4,7 @@ import importlib
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from types import SimpleNamespace
+from itertools import count
 from unittest.mock import patch
 
 import torch
@@ -50,6 +50,8 @@ class _Names(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func in _WHOLE and any(isinstance(leaf, DeviceTensor) for leaf in args) and torch.backends.cudnn.enabled:
+            torch.ops.aten.empty.memory_format([0]).set_(args[0].untyped_storage())  # cuDNN's weights are in one memory
         if func is Tensor.cuda:
             return args[0].to(HIDDEN, non_blocking=kwargs.get("non_blocking", False))
         if func in (Tensor.tolist, Tensor.numpy) and isinstance(args[0], DeviceTensor):
@@ -79,6 +81,9 @@ class _Names(TorchFunctionMode):
         return torch.ops.aten.lift_fresh(made).requires_grad_(kwargs.get("requires_grad", False))
 
 
+_WHOLE = {getattr(torch, name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")}
+
+
 def _is_cuda(name):
     return name.partition(":")[0] == "cuda" if isinstance(name, str) else getattr(name, "type", "") == "cuda"
 
@@ -102,12 +107,16 @@ class _Stream:
 
 @contextmanager
 def _capturing(graph, pool=None, stream=None, capture_error_mode="global"):
+    pool = pool or object()
+    assert pool not in graph.device.underway, "a capture to this pool seems to go on"
+    graph.device.underway.append(pool)
     graph.capture_begin()
     try:
         yield
     finally:
         with alone():
             graph.capture_end()
+        graph.device.underway.remove(pool)
 
 
 def _compiled(graph, inputs, device):
@@ -165,7 +174,7 @@ def _grouped(own):
 
 
 def _torch_cuda(device):
-    """What `torch.cuda` has."""
+    """What `torch.cuda` has, and torch beneath it."""
 
     def set_state(state, *_):
         assert device.capturing is None, "the generator's state cannot be set in a capture"
@@ -177,12 +186,14 @@ def _torch_cuda(device):
 
     def waiting(mode):
         device.waiting = mode
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet", UserWarning, stacklevel=2)
 
-    def unstick(_):
-        device.stuck = False
+    def end(_, pool):
+        if pool not in device.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        device.underway.remove(pool)
 
-    generator = SimpleNamespace(clone_state=get_state, graphsafe_set_state=unstick)
-
+    pools = count()
     return {
         **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), lambda *_: True),
         **dict.fromkeys(("init", "_lazy_init", "empty_cache", "reset_peak_memory_stats"), lambda *_: None),
@@ -195,17 +206,17 @@ def _torch_cuda(device):
         "device": lambda *_: nullcontext(),
         "is_current_stream_capturing": lambda: device.capturing is not None,
         "mem_get_info": lambda *_: (2**30, 2**31),
+        "get_per_process_memory_fraction": lambda *_: device.share,
         "get_rng_state": get_state,
         "set_rng_state": set_state,
         **dict.fromkeys(("manual_seed", "manual_seed_all"), lambda seed: set_state(_seeded(seed))),
         "set_sync_debug_mode": waiting,
-        "default_generators": [generator],
         **dict.fromkeys(("Stream", "Event", "current_stream"), partial(_Stream, device)),
         "stream": lambda _: nullcontext(),
         "CUDAGraph": partial(Capture, device),
         "graph": _capturing,
-        "graph_pool_handle": lambda: (0, 1),
-    }
+        "graph_pool_handle": lambda: (0, next(pools)),
+    }, {"_cuda_endAllocateToPool": end, "_cuda_releasePool": lambda *_: None}
 
 
 def _seeded(seed):
@@ -222,8 +233,10 @@ def emulated():
         def put(holder, name, value):
             stack.enter_context(patch.object(holder, name, value))
 
-        for name, value in _torch_cuda(device).items():
-            put(torch.cuda, name, value)
+        functions, private = _torch_cuda(device)
+        for holder, values in ((torch.cuda, functions), (torch._C, private)):
+            for name, value in values.items():
+                put(holder, name, value)
         put(proxies, "HANDLED_TYPES", (*proxies.HANDLED_TYPES, DeviceTensor))
         put(torch._subclasses.fake_tensor, "init_gpu_context", lambda _: None)
         put(

@@ -97,11 +97,12 @@ class Device:
 
     `launches` are the operations that it was asked for outside of captures, by name; a replay is one. `room` is how
     many operations a capture may have until memory is out. `default`: whether tensors are made here if nothing is said.
+    `underway` are the pools of captures that go on, as the allocator believes: until they end it gives no memory back.
     """
 
     def __init__(self):
         self.launches, self.room, self.waiting, self.default = [], None, "default", False
-        self.capturing, self.stuck = None, False
+        self.capturing, self.stuck, self.underway, self.share = None, False, [], 1.0
         self.random = torch.Generator().get_state()
         self._memory = weakref.WeakValueDictionary()
 
@@ -234,8 +235,8 @@ class Capture:
             made.fill_(torch.nan if made.is_floating_point() else True)
         self.device.random, self.device.capturing, self.done = self.random, None, not self.broken
         del self.saved
+        self.device.stuck = self.broken  # as torch 2.11 is, until a capture ends well
         if self.broken:
-            self.device.stuck = True  # as torch 2.11 is
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     def replay(self):

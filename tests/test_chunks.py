@@ -132,6 +132,21 @@ def test_the_memory_of_the_gradient_does_not_grow_with_k(new_vae):
     assert kept(400, 400) - kept(40, 40) > 360 * 7 * 400
 
 
+@pytest.mark.cuda
+def test_no_more_than_its_share_of_a_gpu_is_free(cuda):
+    x = torch.ones(3, device="cuda")
+    every = chunks._free((x,))
+    if cuda is None:
+        torch.cuda.set_per_process_memory_fraction(0.01)
+    else:
+        cuda.share = 0.01
+    try:
+        assert 0 < chunks._free((x,)) < 0.1 * every
+    finally:
+        if cuda is None:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_what_fits_is_found_from_the_free_memory(vae, x, monkeypatch):
     def fitting(free):
         monkeypatch.setattr(chunks, "_free", lambda args: free)

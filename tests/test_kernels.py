@@ -225,7 +225,8 @@ def test_it_is_not_used_where_products_are_exact_or_values_are_validated(on_cuda
     layer = nn.Linear(200, 784)
     torch.set_float32_matmul_precision("highest")
     assert kernels.choose(16384, layer, on_cuda) is None
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # torch's new way to say so
+    assert kernels.choose(16384, layer, on_cuda) == "tf32"
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     assert kernels.choose(16384, layer, on_cuda) is None
 

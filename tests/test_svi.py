@@ -356,6 +356,25 @@ def test_a_graph_is_compiled_in_the_precision_of_the_steps(monkeypatch):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.fixture
+def in_the_new_way():
+    """Products in tf32 as torch now wants it said, after which its old way of asking raises."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+        torch.get_float32_matmul_precision()
+    yield
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32", "it was put back"
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_the_precision_of_products_may_have_been_set_in_the_new_way(precision, in_the_new_way):
+    svi = pvae.SVI(regression, regression_guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), precision=precision)
+    for _ in range(3):
+        svi.step(torch.randn(4, 3))
+    assert {graph.kind for graph in svi._graphs._graphs.values()} == {"graph"}
+
+
 def test_a_step_that_is_not_finite_says_which_argument_is_not():
     svi = pvae.SVI(regression, regression_guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     data = torch.randn(4, 3)

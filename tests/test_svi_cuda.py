@@ -16,6 +16,7 @@ from torch import nn
 import pvae
 from pvae import base, diagnostics, snr
 from pvae.evaluate import evaluate
+from pvae.svi import calls
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:Encountered NaN")]
 MODES = ["graph", pytest.param("full", marks=pytest.mark.slow)]
@@ -301,7 +302,7 @@ def test_programs_that_follow_their_data_to_the_device_train(program, cuda):
     assert ends["graph"] == pytest.approx(ends["off"], rel=0.05)
 
 
-QUICK = ["subsampling, local", "score function", "AutoLowRank", "semi-supervised"]
+QUICK = ["subsampling, local", "score function", "AutoLowRank", "semi-supervised", "deep Markov, RNN"]
 EVERY = [pytest.param(p, marks=[] if p in QUICK else pytest.mark.slow) for p in PROGRAMS if p not in FOLLOWING]
 
 
@@ -420,6 +421,17 @@ def test_large_arguments_are_not_kept_for_long(monkeypatch):
         assert len(svi._unseen) <= 5
 
 
+def test_a_batch_in_pinned_memory_is_on_the_device_when_it_is_taken(cuda, monkeypatch):
+    """Its memory may be written at once: a copy that is yet to be made would be one of the next batch."""
+    emulated_only(cuda)
+    device, numbers, waits = torch.device("cuda", 0), calls.Numbers(), []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: self is pinned)
+    monkeypatch.setattr(cuda, "waits", lambda asynchronous=False: waits.append(not asynchronous))
+    pinned, other = torch.ones(3), torch.ones(3)
+    calls.of_arguments((other, pinned, torch.ones(3, device="cuda")), {}, numbers, device)
+    assert waits == [False, True]
+
+
 # Memory that is not there ---------------------------------------------------------------------------------------------
 
 
@@ -505,6 +517,20 @@ def test_a_number_on_the_cpu_is_read_at_each_step(factor):
     losses, svi = fit("graph")
     assert losses == pytest.approx(fit("off")[0], rel=1e-4)
     assert "graph" in kinds(svi)
+
+
+def test_a_clock_is_where_the_parameters_are():
+    """Whatever comes first of the arguments."""
+
+    def fit(mode):
+        net, _ = fresh()
+        optim, loss, guide = pyro.optim.Adam({"lr": 0.01}), pvae.ELBO(warmup=15), quiet(net)
+        svi = pvae.SVI(lambda b, x: net.model(x + b), lambda b, x: guide(x + b), optim, loss, compile=mode)
+        return [float(svi.step(torch.tensor(0.5), data())) for _ in range(20)], svi
+
+    losses, svi = fit("graph")
+    assert losses == pytest.approx(fit("off")[0], rel=1e-4)
+    assert kinds(svi) == ["graph"]
 
 
 def test_a_number_alone_is_read_at_each_step():
@@ -614,6 +640,34 @@ def test_products_are_captured_in_the_precision_asked_for(precision, expected, m
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_a_program_that_is_compared_takes_recurrent_networks_as_exactly_as_a_graph_does(monkeypatch):
+    seen, own = [], pvae.SVI._gradients
+
+    def noted(self, *args):
+        seen.append(torch.backends.cudnn.rnn.fp32_precision)
+        return own(self, *args)
+
+    monkeypatch.setattr(pvae.SVI, "_gradients", noted)
+    usual = torch.backends.cudnn.rnn.fp32_precision
+    _, svi = fresh()
+    for _ in range(3):
+        svi.step(data())
+    assert torch.backends.cudnn.rnn.fp32_precision == usual != "ieee"
+    assert seen.count("ieee") == 1, "in the step that is compared with the first replay"
+
+
+@pytest.mark.parametrize(("kept", "expected"), [("highest", 1e-3), ("high", 2e-2)])
+def test_a_step_may_differ_by_what_products_do_as_torch_is_set(kept, expected):
+    torch.set_float32_matmul_precision(kept)
+    try:
+        _, svi = fresh()
+        for _ in range(3):
+            svi.step(data())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert [graph.tolerance for graph in svi._graphs._graphs.values()] == [expected]
+
+
 # Functions ------------------------------------------------------------------------------------------------------------
 
 
@@ -631,6 +685,32 @@ def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
         product, noise = (value.tolist() for value in replay(torch.full((3,), factor, device="cuda")))
         assert product == [factor, 2 * factor, 3 * factor]
         assert noise != replay(torch.ones(3, device="cuda"))[1].tolist()
+
+
+def test_a_capture_that_fails_leaves_all_else_as_it_was(cuda):
+    from pvae.svi.replay import _captured, replayed
+    from pvae.svi.values import Untraceable
+
+    def waits():
+        if torch.cuda.is_current_stream_capturing():
+            torch.ones((), device="cuda").item()
+
+    replay = replayed(lambda x: (x * torch.rand(3, device="cuda"),), torch.ones(3, device="cuda"))
+    drawn = []
+    for fails in (False, True):
+        torch.manual_seed(3)
+        if fails:
+            with pytest.raises(Untraceable, match="a CUDA graph cannot hold it"):
+                _captured(waits)
+        drawn.append([replay(torch.ones(3, device="cuda"))[0].tolist(), torch.rand(3, device="cuda").tolist()])
+    assert drawn[0] == drawn[1]
+    if cuda is not None:
+        assert not cuda.underway
+        return
+    torch.empty(2**26, device="cuda")
+    held = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= held - 2**26, "memory is given back as before"
 
 
 @pytest.mark.parametrize(("count", "replacement"), [(1, True), (1, False), (2, False), (2, True)])

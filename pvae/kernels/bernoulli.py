@@ -169,7 +169,7 @@ def _transformed() -> bool:
 def _precision() -> str | None:
     if torch.is_autocast_enabled("cuda"):
         return "bf16" if torch.get_autocast_dtype("cuda") == torch.bfloat16 else None
-    return "tf32" if torch.get_float32_matmul_precision() != "highest" else None
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else None
 
 
 def _trust(device: torch.device, hidden: int, outputs: int, precision: str, gradient: bool) -> bool:

@@ -120,7 +120,7 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
     as_tensors = frozenset(type(leaf) for leaf, other in zip(leaves, taken, strict=True) if leaf is not other)
-    inputs = tensors if device is None else tuple(value.to(device, non_blocking=True) for value in tensors)
+    inputs = tensors if device is None else tuple(_there(value, device) for value in tensors)
     label = str((place, *parts, *(type(leaf).__name__ for leaf in objects)))
     return Call(inputs, arguments, key, label, (args, kwargs), numbers=as_tensors, sources=tensors, objects=objects)
 
@@ -142,6 +142,11 @@ def change(program: Callable[..., Any], now: Call, before: Call) -> str:
             elif _part(leaf) != _part(was):
                 return f"{name} {leaf!r} after {was!r}"
     return "their types or how they lie in memory"
+
+
+def _there(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, when this returns: the next batch may be written to the same pinned memory."""
+    return value.to(device, non_blocking=not (value.device.type == "cpu" and value.is_pinned()))
 
 
 @functools.cache

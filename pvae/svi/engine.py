@@ -21,7 +21,7 @@ from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
 from .parameters import Parameters, Snapshot
-from .precision import TOLERANCE, of
+from .precision import TOLERANCE, in_single_steps, of
 from .seen import Seen
 from .unseen import Unseen
 
@@ -257,7 +257,7 @@ class SVI(pyro.infer.SVI):
 
     def _expected(self, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
-        with self._undone():
+        with self._undone(), in_single_steps():
             return read(*self._gradients(*call.plain()))
 
     def _update(self, norm: Tensor) -> None:
@@ -387,6 +387,8 @@ class SVI(pyro.infer.SVI):
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
         self._names.update(new)
+        if self._clock is not None:
+            self._clock = self.objective.clock = self._clock.to(self._device)
         first = self.optimizer is None
         self.optimizer, added = optimizers.over(self.optim, self.optimizer, new)
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)

@@ -19,7 +19,7 @@ from . import optimizers
 from .building import Build, Step
 from .calls import Call, change
 from .faults import norm_of, read
-from .precision import TOLERANCE, products
+from .precision import products, tolerance
 from .replay import Captured
 from .tracing import OURS
 from .values import Untraceable
@@ -244,9 +244,8 @@ class Graphs:
                 svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")
         else:
             self._warn(f"the step is not compiled, its graph is replayed as it is: {step.why}")
-        graph = Graph(
-            **vars(step), wanted=wanted, tolerance=TOLERANCE[svi.precision], had=len(svi._used.had), call=call
-        )
+        allowed = tolerance(svi.precision, svi._device.type)
+        graph = Graph(**vars(step), wanted=wanted, tolerance=allowed, had=len(svi._used.had), call=call)
         self._graphs[call.key] = graph
         if len(self._graphs) > SHAPES:
             old = self._graphs.pop(next(iter(self._graphs)))

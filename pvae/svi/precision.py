@@ -11,6 +11,12 @@ TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
 """The precisions; by how much a replayed loss may differ from the program's own under each, relative."""
 
 
+def tolerance(precision: str, device: str) -> float:
+    """That of products as they are done: torch may be set to do all of float32 in tf32."""
+    rough = device == "cuda" and precision == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return TOLERANCE["tf32" if rough else precision]
+
+
 def of(precision: str, device: str) -> AbstractContextManager:
     """Within it programs compute so; what is no product stays as it is.
 
@@ -29,11 +35,32 @@ def products(precision: str) -> Iterator[None]:
     ...     torch.get_float32_matmul_precision()
     'high'
     """
-    before = torch.get_float32_matmul_precision()
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    if precision != "tf32":
+        yield
+        return
+    before = _set_before(), torch.backends.cuda.matmul.fp32_precision
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        if precision == "tf32":
-            torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cuda.matmul.fp32_precision = before[1]
+
+
+@contextmanager
+def in_single_steps() -> Iterator[None]:
+    """Within it cuDNN's recurrent networks are as exact as a graph's, which takes their steps one by one: no tf32."""
+    recurrent = torch.backends.cudnn.rnn
+    before, recurrent.fp32_precision = recurrent.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        recurrent.fp32_precision = before
+
+
+def _set_before() -> str:
+    """What was set in torch's old way, which it refuses to tell where something else was set in the new one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"

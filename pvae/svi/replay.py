@@ -6,7 +6,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -37,7 +37,8 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
         chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
         if any(value.is_cuda for value in constants(graph)):
-            chosen |= {"deterministic": True, "shape_padding": False}
+            # a capture can hold no graphs of inductor's own, which a user may have asked for
+            chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
         with inductor.patch(chosen):
             return _in_pieces(graph, inputs) or _whole(graph, inputs)
 
@@ -141,7 +142,7 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     Raises:
         Untraceable: it does what a CUDA graph cannot hold.
     """
-    stream = _stream(torch.cuda.current_device())
+    stream, pool = _stream(torch.cuda.current_device()), pool or torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         body()
@@ -158,7 +159,7 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        _recover(graph)
+        _recover(graph, pool)
         raise Untraceable(f"a CUDA graph cannot hold it: {str(error).strip().splitlines()[0][:200]}") from error
     return graph
 
@@ -166,14 +167,15 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
-def _recover(graph: torch.cuda.CUDAGraph) -> None:
-    """Make good what torch 2.11 leaves behind where a capture fails."""
-    _failed.append(graph)  # the allocator goes on asking it
-    try:
-        torch.rand((), device="cuda")
-    except RuntimeError:  # the generator believes that the capture goes on
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())
+def _recover(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Make good what torch 2.11 leaves behind where a capture fails: its allocator and generator think it goes on."""
+    _failed.append(graph)  # the allocators go on asking it
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # that the capture had come to its end
+        torch._C._cuda_endAllocateToPool(device, pool)  # until then no memory is given back, wanted as it may be
+        torch._C._cuda_releasePool(device, pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device), capture_error_mode="thread_local"):
+        torch.zeros((), device="cuda")  # one that ends well: the generator is then as it was, in every graph
 
 
 @cache

@@ -45,7 +45,7 @@ def record(
     noting = patch.object(proxy_tensor, "set_meta", _note_size, create=True)
     try:
         known = known or Known(inputs, outside=False)
-        with _tolerant_pyro(), known, HostReads(known), noting:
+        with _tolerant_pyro(), _without_cudnn(), known, HostReads(known), noting:
             graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
@@ -67,6 +67,20 @@ def _tolerant_pyro() -> Iterator[None]:
         patch.object(CompiledFunction, "__call__", lambda self, *args, **kwargs: self.fn(*args, **kwargs)),
     ):
         yield
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Recurrent networks as their single steps: cuDNN's whole ones look into the memory of weights as a graph cannot.
+
+    Convolutions are written as such in any case: how they are done is decided when the graph is run.
+    """
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 _FULL_DOT = pyro.infer.util._fulldot
