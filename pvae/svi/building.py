@@ -77,6 +77,7 @@ class Build:
         svi, before = self.svi, Seen(self._programs, {})
         if not self._set_up():
             return None
+        svi._look_at_values(self.call)
         self.seen = Seen(self._programs, svi._names)
         self.seen.add_optimizer(svi.optimizer, svi.optim)
         if self.call.prepare is not None:

@@ -259,6 +259,10 @@ class Graphs:
             why = f"it cannot be traced: {error}"
         except torch.OutOfMemoryError:
             pass
+        except (RuntimeError, IndexError):  # of values, as an index that is none: the program says it better
+            if self.svi._device.type == "cuda":
+                raise
+            return None
         # here nothing refers to what failed any longer, and its memory can be given back
         self.give_up(why) if why else self.out_of_memory()
         return None
