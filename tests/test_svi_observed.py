@@ -95,19 +95,24 @@ def test_every_kind_of_support_is_replayed(site):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("mode", ["off", "graph"])
 def test_what_is_not_validated_is_not_looked_at(mode, loss):
+    likelihood, good, value = SITES["bernoulli"]
+
     def loose(z):
         return dist.Bernoulli(logits=z[..., None].expand(*z.shape, 3), validate_args=False).to_event(1)
 
-    likelihood, good, value = SITES["bernoulli"]
-    svi, data = fitted(loose, good, LOSSES[loss], compile=mode)
-    found = float(svi.step(spoiled(data, value)))
-    assert svi.steps == 5
-    assert torch.isfinite(torch.tensor(found))
-    assert bool(svi._graphs._graphs) == (mode == "graph")
     with pyro.validation_enabled(False):
         svi, data = fitted(likelihood, good, LOSSES[loss], compile=mode)
-        assert float(svi.step(spoiled(data, value))) == found
+        losses = [float(svi.step(spoiled(data, value)))]
+    wrapped = (
+        loose,
+        lambda z: loose(z).mask(True),
+        lambda z: dist.ExpandedDistribution(loose(z), loose(z).batch_shape),
+    )
+    for other in wrapped:
+        svi, data = fitted(other, good, LOSSES[loss], compile=mode)
+        losses.append(float(svi.step(spoiled(data, value))))
         assert bool(svi._graphs._graphs) == (mode == "graph")
+    assert losses == losses[:1] * 4
 
 
 @pytest.mark.parametrize("check_every", [1, 5])
@@ -115,14 +120,42 @@ def test_an_index_that_is_none_is_said_by_the_program(check_every):
     def labels(z):
         return dist.Categorical(logits=torch.stack([z, -z], -1))
 
-    svi, data = fitted(labels, 1.0, compile="graph", check_every=check_every)
-    before = torch.get_rng_state()
-    with pytest.raises(ValueError, match="site 'x'"):
-        svi.step(spoiled(data, 2.0))
-    assert svi.steps == 4
-    torch.set_rng_state(before)
-    svi.step(data)
+    after = []
+    for mode in ("off", "graph"):
+        svi, data = fitted(labels, 1.0, compile=mode, check_every=check_every)
+        with pytest.raises(ValueError, match="site 'x'"):
+            svi.step(spoiled(data, 2.0))
+        assert svi.steps == 4
+        after.append(float(svi.step(data)))
+    assert after[0] == after[1]
     assert svi._graphs._graphs
+
+
+def test_one_site_of_two_is_enough():
+    def model(x, y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Gamma(scale, 1.0), obs=x)
+            pyro.sample("y", dist.Poisson(scale), obs=y)
+
+    def guide(x, y):
+        pyro.sample("scale", dist.LogNormal(pyro.param("mean", torch.tensor(0.1)), 1.0))
+
+    pyro.clear_param_store()
+    svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), compile="graph")
+    good = torch.ones(3)
+    for _ in range(4):
+        svi.step(good, good)
+    assert svi._observed.names == {"x", "y"}
+    with pytest.raises(pvae.svi.NonFiniteError, match=r"site 'y': its value is 0.5 at \[2\]"):
+        svi.step(good, torch.tensor([1.0, 1.0, 0.5]))
+    with pytest.raises(pvae.svi.NonFiniteError, match=r"site 'x': its value is -1.0 at \[0\]"):
+        svi.step(-good, good)
+
+
+def test_pyros_eager_steps_are_left_to_pyro():
+    svi, _ = fitted(*SITES["bernoulli"][:2], compile="off")
+    assert svi._observed.names is None
 
 
 def test_values_that_are_masked_are_validated_as_pyro_does():

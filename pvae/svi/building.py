@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,10 @@ class Build:
     def __init__(self, svi: SVI, call: Call, wanted: str, steady: Collection[int]) -> None:
         self.svi, self.call, self.wanted, self.steady = svi, call, wanted, steady
         self.device = svi._device
-        self.inputs: Sequence[Tensor] = call.inputs
+        # a tensor given twice, or that is a program's own too, is one object: a trace would take the one for the other
+        self.inputs = [value if value.requires_grad else value.detach() for value in call.inputs]
         if self.device.type != "cpu":
-            self.inputs = [value.contiguous() for value in call.inputs]  # as they are captured
+            self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
         self._having: list[Tensor] = []
 

@@ -57,6 +57,8 @@ class Graph(Step):
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
+        if call.elsewhere(self.call):
+            return "a handler, or the autocast, around the step"
         if all(call.tensors[i] is self.call.tensors[i] for i in self.read):
             return ""
         return "an argument whose values are read in Python"
