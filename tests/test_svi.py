@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -401,3 +402,77 @@ def test_a_warning_is_attributed_to_the_line_that_takes_the_step():
             svi.step(torch.ones(2))
     assert [warning.filename for warning in found] == [__file__]
     assert "which a graph cannot do: use torch.where" in str(found[0].message)
+
+
+def weighted(x, y):
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ pyro.param("weight", torch.ones(3)), 1.0), obs=y[:, 0])
+
+
+class Centred(torch.nn.Module):
+    """Its data are held against a tensor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.arange(12.0).reshape(4, 3))
+
+    def model(self, x):
+        weight = pyro.param("weight", torch.ones(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.centre * weight, 1.0).to_event(1), obs=x)
+
+
+def run_both(make, arguments, around=lambda step: nullcontext()):
+    """Losses of steps taken eagerly and replayed, each within `around(step)`, and the replaying SVI."""
+    losses = []
+    for mode in ("off", "graph"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        model, guide = make()
+        svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), compile=mode)
+        losses.append([])
+        for step, given in enumerate(arguments(model)):
+            with around(step):
+                losses[-1].append(float(svi.step(*given)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    return svi
+
+
+def test_one_tensor_given_twice_is_two_arguments():
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    svi = run_both(lambda: (weighted, lambda x, y: None), lambda model: [(x, x)] * 4 + [(x, y), (y, x)])
+    assert svi._graphs._graphs
+
+
+def test_a_tensor_of_the_program_given_to_it_is_an_argument():
+    def arguments(model):
+        return [(model.__self__.centre,)] * 4 + [(torch.randn(4, 3, generator=torch.Generator().manual_seed(1)),)]
+
+    svi = run_both(lambda: (Centred().model, lambda x: None), arguments)
+    assert svi._graphs._graphs
+
+
+MASK = torch.tensor(False)
+AROUND = {
+    "scale": lambda step: poutine.scale(scale=1.0 if step < 4 else 0.1),
+    "mask": lambda step: nullcontext() if step < 4 else poutine.mask(mask=MASK),
+    "left": lambda step: poutine.scale(scale=0.1) if step < 4 else nullcontext(),
+    "autocast": lambda step: nullcontext() if step < 4 else torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_handlers_around_the_step_may_change(around):
+    data = torch.randn(6, 3)
+    svi = run_both(lambda: (regression, regression_guide), lambda model: [(data,)] * 8, AROUND[around])
+    assert svi._graphs._graphs
+
+
+def test_a_handler_whose_number_is_another_at_each_step_runs_eagerly():
+    data = torch.randn(6, 3)
+    with pytest.warns(UserWarning, match="runs eagerly: a handler, or the autocast, around the step keeps changing"):
+        run_both(
+            lambda: (regression, regression_guide),
+            lambda model: [(data,)] * 8,
+            lambda step: poutine.scale(scale=torch.tensor(1 / (step + 1))),
+        )

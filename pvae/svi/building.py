@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,10 @@ class Build:
     def __init__(self, svi: SVI, call: Call, wanted: str, steady: Collection[int]) -> None:
         self.svi, self.call, self.wanted, self.steady = svi, call, wanted, steady
         self.device = svi._device
-        self.inputs: Sequence[Tensor] = call.inputs
+        # a tensor given twice, or that is a program's own too, is one object: a trace would take the one for the other
+        self.inputs = [value if value.requires_grad else value.detach() for value in call.inputs]
         if self.device.type != "cpu":
-            self.inputs = [value.contiguous() for value in call.inputs]  # as they are captured
+            self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
         self._having: list[Tensor] = []
 
@@ -78,6 +79,7 @@ class Build:
         svi, before = self.svi, Seen(self._programs, {})
         if not self._set_up():
             return None
+        svi._look_at_values(self.call)
         self.seen = Seen(self._programs, svi._names)
         self.seen.add_optimizer(svi.optimizer, svi.optim)
         if self.call.prepare is not None:

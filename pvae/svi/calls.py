@@ -5,16 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 CONSTANT = 2
 """Values of an argument that get a graph each."""
+
+
+def _around() -> list[Any]:
+    """What a step stands in that a graph takes in: kinds of numbers, and Pyro's handlers with what they hold."""
+    casts = [torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    held = [value for handler in _PYRO_STACK for value in (type(handler), *vars(handler).values())]
+    return [torch.get_default_dtype(), *casts, *held]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Call:
     objects: tuple[Any, ...] = ()
     """Arguments that are of some other class, as options: what they hold is looked at."""
 
+    around: list[Any] = field(default_factory=_around)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The inputs as they were given."""
@@ -48,6 +59,11 @@ class Call:
         """Which inputs are the same tensors, unchanged in between, as an earlier call's."""
         pairs = zip(self.tensors, before.tensors, self.now(), before.versions, strict=True)
         return [i for i, (one, other, now, then) in enumerate(pairs) if one is other and now == then]
+
+    def elsewhere(self, before: Call) -> bool:
+        """Whether other handlers of Pyro's are around it than were around an earlier call, or another autocast."""
+        pairs = zip_longest(self.around, before.around)
+        return not all(one is other or (isinstance(one, CONSTANTS) and one == other) for one, other in pairs)
 
     def now(self) -> list[int]:
         """How often each tensor that was given has been changed in place."""

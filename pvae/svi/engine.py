@@ -20,6 +20,7 @@ from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
+from .observed import Observed
 from .parameters import Parameters, Snapshot
 from .precision import TOLERANCE, in_single_steps, of
 from .seen import Seen
@@ -57,8 +58,9 @@ class SVI(pyro.infer.SVI):
 
     What a program does in Python is fixed when it is traced: tensors are its inputs. Arguments of another shape, and
     numbers in attributes, closures and globals that change, get a graph of their own or run eagerly; from time to time
-    a step is taken eagerly too and compared. A program that cannot be traced runs eagerly, with one warning. Values are
-    held against the supports of their sites at eager steps alone: a replay looks at nothing but what is not finite.
+    a step is taken eagerly too and compared. A program that cannot be traced runs eagerly, with one warning. Where
+    Pyro's validation is on, what `step` observes is held against the supports of its sites in a replay, too (those that
+    are looked at number by number); what `run` takes of data that stay is not, nor are parameters of distributions.
 
     >>> import pyro.distributions as dist
     >>> def model(x):
@@ -105,7 +107,9 @@ class SVI(pyro.infer.SVI):
         self.objective = loss if isinstance(loss, ELBO) else None
         self._names: dict[Tensor, str] = {}
         # Pyro's own objectives take a gradient only where they see param sites
-        self._used = Parameters(noting=not getattr(loss, "needs_param_sites", True))
+        self._own = not getattr(loss, "needs_param_sites", True)
+        self._used = Parameters(noting=self._own)
+        self._observed = Observed()
         self._kind: type = float
         """Of loss that the objective gives."""
         self._waiting: dict[str, Any] | None = None
@@ -125,8 +129,8 @@ class SVI(pyro.infer.SVI):
             numbers that are read when they are asked for.
 
         Raises:
-            NonFiniteError: the loss or the gradient is not finite; the parameters are those before that step. On CUDA
-                it may be a step up to `check_every` before.
+            NonFiniteError: the loss or the gradient is not finite, or what is observed lies outside its site's support.
+                The parameters are those before that step; on CUDA it may be a step up to `check_every` before.
         """
         on = self._device if self._device.type == "cuda" and self._graphs.used else None
         (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
@@ -190,6 +194,7 @@ class SVI(pyro.infer.SVI):
 
     def _eager(self, call: Call) -> list[float]:
         before = Snapshot(self._buffers())
+        self._look_at_values(call, self._own)
         losses, norm = self._gradients(*call.plain())
         self._set_rates()
         values = read(losses, norm)
@@ -204,7 +209,11 @@ class SVI(pyro.infer.SVI):
         before = Snapshot(self._buffers())
         expected = self._expected(call) if graph.due() else None
         self._set_rates()
-        head, *gradients = graph.forward(*call.inputs)
+        try:
+            head, *gradients = graph.forward(*call.inputs)
+        except (RuntimeError, IndexError):  # of values, as an index that is none: the program says it better
+            before.restore()
+            return self._eager(call)
         values = head.tolist()
         if expected is not None and (difference := graph.differs(expected, values)):
             self._graphs.give_up(difference)
@@ -243,7 +252,7 @@ class SVI(pyro.infer.SVI):
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, Tensor]:
         """The losses, and the norm of the gradient, which is left on the parameters."""
-        with in_lines(), self._used, of(self.precision, self._device.type):
+        with in_lines(), self._used, self._observed, of(self.precision, self._device.type):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.replaced:
             self._replace()
@@ -253,7 +262,14 @@ class SVI(pyro.infer.SVI):
         if not having:
             raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
         self._kind, losses = numbers(self.objective, loss)
-        return losses, norm_of([p.grad for p in having])
+        return self._observed.held(losses), norm_of([p.grad for p in having])
+
+    def _look_at_values(self, call: Call, needed: bool = True) -> None:
+        """From here on hold what is observed against the supports: where nobody else does, and the data are new."""
+        self._observed.looks = needed and call.prepare is None
+        if self._observed.looks and self._observed.names is None and self.steps > 0:
+            with self._undone():
+                self._observed.learn(self.model, self.guide, *call.plain())
 
     def _expected(self, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
@@ -278,7 +294,7 @@ class SVI(pyro.infer.SVI):
 
     def _fault(self, call: Call, values: list[float], before: Snapshot) -> NonFiniteError:
         before.restore()
-        where = blame(self._names, self.objective, self.model, self.guide, *call.plain())
+        where = blame(self._names, self._observed.names or (), self.objective, self.model, self.guide, *call.plain())
         for parameter in self._names:
             parameter.grad = None
         before.restore()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 
@@ -13,6 +13,8 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+
+from .observed import outside
 
 
 class NonFiniteError(ArithmeticError):
@@ -101,7 +103,13 @@ def finite(values: Sequence[float]) -> bool:
 
 
 def blame(
-    parameters: dict[Tensor, str], elbo: ELBO | None, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    parameters: dict[Tensor, str],
+    validated: Collection[str],
+    elbo: ELBO | None,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
 ) -> str:
     """Where the first value that is not finite comes from, by running the step's programs again."""
     for parameter, name in parameters.items():
@@ -110,7 +118,7 @@ def blame(
     with torch.no_grad(), pyro.validation_enabled(False):
         for model_trace, guide_trace in _traces(elbo, model, guide, args, kwargs):
             for program, trace in (("guide", guide_trace), ("model", model_trace)):
-                if found := _first_not_finite(trace):
+                if found := _first_not_finite(trace, validated):
                     return f"in the {program}, {found}{_given(args, kwargs)}"
     for parameter, name in parameters.items():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
@@ -136,10 +144,12 @@ def _traces(
     return [(poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs), guide_trace)]
 
 
-def _first_not_finite(trace: poutine.Trace) -> str:
+def _first_not_finite(trace: poutine.Trace, validated: Collection[str]) -> str:
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
+        if name in validated and (found := outside(site)):
+            return f"site '{name}': {found}"
         for what, value in (("value", site["value"]), ("log_prob", site["fn"].log_prob(site["value"]))):
             bad = ~value.isfinite() if value.is_floating_point() else torch.zeros(())
             if bad.any():

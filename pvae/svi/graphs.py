@@ -57,6 +57,8 @@ class Graph(Step):
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
+        if call.elsewhere(self.call):
+            return "a handler, or the autocast, around the step"
         if all(call.tensors[i] is self.call.tensors[i] for i in self.read):
             return ""
         return "an argument whose values are read in Python"
@@ -263,6 +265,10 @@ class Graphs:
             why = f"it cannot be traced: {error}"
         except torch.OutOfMemoryError:
             pass
+        except (RuntimeError, IndexError):  # of values, as an index that is none: the program says it better
+            if self.svi._device.type == "cuda":
+                raise
+            return None
         # here nothing refers to what failed any longer, and its memory can be given back
         self.give_up(why) if why else self.out_of_memory()
         return None

@@ -1,0 +1,102 @@
+"""Whether what a program observes lies in the supports of its sites, at every step, replayed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution, Independent, constraints
+
+BY_ELEMENT = (
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.half_open_interval,
+    constraints.integer_interval,
+    constraints.interval,
+    constraints.less_than,
+    *map(type, (constraints.boolean, constraints.nonnegative_integer, constraints.one_hot, constraints.simplex)),
+)
+"""What is looked at. Of a real number that is not finite the loss tells; the others take too long, or wait."""
+
+
+class Observed(Messenger):
+    """Holds observed values against the supports of their sites, where Pyro's validation would: by tensors alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = False
+        """Whether this step's values are new; those of data that stay are looked at by who loads them."""
+        self.names: frozenset[str] | None = None
+        """The sites that are validated; not yet known."""
+        self._inside: list[Tensor] = []
+
+    def learn(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Run both programs to see which observed sites are validated."""
+        self.names = frozenset()
+        if not Distribution._validate_args:
+            return
+        try:
+            with poutine.block(), torch.no_grad():
+                drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+                sites = poutine.trace(poutine.replay(model, drawn)).get_trace(*args, **kwargs).nodes
+        except Exception:  # a loss may run programs in a way of its own
+            return
+        self.names = frozenset(name for name, site in sites.items() if _validated(site))
+
+    def __enter__(self) -> Observed:
+        self._inside.clear()
+        return super().__enter__()
+
+    def _pyro_post_sample(self, site: dict[str, Any]) -> None:
+        if self.looks and self.names and site["name"] in self.names:
+            self._inside.append(_all_inside(_base(site["fn"]), site["value"]))
+
+    def held(self, losses: tuple) -> tuple:
+        """The losses of the step; the first is infinite where a value lies outside: its density is zero."""
+        if not self._inside or not losses or not isinstance(losses[0], Tensor):
+            return losses
+        return losses[0].where(torch.stack(self._inside).all(), inf), *losses[1:]
+
+
+def _all_inside(fn: Any, value: Tensor) -> Tensor:
+    """What `support.check(value).all()` says; of zeros and ones in a fifth of the time: truth values are slow."""
+    if _elements(fn) is constraints.boolean and value.is_floating_point():
+        return torch.addcmul(value, value, value, value=-1).abs().amax() == 0
+    return fn.support.check(value).all()
+
+
+def outside(site: dict[str, Any]) -> str:
+    """Which of a site's values lies outside its support, in words; empty if none does."""
+    value, support = site["value"], _base(site["fn"]).support
+    inside = support.check(value)
+    if inside.all():
+        return ""
+    index = (~inside).nonzero()[0].tolist()
+    return f"its value is {value[tuple(index)].tolist()} at {index}, outside the support {support}"
+
+
+def _validated(site: dict[str, Any]) -> bool:
+    if site["type"] != "sample" or not site["is_observed"] or not isinstance(site["value"], Tensor):
+        return False
+    fn = _base(site["fn"])
+    return getattr(fn, "_validate_args", False) and isinstance(_elements(fn), BY_ELEMENT)
+
+
+def _base(fn: Any) -> Any:
+    """The distribution that looks at values."""
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _elements(fn: Any) -> Any:
+    support = getattr(fn, "support", None)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
