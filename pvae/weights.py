@@ -22,6 +22,7 @@ from torch.distributions import kl_divergence
 
 from .errors import InputError
 from .plates import PARTICLES, Plate, Site, check_shapes, data_plate, written_at
+from .svi.calls import anew
 from .svi.faults import in_a_line
 
 Program = Callable[..., Any]
@@ -67,6 +68,7 @@ class Collect(Messenger):
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
         """Run the program on these arguments; its sites by name."""
+        args, kwargs = anew(args, kwargs)
         try:
             with self:
                 self.program(*args, **kwargs)

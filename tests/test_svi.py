@@ -476,3 +476,63 @@ def test_a_handler_whose_number_is_another_at_each_step_runs_eagerly():
             lambda model: [(data,)] * 8,
             lambda step: poutine.scale(scale=torch.tensor(1 / (step + 1))),
         )
+
+
+class Coupled(torch.nn.Module):
+    """A flow that keeps what it made of the last value."""
+
+    def __init__(self):
+        super().__init__()
+        self.flow = dist.transforms.affine_coupling(2, hidden_dims=[4])
+
+    def model(self, x):
+        pyro.module("flow", self.flow)
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.TransformedDistribution(base, [self.flow]), obs=x)
+
+    def guide(self, x):
+        mean = pyro.param("mean", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean, 1.0))
+
+
+@pytest.mark.parametrize("check_every", [1, 3])
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("loss", [Trace_ELBO, pvae.ELBO, lambda: pvae.IWAE(4), lambda: pvae.IWAE(4, chunk=2)])
+def test_a_flow_of_data_that_caches_what_it_made_of_them(loss, mode, check_every):
+    def fitted(cached, mode):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        program = Coupled()
+        data = torch.randn(20, 2)
+
+        def model(x):
+            program.model(x)
+            if not cached:
+                program.flow.clear_cache()
+
+        svi = pvae.SVI(
+            model, program.guide, pyro.optim.Adam({"lr": 0.01}), loss(), compile=mode, check_every=check_every
+        )
+        losses = [float(svi.step(data[5 * (step % 4) :][:5])) for step in range(8)]
+        assert not svi._graphs.eager_only
+        return losses
+
+    assert fitted(True, mode) == pytest.approx(fitted(False, "off"), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_another_optimizer_is_used_from_then_on(mode, rate):
+    def fitted(kind, **options):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        data = torch.randn(6, 3)
+        svi = kind(regression, regression_guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), **options)
+        losses = [float(svi.step(data)) for _ in range(4)]
+        svi.optim = pyro.optim.SGD({"lr": rate, "momentum": 0.5})
+        return losses + [float(svi.step(data)) for _ in range(4)]
+
+    assert fitted(pvae.SVI, compile=mode) == pytest.approx(fitted(pyro.infer.SVI), rel=1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from . import optimizers, replay
-from .calls import Call
+from .calls import Call, anew
 from .faults import head
 from .parameters import put_back, stored, undrawn
 from .pieces import arranged
@@ -59,7 +59,7 @@ class Build:
         self.svi, self.call, self.wanted, self.steady = svi, call, wanted, steady
         self.device = svi._device
         # a tensor given twice, or that is a program's own too, is one object: a trace would take the one for the other
-        self.inputs = [value if value.requires_grad else value.detach() for value in call.inputs]
+        self.inputs = anew(call.inputs, {})[0]
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
@@ -99,7 +99,7 @@ class Build:
         svi, call = self.svi, self.call
         with svi._undone():
             with undrawn() as drawn:
-                svi._gradients(*call.arguments(*call.inputs))
+                svi._gradients(*call.again())
                 if drawn():
                     raise Untraceable(
                         "random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's"

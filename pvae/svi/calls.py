@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 CONSTANT = 2
@@ -77,6 +77,24 @@ class Call:
     def plain(self) -> tuple[tuple, dict[str, Any]]:
         """The programs' arguments."""
         return self.given or self.arguments(*self.inputs)
+
+    def again(self) -> tuple[tuple, dict[str, Any]]:
+        """The same for a run beside the step."""
+        return anew(*self.plain())
+
+
+def anew(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Arguments for one more run of a program: the tensors' memory, in other objects.
+
+    A program may keep what it made of an argument, as a transform with a cache does: without a gradient, say.
+    """
+    if all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in (*args, *kwargs.values())):
+        return tuple(map(_other, args)), {name: _other(leaf) for name, leaf in kwargs.items()}
+    return tree_map(_other, (args, kwargs))
+
+
+def _other(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) and not leaf.requires_grad else leaf
 
 
 class Numbers:

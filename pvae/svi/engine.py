@@ -269,12 +269,12 @@ class SVI(pyro.infer.SVI):
         self._observed.looks = needed and call.prepare is None
         if self._observed.looks and self._observed.names is None and self.steps > 0:
             with self._undone():
-                self._observed.learn(self.model, self.guide, *call.plain())
+                self._observed.learn(self.model, self.guide, *call.again())
 
     def _expected(self, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
         with self._undone(), in_single_steps():
-            return read(*self._gradients(*call.plain()))
+            return read(*self._gradients(*call.again()))
 
     def _update(self, norm: Tensor) -> None:
         """Clip the gradients on the parameters, take the optimizer's step, forget them."""
@@ -294,7 +294,7 @@ class SVI(pyro.infer.SVI):
 
     def _fault(self, call: Call, values: list[float], before: Snapshot) -> NonFiniteError:
         before.restore()
-        where = blame(self._names, self._observed.names or (), self.objective, self.model, self.guide, *call.plain())
+        where = blame(self._names, self._observed.names or (), self.objective, self.model, self.guide, *call.again())
         for parameter in self._names:
             parameter.grad = None
         before.restore()
@@ -399,6 +399,19 @@ class SVI(pyro.infer.SVI):
             self._used.had.discard(old)
         self._used.replaced.clear()
         self._graphs.forget()
+
+    @property
+    def optim(self) -> PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]:
+        """What was given; another one put in its place begins anew, with the parameters as they are."""
+        return self._optim
+
+    @optim.setter
+    def optim(self, optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]) -> None:
+        self._optim = optim
+        if getattr(self, "optimizer", None) is not None:
+            self.check()
+            known, self._names, self.optimizer = self._names, {}, None
+            self._take(known)
 
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
