@@ -6,6 +6,7 @@ Names and sizes only: nothing is read back from the device.
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -157,8 +158,9 @@ def _fails(run: Callable[[], Any]) -> bool:
 
 def written_at(error: Exception) -> str:
     """The last line that a person wrote: none of a library's."""
+    libraries = {"torch", "pyro", __name__.partition(".")[0], *sys.stdlib_module_names}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "pyro", __name__.partition(".")[0]):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in libraries:
             return f" at {frame.f_code.co_filename}:{line}"
     return ""
 

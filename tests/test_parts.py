@@ -173,7 +173,7 @@ def test_every_part_trains_under_every_objective_and_every_gradient(member, opti
     x = data(5, vae.likelihood)
     chosen = members("gradient")[gradient]
     if chosen.reparameterized and not vae.encode(x).has_rsample:
-        with pytest.raises(pvae.InputError, match="--gradient with one of those that need none: score, vimco"):
+        with pytest.raises(pvae.InputError, match="pass as the gradient one of those that need none: score, vimco"):
             objective(3, gradient=gradient).loss_and_grads(vae.model, vae.guide, x)
         return
     step = functools.partial(objective(3, gradient=gradient).loss_and_grads, vae.model, vae.guide, x, labels())

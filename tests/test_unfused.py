@@ -123,8 +123,8 @@ def test_a_layers_two_gradient_products_are_one_operation():
     torch.testing.assert_close(joined(x), gradients(x), rtol=0, atol=0)
 
 
-def test_what_is_compiled_is_kept_for_another_process(monkeypatch):
-    """Operations of our own, and that no shape has a symbol, are no reason for inductor to leave its cache alone."""
+def test_what_is_compiled_is_kept_for_another_process():
+    """Operations of our own are no reason for inductor to leave its cache alone."""
     weight = torch.randn(4, 3, requires_grad=True)
 
     def gradients(x):
@@ -134,10 +134,7 @@ def test_what_is_compiled_is_kept_for_another_process(monkeypatch):
     graph = overlapped(record(gradients, x))
     assert any("pvae" in str(node.target) for node in graph.graph.nodes)
     counters.clear()
-    modes, own = [], replay._cacheable
-    monkeypatch.setattr(replay, "_cacheable", lambda: modes.append(own()) or modes[0])
     torch.testing.assert_close(replay.compiled(graph, [x])(x), gradients(x))
-    assert not modes[0].shape_env.var_to_sources, "it is for these shapes alone: one for any would be slower"
     known = counters["inductor"]
     assert known["fxgraph_cache_miss"] + known["fxgraph_cache_hit"] == 1
     assert not known["fxgraph_cache_bypass"]
