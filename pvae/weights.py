@@ -24,6 +24,7 @@ from .errors import InputError
 from .plates import PARTICLES, Plate, Site, check_shapes, data_plate, written_at
 from .svi.calls import anew
 from .svi.faults import in_a_line
+from .svi.observed import outside
 
 Program = Callable[..., Any]
 
@@ -356,22 +357,9 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
             try:
                 site["fn"].log_prob(site["value"])
             except ValueError as error:
-                raise InputError(f"site '{name}': {_outside(site) or in_a_line(error) or error}") from error
+                raise InputError(f"site '{name}': {outside(site) or in_a_line(error) or error}") from error
     frames = [frame for _, site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return max((-frame.dim for frame in frames), default=0)
-
-
-def _outside(site: Site) -> str:
-    """The first of a site's values that is outside its support, and where; nothing where all are inside."""
-    support, value = site["fn"].support, site["value"]
-    while isinstance(support, torch.distributions.constraints.independent):
-        support = support.base_constraint
-    if (good := support.check(value)).all():
-        return ""
-    at = (~good).nonzero()[0].tolist()
-    found = f"{value[tuple(at)].item():.7g}" if good.shape == value.shape else "a value outside"
-    scores = type(site["fn"]).__name__
-    return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {support}, as {scores} scores"
 
 
 def unvalidated() -> AbstractContextManager:

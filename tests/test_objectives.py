@@ -434,7 +434,7 @@ def test_no_particles_are_refused():
 
 def test_a_value_outside_its_support_is_one_line(vae, x):
     x[3, 1, 2] = 0.5
-    said = r"^site 'x': found 0\.5 at \[3, 1, 2\], of shape .*, expected Boolean\(\), as IndependentBernoulli scores$"
+    said = r"^site 'x': found 0\.5 at \[3, 1, 2\], of shape .*, expected Boolean\(\), as Bernoulli scores$"
     with pytest.raises(pvae.InputError, match=said):
         pvae.ELBO().loss(vae.model, vae.guide, x)
     with pytest.raises(

@@ -18,7 +18,7 @@ from .pieces import arranged
 from .placement import placed
 from .replay import Forward, Update
 from .seen import Seen
-from .tracing import constants, record
+from .tracing import constants, record, saved_by_fusion
 from .unfused import UNFUSED
 from .values import Known, Untraceable
 
@@ -155,7 +155,8 @@ class Build:
             traced = overlapped(traced)
         if kind == "graph":
             return _without_gradient(traced), kind, why
-        self.svi.notice(f"full: compiling, about {replay.BUILD[device]:.0f} s{why and ': '}{why}")
+        takes = replay.building(saved_by_fusion(traced)[0], device)
+        self.svi.notice(f"full: compiling, about {takes:.0f} s{why and ': '}{why}")
         try:
             return _without_gradient(replay.compiled(traced, self.inputs)), kind, why
         except Exception as error:  # as a missing compiler

@@ -217,7 +217,7 @@ class Graphs:
             graph = None
         if graph is not None and graph.had < len(svi._used.had):
             graph = None
-        wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
+        wanted = svi.compile if place == 0 or call.numbers or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
         return graph
@@ -242,7 +242,7 @@ class Graphs:
         if step is None:
             return None
         if step.kind == wanted or wanted == "auto":
-            if call.label == next(iter(self.counts)):
+            if call.label == next(iter(self.counts)) or call.numbers or step.kind == "full":
                 svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")
         else:
             self._warn(f"the step is not compiled, its graph is replayed as it is: {step.why}")

@@ -72,13 +72,15 @@ def _all_inside(fn: Any, value: Tensor) -> Tensor:
 
 
 def outside(site: dict[str, Any]) -> str:
-    """Which of a site's values lies outside its support, in words; empty if none does."""
-    value, support = site["value"], _base(site["fn"]).support
-    inside = support.check(value)
-    if inside.all():
+    """The first of a site's values that is outside its support, and where; empty where all are inside."""
+    fn, value = site["fn"], site["value"]
+    support = _elements(fn)
+    if support is None or (inside := support.check(value)).all():
         return ""
-    index = (~inside).nonzero()[0].tolist()
-    return f"its value is {value[tuple(index)].tolist()} at {index}, outside the support {support}"
+    at = (~inside).nonzero()[0].tolist()
+    found = f"{value[tuple(at)].item():.7g}" if inside.shape == value.shape else "a value outside"
+    scores = type(_base(fn)).__name__
+    return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {support}, as {scores} scores"
 
 
 def _validated(site: dict[str, Any]) -> bool:

@@ -244,11 +244,16 @@ def replayed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, compi
 
 
 BUILD = {"cpu": 5.0, "cuda": 20.0}
-"""Seconds that inductor takes, cold."""
+"""Seconds that inductor takes, cold, of a step of a hundred operations."""
 LAUNCH = {"cpu": 8e-6, "cuda": 1.2e-6}
 """Seconds that an operation costs which a compiler would have made part of another."""
 BANDWIDTH = {"cpu": 15e9, "cuda": 1.5e12}
 """Bytes a second that such an operation writes and reads."""
+
+
+def building(operations: int, device: str) -> float:
+    """Seconds that inductor takes of so many operations; a long graph is cut into pieces that are alike."""
+    return BUILD[device] * (0.8 + operations / 500)
 
 
 def choose(graph: GraphModule, device: str, steps: int | None) -> tuple[str, str]:
@@ -257,8 +262,9 @@ def choose(graph: GraphModule, device: str, steps: int | None) -> tuple[str, str
         return "graph", "how many steps will come is not known (steps=)"
     operations, size = saved_by_fusion(graph)
     saved = steps * (operations * LAUNCH[device] + 2 * size / BANDWIDTH[device])
-    name = "full" if saved > 2 * BUILD[device] else "graph"
+    takes = building(operations, device)
+    name = "full" if saved > 2 * takes else "graph"
     return name, (
-        f"compiling would take about {BUILD[device]:.0f} s and save about {saved:.0f} s in {steps:,} steps"
+        f"compiling would take about {takes:.0f} s and save about {saved:.0f} s in {steps:,} steps"
         f" ({operations} operations, {size / 2**20:.0f} MiB a step)"
     )
