@@ -9,6 +9,7 @@ from programs import PROGRAMS, assert_replayed, assert_same, kinds, start, train
 
 import pvae
 from pvae.data import binarize
+from pvae.svi.tracing import first_draws, record
 
 QUICK = ["AutoNormal", "PyroModule"]
 
@@ -27,6 +28,25 @@ def test_a_compiled_step_is_the_eager_step_up_to_rounding(program):
     for name, value in params.items():
         torch.testing.assert_close(value, expected_params[name], rtol=2e-3, atol=2e-4)
     assert torch.equal(random, expected_random)
+
+
+def test_a_compiler_gets_the_first_draws_ready_made():
+    def step(x):
+        first, second = torch.randn(3), torch.rand(3)
+        drawn = torch.bernoulli(second * x.sigmoid())
+        return first + drawn, torch.randn(3)
+
+    x = torch.randn(3)
+    graph = record(step, x)
+    rest, draw = first_draws(graph)
+    random = [node.name for node in rest.graph.nodes if "rand" in str(node.target) or "bernoulli" in str(node.target)]
+    assert len([node for node in rest.graph.nodes if node.op == "placeholder"]) == 3
+    assert len(random) == 4, "two that are given, two that are left: one of them is of what was computed"
+    torch.manual_seed(1)
+    expected = step(x)
+    torch.manual_seed(1)
+    for one, other in zip(rest(*draw(), x), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_compiled_step_draws_its_random_numbers_in_the_programs_order():

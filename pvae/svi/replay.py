@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from .parameters import random_state, set_random_state
 from .pieces import cut
 from .placement import placed
-from .tracing import constants, lifted, record, saved_by_fusion
+from .tracing import constants, first_draws, lifted, record, saved_by_fusion
 from .values import Untraceable
 
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -57,9 +57,12 @@ def _inductor(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tu
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    module, draw = first_draws(module)
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with tracing(TracingContext(mode)):
-        return compile_fx(module, [mode.from_tensor(value, static_shapes=True) for value in inputs])
+        examples = [mode.from_tensor(value, static_shapes=True) for value in (*draw(), *inputs)]
+        run = compile_fx(module, examples)
+    return lambda *values: run(*draw(), *values)
 
 
 def _in_pieces(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward | None:

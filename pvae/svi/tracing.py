@@ -173,6 +173,26 @@ def lifted(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     return GraphModule(graph, new), [getattr(graph, name) for name in constants]
 
 
+def first_draws(graph: GraphModule) -> tuple[GraphModule, Callable[[], list[Tensor]]]:
+    """The graph with its first draws as its first inputs, and what makes them; a compiler may change their order.
+
+    Those until one, if any, whose distribution is computed.
+    """
+    new, copies, first = torch.fx.Graph(), {}, []
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            if node.all_input_nodes:
+                break
+            first.append(node)
+    for node in first:
+        copies[node] = new.placeholder(node.name)
+    for node in graph.graph.nodes:
+        if node not in copies:
+            copies[node] = new.node_copy(node, copies.__getitem__)
+    made = [(node.target, node.args, node.kwargs) for node in first]
+    return GraphModule(graph, new), lambda: [target(*args, **options) for target, args, options in made]
+
+
 def saved_by_fusion(graph: GraphModule) -> tuple[int, int]:
     """What a compiler can save of a graph: operations that need no launch of their own, and bytes not written.
 
