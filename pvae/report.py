@@ -38,8 +38,8 @@ def opening(run: Run, training: Training) -> str:
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     drawn = f"binarization: {config.binarization}"
     drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
-    named = array_of(config.data)
-    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn})"
+    named, note = array_of(config.data), training.dataset.note
+    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn}{note and f'; {note}'})"
     at, epochs = training.at, f"{training.epochs:,} epoch{'s' * (training.epochs != 1)}"
     if at.epoch or at.batch:
         epochs += f" from epoch {at.epoch + 1:,}" if at.epoch < training.epochs else ", all done"
