@@ -155,3 +155,8 @@ def check_image(name: str, shape: tuple[int, ...]) -> None:
             f"{name}: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
             "use mlp for vectors"
         )
+    if len(shape) == 3 and shape[-1] in (1, 3) and shape[0] not in (1, 3):
+        raise InputError(
+            f"{name}: found data of shape {shape}, expected (channels, height, width), and the last is channels: store"
+            " x.transpose(0, 3, 1, 2)"
+        )
