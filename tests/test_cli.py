@@ -273,8 +273,10 @@ def test_resume_of_what_is_no_run(here, run, capsys):
     assert "not a run folder" in refused(capsys, "--resume", here)
     assert "no such checkpoint" in refused(capsys, "--resume", run / "checkpoints" / "step-000000001")
     shutil.rmtree(run / "checkpoints")
-    message = refused(capsys, "--resume", run)
-    assert f"start again with --config {run}/config.yaml" in message
+    again = f"in another folder, with python -m pvae.fit --config {run}/config.yaml"
+    assert again in refused(capsys, "--resume", run)
+    assert again in refused(capsys, run, command="sample")
+    assert "exists and is not empty: choose another folder" in refused(capsys, "--out", run)  # no way round in a circle
 
 
 def test_resume_of_another_model(run, capsys):
@@ -304,13 +306,13 @@ OTHERS = {
     "compare RUN nosuch": "nosuch: no such run folder",
     "compare RUN --seed -1": "--seed: found -1, expected at least 0",
     "compare RUN --eval-chunk 3": "--eval-chunk: found 3, expected at least 128",
-    "compare RUN --out nodir/x.png": "--out nodir/x.png: cannot be written there",
+    "compare RUN --out nodir/x.png": "--out nodir/x.png: expected a file in a folder that exists: make it",
     "sample RUN -n 0": "-n: found 0, expected at least 1",
     "sample RUN -n ten": "-n: found 'ten'",
     "sample RUN -n 100000000000": "out of memory: lower -n",
     "sample RUN --seed -1": "--seed: found -1",
     "sample RUN -o x.txt": "-o x.txt: found the ending '.txt'",
-    "sample RUN -o nodir/x.png": "-o nodir/x.png: cannot be written there",
+    "sample RUN -o nodir/x.png": "-o nodir/x.png: expected a file in a folder that exists: make it",
     "sample RUN other": "other: found one word too many",
 }
 
@@ -426,7 +428,7 @@ def test_the_disk_is_full(after, capsys, monkeypatch, plain, finished):
 
 def test_results_on_a_full_disk(capsys, monkeypatch, plain, finished):
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+        patch.setattr(Path, "write_bytes", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
         assert go(*SMALL, "--out", "new") == 2
     assert "new/results.nc: the disk is full" in capsys.readouterr().err
     assert go("--resume", "new") == 0
