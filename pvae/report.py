@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from math import log, prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import weights
-from .checkpoints import disk
+from .checkpoints import disk, whole
 from .data import Split, array_of, pixels
 from .errors import InputError
 from .evaluate import CHUNK, UNUSED, Evaluation, evaluate, of_device
@@ -72,8 +73,8 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     }
     arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
     write_results(run.folder / "results.nc", arrays, attributes(summary))
-    figures(run, vae, dataset.test, found, say)
     run.write_json("summary.json", summary)
+    figures(run, vae, dataset.test, found, say)
 
 
 def nested(found: Evaluation) -> dict[str, Any]:
@@ -153,39 +154,61 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Cal
     """Draw the run's figures into `figures/`; what cannot be drawn is said."""
     from . import plots
 
-    folder = run.folder / "figures"
+    folder, shape = run.folder / "figures", tuple(test.x.shape[1:])
     with disk(folder):
         folder.mkdir(exist_ok=True)
-        x = pixels(test.x)
-        table = plots.is_table(_numpy(x))
-        few = slice(0, 1000 if table else 50)
-        y = test.y
-        drawn = {
-            "learning_curves": plots.learning_curves(*curves(run)),
-            "reconstructions": plots.reconstructions(
-                _numpy(x[few]), _numpy(vae.reconstruct(x[few], None if y is None else y[few]))
-            ),
-        }
-        for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
-            drawn[f"latent_space{_suffix(vae, site)}"] = plots.latent_scatter(
-                _numpy(mean), _tags(y), title="Posterior means of test data" + (f", {site}" if found.layers else "")
-            )
-        for end, variance in variances(vae, found).items():
-            drawn[f"active_units{end}"] = plots.active_units(_numpy(variance))
+    drawn = _charts(run, vae, test, found)
+    if plots.is_drawn(shape):
+        drawn |= _pictures(run, vae, test)
+    else:
+        say(f"no pictures of data and samples: data of shape {shape} are neither rows, grey images nor colour images")
+    for name, draw in drawn.items():
         try:
-            if table:
-                rows = sample(vae, 2000, run.config.seed, test, mean=False)
-                drawn["samples"] = plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
-            else:
-                images = picture(sample(vae, 100, run.config.seed, test), test)
-                drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
-        except InputError as error:  # of a prior that is only scored
-            say(f"no figure of samples: {error}")
-        plain = vae.prior.support == Prior.support and run.config.condition == "none"
-        if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
-            drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
-        for name, figure in drawn.items():
-            plots.save(figure, folder / f"{name}.png")
+            figure = draw()
+        except InputError as error:  # of a prior that is only scored, say
+            say(f"no figure of {name.replace('_', ' ')}: {error}")
+            continue
+        with whole(folder / f"{name}.png") as aside:
+            plots.save(figure, aside)
+
+
+def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[str, Callable[[], Any]]:
+    """What draws the figures of any data, by name."""
+    from . import plots
+
+    x, y = pixels(test.x), test.y
+    drawn: dict[str, Callable[[], Any]] = {"learning_curves": lambda: plots.learning_curves(*curves(run))}
+    for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
+        title = "Posterior means of test data" + (f", {site}" if found.layers else "")
+        drawn[f"latent_space{_suffix(vae, site)}"] = partial(plots.latent_scatter, _numpy(mean), _tags(y), title=title)
+    for end, variance in variances(vae, found).items():
+        drawn[f"active_units{end}"] = partial(plots.active_units, _numpy(variance))
+    return drawn
+
+
+def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[], Any]]:
+    """What draws data and what the model makes of them, by name."""
+    from . import plots
+
+    x, y, seed = pixels(test.x), test.y, run.config.seed
+    table = plots.is_table(_numpy(x))
+    few = slice(0, 1000 if table else 50)
+
+    def reconstructions() -> Any:
+        again = vae.reconstruct(x[few], None if y is None else y[few])
+        return plots.reconstructions(_numpy(x[few]), _numpy(again))
+
+    def samples() -> Any:
+        if table:
+            rows = sample(vae, 2000, seed, test, mean=False)
+            return plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
+        return plots.image_grid(picture(sample(vae, 100, seed, test), test), title="Samples from the prior")
+
+    drawn: dict[str, Callable[[], Any]] = {"reconstructions": reconstructions, "samples": samples}
+    plain = vae.prior.support == Prior.support and run.config.condition == "none"
+    if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
+        drawn["latent_plane"] = lambda: plots.latent_plane(*plane(vae, x.device))
+    return drawn
 
 
 def _tags(y: Tensor | None) -> Any:
@@ -245,6 +268,8 @@ def plane(vae: Autoencoder, device: torch.device, side: int = 15) -> tuple[Any, 
     """Means of p(x|z) on a grid over the plane of a two-dimensional latent, and the grid."""
     grid = torch.linspace(-2.5, 2.5, side)
     images = vae.likelihood(torch.cartesian_prod(grid, grid).to(device)).mean
+    if images.dim() == 4 and images.shape[1] not in (1, 3):  # channels last
+        images = images.movedim(-1, 1)
     images = torch.nn.functional.pad(images, (0, 1, 0, 1), value=images.max().item())  # a line between neighbours
     # rows of the mosaic are z2, columns z1
     images = images.reshape(side, side, *images.shape[1:]).transpose(0, 1)

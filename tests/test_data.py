@@ -235,10 +235,12 @@ def test_zeros_and_ones_are_told_from_dark_pixels_by_all_parts(tmp_path):
     assert everything(load(folder)).unique().tolist() == [0, 255]
     np.savez(tmp_path / "mine.npz", x_train=x, x_test=np.zeros_like(x))
     mine = load(tmp_path / "mine.npz")
-    assert mine.train.x.unique().tolist() == [0, 255] and not mine.test.x.any()
+    assert mine.train.x.unique().tolist() == [0, 255]
+    assert not mine.test.x.any()
     np.savez(tmp_path / "mine.npz", x_train=x, x_test=2 * x)
     mine = load(tmp_path / "mine.npz")
-    assert mine.train.x.unique().tolist() == [0, 1] and mine.note == "uint8 up to 2, read as x / 255"
+    assert mine.train.x.unique().tolist() == [0, 1]
+    assert mine.note == "uint8 up to 2, read as x / 255"
     np.savez(tmp_path / "mine.npz", x_train=x, x_test=255 * x)
     assert load(tmp_path / "mine.npz").note == ""
     np.savez(tmp_path / "mine.npz", x_train=0 * x, x_test=0 * x)
