@@ -29,6 +29,7 @@ _TEST, _VALIDATION, _ORDER, _BINARIZE, _DEQUANTIZE = 1, 2, 3, 4, 5
 _CELLS = 2**15
 # Pixels none of which is brighter are perhaps levels of another range, or counts.
 _DARK = 128
+_LARGE = 1000.0
 
 
 class Split(NamedTuple):
@@ -116,6 +117,7 @@ def load(
     for part, arrays in parts.items():
         for each in supports_to(support):
             check_part(data, part, _tensors(*arrays).x, each, likelihood)
+    note = note or (_unscaled(parts) if support == "real" else "")
     sha256 = _sha256(parts)
     if "all" in parts:
         if test == 0:
@@ -341,6 +343,12 @@ def _as_pixels(parts: Parts) -> tuple[Parts, str]:
         scaled = {part: arrays._replace(x=arrays.x * np.uint8(255)) for part, arrays in parts.items()}
         return scaled, "uint8 of 0 and 1, taken as such"
     return parts, f"uint8 up to {largest}, read as x / 255" if 1 < largest < _DARK else ""
+
+
+def _unscaled(parts: Parts) -> str:
+    """Advice for numbers so large that a network's first steps on them are wild."""
+    largest = max(float(np.abs(arrays.x).max(initial=0)) for arrays in parts.values())
+    return f"up to {largest:.2g} in size: standardize the data lest training diverge" if largest > _LARGE else ""
 
 
 def _tensors(*arrays: np.ndarray | None) -> Split:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from functools import partial
-from math import log, prod
+from math import isnan, log, prod
 from pathlib import Path
 from typing import Any
 
@@ -288,18 +288,23 @@ def closing(run: Run) -> str:
     rows += [(f"IW bound, K={k}", value) for k, value in test["iw"].items()]
     rows += [("rate", test["rate"]), ("distortion", test["distortion"])]
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
-    lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
+    lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
+    lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
     lines += [] if test["active_units"] else [f"  {UNUSED}"]
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
-        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{bits['mean']:>10.3f} +- {bits['se']:.3f}"]
+        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
     for name, layer in test.get("layers", {}).items():
-        rate, units = layer["rate"], f"{layer['active_units']} of {layer['units']} active"
-        lines += [f"  {f'{name}: rate':<18}{rate['mean']:>10.3f} +- {rate['se']:.3f}, {units}"]
+        units = f"{layer['active_units']} of {layer['units']} active"
+        lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}"]
     drawn = run.folder / "figures"
     if not drawn.exists() or (drawn / "samples.png").exists():
         lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)
+
+
+def _with_error(value: dict[str, float]) -> str:
+    return f"{value['mean']:>10.3f} +- {'-' if isnan(value['se']) else format(value['se'], '.3f')}"

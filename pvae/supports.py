@@ -55,8 +55,8 @@ class _Support(NamedTuple):
     """The message where nothing that is stored as uint8 does."""
 
 
-LARGEST = 1e15
-"""Squares of larger numbers, summed, are infinite in float32."""
+LARGEST = 1e9
+"""A first step on larger numbers overflows in float32: their squares, and the norm of those squares' gradients."""
 
 
 def _are_counts(x: Tensor) -> Tensor:

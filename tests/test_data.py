@@ -247,6 +247,18 @@ def test_zeros_and_ones_are_told_from_dark_pixels_by_all_parts(tmp_path):
     assert load(tmp_path / "mine.npz").note == ""
 
 
+def test_numbers_that_are_large_are_told_of_and_larger_ones_refused(tmp_path):
+    x = np.random.default_rng(0).random((20, 3))
+    for scale, note in ((900, ""), (1e6, "up to 1e+06 in size: standardize the data lest training diverge")):
+        np.save(tmp_path / "mine.npy", -scale * x / x.max())
+        assert load(tmp_path / "mine.npy").note == note
+    np.save(tmp_path / "mine.npy", 1e6 * x.round())
+    assert load(tmp_path / "mine.npy", support="counts").note == ""
+    np.save(tmp_path / "mine.npy", 1e30 * x)
+    with refused("expected a finite number, less than 1e+09 in size: mend or leave out that datum, or rescale"):
+        load(tmp_path / "mine.npy")
+
+
 def test_npz_with_labels(tmp_path):
     np.savez_compressed(tmp_path / "mine.npz", x=grey(), y=labels().astype(np.float32), other=np.zeros(3))
     mine = load(str(tmp_path / "mine.npz"), validation=0)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import warnings
 
@@ -14,7 +15,7 @@ from pictures import refused
 from pvae import fit, plots
 from pvae.data import Split
 from pvae.load import load
-from pvae.networks import ConvEncoder
+from pvae.networks import ConvEncoder, ResNetEncoder
 from pvae.report import closing, picture, sample
 from pvae.runs import Run, write_results
 from pvae.sample import main as main_of_sample
@@ -112,8 +113,18 @@ def test_images_with_their_channels_last_are_drawn_as_those_with_them_first():
     x = np.random.default_rng(0).random((6, 9, 8, 3))
     first, last = (plots.image_grid(images).axes[0].images[0].get_array() for images in (np.moveaxis(x, 3, 1), x))
     np.testing.assert_array_equal(first, last)
-    with refused("store x.transpose(0, 3, 1, 2)"):
-        ConvEncoder((9, 8, 3), 2)
+    for encoder in (ConvEncoder, ResNetEncoder):
+        with refused("store x.transpose(0, 3, 1, 2)"):
+            encoder((9, 8, 3), 2)
+
+
+def test_one_test_datum_has_no_standard_error(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((3, 2), np.float32))
+    assert fit.main([*QUICK, "--data", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"  ELBO +-?\d+\.\d{3} \+- -\n", said)
+    assert "of one test datum there is no standard error" in said
+    assert "nan" not in said.partition("\ntest, 1 data")[2]
 
 
 def test_a_figure_that_cannot_be_written_costs_no_numbers(tmp_path, monkeypatch):
