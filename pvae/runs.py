@@ -66,7 +66,7 @@ class Run:
     def describe(self, dataset: Dataset, device: torch.device) -> None:
         """Write what is known before the first step: configuration, environment, no metrics yet."""
         with disk(self.folder):
-            self._write("config.yaml", config.to_yaml(self.config))
+            self.write_config(self.config)
             self.write_json("environment.json", _environment(self.config, dataset, device))
             self._write("metrics.jsonl", "")
 
@@ -120,6 +120,10 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
             earlier = {name for name in self.names() if name <= checkpoint.path.name}
             checkpoints.keep(self.folder / "checkpoints", earlier)
+
+    def write_config(self, config_: Config) -> None:
+        """Write `config.yaml`."""
+        self._write("config.yaml", config.to_yaml(config_))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""

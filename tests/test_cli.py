@@ -269,6 +269,26 @@ def test_resume_keeps_the_configuration(run, capsys):
         assert f"--resume with {given[0]}" in refused(capsys, "--resume", run, *given)
 
 
+def test_a_run_is_trained_further_where_no_schedule_ends_with_it(capsys, plain):
+    constant = [*SMALL, "--schedule", "constant", "--compile", "off"]
+    assert go(*constant, "--out", "whole") == 0
+    assert go(*constant, "--epochs", "2", "--out", "part") == 0
+    for epochs in ("1", "2"):
+        message = refused(capsys, "--resume", "part", "--epochs", epochs)
+        assert f"--resume with --epochs {epochs}: expected more than the run's 2" in message
+    assert go("--resume", "part", "--epochs", "3") == 0
+    assert "3 epochs from epoch 3" in capsys.readouterr().out
+    assert_equal_runs("whole", "part")
+    assert Path("whole/config.yaml").read_text() == Path("part/config.yaml").read_text()
+    assert go("--resume", "part") == 0  # to where it ends now
+    assert_equal_runs("whole", "part")
+
+
+def test_a_run_whose_schedule_has_ended_is_not_trained_further(run, capsys):
+    message = refused(capsys, "--resume", run, "--epochs", "5")
+    assert "the learning rate of the run goes to zero over its 3 epochs (--schedule cosine): start a new run" in message
+
+
 def test_resume_of_what_is_no_run(here, run, capsys):
     assert "not a run folder" in refused(capsys, "--resume", here)
     assert "no such checkpoint" in refused(capsys, "--resume", run / "checkpoints" / "step-000000001")
