@@ -27,6 +27,8 @@ from .errors import InputError
 FORMAT = "pvae checkpoint 1"
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 NAME = re.compile(r"step-\d+")
+RESUME, RETRY = "resume; what was saved stays", "run it again"
+"""What to do where a disk was full and there is space now: of a run, and of what writes one file."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,27 @@ def _offer(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def disk(where: Path) -> Iterator[None]:
-    """Say it in one line where a disk is full or a folder cannot be written to."""
+def whole(path: Path, then: str = RESUME) -> Iterator[Path]:
+    """Where to write a file, which is put in its place when all is written, or removed; errors as of `disk`."""
+    aside = path.with_name(f".{path.stem}.writing{path.suffix}")  # by its ending some writers know what to write
+    with disk(path, then):
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk(where: Path, then: str = RESUME) -> Iterator[None]:
+    """Say it in one line where a disk is full or a folder cannot be written to, and what to do then."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = "the disk is full: free some space, then resume; what was saved stays"
+            text = f"the disk is full: free some space, then {then}"
+        elif error.errno == errno.EFBIG:
+            text = f"the limit on a file's size is too low: raise it (ulimit -f), then {then}"
         else:
             text = f"cannot be written to ({error.strerror or error}): choose another place"
         raise InputError(f"{where}: {text}") from error

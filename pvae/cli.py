@@ -199,8 +199,12 @@ def output(name: str, option: str, endings: Sequence[str]) -> Path:
     path = Path(name)
     if path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: found the ending '{path.suffix}', expected one of {', '.join(endings)}")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path}: cannot be written there, expected a file in a folder that exists: make it")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: found a folder, expected a file: choose another name")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: expected a file in a folder that exists: make it")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{option} {path}: nothing can be written into that folder: choose another place")
     return path
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import cli, plots, tables
 from .ais import Annealing
-from .checkpoints import disk
+from .checkpoints import RETRY, whole
 from .comparison import Comparison, Data, Plan, choose, compare, estimate
 from .config import Config
 from .data import Dataset, binarize, dequantize, pixels
@@ -231,19 +231,20 @@ def _is_of_khat(path: Path) -> bool:
 
 def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
     ending = path.suffix.lower()
-    with disk(path):
+    if ending == ".nc":
+        attributes = {key: value if isinstance(value, int | str) else str(value) for key, value in shared.items()}
+        attributes |= {"draws": found.plan.total, "seed": found.plan.seed, "versions": json.dumps(versions())}
+        write_results(path, tables.arrays(found), attributes, RETRY)
+        return
+    with whole(path, RETRY) as aside:
         if ending == ".json":
-            path.write_text(json.dumps(tables.summary(found, shared, versions()), indent=1) + "\n")
+            aside.write_text(json.dumps(tables.summary(found, shared, versions()), indent=1) + "\n")
         elif ending == ".csv":
-            path.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found, shared))
+            aside.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found, shared))
         elif ending == ".tex":
-            path.write_text(tables.latex(found, shared))
-        elif ending == ".nc":
-            attributes = {key: value if isinstance(value, int | str) else str(value) for key, value in shared.items()}
-            attributes |= {"draws": found.plan.total, "seed": found.plan.seed, "versions": json.dumps(versions())}
-            write_results(path, tables.arrays(found), attributes)
+            aside.write_text(tables.latex(found, shared))
         else:
-            plots.save(_khats(found) if _is_of_khat(path) else _bounds(found), path)
+            plots.save(_khats(found) if _is_of_khat(path) else _bounds(found), aside)
 
 
 def _bounds(found: Comparison) -> Any:

@@ -27,6 +27,9 @@ DEQUANTIZATIONS = ("uniform", "none")
 # Each use of a seed draws from its own stream, so that no two uses see the same numbers.
 _TEST, _VALIDATION, _ORDER, _BINARIZE, _DEQUANTIZE = 1, 2, 3, 4, 5
 _CELLS = 2**15
+# Pixels none of which is brighter are perhaps levels of another range, or counts.
+_DARK = 128
+_LARGE = 1000.0
 
 
 class Split(NamedTuple):
@@ -50,6 +53,8 @@ class Dataset:
     validation: Split
     test: Split
     sha256: str
+    note: str = ""
+    """How numbers were read, where that may surprise; a fit says it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,8 +91,9 @@ def load(
         data: one of `NAMED`, or a path to a `.npz` (`x`, optionally `y`; or one array of any name; or `x_train`,
             `x_test`, optionally `x_validation`, and their `y_*`), a `.npy`, a `.csv` (numbers; optional header; a
             column `label` or `y` holds the labels) or a folder of images (names of sub-folders become labels).
-            uint8 is kept, bool becomes 0 or 255, other numbers float32; `y` (N,) are labels, `y` (N, size)
-            covariates. `./digits` is a folder, `digits` the set.
+            uint8 is kept, to be read as x / 255; bool, and uint8 whose largest value in all parts is 1, become 0 or
+            255; other numbers float32. `y` (N,) are labels, `y` (N, size) covariates. `./digits` is a folder, `digits`
+            the set.
         data_dir: where named sets lie and are downloaded to; by default `$PVAE_DATA`, else `data`.
         validation: fraction in [0, 1) of what is left for training; 0 gives an empty part.
         test: fraction in (0, 1) of everything; unused where the set has a test part of its own.
@@ -107,10 +113,11 @@ def load(
         if not 0 <= fraction < 1:
             raise InputError(f"{name}: found {fraction}, expected a fraction in [0, 1): name a share of the data")
     data = str(data)
-    parts = read(data, data_dir)
+    parts, note = _as_pixels(read(data, data_dir))
     for part, arrays in parts.items():
         for each in supports_to(support):
             check_part(data, part, _tensors(*arrays).x, each, likelihood)
+    note = note or (_unscaled(parts) if support == "real" else "")
     sha256 = _sha256(parts)
     if "all" in parts:
         if test == 0:
@@ -119,7 +126,7 @@ def load(
     if "validation" not in parts:
         rest, drawn = _draw(parts["train"], validation, 0, _generator(seed, _VALIDATION))
         parts |= {"train": rest, "validation": drawn}
-    return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=sha256)
+    return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=sha256, note=note)
 
 
 def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:
@@ -322,6 +329,26 @@ def _draw(arrays: Arrays, fraction: float, least: int, generator: np.random.Gene
     drawn = np.zeros(n, dtype=bool)
     drawn[generator.permutation(n)[:count]] = True
     return [Arrays(*(a if a is None else a[rows] for a in arrays)) for rows in (~drawn, drawn)]
+
+
+def _as_pixels(parts: Parts) -> tuple[Parts, str]:
+    """Zeros and ones that are stored as uint8 made 0 and 255, as those of bool are; and how levels are read, if few.
+
+    Asked of all parts together, so that a part without any 1 is read as the others are.
+    """
+    if any(arrays.x.dtype != np.uint8 for arrays in parts.values()):
+        return parts, ""
+    largest = max(int(arrays.x.max(initial=0)) for arrays in parts.values())
+    if largest == 1:
+        scaled = {part: arrays._replace(x=arrays.x * np.uint8(255)) for part, arrays in parts.items()}
+        return scaled, "uint8 of 0 and 1, taken as such"
+    return parts, f"uint8 up to {largest}, read as x / 255" if 1 < largest < _DARK else ""
+
+
+def _unscaled(parts: Parts) -> str:
+    """Advice for numbers so large that a network's first steps on them are wild."""
+    largest = max(float(np.abs(arrays.x).max(initial=0)) for arrays in parts.values())
+    return f"up to {largest:.2g} in size: standardize the data lest training diverge" if largest > _LARGE else ""
 
 
 def _tensors(*arrays: np.ndarray | None) -> Split:

@@ -25,8 +25,8 @@ from .progress import Progress
 from .runs import Run, check_free, load_weights
 from .train import Training, svi
 
-RESUMABLE = ("device", "eval_chunk")
-"""What may change in a resumed run: where it runs and its memory, no number."""
+RESUMABLE = ("device", "eval_chunk", "epochs")
+"""What may change in a resumed run: where it runs, its memory, and where it ends."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,7 +66,10 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
     group.add_argument("--out", metavar="DIR", help="the run folder (default: a fresh one under runs/)")
     group.add_argument("--config", metavar="FILE", help="a configuration file; options override it")
     group.add_argument(
-        "--resume", metavar="DIR", help="continue a run, or one of its checkpoints: from then on it is the newest"
+        "--resume",
+        metavar="DIR",
+        help="continue a run, or one of its checkpoints: from then on it is the newest; under --schedule constant with"
+        " more --epochs, too",
     )
     group.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
     cli.add_config_options(parser, argv)
@@ -92,6 +95,8 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
     settings = config.from_flat({**config.to_flat(run.config), **{k.replace("_", "-"): v for k, v in changes.items()}})
     device = cli.device(settings.device)
     dataset = run_data(run)
+    if "epochs" in changes:
+        _check_longer(run, settings, len(dataset.train.x))
     vae = build.model(settings, dataset).to(device)
     load_weights(vae, checkpoint)
     training = _training(vae, settings, dataset.to(device))
@@ -101,7 +106,22 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
         raise InputError(f"{checkpoint.path}: foreign: its state is not one that this program writes") from error
     with _Signals() as signals:
         run.rewind(checkpoint)
+        if "epochs" in changes:
+            run.write_config(replace(run.config, epochs=settings.epochs))
         return _fit(replace(run, config=settings), training, signals)
+
+
+def _check_longer(run: Run, settings: Config, n: int) -> None:
+    """Refuse epochs that are no more than before, or that a longer run would have been fitted otherwise for."""
+    before, asked = run.config.epochs_for(n), f"--resume with --epochs {settings.epochs}"
+    if settings.epochs_for(n) <= before:
+        raise InputError(f"{asked}: expected more than the run's {before:,}: name more, or leave it out")
+    if settings.schedule != "constant":
+        raise InputError(
+            f"{asked}: the learning rate of the run goes to zero over its {before:,} epochs (--schedule"
+            f" {settings.schedule}): start a new run with --config {run.folder}/config.yaml --epochs {settings.epochs};"
+            " one with --schedule constant can be trained further"
+        )
 
 
 def _fit(run: Run, training: Training, signals: _Signals) -> int:

@@ -19,7 +19,7 @@ import torch
 
 from . import cli, plots
 from .base import lookup
-from .checkpoints import disk
+from .checkpoints import RETRY, whole
 from .data import pixels
 from .errors import InputError
 from .load import load
@@ -143,20 +143,20 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
         for k, groups in by_k.items()
         for group, one in groups.items()
     ]
-    with disk(path):
+    with whole(path, RETRY) as aside:
         if path.suffix == ".json":
-            path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            aside.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
         elif path.suffix == ".csv":
             text = io.StringIO()
             writer = csv.DictWriter(text, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-            path.write_text(text.getvalue())
+            aside.write_text(text.getvalue())
         else:
             lines = _lines(results, ks)
             options = {"floor": _floor(results), "title": about["of"]}
             dashed = [name for name in lines if name.endswith(": model")]
-            plots.save(plots.signal_against_k(ks, lines, dashed=dashed, **options), path)
+            plots.save(plots.signal_against_k(ks, lines, dashed=dashed, **options), aside)
     print(f"\nwritten: {path}")
 
 

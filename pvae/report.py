@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from math import log, prod
+from functools import partial
+from math import isnan, log, prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import weights
-from .checkpoints import disk
+from .checkpoints import disk, whole
 from .data import Split, array_of, pixels
 from .errors import InputError
 from .evaluate import CHUNK, UNUSED, Evaluation, evaluate, of_device
@@ -38,8 +39,8 @@ def opening(run: Run, training: Training) -> str:
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     drawn = f"binarization: {config.binarization}"
     drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
-    named = array_of(config.data)
-    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn})"
+    named, note = array_of(config.data), training.dataset.note
+    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn}{note and f'; {note}'})"
     at, epochs = training.at, f"{training.epochs:,} epoch{'s' * (training.epochs != 1)}"
     if at.epoch or at.batch:
         epochs += f" from epoch {at.epoch + 1:,}" if at.epoch < training.epochs else ", all done"
@@ -72,8 +73,8 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     }
     arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
     write_results(run.folder / "results.nc", arrays, attributes(summary))
-    figures(run, vae, dataset.test, found, say)
     run.write_json("summary.json", summary)
+    figures(run, vae, dataset.test, found, say)
 
 
 def nested(found: Evaluation) -> dict[str, Any]:
@@ -153,39 +154,61 @@ def figures(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Cal
     """Draw the run's figures into `figures/`; what cannot be drawn is said."""
     from . import plots
 
-    folder = run.folder / "figures"
+    folder, shape = run.folder / "figures", tuple(test.x.shape[1:])
     with disk(folder):
         folder.mkdir(exist_ok=True)
-        x = pixels(test.x)
-        table = plots.is_table(_numpy(x))
-        few = slice(0, 1000 if table else 50)
-        y = test.y
-        drawn = {
-            "learning_curves": plots.learning_curves(*curves(run)),
-            "reconstructions": plots.reconstructions(
-                _numpy(x[few]), _numpy(vae.reconstruct(x[few], None if y is None else y[few]))
-            ),
-        }
-        for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
-            drawn[f"latent_space{_suffix(vae, site)}"] = plots.latent_scatter(
-                _numpy(mean), _tags(y), title="Posterior means of test data" + (f", {site}" if found.layers else "")
-            )
-        for end, variance in variances(vae, found).items():
-            drawn[f"active_units{end}"] = plots.active_units(_numpy(variance))
+    drawn = _charts(run, vae, test, found)
+    if plots.is_drawn(shape):
+        drawn |= _pictures(run, vae, test)
+    else:
+        say(f"no pictures of data and samples: data of shape {shape} are neither rows, grey images nor colour images")
+    for name, draw in drawn.items():
         try:
-            if table:
-                rows = sample(vae, 2000, run.config.seed, test, mean=False)
-                drawn["samples"] = plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
-            else:
-                images = picture(sample(vae, 100, run.config.seed, test), test)
-                drawn["samples"] = plots.image_grid(images, title="Samples from the prior")
-        except InputError as error:  # of a prior that is only scored
-            say(f"no figure of samples: {error}")
-        plain = vae.prior.support == Prior.support and run.config.condition == "none"
-        if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
-            drawn["latent_plane"] = plots.latent_plane(*plane(vae, x.device))
-        for name, figure in drawn.items():
-            plots.save(figure, folder / f"{name}.png")
+            figure = draw()
+        except InputError as error:  # of a prior that is only scored, say
+            say(f"no figure of {name.replace('_', ' ')}: {error}")
+            continue
+        with whole(folder / f"{name}.png") as aside:
+            plots.save(figure, aside)
+
+
+def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[str, Callable[[], Any]]:
+    """What draws the figures of any data, by name."""
+    from . import plots
+
+    x, y = pixels(test.x), test.y
+    drawn: dict[str, Callable[[], Any]] = {"learning_curves": lambda: plots.learning_curves(*curves(run))}
+    for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
+        title = "Posterior means of test data" + (f", {site}" if found.layers else "")
+        drawn[f"latent_space{_suffix(vae, site)}"] = partial(plots.latent_scatter, _numpy(mean), _tags(y), title=title)
+    for end, variance in variances(vae, found).items():
+        drawn[f"active_units{end}"] = partial(plots.active_units, _numpy(variance))
+    return drawn
+
+
+def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[], Any]]:
+    """What draws data and what the model makes of them, by name."""
+    from . import plots
+
+    x, y, seed = pixels(test.x), test.y, run.config.seed
+    table = plots.is_table(_numpy(x))
+    few = slice(0, 1000 if table else 50)
+
+    def reconstructions() -> Any:
+        again = vae.reconstruct(x[few], None if y is None else y[few])
+        return plots.reconstructions(_numpy(x[few]), _numpy(again))
+
+    def samples() -> Any:
+        if table:
+            rows = sample(vae, 2000, seed, test, mean=False)
+            return plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
+        return plots.image_grid(picture(sample(vae, 100, seed, test), test), title="Samples from the prior")
+
+    drawn: dict[str, Callable[[], Any]] = {"reconstructions": reconstructions, "samples": samples}
+    plain = vae.prior.support == Prior.support and run.config.condition == "none"
+    if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
+        drawn["latent_plane"] = lambda: plots.latent_plane(*plane(vae, x.device))
+    return drawn
 
 
 def _tags(y: Tensor | None) -> Any:
@@ -245,6 +268,8 @@ def plane(vae: Autoencoder, device: torch.device, side: int = 15) -> tuple[Any, 
     """Means of p(x|z) on a grid over the plane of a two-dimensional latent, and the grid."""
     grid = torch.linspace(-2.5, 2.5, side)
     images = vae.likelihood(torch.cartesian_prod(grid, grid).to(device)).mean
+    if images.dim() == 4 and images.shape[1] not in (1, 3):  # channels last
+        images = images.movedim(-1, 1)
     images = torch.nn.functional.pad(images, (0, 1, 0, 1), value=images.max().item())  # a line between neighbours
     # rows of the mosaic are z2, columns z1
     images = images.reshape(side, side, *images.shape[1:]).transpose(0, 1)
@@ -263,18 +288,23 @@ def closing(run: Run) -> str:
     rows += [(f"IW bound, K={k}", value) for k, value in test["iw"].items()]
     rows += [("rate", test["rate"]), ("distortion", test["distortion"])]
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
-    lines += [f"  {name:<18}{value['mean']:>10.3f} +- {value['se']:.3f}" for name, value in rows]
+    lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
+    lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
     lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
     lines += [] if test["active_units"] else [f"  {UNUSED}"]
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
-        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{bits['mean']:>10.3f} +- {bits['se']:.3f}"]
+        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
     for name, layer in test.get("layers", {}).items():
-        rate, units = layer["rate"], f"{layer['active_units']} of {layer['units']} active"
-        lines += [f"  {f'{name}: rate':<18}{rate['mean']:>10.3f} +- {rate['se']:.3f}, {units}"]
+        units = f"{layer['active_units']} of {layer['units']} active"
+        lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}"]
     drawn = run.folder / "figures"
     if not drawn.exists() or (drawn / "samples.png").exists():
         lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)
+
+
+def _with_error(value: dict[str, float]) -> str:
+    return f"{value['mean']:>10.3f} +- {'-' if isnan(value['se']) else format(value['se'], '.3f')}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoints, config
-from .checkpoints import Checkpoint, disk
+from .checkpoints import RESUME, Checkpoint, disk, whole
 from .config import Config
 from .data import Dataset
 from .errors import InputError
@@ -68,7 +66,7 @@ class Run:
     def describe(self, dataset: Dataset, device: torch.device) -> None:
         """Write what is known before the first step: configuration, environment, no metrics yet."""
         with disk(self.folder):
-            self._write("config.yaml", config.to_yaml(self.config))
+            self.write_config(self.config)
             self.write_json("environment.json", _environment(self.config, dataset, device))
             self._write("metrics.jsonl", "")
 
@@ -123,15 +121,17 @@ class Run:
             earlier = {name for name in self.names() if name <= checkpoint.path.name}
             checkpoints.keep(self.folder / "checkpoints", earlier)
 
+    def write_config(self, config_: Config) -> None:
+        """Write `config.yaml`."""
+        self._write("config.yaml", config.to_yaml(config_))
+
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
         self._write(name, json.dumps(value, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        with disk(self.folder):
-            aside = self.folder / f".{name}.writing"
+        with whole(self.folder / name) as aside:
             aside.write_text(text)
-            os.replace(aside, self.folder / name)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run.
@@ -177,8 +177,8 @@ class Run:
             InputError: there is none, or it is damaged (the newest whole one is offered).
         """
         if self.is_empty():
-            again = f"--config {self.folder}/config.yaml --out {self.folder}"
-            raise InputError(f"{self.folder}: no checkpoint to resume from: start again with {again}")
+            again = f"python -m pvae.fit --config {self.folder}/config.yaml"
+            raise InputError(f"{self.folder}: no checkpoint in it: fit it again, in another folder, with {again}")
         return checkpoints.load(self.folder / "checkpoints" / self.names()[-1])
 
     def best(self) -> Checkpoint:
@@ -202,10 +202,11 @@ def check_free(folder: str | Path | None) -> None:
             return
         if not path.is_dir():
             raise InputError(f"--out {path}: found a file, expected a folder that is empty or not there yet")
-        found = {file.name.removeprefix(".").removesuffix(".writing") for file in path.iterdir()}
+        found = {file.name.removeprefix(".").replace(".writing", "") for file in path.iterdir()}
         if found <= BEGINNING and not checkpoints.names(path / "checkpoints"):
             return
-    hint = f"continue it with --resume {path}, or choose" if (path / "config.yaml").exists() else "choose"
+    resumable = (path / "config.yaml").exists() and checkpoints.names(path / "checkpoints")
+    hint = f"continue it with --resume {path}, or choose" if resumable else "choose"
     raise InputError(f"--out {path}: exists and is not empty: {hint} another folder")
 
 
@@ -244,7 +245,10 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def write_results(
-    path: Path, groups: Mapping[str, Mapping[str, tuple[tuple[str, ...], Any]]], attributes: dict[str, Any]
+    path: Path,
+    groups: Mapping[str, Mapping[str, tuple[tuple[str, ...], Any]]],
+    attributes: dict[str, Any],
+    then: str = RESUME,
 ) -> None:
     """Write labelled arrays that arviz opens, 0.23 and 1.x alike.
 
@@ -253,21 +257,18 @@ def write_results(
         groups: {"posterior": {"z": (("chain", "draw", "datum", "latent"), tensor or array)}, ...}; what is named as its
             dimension labels it.
         attributes: of the file.
+        then: what to do where the disk was full.
     """
     import xarray
 
-    arrays = {
-        name: {key: (dims, _array(value)) for key, (dims, value) in group.items()} for name, group in groups.items()
+    tree = {
+        f"/{name}": xarray.Dataset({key: (dims, _array(value)) for key, (dims, value) in group.items()})
+        for name, group in groups.items()
     }
-    tree = {f"/{name}": xarray.Dataset(group) for name, group in arrays.items()}
     tree["/"] = xarray.Dataset(attrs=attributes)
-    with disk(path):
-        size = sum(value.nbytes for group in arrays.values() for _, value in group.values())
-        if shutil.disk_usage(path.parent).free < size + 2**20:  # HDF5 would crash
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        aside = path.with_suffix(".writing")
-        xarray.DataTree.from_dict(tree).to_netcdf(aside, engine="h5netcdf")
-        os.replace(aside, path)
+    made = xarray.DataTree.from_dict(tree).to_netcdf(engine="h5netcdf")  # in memory: HDF5 crashes on a full disk
+    with whole(path, then) as aside:
+        aside.write_bytes(made)
 
 
 def _array(value: Any) -> Any:

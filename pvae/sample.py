@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import cli, plots
-from .checkpoints import disk
+from .checkpoints import RETRY, whole
 from .config import Config
 from .data import Dataset, Split, pixels
 from .errors import InputError
@@ -59,13 +59,13 @@ def main(argv: Sequence[str]) -> int:
     if label is not None:
         _check_label(label, run.config, dataset)
     images = sample(vae, n, seed, dataset.test, mean=not found.draw, label=label)
-    with disk(out):
+    with whole(out, RETRY) as aside:
         if out.suffix == ".npy":
             import numpy as np
 
-            np.save(out, images.cpu().numpy())
+            np.save(aside, images.cpu().numpy())
         else:
-            plots.save(_figure(images, dataset.test, "draws" if found.draw else "means of p(x|z)"), out)
+            plots.save(_figure(images, dataset.test, "draws" if found.draw else "means of p(x|z)"), aside)
     print(f"{n} samples in {out}")
     return 0
 
@@ -73,6 +73,10 @@ def main(argv: Sequence[str]) -> int:
 def _figure(images: torch.Tensor, test: Split, name: str) -> Any:
     """Images in a grid; of a table how its columns are distributed, beside the test data's."""
     x = pixels(test.x).cpu().numpy()
+    if not plots.is_drawn(x.shape[1:]):
+        raise InputError(
+            f"-o: found data of shape {x.shape[1:]}, which is no picture: write numbers, with -o samples.npy"
+        )
     if plots.is_table(x):
         return plots.samples(x, images.cpu().numpy(), names=("test data", f"{len(images)} {name}"))
     return plots.image_grid(picture(images, test))

@@ -15,6 +15,9 @@ from .errors import InputError, nearest
 def pixels(x: Tensor) -> Tensor:
     """Stored data as floats: uint8 is divided by 255, floats pass through; same shape and device.
 
+    What `data.load` returns it reads rightly: zeros and ones of a file are 0 and 255 there. Of a tensor of one's own it
+    cannot know: pass zeros and ones as floats.
+
     >>> pixels(torch.tensor([0, 51, 255], dtype=torch.uint8))
     tensor([0.0000, 0.2000, 1.0000])
     """
@@ -52,8 +55,8 @@ class _Support(NamedTuple):
     """The message where nothing that is stored as uint8 does."""
 
 
-LARGEST = 1e15
-"""Squares of larger numbers, summed, are infinite in float32."""
+LARGEST = 1e9
+"""A first step on larger numbers overflows in float32: their squares, and the norm of those squares' gradients."""
 
 
 def _are_counts(x: Tensor) -> Tensor:

@@ -269,12 +269,34 @@ def test_resume_keeps_the_configuration(run, capsys):
         assert f"--resume with {given[0]}" in refused(capsys, "--resume", run, *given)
 
 
+def test_a_run_is_trained_further_where_no_schedule_ends_with_it(capsys, plain):
+    constant = [*SMALL, "--schedule", "constant", "--compile", "off"]
+    assert go(*constant, "--out", "whole") == 0
+    assert go(*constant, "--epochs", "2", "--out", "part") == 0
+    for epochs in ("1", "2"):
+        message = refused(capsys, "--resume", "part", "--epochs", epochs)
+        assert f"--resume with --epochs {epochs}: expected more than the run's 2" in message
+    assert go("--resume", "part", "--epochs", "3") == 0
+    assert "3 epochs from epoch 3" in capsys.readouterr().out
+    assert_equal_runs("whole", "part")
+    assert Path("whole/config.yaml").read_text() == Path("part/config.yaml").read_text()
+    assert go("--resume", "part") == 0  # to where it ends now
+    assert_equal_runs("whole", "part")
+
+
+def test_a_run_whose_schedule_has_ended_is_not_trained_further(run, capsys):
+    message = refused(capsys, "--resume", run, "--epochs", "5")
+    assert "the learning rate of the run goes to zero over its 3 epochs (--schedule cosine): start a new run" in message
+
+
 def test_resume_of_what_is_no_run(here, run, capsys):
     assert "not a run folder" in refused(capsys, "--resume", here)
     assert "no such checkpoint" in refused(capsys, "--resume", run / "checkpoints" / "step-000000001")
     shutil.rmtree(run / "checkpoints")
-    message = refused(capsys, "--resume", run)
-    assert f"start again with --config {run}/config.yaml" in message
+    again = f"in another folder, with python -m pvae.fit --config {run}/config.yaml"
+    assert again in refused(capsys, "--resume", run)
+    assert again in refused(capsys, run, command="sample")
+    assert "exists and is not empty: choose another folder" in refused(capsys, "--out", run)  # no way round in a circle
 
 
 def test_resume_of_another_model(run, capsys):
@@ -304,13 +326,13 @@ OTHERS = {
     "compare RUN nosuch": "nosuch: no such run folder",
     "compare RUN --seed -1": "--seed: found -1, expected at least 0",
     "compare RUN --eval-chunk 3": "--eval-chunk: found 3, expected at least 128",
-    "compare RUN --out nodir/x.png": "--out nodir/x.png: cannot be written there",
+    "compare RUN --out nodir/x.png": "--out nodir/x.png: expected a file in a folder that exists: make it",
     "sample RUN -n 0": "-n: found 0, expected at least 1",
     "sample RUN -n ten": "-n: found 'ten'",
     "sample RUN -n 100000000000": "out of memory: lower -n",
     "sample RUN --seed -1": "--seed: found -1",
     "sample RUN -o x.txt": "-o x.txt: found the ending '.txt'",
-    "sample RUN -o nodir/x.png": "-o nodir/x.png: cannot be written there",
+    "sample RUN -o nodir/x.png": "-o nodir/x.png: expected a file in a folder that exists: make it",
     "sample RUN other": "other: found one word too many",
 }
 
@@ -426,7 +448,7 @@ def test_the_disk_is_full(after, capsys, monkeypatch, plain, finished):
 
 def test_results_on_a_full_disk(capsys, monkeypatch, plain, finished):
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+        patch.setattr(Path, "write_bytes", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
         assert go(*SMALL, "--out", "new") == 2
     assert "new/results.nc: the disk is full" in capsys.readouterr().err
     assert go("--resume", "new") == 0

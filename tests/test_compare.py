@@ -472,7 +472,7 @@ def test_too_few_draws_for_khat_are_said():
         (Estimate(-98.96123, 25.12, 9), ("-99", "25")),
         (Estimate(1e-5, 3.14e-6, 9), ("0.0000100", "0.0000031")),
         (Estimate(1.0, 0.0, 9), ("1.000", "0.000")),
-        (Estimate(-math.inf, math.nan, 9), ("-inf", "nan")),
+        (Estimate(-math.inf, math.nan, 9), ("-inf", "-")),
     ],
 )
 def test_errors_have_two_digits(value, shown):
@@ -569,7 +569,18 @@ def test_the_table_for_a_paper():
         r" &  & 4/0, p=0.12 & 3/0, p=0.25 \\",
     ]
     assert r"test data of toy\_1" in text
+    assert r"\label{tab:bounds-toy-1-first-a-b-c}" in text
     assert r"mean $\pm$ standard error" in text
+
+
+def test_one_datum_has_no_standard_error():
+    found = comparison(a=[-1.0], b=[-2.0])
+    text, tex = tables.text(found, PROTOCOL), tables.latex(found, PROTOCOL)
+    assert re.search(r"ELBO +-1.000 \+- - +-2.000 \+- -\n", text)
+    assert r"ELBO & $\mathbf{-1.000}$ & $-2.000$ \\" in tex
+    for words in (text, tex):
+        assert "Of one datum there is no standard error" in words
+        assert "nan" not in words
 
 
 @pytest.mark.parametrize("one", [False, True])

@@ -1,6 +1,7 @@
 """The command that compares runs: what it prints and writes, and what it refuses."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import pvae
-from pvae import cli, compare, comparison, fit, report
+from pvae import cli, compare, comparison, fit, plots, report
 from pvae.load import load
 
 SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
@@ -272,6 +273,29 @@ WRONG = {
 def test_what_it_refuses(line, runs, capsys):
     argv = [str(runs.get(word.lower(), word)) for word in line.split()]
     assert WRONG[line] in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.data.csv", "x.tex", "x.nc", "x.png"])
+def test_a_full_disk_leaves_no_half_of_a_file(name, runs, capsys, here, monkeypatch):
+    def full(path, *_):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(plots, "save", lambda figure, path: full(path))
+    assert go(runs["vae"], "--particles", "1", "--train", "0", "--out", name) == 2
+    assert f"{name}: the disk is full: free some space, then run it again\n" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_where_nothing_can_be_written(runs, capsys, here, monkeypatch):
+    (here / "x.png").mkdir()
+    assert "--out x.png: found a folder, expected a file" in refused(capsys, runs["vae"], "--out", "x.png")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a read-only file system
+    message = refused(capsys, runs["vae"], "--out", "y.png")
+    assert "--out y.png: nothing can be written into that folder: choose another place" in message
 
 
 def test_data_that_are_gone(capsys, monkeypatch):

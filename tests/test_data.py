@@ -221,9 +221,42 @@ def test_dtypes(tmp_path, dtype):
     before, after = DTYPES[dtype]
     array = (grey() > 100).astype(before)
     np.save(tmp_path / "mine.npy", array)
-    x = everything(load(str(tmp_path / "mine.npy")))
-    assert x.dtype == after
-    assert x.sum() == array.sum() * (255 if dtype == "bool" else 1)
+    mine = load(str(tmp_path / "mine.npy"))
+    assert everything(mine).dtype == after
+    assert pixels(everything(mine)).sum() == array.sum()
+    assert (mine.note == "uint8 of 0 and 1, taken as such") == (dtype == "uint8")
+
+
+def test_zeros_and_ones_are_told_from_dark_pixels_by_all_parts(tmp_path):
+    x, folder = (grey() > 100).astype(np.uint8), tmp_path / "masks"
+    folder.mkdir()
+    for i, image in enumerate(x):
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    assert everything(load(folder)).unique().tolist() == [0, 255]
+    np.savez(tmp_path / "mine.npz", x_train=x, x_test=np.zeros_like(x))
+    mine = load(tmp_path / "mine.npz")
+    assert mine.train.x.unique().tolist() == [0, 255]
+    assert not mine.test.x.any()
+    np.savez(tmp_path / "mine.npz", x_train=x, x_test=2 * x)
+    mine = load(tmp_path / "mine.npz")
+    assert mine.train.x.unique().tolist() == [0, 1]
+    assert mine.note == "uint8 up to 2, read as x / 255"
+    np.savez(tmp_path / "mine.npz", x_train=x, x_test=255 * x)
+    assert load(tmp_path / "mine.npz").note == ""
+    np.savez(tmp_path / "mine.npz", x_train=0 * x, x_test=0 * x)
+    assert load(tmp_path / "mine.npz").note == ""
+
+
+def test_numbers_that_are_large_are_told_of_and_larger_ones_refused(tmp_path):
+    x = np.random.default_rng(0).random((20, 3))
+    for scale, note in ((900, ""), (1e6, "up to 1e+06 in size: standardize the data lest training diverge")):
+        np.save(tmp_path / "mine.npy", -scale * x / x.max())
+        assert load(tmp_path / "mine.npy").note == note
+    np.save(tmp_path / "mine.npy", 1e6 * x.round())
+    assert load(tmp_path / "mine.npy", support="counts").note == ""
+    np.save(tmp_path / "mine.npy", 1e30 * x)
+    with refused("expected a finite number, less than 1e+09 in size: mend or leave out that datum, or rescale"):
+        load(tmp_path / "mine.npy")
 
 
 def test_npz_with_labels(tmp_path):

@@ -278,7 +278,7 @@ WRONG = {
     "curves: found no finite value": lambda: plots.learning_curves([1], {}),
     r"curve 'a': found shape \(3,\), expected \(2,\)": lambda: plots.learning_curves([1, 2], {"a": [1, 2, 3]}),
     r"epochs: found shape \(1, 1\), expected \(N,\)": lambda: plots.learning_curves([[1]], {"a": [1]}),
-    r"images: found shape \(2, 8, 8, 3\), expected \(N, H": lambda: plots.image_grid(np.zeros((2, 8, 8, 3))),
+    r"images: found shape \(2, 8, 8, 4\), expected \(N, H": lambda: plots.image_grid(np.zeros((2, 8, 8, 4))),
     "images: found the empty shape": lambda: plots.image_grid(np.zeros((0, 8, 8))),
     "images: found 2 values that are NaN": lambda: plots.image_grid([[0, np.nan, np.inf, 1]]),
     "images: found no array of numbers": lambda: plots.image_grid(["a"]),

@@ -1,17 +1,23 @@
 """What a finished run leaves behind."""
 
+import errno
 import json
+import os
+import re
+import resource
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from pictures import refused
 
-from pvae import fit
+from pvae import fit, plots
 from pvae.data import Split
 from pvae.load import load
+from pvae.networks import ConvEncoder, ResNetEncoder
 from pvae.report import closing, picture, sample
-from pvae.runs import Run
+from pvae.runs import Run, write_results
 from pvae.sample import main as main_of_sample
 from pvae.weights import log_weights
 
@@ -82,6 +88,67 @@ def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
     assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     assert main_of_sample([str(tmp_path / "run"), "-n", "9", "-o", str(tmp_path / "rows.png")]) == 0
+
+
+QUICK = ["--likelihood", "gaussian", "--latent", "2", "--epochs", "1", "--eval-particles", "2", "--compile", "off"]
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (2, 4, 4), (4, 4, 4), (3, 2, 4, 4)])
+def test_data_of_any_shape_are_fitted_and_drawn_where_they_can_be(shape, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, *shape), np.float32))
+    assert fit.main([*QUICK, "--data", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/run"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "neither rows, grey images nor colour" in line]
+    pictures = {"latent_plane", "reconstructions", "samples"} if shape == (5, 4, 3) else set()
+    assert len(said) == (not pictures)
+    found = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
+    assert found == {"active_units", "latent_space", "learning_curves"} | pictures
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert main_of_sample([f"{tmp_path}/run", "-n", "3", "-o", f"{tmp_path}/s.npy"]) == 0
+    if not pictures:
+        with refused("which is no picture: write numbers, with -o samples.npy"):
+            main_of_sample([f"{tmp_path}/run", "-o", f"{tmp_path}/s.png"])
+
+
+def test_images_with_their_channels_last_are_drawn_as_those_with_them_first():
+    x = np.random.default_rng(0).random((6, 9, 8, 3))
+    first, last = (plots.image_grid(images).axes[0].images[0].get_array() for images in (np.moveaxis(x, 3, 1), x))
+    np.testing.assert_array_equal(first, last)
+    for encoder in (ConvEncoder, ResNetEncoder):
+        with refused("store x.transpose(0, 3, 1, 2)"):
+            encoder((9, 8, 3), 2)
+
+
+def test_one_test_datum_has_no_standard_error(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((3, 2), np.float32))
+    assert fit.main([*QUICK, "--data", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"  ELBO +-?\d+\.\d{3} \+- -\n", said)
+    assert "of one test datum there is no standard error" in said
+    assert "nan" not in said.partition("\ntest, 1 data")[2]
+
+
+def test_a_figure_that_cannot_be_written_costs_no_numbers(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, 3), np.float32))
+    monkeypatch.setattr(plots, "save", full)
+    with refused("the disk is full: free some space, then resume"):
+        fit.main([*QUICK, "--data", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/run"])
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert not list((tmp_path / "run" / "figures").iterdir())
+
+
+def test_results_beyond_the_limit_of_a_file_leave_nothing_half_written(tmp_path):
+    groups = {"posterior": {"z": (("chain", "draw"), np.zeros((1, 50_000)))}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with refused("the limit on a file's size is too low: raise it (ulimit -f), then resume"):
+            write_results(tmp_path / "results.nc", groups, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("active", [0, 3])

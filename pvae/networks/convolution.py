@@ -59,6 +59,7 @@ class ConvEncoder(Encoder, name="conv"):
     ) -> None:
         super().__init__(shape, outputs, context=context)
         check_image("conv", self.shape)
+        check_order("conv", self.shape)
         check_sizes("channels", channels)
         planes = [prod(self.shape[:-2]) + context, *channels]
         layers: list[nn.Module] = []
@@ -154,4 +155,13 @@ def check_image(name: str, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"{name}: found data of shape {shape}, expected images (height, width) or (channels, height, width): "
             "use mlp for vectors"
+        )
+
+
+def check_order(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse images whose channels are last, of the encoder of that name: it would slide over rows and channels."""
+    if len(shape) == 3 and shape[-1] in (1, 3) and shape[0] not in (1, 3):
+        raise InputError(
+            f"{name}: found images of shape {shape}, their channels last, expected (channels, height, width): store"
+            " x.transpose(0, 3, 1, 2)"
         )

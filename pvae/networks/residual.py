@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base import leading
 from ..errors import InputError, at_least
-from .convolution import ImageDecoder, check_image, halvings, images
+from .convolution import ImageDecoder, check_image, check_order, halvings, images
 from .network import Activation, Encoder, activation_of, check_sizes
 
 
@@ -73,6 +73,7 @@ class ResNetEncoder(Encoder, name="resnet"):
     ) -> None:
         super().__init__(shape, outputs, context=context)
         _check(self.shape, channels, blocks)
+        check_order("resnet", self.shape)
         planes = [prod(self.shape[:-2]) + context, *channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(planes):

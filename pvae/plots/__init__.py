@@ -13,13 +13,14 @@ from pvae.plots.charts import (
     signal_against_k,
 )
 from pvae.plots.columns import is_table
-from pvae.plots.pictures import image_grid, latent_plane, reconstructions, samples
+from pvae.plots.pictures import image_grid, is_drawn, latent_plane, reconstructions, samples
 from pvae.plots.style import save
 
 __all__ = [
     "active_units",
     "bound_against_k",
     "image_grid",
+    "is_drawn",
     "is_table",
     "khat_quantiles",
     "latent_plane",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH, _TILE = 1300, 200  # the widest mosaic and tile, in dots
+_CHANNELS = (1, 3)
 
 
 @styled()
@@ -26,9 +27,8 @@ def reconstructions(
 ) -> Figure:
     """Data and their reconstructions: a named row of each, in pairs; of a table's columns, one against the other.
 
-    Both are (N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D), a table unless `is_table` says otherwise. Where the data
-    lie in [0, 1] the reconstruction is clipped to it. Raises `InputError` where the shapes differ or aren't one of
-    these.
+    Both are of data that `is_drawn`; (N, D) is a table unless `is_table` says otherwise. Where the data lie in [0, 1]
+    the reconstruction is clipped to it. Raises `InputError` where the shapes differ or aren't one of these.
 
     >>> figure = reconstructions([[[0, 1], [1, 0]]] * 12, [[[0.1, 0.8], [0.9, 0.2]]] * 12)
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -54,8 +54,8 @@ def reconstructions(
 def image_grid(images: ArrayLike, *, columns: int | None = None, title: str = "") -> Figure:
     """Images in a grid, such as samples from the prior; of a table a histogram of each column.
 
-    `images` is (N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D), a table unless `is_table` says otherwise. Values
-    outside [0, 1] are scaled by one range, which a colour bar gives. Raises `InputError` for another shape.
+    `images` are of data that `is_drawn`; (N, D) is a table unless `is_table` says otherwise. Values outside [0, 1] are
+    scaled by one range, which a colour bar gives. Raises `InputError` for another shape.
 
     >>> len(image_grid([[[0, 1], [1, 0]]] * 9, title="samples").axes)
     1
@@ -119,6 +119,15 @@ def samples(x: ArrayLike, drawn: ArrayLike, *, names: Sequence[str] = ("data", "
     return histograms(dict(zip(names, tables, strict=True)), title)
 
 
+def is_drawn(shape: Sequence[int]) -> bool:
+    """Whether data of a shape can be drawn: (D,), (H, W), or an image of one or three channels, first or last.
+
+    >>> [is_drawn(shape) for shape in [(8, 8), (3, 8, 8), (8, 8, 3), (2, 8, 8), (5, 3, 8, 8)]]
+    [True, True, True, False, False]
+    """
+    return len(shape) in (1, 2) or (len(shape) == 3 and not {shape[0], shape[-1]}.isdisjoint(_CHANNELS))
+
+
 def _pictures(values: ArrayLike, name: str) -> np.ndarray:
     """Images as (N, H, W, channels); of vectors, those of a square size."""
     array = numbers(values, name)
@@ -127,10 +136,10 @@ def _pictures(values: ArrayLike, name: str) -> np.ndarray:
         if side * side == array.shape[1]:
             array = array.reshape(-1, side, side)
     array = array[:, None] if array.ndim == 3 else array
-    if array.ndim != 4 or array.shape[1] not in (1, 3):
-        known = "(N, H, W), (N, 1, H, W), (N, 3, H, W) or (N, D)"
+    if array.ndim != 4 or not is_drawn(array.shape[1:]):
+        known = "(N, H, W), (N, 1, H, W), (N, 3, H, W), (N, H, W, 1), (N, H, W, 3) or (N, D)"
         raise InputError(f"{name}: found shape {np.shape(values)}, expected {known}")
-    return np.moveaxis(array, 1, -1)
+    return np.moveaxis(array, 1, -1) if array.shape[1] in _CHANNELS else array
 
 
 def _range(reference: np.ndarray, everything: np.ndarray) -> tuple[float, float]:

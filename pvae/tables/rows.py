@@ -55,11 +55,11 @@ def plus_minus(value: Estimate | Paired, form: str = "") -> tuple[str, str]:
     """A mean and its standard error as text, the error with two significant digits.
 
     >>> plus_minus(Estimate(-98.96123, 0.2512, 100)), plus_minus(Estimate(3.0, float("nan"), 1))
-    (('-98.96', '0.25'), ('3.000', 'nan'))
+    (('-98.96', '0.25'), ('3.000', '-'))
     """
     fine = math.isfinite(value.se) and value.se > 0
     decimals = min(max(1 - math.floor(math.log10(value.se)), 0), 8) if fine else 3
-    return f"{value.mean:{form}.{decimals}f}", f"{value.se:.{decimals}f}"
+    return f"{value.mean:{form}.{decimals}f}", "-" if math.isnan(value.se) else f"{value.se:.{decimals}f}"
 
 
 def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
@@ -161,6 +161,8 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         f"{found.size:,} test data of {protocol['data']}, {_drawn(protocol)}; nats / datum, "
         f"mean +- standard error over the data"
     )
+    if found.size == 1:
+        yield "Of one datum there is no standard error"
     if protocol["numbers"] != BOUNDS:
         yield f"The numbers are {protocol['numbers']}"
     groups = ", ".join(f"{plan.total // k:,} of K={k}" for k in plan.particles)

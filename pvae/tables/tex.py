@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import zip_longest
+from pathlib import PurePath
 from typing import Any
 
 from ..comparison import Comparison, is_bound
@@ -29,6 +30,7 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{caption}}}",
+            rf"\label{{{_label(names, protocol)}}}",
             rf"\begin{{tabular}}{{l{'r' * len(names)}}}",
             r"\toprule",
             " & ".join(["", *(name.translate(_ESCAPED) for name in names)]) + r" \\",
@@ -40,6 +42,12 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _label(names: list[str], protocol: dict[str, Any]) -> str:
+    """What the table is referred to by, in letters, digits and hyphens: its data and its models."""
+    about = " ".join([PurePath(protocol["data"]).stem, *names])
+    return "tab:bounds-" + re.sub("[^a-zA-Z0-9]+", "-", about).strip("-")
 
 
 def _section(found: Comparison, table: Table) -> str:
@@ -74,6 +82,8 @@ def _cell(words: str, bold: bool) -> str:
         return escape(words)
     percent = r"\,\%" if mean.endswith("%") else ""
     mean, se = (_number(word.removesuffix("%")) for word in (mean, se))
+    if se == "-":  # of one datum
+        return rf"$\mathbf{{{mean}}}$" if bold else rf"${mean}{percent}$"
     return rf"$\mathbf{{{mean}}} \pm {se}$" if bold else rf"${mean} \pm {se}{percent}$"
 
 
