@@ -7,7 +7,7 @@ import inspect
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,12 +142,46 @@ def has_forward(part: Part) -> bool:
 
 
 def loose_tensor(part: nn.Module) -> str | None:
-    """The name of a tensor that a module holds as neither parameter nor buffer, so that no checkpoint has it."""
+    """What a module holds that is neither trained, saved nor moved with it, and what to do; None where it is nothing.
+
+    Looked at are tensors, and tensors and modules in lists, tuples and dicts, of the module and of those in it.
+
+    >>> part = nn.Module()
+    >>> part.layers = [nn.Linear(2, 2)]
+    >>> loose_tensor(part)
+    "found a module at 'layers[0]' that is not trained, saved or moved, expected it in an nn.ModuleList"
+    """
+    known = {id(one) for one in (*part.parameters(), *part.buffers(), *part.modules())}
+    own = vars(nn.Module()).keys()
     for prefix, module in part.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                return f"{prefix}.{name}".removeprefix(".")
+            for where, one in _held(f"{prefix}.{name}".removeprefix("."), () if name in own else value):
+                if id(one) not in known and not (one is value and isinstance(one, nn.Module)):
+                    return _loose(where, one, value)
     return None
+
+
+def _held(where: str, value: Any, inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The tensors and modules in containers in one another, and where they are."""
+    if isinstance(value, Tensor | nn.Module):
+        yield where, value
+    if not isinstance(value, list | tuple | set | frozenset | dict) or id(value) in inside:
+        return
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _held(f"{where}[{key!r}]", one, (*inside, id(value)))
+
+
+def _loose(where: str, found: Any, value: Any) -> str:
+    kind = "Dict" if isinstance(value, dict) else "List"
+    if isinstance(found, nn.Module):
+        return f"found a module at '{where}' that is not trained, saved or moved, expected it in an nn.Module{kind}"
+    if isinstance(found, nn.Parameter):
+        text = f"found a Parameter at '{where}' that is not trained, saved or moved, expected it in an nn.Parameter"
+        return text + kind
+    return (
+        f"found a tensor at '{where}' that no checkpoint would have, expected a Parameter, if it is learned"
+        f"{'' if found is value else f' (in an nn.Parameter{kind})'}, or a buffer: self.register_buffer(...)"
+    )
 
 
 def check_call(who: str, function: Any, args: Any, kwargs: dict[str, Any], error: Exception) -> None:

@@ -126,10 +126,7 @@ class VAE(Autoencoder):
             if not has_forward(part):
                 raise InputError(f"{name} {path_of(type(part))}: found no forward, expected one: return a distribution")
             if loose := loose_tensor(part):
-                raise InputError(
-                    f"{name} {path_of(type(part))}: found a tensor at '{loose}' that no checkpoint would have, expected"
-                    " a Parameter, if it is learned, or a buffer: self.register_buffer(...)"
-                )
+                raise InputError(f"{name} {path_of(type(part))}: {loose}")
         sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
         if len(set(sizes.values())) > 1:
             raise InputError(

@@ -463,6 +463,7 @@ def test_right_ones_pass():
     assert check(Wide).skipped == {}
     found = check(CannotBeSampled)
     assert found.skipped == {
+        "independent": "it cannot be sampled",
         "samples": "it cannot be sampled",
         "mean": "it has no mean",
         "words": "it cannot be sampled, and says so",

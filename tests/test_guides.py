@@ -441,7 +441,7 @@ def test_refinement_sees_prior_likelihood_and_labels(labels):
         assert torch.equal(vae.posterior.amortized(x, y).loc, vae.posterior.amortized(x, y.flip(0)).loc)
     vae.likelihood.decoder.register_forward_hook(lambda module, inputs, out: 2 * out)
     assert not torch.allclose(before, vae.posterior(*given).loc)
-    object.__setattr__(other.posterior, "_met", (Shifted(2), other.likelihood))
+    object.__setattr__(other.posterior, "_prior", Shifted(2))
     assert (other.posterior(*given).loc > bernoulli_vae(labels).posterior(*given).loc).all()
 
 
@@ -495,8 +495,8 @@ def test_a_copied_guide_is_refined_against_its_own_model(copied):
     vae, x = bernoulli_vae(), torch.ones(3, DIM)
     before = vae.posterior(x).loc
     other = copied(vae)
-    assert other.posterior._met[0] is other.prior
-    assert other.posterior._met[1] is other.likelihood
+    assert other.posterior._prior is other.prior
+    assert other.posterior._likelihood is other.likelihood
     for parameter in other.likelihood.parameters():
         parameter.data.mul_(3)
     assert torch.equal(before, vae.posterior(x).loc)

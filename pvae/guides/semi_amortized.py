@@ -72,11 +72,12 @@ class SemiAmortized(Guide, name="semi_amortized"):
         self.steps, self.step_size, self.pairs, self.through = steps, step_size, pairs, through
         self.scale = BoundedScale(min_scale, max_scale)
         self.register_buffer("points", _points(steps, pairs, latent), persistent=False)
-        self._met = None
+        self._prior = self._likelihood = None
 
     def connect(self, prior: Part, likelihood: Part, guide: Part) -> None:
         """Meet the prior and the likelihood of the model, whose ELBO is climbed."""
-        object.__setattr__(self, "_met", (prior, likelihood))  # in a tuple: their parameters are not the guide's
+        for name, part in (("_prior", prior), ("_likelihood", likelihood)):
+            object.__setattr__(self, name, part)  # or its parameters would be this part's as well
 
     def amortized(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """The encoder's q(z|x), unrefined."""
@@ -85,7 +86,7 @@ class SemiAmortized(Guide, name="semi_amortized"):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (...), event shape (latent,)."""
-        if self._met is None:
+        if self._prior is None or self._likelihood is None:
             raise InputError(
                 "guide SemiAmortized: found no prior and likelihood to refine against, expected those of a model: make"
                 " a pvae.VAE of them, or call guide.connect(prior, likelihood, guide)"
@@ -95,7 +96,7 @@ class SemiAmortized(Guide, name="semi_amortized"):
         follow = self.through and torch.is_grad_enabled()
         # where particles come in parts nothing is kept for the gradient, which the steps take at once
         kept = torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value)
-        with _as_in_evaluation(*self._met), kept:
+        with _as_in_evaluation(self._prior, self._likelihood), kept:
             for step in range(self.steps):
                 mean, log_scale = self._step(step, mean, log_scale, x, y, follow)
         return DiagonalNormal(mean, log_scale.exp())
@@ -124,11 +125,10 @@ class SemiAmortized(Guide, name="semi_amortized"):
 
     def _bound(self, step: int, mean: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         """L for each datum, (...), up to a constant."""
-        prior, likelihood = self._met  # type: ignore[misc]
         points = self.points[step].reshape(2 * self.pairs, *[1] * (mean.dim() - 1), self.latent)
         z = mean + log_scale.exp() * points
         # not by their call: that would say to Pyro, once more, that the program uses them
-        value = likelihood.forward(z, y).log_prob(x) + prior.forward(y).log_prob(z)
+        value = self._likelihood.forward(z, y).log_prob(x) + self._prior.forward(y).log_prob(z)  # type: ignore[union-attr]
         return value.mean(0) + log_scale.sum(-1)
 
 

@@ -37,6 +37,7 @@ def shapes(s: Subject) -> str | None:
         for one, batch in ((p, tuple(p.batch_shape)), (expanded, (4, *lead))):
             value = _draw(s, one, batch)
             _same(tuple(value.shape), (*batch, *s.event), "draw")
+            _typed(value, "a draw")
             _scored(one, value, batch)
         if scores_anything(p):
             value = _draw(s, expanded, (4, *lead))
@@ -56,7 +57,14 @@ def _scored(p: Any, value: Tensor, batch: tuple[int, ...]) -> None:
     with torch.no_grad():
         log_prob = p.log_prob(value)
     _same(tuple(log_prob.shape), batch, "log_prob")
+    _typed(log_prob, "a log_prob")
     expect(bool(log_prob.isfinite().all()), "a log_prob of a draw that is not finite", "a number", "look at its scale")
+
+
+def _typed(value: Tensor, what: str) -> None:
+    found, expected = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, torch.get_default_dtype()))
+    do = "make its constants of its parameters' type, and no .double()"
+    expect(found == expected, f"{what} of {found}", f"{expected}, as the model's", do)
 
 
 def _same(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
@@ -141,23 +149,21 @@ def repeats(s: Subject) -> str | None:
 
 
 def alone(s: Subject) -> str | None:
-    """What a datum gets, in evaluation mode, does not depend on the others of its batch."""
-    if s.part.family == "prior" and s.labels(2) is None:
-        return None
+    """What a datum gets, in evaluation mode, depends neither on the others of its batch nor on other particles."""
     inputs = s.inputs(4)
-    p = s.part(*inputs)
-    if tuple(p.batch_shape) != (4,):
-        return None
-    value = _draw(s, p, (4,))
+    p = s.part(*inputs).expand(torch.Size((4, 4)))
+    value = _draw(s, p, (4, 4))
     if not scores_anything(p):
         return "it scores only what it has just drawn"
     with torch.no_grad():
         here = p.log_prob(value)
         for i in range(4):
-            one = s.part(*(None if v is None else v[i : i + 1] for v in inputs)).log_prob(value[i : i + 1])[0]
+            k = (i + 1) % 4
+            only = s.part(*(None if v is None else v[i : i + 1] for v in inputs)).expand(torch.Size((1,)))
+            one = only.log_prob(value[k, i : i + 1])[0]
             expect(
-                torch.allclose(one, here[i], rtol=1e-4, atol=1e-4),
-                f"log_prob {here[i]:.5g} of a datum in a batch of 4, {one:.5g} of it alone",
+                torch.allclose(one, here[k, i], rtol=1e-4, atol=1e-4),
+                f"log_prob {here[k, i]:.5g} of a datum in a batch of 4, with 4 particles, {one:.5g} of it alone",
                 "the same",
                 "let nothing in the part mix data (a mean over the batch, batch normalisation)",
             )

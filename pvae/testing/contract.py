@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import vae as package
-from ..base import Part, path_of, root
+from ..base import Part, loose_tensor, path_of, root
 from ..errors import InputError, nearest
-from . import clauses, densities
+from . import clauses, densities, draws
 from .setting import Broken, ContractError, Subject, around_guide, around_likelihood, around_prior, expect
 
 Clause = Callable[[Subject], str | None]
@@ -29,6 +29,7 @@ CLAUSES: dict[str, Clause] = {
     "support": clauses.support,
     "repeats": clauses.repeats,
     "alone": clauses.alone,
+    "independent": draws.independent,
     "integrates": densities.integrates,
     "samples": densities.samples,
     "mean": densities.mean,
@@ -37,6 +38,7 @@ CLAUSES: dict[str, Clause] = {
     "copies": clauses.copies,
     "reads": clauses.reads,
     "fast": clauses.fast,
+    "derivatives": draws.derivatives,
     "objectives": clauses.objectives,
     "words": clauses.words,
 }
@@ -166,6 +168,8 @@ def _check(
 
 def _subject(family: str, part: Part, y: Tensor | None, around: Callable[[], Any]) -> Subject:
     expect(isinstance(part, root(family)), f"{type(part).__name__}", f"a pvae.{family.title()}", "subclass it")
+    if loose := loose_tensor(part):
+        raise Broken(loose)
     vae, shape = around()
     latent = vae.prior.latent
     return Subject(part, vae.eval(), latent, shape, y)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -11,12 +12,29 @@ import torch
 from torch import Tensor
 
 from . import joint, separable
-from .setting import Subject, expect
+from .setting import Broken, Subject, expect
 from .spaces import space_of
 
 DRAWS = 8000
 SIGMAS = 5.0
 """Standard errors that a statistic may be off by; a right part fails one of a hundred statistics in 10^4 seeds."""
+
+
+def also_moved(clause: Callable[[Subject], str | None]) -> Callable[[Subject], str | None]:
+    """A clause that is asked at the parameters as they are, and once more at parameters that were moved."""
+
+    @functools.wraps(clause)
+    def asked(s: Subject) -> str | None:
+        if (why := clause(s)) or (moved := s.moved()) is None:
+            return why
+        torch.manual_seed(torch.initial_seed())  # so that every clause has the same inputs
+        try:
+            why = clause(moved)
+        except Broken as error:
+            raise Broken(f"once its parameters are moved a little, {error}") from error
+        return f"only at its parameters as they are; moved a little: {why}" if why else None
+
+    return asked
 
 
 @contextlib.contextmanager
@@ -40,6 +58,7 @@ def scores_anything(p: Any) -> bool:
     return True
 
 
+@also_moved
 def integrates(s: Subject) -> str | None:
     """exp(log_prob) integrates, or sums, to one."""
     with _one(s) as p:
@@ -94,6 +113,7 @@ def _weighted(s: Subject, p: Any, draws: Tensor | None) -> joint.Weighted | str:
     return s.memo["weighted"]
 
 
+@also_moved
 def samples(s: Subject) -> str | None:
     """Draws are distributed as log_prob says: means of bounded functions agree within their standard errors."""
     with _one(s) as p:
@@ -131,6 +151,7 @@ def _moments(s: Subject, p: Any, draws: Tensor) -> tuple[Tensor, Tensor] | str:
     return points if isinstance(points, str) else joint.moments(points, draws)
 
 
+@also_moved
 def mean(s: Subject) -> str | None:
     """`.mean`, where there is one, is that of the draws; a likelihood must have one."""
     with _one(s) as p:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ SHAPE = (5,)
 """Of one datum, where the part under test says nothing of it."""
 HIDDEN = (8,)
 BATCH = 5
+MOVES = (0.3, 0.1, 0.03)
+"""How far parameters are moved: the first that leaves the distribution valid."""
 
 
 class ContractError(AssertionError):
@@ -110,6 +113,32 @@ class Subject:
         part = {"prior": vae.prior, "likelihood": vae.likelihood, "guide": vae.posterior}[self.part.family]
         return Subject(part, vae, self.latent, self.shape, self.y, self.memo)
 
+    def moved(self) -> Subject | None:
+        """The same with every parameter moved a little, up; None where there is none, or it may not be moved.
+
+        As far as leaves it valid: what starts where a mistake cannot be seen, at a mean of 0 or a scale of 1, is seen.
+        """
+        if not any(parameter.requires_grad for parameter in self.part.parameters()):
+            return None
+        for size in MOVES:
+            found = self.copy()
+            found.memo = self.memo.setdefault("moved", {})
+            _move(found.part, size)
+            if found.valid():
+                return found
+        return None
+
+    def valid(self) -> bool:
+        """Whether the part's distribution has parameters that it may have, and scores its draws."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled():
+            try:
+                p = self.part(*self.inputs())
+                return bool(p.log_prob(p.sample()).isfinite().all())
+            except NotImplementedError:
+                return True
+            except ValueError:
+                return False
+
     def drawable(self) -> bool:
         """Whether the part can be drawn from."""
         with torch.no_grad():
@@ -118,6 +147,15 @@ class Subject:
             except NotImplementedError:
                 return False
         return True
+
+
+def _move(part: nn.Module, size: float) -> None:
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    with torch.no_grad():
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                inputs = max(1, prod(parameter.shape[1:]))
+                parameter += size / inputs**0.5 * (0.5 + torch.rand(parameter.shape, generator=generator))
 
 
 def values(p: dist.Distribution) -> Tensor:

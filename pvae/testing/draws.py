@@ -1,0 +1,174 @@
+"""The clauses that ask of draws that they are apart from one another, and that gradients are those of what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from . import separable
+from .densities import SIGMAS, scores_anything
+from .setting import Broken, Subject, expect
+
+PARTICLES, DATA = 2, 3
+REPEATS = 500
+DIRECTIONS = 8
+DRAWS, BLOCK, BLOCKS = 2, 100, 40
+STEP, ROUNDING, TOLERANCE = 1e-3, 5e-6, 0.02
+"""Of finite differences: single precision leaves them two or three digits."""
+
+
+def independent(s: Subject) -> str | None:
+    """Draws for different data and for different particles are independent."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        p = s.part(*s.inputs(DATA)).expand(torch.Size((REPEATS, PARTICLES, DATA)))
+        try:
+            z, again = p.sample(), p.sample()
+        except NotImplementedError:
+            return "it cannot be sampled"
+    if torch.equal(z, again):
+        return "its draws are points"
+    do = "draw noise of the whole shape, self._extended_shape(sample_shape)"
+    found = "the same draw for every datum and particle"
+    expect(bool((z != z[:1]).any()), found, "independent ones", do)
+    for name, others in (("particles", z.roll(1, 1)), ("data", z.roll(1, 2))):
+        shared = _shared(z, others)
+        found = f"draws for different {name} that go together (a correlation of {shared:.2f})"
+        expect(shared == 0, found, "independent ones", do)
+    return None
+
+
+def _shared(z: Tensor, others: Tensor) -> float:
+    """The largest correlation of bounded functions of numbers and of others over repeats; 0 where it may be chance."""
+    one, other = (_centred(value.double().flatten(3)) for value in (z, others))
+    products = one * other
+    error = products.std(0) / len(z) ** 0.5 + 1e-3
+    size = (one.square().mean(0) * other.square().mean(0)).sqrt() + 1e-12
+    mean = products.mean(0)
+    beyond = torch.where(mean.abs() > SIGMAS * error, mean / size, 0.0).flatten()
+    return float(beyond[beyond.abs().argmax()])
+
+
+def _centred(z: Tensor) -> Tensor:
+    center = z.median(0).values
+    bounded = ((z - center) / (z - center).abs().mean(0).clamp(min=1e-6)).tanh()
+    return bounded - bounded.mean(0)
+
+
+def derivatives(s: Subject) -> str | None:
+    """Gradients of log_prob, and of draws where they have one, are those of what log_prob and draws are.
+
+    By finite differences along random directions, with the same random numbers; where draws jump as parameters move,
+    as by rejection, d/dt E[f(z)] is taken from draws and from log_prob, which agree.
+    """
+    inputs, s = s.inputs(DATA), s.moved() or s
+    parameters = [parameter for parameter in s.part.parameters() if parameter.requires_grad]
+    if not parameters:
+        return None
+
+    def made(n: int = DRAWS) -> Any:
+        return s.part(*inputs).expand(torch.Size((n, DATA)))
+
+    def drawn(i: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() + 1 + i)
+            return made().rsample()
+
+    with pyro.validation_enabled(False):
+        p = made()
+        given = [_value(s, p) for _ in range(DIRECTIONS)]
+        scores = scores_anything(p) and not torch.equal(given[0], given[1])  # points have no density
+        if scores:
+            _told("log_prob", _differs(lambda i: made().log_prob(given[i]), parameters))
+        if s.part.family == "likelihood" or not p.has_rsample:
+            return None
+        found = _differs(drawn, parameters)
+        if found and scores:
+            found = _by_scores(made, parameters)
+        _told("rsample", found)
+    return None
+
+
+def _told(what: str, found: tuple[float, float] | None) -> None:
+    if found:
+        raise Broken(
+            f"found a gradient of {what} of {found[0]:.4g} along a direction, expected {found[1]:.4g}, as it changes:"
+            f" use no .detach(), .data or .item() in {what}; where a gradient is left out on purpose, skip this clause"
+        )
+
+
+def _value(s: Subject, p: Any) -> Tensor:
+    with torch.no_grad():
+        try:
+            return p.sample()
+        except NotImplementedError:
+            return s.latents(*p.batch_shape)
+
+
+def _differs(function: Callable[[int], Tensor], parameters: list[Tensor]) -> tuple[float, float] | None:
+    """A directional derivative and the finite difference that it is not; None where they agree along most directions.
+
+    They need not along all: there are kinks.
+    """
+    off = []
+    for i in range(DIRECTIONS):
+        directions = [torch.randn_like(parameter) for parameter in parameters]
+        out = function(i)
+        weight = torch.randn_like(out)
+        found = _along((weight * out).sum(), parameters, directions)
+        high, low = (_shifted(lambda i=i: function(i), parameters, directions, step) for step in (STEP, -STEP))
+        change = weight * (high - low) / (2 * STEP)
+        expected = float(change.sum())
+        error = TOLERANCE * float(change.norm()) + ROUNDING / STEP * float((weight * out).detach().norm())
+        if not abs(found - expected) <= error:
+            off.append((found, expected))
+    return off[0] if len(off) > DIRECTIONS / 2 else None
+
+
+def _shifted(
+    function: Callable[[], Tensor], parameters: list[Tensor], directions: list[Tensor], step: float
+) -> Tensor:
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        torch._foreach_add_(parameters, directions, alpha=step)
+        found = function()
+        torch._foreach_copy_(parameters, before)
+    return found
+
+
+def _along(value: Tensor, parameters: list[Tensor], directions: list[Tensor]) -> float:
+    """The derivative of a number along a direction."""
+    if not value.requires_grad:
+        return 0.0
+    gradient = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    return float(sum((g * d).sum() for g, d in zip(gradient, directions, strict=True) if g is not None))
+
+
+def _by_scores(made: Callable[[int], Any], parameters: list[Tensor]) -> tuple[float, float] | None:
+    """d/dt E[f(z)] from draws, and from log_prob, for an f and a direction for each of the numbers and a few more.
+
+    None where the two agree within their errors.
+    """
+    size = made(BLOCK).event_shape[0]
+    looks = range(size + DIRECTIONS)
+    directions = [[torch.randn_like(parameter) for parameter in parameters] for _ in looks]
+    weights = torch.randn(len(looks), len(separable.tested(torch.zeros(1))), 1, 1)
+    blocks = []
+    for _ in range(BLOCKS):
+        p = made(BLOCK)
+        z = p.rsample()
+        scores = p.log_prob(z.detach())
+        center, spread = z.detach().median(0).values, z.detach().std(0).clamp(1e-4, 1e4)
+        tested = separable.tested((z - center) / spread)
+        for i in looks:
+            f = (weights[i] * tested[..., i % size]).sum(0)
+            sides = (f, (f - f.mean(0)).detach() * scores)
+            blocks.append([_along(side.mean(0).sum(), parameters, directions[i]) for side in sides])
+    found = torch.tensor(blocks, dtype=torch.float64).reshape(BLOCKS, len(looks), 2)
+    difference = found[..., 0] - found[..., 1]
+    off = difference.mean(0).abs() / (difference.std(0) / BLOCKS**0.5 + 1e-4)
+    worst = int(off.argmax())
+    return tuple(found.mean(0)[worst].tolist()) if off[worst] > 1.2 * SIGMAS else None
