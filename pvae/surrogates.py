@@ -138,8 +138,10 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
     Raises:
         InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
     """
-    with torch.no_grad(), weights.unvalidated():
-        sites = weights.Collect(poutine.uncondition(model))(*args, **kwargs)
+    run = weights.Collect(poutine.uncondition(model))
+    with torch.no_grad(), weights.unvalidated(), run:
+        run.program(*args, **kwargs)  # the very objects: by them it is known which is observed
+    sites = run.sites
     dreamed = {
         id(site["infer"]["obs"]): site
         for _, site in weights.sites_of(sites, observed=True)
