@@ -266,7 +266,8 @@ def write_results(
         for name, group in groups.items()
     }
     tree["/"] = xarray.Dataset(attrs=attributes)
-    made = xarray.DataTree.from_dict(tree).to_netcdf(engine="h5netcdf")  # in memory: HDF5 crashes on a full disk
+    # In memory, as HDF5 crashes on a full disk; copied, as Python 3.12.1 crashes where a view of it is garbage.
+    made = bytes(xarray.DataTree.from_dict(tree).to_netcdf(engine="h5netcdf"))
     with whole(path, then) as aside:
         aside.write_bytes(made)
 

@@ -91,11 +91,15 @@ class Training:
             self.svi.check()
         except NonFiniteError as error:
             epoch, batch = divmod(error.step - 1, number)
-            raise InputError(
-                f"epoch {epoch + 1}, batch {batch + 1} of {number}, {error}: training stopped before it: lower --lr, or"
-                " set --clip-norm"
-            ) from error
+            where = f"epoch {epoch + 1}, batch {batch + 1} of {number}"
+            raise InputError(f"{where}, {error}: training stopped before it: {self._advice}") from error
         return True
+
+    @property
+    def _advice(self) -> str:
+        """What to do where training diverges."""
+        note = self.dataset.note
+        return "lower --lr, or set --clip-norm" + (f"; the data are {note}" if note else "")
 
     def _prepare(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A batch as the programs take it."""
@@ -122,7 +126,7 @@ class Training:
                 )
         except InputError as error:
             where = f"validation after epoch {self.at.epoch}, step {self.svi.steps}"
-            hint = ": lower --lr, or set --clip-norm" if "diverged" in str(error) else ""
+            hint = f": {self._advice}" if "diverged" in str(error) else ""
             raise InputError(f"{where}: {error}{hint}") from error
         self.vae.train()
         summary = found.summary()

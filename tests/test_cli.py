@@ -390,6 +390,14 @@ def test_nan_at_once(capsys):
     assert "lower --lr" in message
 
 
+def test_large_numbers_are_named_where_training_diverges(here, capsys):
+    np.save("mine.npy", 9e8 * np.random.default_rng(0).random((60, 200)))
+    assert go(*SMALL, "--data", "mine.npy", "--likelihood", "gaussian", "--lr", "1e5", "--out", "new") == 2
+    out, err = capsys.readouterr()
+    assert "up to 9e+08 in size: standardize the data lest training diverge" in out.splitlines()[0]
+    assert err.endswith("the data are up to 9e+08 in size: standardize the data lest training diverge\n")
+
+
 def test_nan_found_by_validation(capsys):
     message = refused(capsys, *SMALL, "--lr", "1e30", "--batch-size", "5000", "--out", "new")
     assert "validation after epoch 1, step 1" in message
