@@ -88,15 +88,14 @@ def _tried(made: VAE, config: Config, x: Tensor, y: Tensor | None) -> None:
         except (ValueError, NotImplementedError):
             continue
         except Exception as error:
-            error.add_note(given := _given(family, config.options))
+            given = _noted(error, family, config.options)
             if blame(error):
                 raise
-            forward = lookup(family, getattr(config, family)).forward  # type: ignore[attr-defined]
-            at = f"{inspect.getsourcefile(forward)}:{inspect.getsourcelines(forward)[1]}"
-            text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{given}"
             name = getattr(config, family)
+            code = lookup(family, name).forward.__code__  # type: ignore[attr-defined]
             raise InputError(
-                f"--{family} {name}: what forward at {at} returns cannot be drawn and scored: {text}"
+                f"--{family} {name}: what forward at {code.co_filename}:{code.co_firstlineno} returns cannot be drawn"
+                f" and scored: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}{given}"
             ) from error
     for module in training:
         module.training = True
@@ -181,11 +180,14 @@ def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, 
     except Exception as error:
         if isinstance(error, TypeError):
             check_call(f"--{family} {path_of(part[family])}: __init__", part[family], args, given, error)
-        error.add_note(_given(family, options))
+        _noted(error, family, options)
         raise
 
 
-def _given(family: str, options: Mapping[str, Mapping[str, Any]]) -> str:
-    """The end of a message: the options that a part was made with, if any were given."""
+def _noted(error: Exception, family: str, options: Mapping[str, Mapping[str, Any]]) -> str:
+    """Add to an error the options that a part was made with, if any were given; and return that."""
     given = ", ".join(f"--{family}.{name} {value}" for name, value in options.get(family, {}).items())
-    return f": look at {given}" if given else ""
+    if not given:
+        return ""
+    error.add_note(f": look at {given}")
+    return error.__notes__[-1]
