@@ -71,6 +71,18 @@ class ForgetsItsScale(Right):
             return -0.5 * ((value - self.loc) / self.scale).square() - 0.5 * math.log(2 * math.pi)
 
 
+class ForgetsItsScaleBesideAShare(ForgetsItsScale):
+    """Its other parameter is a probability, which may not be moved far."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.share = nn.Parameter(torch.tensor(0.95))
+
+    def forward(self, y=None):
+        each = self.kind(self.mean.expand(2, -1), self.log_scale.exp().expand(2, -1)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(probs=torch.stack([self.share, 1 - self.share])), each)
+
+
 class DrawsAboutZero(Right):
     class kind(Normals):
         def drawn(self, shape):
@@ -184,6 +196,7 @@ MOVED = "once its parameters are moved a little, found "
 MISTAKES = [
     (ForgetsItsJacobian, "integrates", MOVED + r"exp\(log_prob\) with an integral of"),
     (ForgetsItsScale, "integrates", MOVED + r"exp\(log_prob\) with an integral of"),
+    (ForgetsItsScaleBesideAShare, "integrates", MOVED + r"exp\(log_prob\) with an integral of"),
     (DrawsAboutZero, "samples", MOVED + "draws whose mean of a test function is .* from what log_prob says"),
     (DrawsOfScaleOne, "samples", MOVED + "draws whose mean of a test function is .* from what log_prob says"),
     (MeanIsZero, "mean", MOVED + ".mean .* standard errors from the mean of the draws"),
