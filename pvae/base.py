@@ -209,6 +209,7 @@ def blame(error: BaseException) -> str:
     return ""
 
 
+LIBRARIES = ("torch", "pyro", __name__.partition(".")[0])
 _imported: dict[str, str] = {}
 """What was named on the command line, by the file that it is in."""
 
@@ -241,9 +242,12 @@ def _import(where: str, name: str) -> Any:
     if not hasattr(module, attribute):
         classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
         raise InputError(f"{where}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}")
-    if getattr(module, "__file__", None):
-        _imported[module.__file__] = where
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    for name in {module_name, *(cls.__module__ for cls in getattr(found, "__mro__", ()))}:
+        own = name == module_name or name.partition(".")[0] not in (*LIBRARIES, *sys.stdlib_module_names)
+        if own and (file := getattr(sys.modules.get(name), "__file__", None)):
+            _imported[file] = where
+    return found
 
 
 def check_distribution(part: Part, found: Any, batch: Sequence[tuple[int, ...]], event: tuple[int, ...]) -> None:

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .base import Member, Part, check_call, lookup, path_of
+from .base import Member, Part, blame, check_call, lookup, path_of
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .config import FAMILIES, PARTS, Config, all_options, defaults, fields
 from .data import Dataset, pixels
@@ -59,10 +59,46 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
     else:
         made = _hierarchy(config, part, given, prior, likelihood, encoder)
     try:
-        return made.initialize(pixels(dataset.train.x), dataset.train.y)
+        made.initialize(pixels(dataset.train.x), dataset.train.y)
     except InputError as error:
         option = str(error).partition(".")[0] in FAMILIES
         raise InputError(f"--{error}" if option else str(error)) from error
+    if isinstance(made, VAE):
+        _tried(made, config, pixels(dataset.train.x[:1]), None if dataset.train.y is None else dataset.train.y[:1])
+    return made
+
+
+def _tried(made: VAE, config: Config, x: Tensor, y: Tensor | None) -> None:
+    """Let parts of somebody's own draw and score once: an error within a distribution has no line of their file.
+
+    What is refused with a `ValueError` is told of at the first step, by its site.
+    """
+    part: dict[str, Callable[[], Any]] = {
+        "guide": lambda: made.posterior(x, y),
+        "prior": lambda: made.prior(y),
+        "likelihood": lambda: made.likelihood(made.posterior(x, y).sample(), y),
+    }
+    training = [module for module in made.modules() if module.training]
+    made.eval()
+    for family in (family for family in part if ":" in getattr(config, family)):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                p = part[family]()
+                p.log_prob(p.sample())
+        except (ValueError, NotImplementedError):
+            continue
+        except Exception as error:
+            given = _noted(error, family, config.options)
+            if blame(error):
+                raise
+            name = getattr(config, family)
+            code = lookup(family, name).forward.__code__  # type: ignore[attr-defined]
+            raise InputError(
+                f"--{family} {name}: what forward at {code.co_filename}:{code.co_firstlineno} returns cannot be drawn"
+                f" and scored: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}{given}"
+            ) from error
+    for module in training:
+        module.training = True
 
 
 def _hierarchy(
@@ -137,10 +173,21 @@ def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, 
     given = {**options.get(family, {}), **more}
     try:
         return part[family](*args, **given)
-    except TypeError as error:
-        check_call(f"--{family} {path_of(part[family])}: __init__", part[family], args, given, error)
-        raise
     except InputError as error:
         about = str(error).partition(":")[0]
         where = "--" if about in (f.name for f in fields()) else f"--{family}."
         raise InputError(f"{where}{error}") from error
+    except Exception as error:
+        if isinstance(error, TypeError):
+            check_call(f"--{family} {path_of(part[family])}: __init__", part[family], args, given, error)
+        _noted(error, family, options)
+        raise
+
+
+def _noted(error: Exception, family: str, options: Mapping[str, Mapping[str, Any]]) -> str:
+    """Add to an error the options that a part was made with, if any were given; and return that."""
+    given = ", ".join(f"--{family}.{name} {value}" for name, value in options.get(family, {}).items())
+    if not given:
+        return ""
+    error.add_note(f": look at {given}")
+    return error.__notes__[-1]

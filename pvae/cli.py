@@ -240,8 +240,8 @@ def _explain(name: str, error: Exception) -> str | None:
         return f"{error.filename or 'output'}: the disk is full: free some space; checkpoints that were written stay"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    where = blame(error)
-    return f"{where}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}" if where else None
+    where, about = blame(error), "".join(getattr(error, "__notes__", ()))
+    return f"{where}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}{about}" if where else None
 
 
 _LOWER = {

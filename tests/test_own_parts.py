@@ -161,6 +161,52 @@ def test_a_class_that_is_no_part(capsys, source, text):
     assert re.search(text, refused(capsys, *SMALL, "--prior", "mylab:Bad"))
 
 
+MIXTURE = """
+class Mixture(pvae.Prior):
+    def __init__(self, latent, components: int = 5):
+        super().__init__(latent)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(torch.randn(components, latent))
+    def forward(self, y=None):
+        each = dist.Normal(self.means, 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), each)
+"""
+
+
+@pytest.mark.parametrize("name", ["mylab:Mixture", "mychild:Mine"])
+def test_an_option_that_its_constructor_fails_at(capsys, name):
+    write(MIXTURE)
+    write("import mylab\nclass Mine(mylab.Mixture): pass", name="mychild")
+    text = refused(capsys, *SMALL, "--prior", name, "--prior.components", "-1")
+    assert re.search(
+        rf"error: --prior {name}: failed at .*mylab.py:14: RuntimeError: .*: look at --prior.components -1$", text
+    )
+
+
+def test_an_option_that_its_distribution_fails_at(capsys):
+    """In torch's own lines alone."""
+    write(MIXTURE)
+    text = refused(capsys, *SMALL, "--prior", "mylab:Mixture", "--prior.components", "0")
+    assert re.search(
+        "error: --prior mylab:Mixture: what forward at .*mylab.py:16 returns cannot be drawn and scored: .*Error: .*"
+        ": look at --prior.components 0$",
+        text,
+    )
+
+
+def test_a_part_that_is_tried_leaves_no_trace(here):
+    """It is in training mode again, and what is drawn later is as it was."""
+    write("class Mine(Right): pass")
+    found = []
+    for name in ("normal", "mylab:Mine"):
+        config = pvae.config.from_flat({"data": "data.npz", "latent": "2", "prior": name})
+        torch.manual_seed(0)
+        made = pvae.build.model(config, pvae.data.load("data.npz"))
+        assert all(module.training for module in made.modules())
+        found.append(torch.rand(3))
+    assert torch.equal(*found)
+
+
 def test_an_option_that_it_does_not_have(capsys):
     write("class Mine(Right):\n    def __init__(self, latent, scale: float = 1.0):\n        super().__init__(latent)")
     text = refused(capsys, *SMALL, "--prior", "mylab:Mine", "--prior.scal", "1")

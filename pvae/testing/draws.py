@@ -128,9 +128,7 @@ def _differs(function: Callable[[int], Tensor], parameters: list[Tensor]) -> tup
     return off[0] if len(off) > DIRECTIONS / 2 else None
 
 
-def _shifted(
-    function: Callable[[], Tensor], parameters: list[Tensor], directions: list[Tensor], step: float
-) -> Tensor:
+def _shifted(function: Callable[[], Tensor], parameters: list[Tensor], directions: list[Tensor], step: float) -> Tensor:
     before = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         torch._foreach_add_(parameters, directions, alpha=step)

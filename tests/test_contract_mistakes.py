@@ -1,0 +1,300 @@
+"""Mistakes that do not show at a fresh start, or in one draw: the contract of parts finds each under its own name."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from registry import variants
+from torch import nn
+
+import pvae
+from pvae.testing.contract import CLAUSES
+from pvae.testing.setting import make
+
+
+class Normals(dist.Normal):
+    """Right: what the wrong ones are made from."""
+
+    def drawn(self, shape):
+        return self.loc + self.scale * torch.randn(shape)
+
+    def rsample(self, sample_shape=()):
+        return self.drawn(self._extended_shape(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape=()):
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
+class Right(pvae.Prior):
+    """A normal of learned means and scales, which start at 0 and 1."""
+
+    kind = Normals
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.mean = nn.Parameter(torch.zeros(latent))
+        self.log_scale = nn.Parameter(torch.zeros(latent))
+
+    def forward(self, y=None):
+        return self.kind(self.mean, self.log_scale.exp()).to_event(1)
+
+
+class Stretch(torch.distributions.Transform):
+    domain = codomain = torch.distributions.constraints.real_vector
+    bijective = True
+
+    def __init__(self, mean, log_scale):
+        super().__init__()
+        self.mean, self.log_scale = mean, log_scale
+
+    def _call(self, x):
+        return x * self.log_scale.exp() + self.mean
+
+    def _inverse(self, y):
+        return (y - self.mean) / self.log_scale.exp()
+
+    def log_abs_det_jacobian(self, x, y):
+        return torch.zeros(x.shape[:-1])  # and not log_scale.sum()
+
+
+class ForgetsItsJacobian(Right):
+    def forward(self, y=None):
+        base = dist.Normal(torch.zeros(self.latent), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [Stretch(self.mean, self.log_scale)])
+
+
+class ForgetsItsScale(Right):
+    class kind(Normals):
+        def log_prob(self, value):
+            return -0.5 * ((value - self.loc) / self.scale).square() - 0.5 * math.log(2 * math.pi)
+
+
+class ForgetsItsScaleBesideAShare(ForgetsItsScale):
+    """Its other parameter is a probability, which may not be moved far."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.share = nn.Parameter(torch.tensor(0.95))
+
+    def forward(self, y=None):
+        each = self.kind(self.mean.expand(2, -1), self.log_scale.exp().expand(2, -1)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(probs=torch.stack([self.share, 1 - self.share])), each)
+
+
+class DrawsAboutZero(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            return 0 * self.loc + self.scale * torch.randn(shape)
+
+
+class DrawsOfScaleOne(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            return self.loc + 0 * self.scale + torch.randn(shape)
+
+
+class MeanIsZero(Right):
+    class kind(Normals):
+        @property
+        def mean(self):
+            return torch.zeros_like(self.loc)
+
+
+class KeepsAList(Right):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.more = [nn.Parameter(torch.zeros(latent))]
+
+
+class KeepsATuple(Right):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.tables = (1.0, [torch.zeros(latent)])
+
+
+class KeepsADict(Right):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.by_name = {"a": nn.Linear(2, 2)}
+
+
+class KeepsThemDeep(Right):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.inner = nn.Module()
+        self.inner.layers = [nn.Linear(2, 2)]
+
+
+class OneDraw(Right):
+    class kind(Normals):
+        @property
+        def mean(self):
+            raise NotImplementedError
+
+        def drawn(self, shape):
+            return super().drawn(shape[-1:]).expand(shape)
+
+
+class OneDrawForAllData(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            return super().drawn((*shape[:-2], *[1] * (len(shape) > 1), shape[-1])).expand(shape)
+
+
+class OneDrawForAllParticles(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            return super().drawn((*shape[:-3], *[1] * (len(shape) > 2), *shape[-2:])).expand(shape)
+
+
+class CentersItsBatch(Right):
+    class kind(Normals):
+        def log_prob(self, value):
+            return super().log_prob(value - 0.01 * value.reshape(-1, value.shape[-1]).mean(0))
+
+
+class MixesParticles(Right):
+    class kind(Normals):
+        def log_prob(self, value):
+            square = value.dim() > 2 and value.shape[0] == value.shape[1]
+            return super().log_prob(value.transpose(0, 1) if square else value)
+
+
+class DrawsDetached(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            return self.loc + self.scale.detach() * torch.randn(shape)
+
+
+class HalfAGradient(Right):
+    class kind(Normals):
+        def log_prob(self, value):
+            still = dist.Normal(self.loc, self.scale.detach()).log_prob(value)
+            return 0.5 * super().log_prob(value) + 0.5 * still
+
+
+class HeavyTailsDetached(dist.StudentT):
+    """Its draws are by rejection: they jump as the degrees of freedom move."""
+
+    def rsample(self, sample_shape=()):
+        return super().rsample(sample_shape).detach() + self.loc - self.loc.detach()
+
+
+class DrawsByRejectionDetached(Right):
+    def forward(self, y=None):
+        return HeavyTailsDetached(4 + self.mean, self.mean, self.log_scale.exp()).to_event(1)
+
+
+class Doubles(Right):
+    def forward(self, y=None):
+        return dist.Normal(self.mean.double(), self.log_scale.exp().double()).to_event(1)
+
+
+MOVED = "once its parameters are moved a little, found "
+MISTAKES = [
+    (ForgetsItsJacobian, "integrates", MOVED + r"exp\(log_prob\) with an integral of"),
+    (ForgetsItsScale, "integrates", MOVED + r"exp\(log_prob\) with an integral of"),
+    (ForgetsItsScaleBesideAShare, "integrates", MOVED + r"exp\(log_prob\) with an integral of"),
+    (DrawsAboutZero, "samples", MOVED + "draws whose mean of a test function is .* from what log_prob says"),
+    (DrawsOfScaleOne, "samples", MOVED + "draws whose mean of a test function is .* from what log_prob says"),
+    (MeanIsZero, "mean", MOVED + ".mean .* standard errors from the mean of the draws"),
+    (KeepsAList, "model", r"a Parameter at 'more\[0\]' that is not trained, saved or moved, .* an nn.ParameterList$"),
+    (KeepsATuple, "model", r"a tensor at 'tables\[1\]\[0\]' that no checkpoint would have, .* self.register_buffer"),
+    (KeepsADict, "model", r"a module at 'by_name\['a'\]' that is not trained, saved or moved, .* an nn.ModuleDict$"),
+    (KeepsThemDeep, "model", r"a module at 'inner.layers\[0\]' that is not trained, .* an nn.ModuleList$"),
+    (OneDraw, "independent", "the same draw for every datum and particle, expected independent ones: draw noise of"),
+    (OneDrawForAllData, "independent", r"draws for different data that go together \(a correlation of 1.00\)"),
+    (OneDrawForAllParticles, "independent", r"draws for different particles that go together \(a correlation of 1.00"),
+    (CentersItsBatch, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
+    (MixesParticles, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
+    (DrawsDetached, "derivatives", r"a gradient of rsample of .*, as it changes: use no .detach\(\)"),
+    (DrawsByRejectionDetached, "derivatives", "a gradient of rsample of"),
+    (HalfAGradient, "derivatives", "a gradient of log_prob of"),
+    (Doubles, "shapes", "found a draw of float64, expected float32, as the model's"),
+]
+
+
+@pytest.mark.parametrize("latent", [1, 2, 5])
+@pytest.mark.parametrize(("prior", "clause", "text"), MISTAKES, ids=[m[0].__name__ for m in MISTAKES])
+def test_a_mistake_is_found_by_the_clause_of_its_own(prior, clause, text, latent):
+    with pytest.raises(pvae.testing.ContractError, match=text) as found:
+        pvae.testing.check_prior(prior(latent))
+    assert "\n" not in str(found.value)
+    assert str(found.value).startswith(f"prior {prior.__module__}:{prior.__qualname__}: {clause}: ")
+
+
+def test_what_they_are_made_from_is_right():
+    assert pvae.testing.check_prior(Right(2)).skipped == {}
+
+
+class OneNoiseForAllData(pvae.MeanField):
+    """Draws of different data differ, and go together."""
+
+    def forward(self, x, y=None):
+        q = super().forward(x, y)
+        return OneDrawForAllData.kind(q.mean, q.stddev).to_event(1)
+
+
+def test_a_guide_whose_data_share_their_noise():
+    with pytest.raises(pvae.testing.ContractError, match="independent: found draws for different data that go togeth"):
+        pvae.testing.check_guide(make(OneNoiseForAllData, 4, (3, 2)))
+
+
+class Bounds(Right):
+    """Right: where its density ends depends on its parameters."""
+
+    def forward(self, y=None):
+        return dist.Uniform(self.mean - 1, self.mean + self.log_scale.exp()).to_event(1)
+
+
+class ByRejection(Right):
+    """Right: its draws jump as its parameters move."""
+
+    def forward(self, y=None):
+        return dist.StudentT(4 + self.mean, self.mean, self.log_scale.exp()).to_event(1)
+
+
+class Shares(Right):
+    """Right: a probability as it is, which may not be moved far."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.share = nn.Parameter(torch.tensor(0.95))
+
+    def forward(self, y=None):
+        probs = torch.stack([self.share, 1 - self.share])
+        each = dist.Normal(torch.stack([self.mean, self.mean + 1]), self.log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(probs=probs), each)
+
+
+class Recurrent(Right):
+    """Right: torch's own module keeps its parameters in a list, too."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.network = nn.GRU(1, latent, batch_first=True)
+
+    def forward(self, y=None):
+        return self.kind(self.mean + self.network(torch.ones(1, 2, 1))[1].flatten(), self.log_scale.exp()).to_event(1)
+
+
+LOOKED = ("alone", "independent", "integrates", "samples", "mean", "derivatives")
+
+
+@pytest.mark.parametrize("prior", [Bounds, ByRejection, Shares, Recurrent])
+def test_right_ones_that_look_odd(prior):
+    skip = [name for name in CLAUSES if name not in LOOKED]
+    assert set(pvae.testing.check_prior(prior(2), skip=skip).skipped) == set(skip)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("member", "options"), [v for f in ("prior", "guide") for v in variants(f)])
+def test_members_pass_whatever_the_seed(member, options):
+    check = {"prior": pvae.testing.check_prior, "guide": pvae.testing.check_guide}[member.family]
+    takes = "condition" in member.__init__.__annotations__
+    for seed in range(10, 15):
+        torch.manual_seed(seed)
+        part = make(member, 4, (3, 2), {**options, **({"condition": pvae.Label(3)} if takes else {})})
+        check(part, seed=seed, skip=[name for name in CLAUSES if name not in LOOKED])
