@@ -173,7 +173,7 @@ class DrawsBentAwayFromZero(Right):
 
     class kind(Normals):
         def drawn(self, shape):
-            return super().drawn(shape) + (self.loc - self.loc.detach()) * self.loc.detach()
+            return super().drawn(shape) + 5 * (self.loc - self.loc.detach()) * self.loc.detach()
 
 
 class HalfAGradient(Right):
