@@ -168,6 +168,14 @@ class DrawsDetached(Right):
             return self.loc + self.scale.detach() * torch.randn(shape)
 
 
+class DrawsBentAwayFromZero(Right):
+    """Its gradient is right where the mean is 0."""
+
+    class kind(Normals):
+        def drawn(self, shape):
+            return super().drawn(shape) + 5 * (self.loc - self.loc.detach()) * self.loc.detach()
+
+
 class HalfAGradient(Right):
     class kind(Normals):
         def log_prob(self, value):
@@ -210,6 +218,7 @@ MISTAKES = [
     (CentersItsBatch, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
     (MixesParticles, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
     (DrawsDetached, "derivatives", r"a gradient of rsample of .*, as it changes: use no .detach\(\)"),
+    (DrawsBentAwayFromZero, "derivatives", "a gradient of rsample of"),
     (DrawsByRejectionDetached, "derivatives", "a gradient of rsample of"),
     (HalfAGradient, "derivatives", "a gradient of log_prob of"),
     (Doubles, "shapes", "found a draw of float64, expected float32, as the model's"),
@@ -280,10 +289,19 @@ class Recurrent(Right):
         return self.kind(self.mean + self.network(torch.ones(1, 2, 1))[1].flatten(), self.log_scale.exp()).to_event(1)
 
 
+class HoldsItself(Right):
+    """Right: a list of settings that is in itself."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.settings = [1.0]
+        self.settings.append(self.settings)
+
+
 LOOKED = ("alone", "independent", "integrates", "samples", "mean", "derivatives")
 
 
-@pytest.mark.parametrize("prior", [Bounds, ByRejection, Shares, Recurrent])
+@pytest.mark.parametrize("prior", [Bounds, ByRejection, Shares, Recurrent, HoldsItself])
 def test_right_ones_that_look_odd(prior):
     skip = [name for name in CLAUSES if name not in LOOKED]
     assert set(pvae.testing.check_prior(prior(2), skip=skip).skipped) == set(skip)
