@@ -1,0 +1,206 @@
+"""What Python holds of a program may change between steps: a replayed fit is the eager fit, bit for bit."""
+
+import collections
+import enum
+import functools
+import sys
+import types
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from programs import kinds
+from test_graph_fallbacks import both, plain, plain_guide
+from torch import nn
+
+config = types.ModuleType("config")
+exec("beta = 1.0\ntable = {'kl': {'beta': 1.0}}\ndef factor():\n    return beta", vars(config))
+sys.modules["config"] = config
+
+
+class Weights:
+    beta = 1.0
+
+    def inherited(self):
+        return self.beta
+
+
+class Slots(Weights):
+    __slots__ = ("_held",)
+
+
+class Mode(enum.Enum):
+    LOW = 0.3
+    HIGH = 1.0
+
+
+class Private:
+    def __init__(self):
+        self._table = {"beta": 1.0}
+
+    def __call__(self):
+        return self._table["beta"]
+
+
+def of_class():
+    return lambda: Weights.beta, lambda value: setattr(Weights, "beta", value)
+
+
+def inherited():
+    weights = Slots()
+    return weights.inherited, lambda value: setattr(Weights, "beta", value)
+
+
+def slots():
+    weights = Slots()
+    weights._held = 1.0
+    return lambda: weights._held, lambda value: setattr(weights, "_held", value)
+
+
+def small_array():
+    values = np.ones(3)
+    return lambda: float(values[1]), lambda value: values.__setitem__(1, value)
+
+
+def array_as_tensor():
+    values = np.ones((), dtype=np.float32)
+    return lambda: torch.as_tensor(values), lambda value: values.fill(value)
+
+
+def in_deque():
+    values = collections.deque([1.0])
+    return lambda: values[0], lambda value: values.__setitem__(0, value)
+
+
+def default():
+    def factor(box=[1.0], *, scale=1.0):  # noqa: B006  that is the point
+        return box[0] * scale
+
+    return lambda: factor(), lambda value: factor.__defaults__[0].__setitem__(0, value)
+
+
+def keyword_default():
+    def factor(*, scale=1.0):
+        return scale
+
+    return lambda: factor(), lambda value: factor.__kwdefaults__.__setitem__("scale", value)
+
+
+def of_function():
+    def factor():
+        return factor.beta
+
+    factor.beta = 1.0
+    return factor, lambda value: setattr(factor, "beta", value)
+
+
+def swapped():
+    held = {"factor": lambda: 1.0}
+    return lambda: held["factor"](), lambda value: held.update(factor=lambda: value)
+
+
+def swapped_method():
+    weights = Weights()
+
+    def change(value):
+        Weights.inherited = (lambda self: value) if value < 1 else original
+
+    return lambda: weights.inherited(), change
+
+
+original = Weights.inherited
+
+
+def another_dict():
+    held = SimpleNamespace(table={"beta": 1.0})
+    return lambda: held.table["beta"], lambda value: setattr(held, "table", {"beta": value})
+
+
+def member():
+    held = {"mode": Mode.HIGH}
+    return lambda: held["mode"].value, lambda value: held.update(mode=Mode(value))
+
+
+def tensor_data():
+    factor = torch.tensor(1.0)
+    return lambda: factor, lambda value: setattr(factor, "data", torch.tensor(value))
+
+
+def cached():
+    held = {"beta": 1.0}
+    factor = functools.lru_cache(lambda: held["beta"])
+    return lambda: factor(), lambda value: (held.update(beta=value), factor.cache_clear())
+
+
+def of_layer():
+    layer = nn.Linear(1, 1)
+    layer.beta = 1.0
+    return lambda: layer.beta, lambda value: setattr(layer, "beta", value)
+
+
+def private():
+    schedule = Private()
+    return lambda: schedule(), lambda value: schedule._table.update(beta=value)
+
+
+PLACES = {
+    "a module": lambda: (lambda: config.beta, lambda value: setattr(config, "beta", value)),
+    "a module's function": lambda: (lambda: config.factor(), lambda value: setattr(config, "beta", value)),
+    "a module's dict": lambda: (
+        lambda: config.table["kl"]["beta"],
+        lambda value: config.table["kl"].update(beta=value),
+    ),
+    "a class": of_class,
+    "a class, of its instance": inherited,
+    "slots": slots,
+    "an array": small_array,
+    "an array made a tensor": array_as_tensor,
+    "a deque": in_deque,
+    "a default argument": default,
+    "a keyword's default": keyword_default,
+    "a function's attribute": of_function,
+    "another function": swapped,
+    "another method": swapped_method,
+    "another dict": another_dict,
+    "an enum": member,
+    "a tensor's data": tensor_data,
+    "a cache": cached,
+    "a layer's attribute": of_layer,
+    "a private dict": private,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_number_that_changes_wherever_it_lies_gets_another_graph(place):
+    def make():
+        get, change = PLACES[place]()
+        change(1.0)
+        return lambda x: plain(x, get()), lambda x: plain_guide(x, get()), change
+
+    def before(step, svi, held):
+        if step in (4, 7):  # not where a graph is compared
+            held[0](0.3 if step == 4 else 1.0)
+
+    svi, said = both(make, before)
+    assert (said, kinds(svi)) == ([], ["graph"])
+
+
+def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
+    class Trainer:
+        def __init__(self):
+            self.weights = Weights()
+
+        def model(self, x):
+            plain(x, self.weights.inherited())
+
+        def fit(self):
+            return config.beta
+
+    trainer = Trainer()
+
+    def before(step, svi, held):
+        config.beta = float(step)
+
+    svi, said = both(lambda: (trainer.model, plain_guide), before)
+    assert (said, kinds(svi)) == ([], ["graph"])
