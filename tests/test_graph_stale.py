@@ -8,6 +8,7 @@ import types
 from types import SimpleNamespace
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from programs import kinds
@@ -204,3 +205,81 @@ def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
 
     svi, said = both(lambda: (trainer.model, plain_guide), before)
     assert (said, kinds(svi)) == ([], ["graph"])
+
+
+# What a trace does to Python is undone --------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.log, self.table, self.calls = how, [], {}, 0
+        self.register_buffer("buffer", torch.zeros(()))
+        self.plain, self.generator = torch.zeros(()), torch.Generator().manual_seed(0)
+
+    def model(self, x):
+        self.how(self)
+        plain(x)
+
+    def state(self):
+        return float(self.buffer), float(self.plain), len(self.log), dict(self.table), self.calls
+
+
+def rebinds_buffer(self):
+    self.buffer = 0.9 * self.buffer + 1
+
+
+def rebinds_tensor(self):
+    self.plain = 0.9 * self.plain + 1
+
+
+def appends(self):
+    self.log.append(1)
+
+
+def fills(self):
+    self.table[len(self.table)] = 1
+
+
+def counts(self):
+    self.calls += 1
+
+
+@pytest.mark.parametrize("how", [rebinds_buffer, rebinds_tensor, appends, fills, counts])
+def test_what_a_model_does_to_python_is_done_once_a_step(how):
+    states = []
+
+    def make():
+        states.append([])
+        module = Counting(how)
+        return module.model, plain_guide, module
+
+    _, said = both(make, lambda step, svi, held: states[-1].append(held[0].state()))
+    assert states[0] == states[1]
+    assert len(said) == 1
+    assert "changes within a step" in said[0]
+
+
+def test_a_generator_of_ones_own_is_drawn_from_once_a_step():
+    def make():
+        module = Counting(lambda self: None)
+        factor = lambda x: plain(x, 1 + torch.rand((), generator=module.generator))  # noqa: E731
+        return factor, plain_guide
+
+    for check_every in (1, 4):
+        svi, said = both(make, check_every=check_every)
+        assert (said, kinds(svi)) == ([], ["graph"])
+
+
+# Gradients of one's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("at", [{1, 2, 9, 10, 11}, {5}, set(range(1, 12))])
+def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every):
+    def before(step, svi, held):
+        if step in at:
+            (3 * pyro.param("mean").square().sum() + pyro.param("mean")).backward()
+
+    svi, said = both(lambda: (plain, plain_guide), before, check_every=check_every)
+    assert (said, kinds(svi)) == ([], ["graph"] * (len(at) < 11))
