@@ -1,6 +1,7 @@
 """What Python holds of a program may change between steps: a replayed fit is the eager fit, bit for bit."""
 
 import collections
+import contextvars
 import enum
 import functools
 import sys
@@ -12,7 +13,7 @@ import pyro
 import pytest
 import torch
 from programs import kinds
-from test_graph_fallbacks import both, plain, plain_guide
+from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
 
 config = types.ModuleType("config")
@@ -283,3 +284,46 @@ def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every):
 
     svi, said = both(lambda: (plain, plain_guide), before, check_every=check_every)
     assert (said, kinds(svi)) == ([], ["graph"] * (len(at) < 11))
+
+
+# What is said ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_and_evaluation_alternate_with_a_graph_each():
+    built = []
+
+    def before(step, svi, held):
+        held[0].train(step % 4 < 2)
+        built.append(next(iter(svi._graphs._graphs.values()), None))
+
+    svi, said = both(net, before, steps=40)
+    assert (said, kinds(svi)) == ([], ["graph"])
+    assert len(set(map(id, filter(None, built[45:])))) == 2
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_a_difference_says_which_steps_are_in_doubt(check_every):
+    def make():
+        variable = contextvars.ContextVar("factor", default=1.0)
+        return lambda x: plain(x, variable.get()), plain_guide, variable
+
+    def before(step, svi, held):
+        if step == 5:
+            held[0].set(0.3)
+
+    _, said = fit("graph", make, before, steps=14, check_every=check_every)
+    assert len(said) == 1
+    assert "of the traced step 11 is" in said[0]
+    assert "steps 3 to 10 may have used what it was before. Pass it to the step" in said[0]
+
+
+def test_advice_is_of_the_kind_of_what_changes():
+    def set_betas(step, svi, held):
+        if step:
+            svi.optimizer.param_groups[0]["betas"] = (0.9 - step / 100, 0.999)
+
+    _, said = both(lambda: (plain, plain_guide), set_betas)
+    assert len(said) == 1
+    assert "'betas' of the optimizer" in said[0]
+    assert "cycle_momentum=False" in said[0]
+    assert "pass it" not in said[0]

@@ -222,7 +222,7 @@ class SVI(pyro.infer.SVI):
             before.restore()
             return self._eager(call)
         values = head.tolist()
-        if expected is not None and (difference := graph.differs(expected, values)):
+        if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
             self._graphs.give_up(difference)
             before.restore()
             return self._eager(call)
@@ -243,7 +243,7 @@ class SVI(pyro.infer.SVI):
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
-        if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
+        if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.give_up(difference)
             return self._instead(block)
         self._unseen.add(block, heads)
