@@ -228,23 +228,30 @@ class Graphs:
             return None
         if svi.steps == 0:
             return None  # the first step of all lets programs and optimizer set themselves up
-        place = list(self.counts).index(call.label)
-        graph = self._graphs.get(call.key)
-        changed = "" if graph is None else self._changed(graph, call)
-        if changed:
-            graph, before = self._back(call, changed), graph
-        if changed and graph is None:
-            if self._too_soon(changed.partition(" (")[0], before):
-                advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
-                self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
-                return None
-            svi._used.look_again()
+        graph = self._still_right(call)
+        if self.eager_only:
+            return None
         if graph is not None and graph.had < len(svi._used.had):
             graph = None
+        place = list(self.counts).index(call.label)
         wanted = svi.compile if place == 0 or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
         return graph
+
+    def _still_right(self, call: Call) -> Graph | None:
+        """The graph that there is, if all is as it was for that; where this keeps changing, give up."""
+        graph = self._graphs.get(call.key)
+        changed = "" if graph is None else self._changed(graph, call)
+        if not changed:
+            return graph
+        if (before := self._back(call, changed)) is not None:
+            return before
+        if self._too_soon(changed.partition(" (")[0], graph):
+            advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
+            self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
+        self.svi._used.look_again()
+        return None
 
     def _changed(self, graph: Graph, call: Call) -> str:
         return graph.seen.changed() or self.svi._used.changed() or graph.changed(call)
