@@ -13,8 +13,11 @@ import pyro
 import pytest
 import torch
 from programs import kinds
+from pyro.infer import Trace_ELBO
 from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
+
+import pvae
 
 config = types.ModuleType("config")
 exec("beta = 1.0\ntable = {'kl': {'beta': 1.0}}\ndef factor():\n    return beta", vars(config))
@@ -277,12 +280,13 @@ def test_a_generator_of_ones_own_is_drawn_from_once_a_step():
 
 @pytest.mark.parametrize("check_every", [1, 4])
 @pytest.mark.parametrize("at", [{1, 2, 9, 10, 11}, {5}, set(range(1, 12))])
-def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every):
+@pytest.mark.parametrize("loss", [Trace_ELBO, pvae.ELBO])
+def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every, loss):
     def before(step, svi, held):
         if step in at:
             (3 * pyro.param("mean").square().sum() + pyro.param("mean")).backward()
 
-    svi, said = both(lambda: (plain, plain_guide), before, check_every=check_every)
+    svi, said = both(lambda: (plain, plain_guide), before, check_every=check_every, loss=loss)
     assert (said, kinds(svi)) == ([], ["graph"] * (len(at) < 11))
 
 
