@@ -18,7 +18,7 @@ from .pieces import arranged
 from .placement import placed
 from .replay import Forward, Update
 from .seen import Seen
-from .tracing import constants, record, saved_by_fusion
+from .tracing import record, saved_by_fusion
 from .unfused import UNFUSED
 from .values import Known, Untraceable
 
@@ -64,6 +64,7 @@ class Build:
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
         self._having: list[Tensor] = []
+        self._read: list[Tensor] = []
 
     def __call__(self) -> Step | None:
         """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
@@ -76,7 +77,7 @@ class Build:
                 f"parameters are on {self.device}, which is not the current device: call torch.cuda.set_device("
                 f"{self.device.index}) before the first step"
             )
-        svi, before = self.svi, Seen(self._programs, {})
+        svi = self.svi
         if not self._set_up():
             return None
         svi._look_at_values(self.call)
@@ -88,8 +89,8 @@ class Build:
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with svi._undone():
-            traced, read = self._traced(before)
+        with svi._undone(*self.call.objects):
+            traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
         return Step(forward, update, kind, why, self.seen, replayable, self.normed, read)
@@ -97,7 +98,7 @@ class Build:
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call = self.svi, self.call
-        with svi._undone():
+        with svi._undone(*call.objects):
             with undrawn() as drawn:
                 svi._gradients(*call.again())
                 if drawn():
@@ -106,20 +107,20 @@ class Build:
                     )
             return optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None])
 
-    def _traced(self, before: Seen) -> tuple[GraphModule, list[int]]:
+    def _traced(self) -> tuple[GraphModule, list[int]]:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
         traced = self._written(self._step, *self.inputs, known=known)
         found = known.read.values()
         self.seen.add_read(found)
-        if changed := self.seen.settle(constants(traced)) or self.seen.changed():
-            before.restore()
+        if changed := self.seen.settle(self._read) or self.seen.changed():
             raise Untraceable(WITHIN.format(changed))
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
         graph = record(function, *values, **options)
+        self._read = graph.meta.pop("read")  # also where it had no part in the losses, as a running mean
         if self.device.type == "cuda":
             graph, read = placed(graph, self.device)
             self.seen.add_read(read)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, repeat
 from math import isfinite
+from operator import attrgetter, is_
 from typing import Any
 
 import pyro
@@ -29,6 +30,7 @@ from .unseen import Unseen
 MODES = ("auto", "off", "graph", "full")
 CHECK_EVERY = {"cpu": 1, "cuda": 1000}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
+_GRADIENT = attrgetter("grad")
 
 
 class SVI(pyro.infer.SVI):
@@ -57,8 +59,13 @@ class SVI(pyro.infer.SVI):
         NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
 
     What a program does in Python is fixed when it is traced: tensors are its inputs. Arguments of another shape, and
-    numbers in attributes, closures and globals that change, get a graph of their own or run eagerly; from time to time
-    a step is taken eagerly too and compared. A program that cannot be traced runs eagerly, with one warning. Where
+    numbers, flags, functions and small arrays that change in attributes, classes, closures, globals, modules of one's
+    own and in what these hold, six deep, get a graph of their own or run eagerly. Not looked at are environment and
+    context variables, settings of torch and Pyro, iterators, weak references, lists and arrays of 1,000 numbers and
+    more, memory that NumPy shares with a tensor, lists and dicts in a module's private attributes, what is imported
+    within a function or asked for by its name's text (`getattr`): pass such values as tensors. The 1st, 10th, 100th,
+    1,000th ... step of a graph is taken eagerly too and compared; steps in between may use what such a value was
+    before. A program that cannot be traced runs eagerly, with one warning. Where
     Pyro's validation is on, what `step` observes is held against the supports of its sites in a replay, too (those that
     are looked at number by number); what `run` takes of data that stay is not, nor are parameters of distributions.
 
@@ -115,6 +122,7 @@ class SVI(pyro.infer.SVI):
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
         self._found: list[Tensor] = []
+        self._generators: list[torch.Generator] = []
         self._graphs = Graphs(self)
         self._numbers = calls.Numbers()
         self._unseen = Unseen()
@@ -184,7 +192,8 @@ class SVI(pyro.infer.SVI):
     def _advance(self, block: list[Call]) -> Any:
         """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
         self._set_clock(block[0])
-        graph = self._graphs.find(block[0], len(block))
+        # gradients that are there already are added to, as in Pyro
+        graph = None if self._graded() else self._graphs.find(block[0], len(block))
         if graph is None:
             self.check()
             return [self._eager(call) for call in block]
@@ -192,8 +201,11 @@ class SVI(pyro.infer.SVI):
             return self._play(graph, block)
         return [self._replay(graph, call) for call in block]
 
+    def _graded(self) -> bool:
+        return not all(map(is_, map(_GRADIENT, self._names), repeat(None)))
+
     def _eager(self, call: Call) -> list[float]:
-        before = Snapshot(self._buffers())
+        before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
         losses, norm = self._gradients(*call.plain())
         self._set_rates()
@@ -206,7 +218,7 @@ class SVI(pyro.infer.SVI):
 
     def _replay(self, graph: Graph, call: Call) -> list[float]:
         """A step whose loss is looked at before anything is changed."""
-        before = Snapshot(self._buffers())
+        before = self._snapshot(self._buffers())
         expected = self._expected(call) if graph.due() else None
         self._set_rates()
         try:
@@ -215,7 +227,7 @@ class SVI(pyro.infer.SVI):
             before.restore()
             return self._eager(call)
         values = head.tolist()
-        if expected is not None and (difference := graph.differs(expected, values)):
+        if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
             self._graphs.give_up(difference)
             before.restore()
             return self._eager(call)
@@ -232,11 +244,11 @@ class SVI(pyro.infer.SVI):
             self.check()
             expected = self._expected(block[0])
         if self._unseen.before is None:
-            self._unseen.before = Snapshot(self._changing())
+            self._unseen.before = self._snapshot(self._changing())
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
-        if expected is not None and (difference := graph.differs(expected, graph.found(heads))):
+        if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.give_up(difference)
             return self._instead(block)
         self._unseen.add(block, heads)
@@ -301,15 +313,28 @@ class SVI(pyro.infer.SVI):
         return NonFiniteError(self.steps + 1, next((v for v in values[:-1] if not isfinite(v)), values[0]), where)
 
     @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Within it steps may be tried: parameters, state, buffers and generators are put back."""
-        before = Snapshot(self._changing())
+    def _undone(self, *objects: Any) -> Iterator[None]:
+        """Within it steps may be tried: all that they change is put back, also what programs hold in Python.
+
+        But for that where parameters have turned up: programs have set themselves up.
+        """
+        gradients = [(p, p.grad) for p in self._names]
+        for parameter in self._names:
+            parameter.grad = None
+        before, held = self._snapshot(self._changing()), Seen((self.model, self.guide, self.loss, *objects), {})
         try:
             yield
         finally:
             before.restore()
+            if len(self._names) == len(gradients):
+                held.restore()
             for parameter in self._names:
                 parameter.grad = None
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+    def _snapshot(self, tensors: list[Tensor]) -> Snapshot:
+        return Snapshot(tensors, self._generators)
 
     def _changing(self, buffers: bool = True) -> list[Tensor]:
         """All tensors that a step changes."""
@@ -318,9 +343,10 @@ class SVI(pyro.infer.SVI):
         return [*self._names, *state, *found, *([] if self._clock is None else [self._clock])]
 
     def _buffers(self, anew: bool = False) -> list[Tensor]:
-        """Those of the programs' modules, as they were when last looked for."""
+        """Those of the programs' modules, as they were when last looked for; their generators as well."""
         if anew or self.optimizer is None:
-            self._found = Seen((self.model, self.guide, self.loss), {}).buffers()
+            seen = Seen((self.model, self.guide, self.loss), {})
+            self._found, self._generators = seen.buffers(), seen.generators
         return self._found
 
     # Rates and the clock.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import warnings
 from collections.abc import Collection, Sequence
@@ -38,6 +39,18 @@ FULL_AFTER = 200
 BLOCK = 10
 """Steps in one CUDA graph."""
 ADVICE = "pass it to the step as a tensor; what is no part of the program, keep out of its reach"
+UNWATCHED = (
+    "Pass it to the step as a tensor or a number, or keep it where it is looked at: in an attribute, a global, a dict"
+)
+BY_KIND = {
+    r" of the optimizer": "keep it as it is (OneCycleLR: cycle_momentum=False), or take compile='off'",
+    r"\.training \(": "call train() and eval() less often",
+    r"^the modules or parameters of ": "build modules once",
+    r"^a handler": "use the same handler at each step, or use it within the programs",
+    r"^parameter ": "set it in place, under torch.no_grad()",
+    r"^an argument": "give the same tensor at each step",
+}
+"""What to do about that which keeps changing and cannot be passed to the step."""
 OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
 
 
@@ -54,6 +67,8 @@ class Graph(Step):
     captures: dict[int, Captured] = field(default_factory=dict)
     """By number of steps; on CUDA."""
     played: int = 0
+    compared: int = 0
+    """The step that was last compared with the program; 0 before the first."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -74,14 +89,16 @@ class Graph(Step):
         self.played += 1
         return due
 
-    def differs(self, expected: Sequence[float], found: Sequence[float]) -> str:
-        """How losses or gradient differ from the program's, in words; empty if they don't."""
+    def differs(self, expected: Sequence[float], found: Sequence[float], step: int) -> str:
+        """How losses or gradient differ from the program's in this step, in words; empty if they don't."""
+        since, self.compared = self.compared, step
         names = ["loss"] * (len(expected) - 1) + ["norm of the gradient"]
         for what, right, value in zip(names, expected, found, strict=True):
             if math.isfinite(right) and not abs(right - value) <= self.tolerance * max(1.0, abs(right)):
+                doubt = f"; steps {since + 1} to {step - 1} may have used what it was before" if since else ""
                 return (
-                    f"the {what} of the traced step is {value:.6g}, the program's own is {right:.6g}: something that"
-                    " is no tensor changes between steps"
+                    f"the {what} of the traced step {step} is {value:.6g}, the program's own is {right:.6g}: something"
+                    f" that is no tensor changes between steps{doubt}. {UNWATCHED}"
                 )
         return ""
 
@@ -142,6 +159,8 @@ class Graphs:
         self.too_many = ""
         """The argument with which there were too many shapes or values."""
         self._graphs: dict[Any, Graph] = {}
+        self._aside: dict[Any, Graph] = {}
+        """The ones before, where a number or a flag changed, which may come back: as between train and eval."""
         self._last: dict[str, Call] = {}
         """The last call of each kind."""
         self._rebuilt: dict[str, int] = {}
@@ -155,11 +174,13 @@ class Graphs:
     def forget(self) -> None:
         """Build anew what is needed."""
         self._graphs.clear()
+        self._aside.clear()
 
     def give_up(self, reason: str) -> None:
         """Run eagerly from here on, and say why, once."""
         self.eager_only = reason
         self._graphs.clear()
+        self._aside.clear()
         self._warn(f"the program runs eagerly: {reason}")
 
     def out_of_memory(self) -> None:
@@ -207,20 +228,43 @@ class Graphs:
             return None
         if svi.steps == 0:
             return None  # the first step of all lets programs and optimizer set themselves up
-        place = list(self.counts).index(call.label)
-        graph = self._graphs.get(call.key)
-        if graph is not None and (changed := graph.seen.changed() or svi._used.changed() or graph.changed(call)):
-            if self._too_soon(changed.partition(" (")[0], graph):
-                self.give_up(f"{changed} keeps changing, which a graph cannot see: {ADVICE}")
-                return None
-            svi._used.look_again()
-            graph = None
+        graph = self._still_right(call)
+        if self.eager_only:
+            return None
         if graph is not None and graph.had < len(svi._used.had):
             graph = None
+        place = list(self.counts).index(call.label)
         wanted = svi.compile if place == 0 or call.numbers or count > FULL_AFTER else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
         return graph
+
+    def _still_right(self, call: Call) -> Graph | None:
+        """The graph that there is, if all is as it was for that; where this keeps changing, give up."""
+        graph = self._graphs.get(call.key)
+        changed = "" if graph is None else self._changed(graph, call)
+        if not changed:
+            return graph
+        if (before := self._back(call, changed)) is not None:
+            return before
+        if self._too_soon(changed.partition(" (")[0], graph):
+            advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
+            self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
+        self.svi._used.look_again()
+        return None
+
+    def _changed(self, graph: Graph, call: Call) -> str:
+        return graph.seen.changed() or self.svi._used.changed() or graph.changed(call)
+
+    def _back(self, call: Call, changed: str) -> Graph | None:
+        """Put a graph aside; the one that was put aside before, where all is again as it was for that."""
+        other = self._aside.pop(call.key, None)
+        if " (was " in changed:
+            self._aside[call.key] = self._graphs[call.key]
+        if other is None or self._changed(other, call):
+            return None
+        self._graphs[call.key] = other
+        return other
 
     def _build(self, call: Call, wanted: str, steady: Collection[int]) -> Graph | None:
         svi = self.svi
@@ -250,7 +294,8 @@ class Graphs:
         graph = Graph(**vars(step), wanted=wanted, tolerance=allowed, had=len(svi._used.had), call=call)
         self._graphs[call.key] = graph
         if len(self._graphs) > SHAPES:
-            old = self._graphs.pop(next(iter(self._graphs)))
+            first = next(iter(self._graphs))
+            old, _ = self._graphs.pop(first), self._aside.pop(first, None)
             if self._too_soon("what steps are called with", old):
                 self.give_up("what steps are called with keeps changing, as data or `prepare` of `run`")
                 return None

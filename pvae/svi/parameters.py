@@ -104,8 +104,9 @@ class Parameters(Messenger):
 class Snapshot:
     """Tensors as they are now, with the generators of random numbers; `restore` puts all back."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator] = ()) -> None:
         self.tensors = list(tensors)
+        self.generators = [(generator, generator.get_state()) for generator in generators]
         self.copies = _copies(self.tensors)
         self.stored = stored()
         self.random = random_state()
@@ -116,6 +117,8 @@ class Snapshot:
         for _ in put_back(self.stored):
             pass
         set_random_state(self.random)
+        for generator, state in self.generators:
+            generator.set_state(state)
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:

@@ -5,81 +5,60 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
-from operator import eq, is_
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from operator import call, eq, getitem, is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .calls import CONSTANTS
+from .named import library, named
 from .values import SMALL
 
-LIBRARIES = ("torch", "pyro", __name__.partition(".")[0])
-FLAGS = ("training", "p", "eps", "momentum", "forward")
-"""What may change of a module of torch's own."""
 NOTED = (*CONSTANTS, Tensor)
-DEPTH = 4
+DEPTH = 6
 MANY = 1000
-"""So many numbers in a list are data, and are not looked at again."""
+"""So many numbers in a list or an array are data, and are not looked at again."""
+CONTAINERS = (list, dict, set, deque)
 
-
-class Held:
-    """Some of what a dict, a list or a closure's cell holds, as it was."""
-
-    def __init__(self, holder: Any, entries: Iterable[tuple[str, Any, Any]]) -> None:
-        self.names, self.keys, self.values = map(list, zip(*entries, strict=True))
-        self.holder = holder
-        read = holder.get if isinstance(holder, dict) else getattr(holder, "__getitem__", None)
-        self._read = read or (lambda key: getattr(holder, key, None))
-
-    def changed(self) -> str:
-        """What is another now: a tensor where it is not the same object, anything else where it is not equal."""
-        if all(map(is_, map(self._read, self.keys), self.values)):
-            return ""
-        for name, value, was in zip(self.names, map(self._read, self.keys), self.values, strict=True):
-            if isinstance(was, Tensor) and value is not was:
-                return f"the tensor {name}"
-            if value is not was and (isinstance(value, Tensor) or value != was):
-                return f"{name} (was {was}, is {value})"
-        return ""
-
-    def restore(self) -> None:
-        """Put back what is another now."""
-        if not self.changed():
-            return
-        for key, value in zip(self.keys, self.values, strict=True):
-            if isinstance(self.holder, dict | list):
-                self.holder[key] = value
-            else:
-                setattr(self.holder, key, value)
-
-    def written(self) -> list[bool]:
-        """Whether each is a tensor in whose place there is now another."""
-        entries = zip(self.keys, self.values, strict=True)
-        return [isinstance(was, Tensor) and self._read(key) is not was for key, was in entries]
+Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
+"""What it is called, how it is read, of what, by which key, and what it was."""
 
 
 class Seen:
-    """The numbers, flags and tensors that programs can reach in Python, and their parameters, as they were.
+    """The numbers, flags, functions and tensors that programs can reach in Python, and their parameters, as they were.
 
     A graph holds them as they were when this was made: `changed` names the first that no longer is.
     """
 
     def __init__(self, programs: Sequence[Any], parameters: dict[Tensor, str]) -> None:
         self.modules: list[nn.Module] = []
-        self._values: dict[int, tuple[Any, list[tuple[str, Any, Any]]]] = {}
-        """By holder: names, keys and values."""
-        self._held: list[Held] | None = None
-        self._lengths: tuple[list[str], list[Any], list[int]] = ([], [], [])
-        self._members: list[tuple[str, dict[str, Any], list[Any]]] = []
+        self.generators: list[torch.Generator] = []
+        self._entries: dict[tuple[int, Any], Entry] = {}
+        self._columns: list[list[Any]] | None = None
+        """The entries' parts, so that an unchanged step looks at all at once."""
+        self._contents: list[tuple[str, Any, Any]] = []
+        self._lengths: tuple[list[Any], list[int]] = ([], [])
+        self._members: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._arrays: list[tuple[str, np.ndarray, bytes]] = []
+        self._places: tuple[list[str], list[Tensor], list[int]] = ([], [], [])
+        """Tensors, and where their memory is."""
+        self._named: set[str] = set()
+        self._methods: list[tuple[str, str, Any]] = []
+        """Of classes, those that no code has named yet."""
         known: set[int] = set()
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
+        self._look_at_methods(known)
         self._read: list[tuple[Tensor, int, Tensor | None]] = []
         """Tensors whose values Python has read: how often they were changed, and if they are small, the values."""
-        self._parameters = [(name, p, p.data_ptr(), p.requires_grad) for p, name in parameters.items()]
+        self._parameters = [(name, p, p.requires_grad) for p, name in parameters.items()]
+        for parameter, name in parameters.items():
+            self._note_place(f"parameter {name}", parameter)
 
     def add_prepare(self, function: Any) -> None:
         """Note what a function reaches; of the object that it is a method of, what its code names."""
@@ -87,54 +66,97 @@ class Seen:
         self._look("prepare", inner, known, 0)
         owner = getattr(function, "__self__", None)
         if inspect.isfunction(inner) and hasattr(owner, "__dict__"):
-            named = {key: vars(owner)[key] for key in inner.__code__.co_names if key in vars(owner)}
-            for name, value in self._attributes("prepare's", named, vars(owner)):
+            chosen = {key: vars(owner)[key] for key in inner.__code__.co_names if key in vars(owner)}
+            for name, value in self._attributes("prepare's", chosen, vars(owner)):
                 self._look(name, value, known, 1)
+
+    # Whether all is as it was.
 
     def changed(self) -> str:
         """The name of what is no longer as it was; empty if all is."""
-        _, holders, lengths = self._lengths
+        return self._resized() or self._other() or self._moved() or self._rewritten()
+
+    def _resized(self) -> str:
+        holders, lengths = self._lengths
         if not all(map(eq, map(len, holders), lengths)):
-            name, holder, length = next(
-                found for found in zip(*self._lengths, strict=True) if len(found[1]) != found[2]
-            )
-            return f"the length of {name} (was {length}, is {len(holder)})"
+            for name, holder, was in self._contents:
+                if len(holder) != len(was):
+                    return f"the length of {name} (was {len(was)}, is {len(holder)})"
         for name, holder, members in self._members:
-            if len(holder) != len(members) or not all(map(is_, holder.values(), members)):
+            if len(holder) != len(members) or not all(map(is_, holder.values(), members.values())):
                 return f"the modules or parameters of {name}"
-        for held in self._holdings():
-            if found := held.changed():
-                return found
-        for name, parameter, where, trained in self._parameters:
-            if parameter.data_ptr() != where or parameter.requires_grad != trained:
+        return ""
+
+    def _other(self) -> str:
+        """What is another now: constants are compared by value, all else is to be the same object."""
+        if self._columns is None:
+            self._columns = [list(part) for part in zip(*self._entries.values(), strict=True)] or [[]] * 5
+        names, reads, holders, keys, values = self._columns
+        try:
+            if all(map(is_, map(call, reads, holders, keys), values)):
+                return ""
+        except (AttributeError, LookupError, ValueError):  # it is no longer there: the next lines find it
+            pass
+        for place, (name, read, holder, key, was) in enumerate(zip(*self._columns, strict=True)):
+            value = _now(read, holder, key)
+            if value is was:
+                continue
+            if not _same(value, was):
+                return f"{names[place]} (was {was}, is {value})" if _plain(was) and _plain(value) else _said(name, was)
+            values[place] = value  # which the next look then finds at once
+        return ""
+
+    def _moved(self) -> str:
+        names, tensors, places = self._places
+        if not all(map(eq, map(Tensor.data_ptr, tensors), places)):
+            return next(n for n, t, place in zip(names, tensors, places, strict=True) if t.data_ptr() != place)
+        for name, parameter, trained in self._parameters:
+            if parameter.requires_grad != trained:
                 return f"parameter {name}"
+        return ""
+
+    def _rewritten(self) -> str:
+        for name, array, values in self._arrays:
+            if array.tobytes() != values:
+                return f"the array {name}"
         for tensor, version, values in self._read:
             if tensor._version != version or (values is not None and not torch.equal(tensor, values)):
                 return f"a tensor of shape {tuple(tensor.shape)} whose values are read in Python"
         return ""
 
-    def _holdings(self) -> list[Held]:
-        if self._held is None:
-            self._held = [Held(holder, entries) for holder, entries in self._values.values()]
-        return self._held
-
     def restore(self) -> None:
-        """Put back the values that are no longer as they were."""
-        for held in self._holdings():
-            held.restore()
+        """Put back what is no longer as it was."""
+        for _, holder, was in self._contents:
+            if len(holder) != len(was):
+                _refill(holder, was)
+        for _, holder, members in self._members:
+            if list(holder.values()) != list(members.values()):
+                _refill(holder, members)
+        for _, read, holder, key, was in self._entries.values():
+            if _now(read, holder, key) is not was:
+                if was is None and key == "forward":  # it was the class's
+                    del holder[key]
+                elif isinstance(holder, CONTAINERS):
+                    holder[key] = was
+                else:
+                    setattr(holder, key, was)
+        for _, array, values in self._arrays:
+            if array.tobytes() != values:
+                array[...] = np.frombuffer(values, array.dtype).reshape(array.shape)
 
     def settle(self, read: Sequence[Tensor]) -> str:
-        """After a step: forget tensors that it put others in the place of; the name of one that it had read before."""
+        """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
         storages = {tensor.untyped_storage()._cdata for tensor in read}
-        for holder, entries in self._values.values():
-            written = Held(holder, entries).written()
-            for name, _, was in compress(entries, written):
-                if was.untyped_storage()._cdata in storages:
-                    return f"the tensor {name}"
-            entries[:] = [entry for entry, new in zip(entries, written, strict=True) if not new]
-        self._values = {key: found for key, found in self._values.items() if found[1]}
-        self._held = None
+        for place, (name, how, holder, key, was) in list(self._entries.items()):
+            if _plain(was) or _now(how, holder, key) is was:
+                continue
+            if isinstance(was, Tensor) and was.untyped_storage()._cdata in storages:
+                return f"the tensor {name}"
+            del self._entries[place]
+        self._columns = None
         return ""
+
+    # What is noted.
 
     def add(self, name: str, holder: Any, keys: Sequence[str]) -> None:
         """Note some attributes more, as they are, whatever they are."""
@@ -142,12 +164,26 @@ class Seen:
             self._note(f"{key} of the {name}", vars(holder), key, vars(holder)[key])
 
     def _note(self, name: str, holder: Any, key: Any, value: Any) -> None:
-        self._held = None
-        self._values.setdefault(id(holder), (holder, []))[1].append((name, key, value))
+        if isinstance(holder, dict):
+            read: Any = dict.get
+        else:
+            read = getitem if isinstance(holder, list | deque) else getattr
+        if read is getattr and isinstance(holder, type):
+            read = _of_class
+        self._columns = None
+        self._entries.setdefault((id(holder), key), (name, read, holder, key, value))
+        if isinstance(value, Tensor):
+            self._note_place(_said(name, value), value)
+
+    def _note_place(self, name: str, tensor: Tensor) -> None:
+        if tensor.layout is torch.strided and tensor.device.type != "meta":
+            for noted, value in zip(self._places, (name, tensor, tensor.data_ptr()), strict=True):
+                noted.append(value)
 
     def _note_length(self, name: str, holder: Any) -> None:
-        for noted, value in zip(self._lengths, (name, holder, len(holder)), strict=True):
-            noted.append(value)
+        self._contents.append((name, holder, holder.copy()))
+        self._lengths[0].append(holder)
+        self._lengths[1].append(len(holder))
 
     def add_read(self, tensors: Iterable[Tensor]) -> None:
         """Note that a step has read the values of these."""
@@ -169,61 +205,107 @@ class Seen:
         """The buffers of all modules, which a step may change."""
         return [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
 
+    # How programs reach it.
+
     def _look(self, name: str, value: Any, known: set[int], depth: int) -> None:
-        if id(value) in known or depth > DEPTH or isinstance(value, type | types.ModuleType | Tensor):
+        if id(value) in known or depth > DEPTH or isinstance(value, (*NOTED, types.ModuleType, Enum)):
             return
         known.add(id(value))
-        if isinstance(value, functools.partial):
-            children: Any = [(name, value.func), *value.keywords.items(), *((name, a) for a in value.args)]
-        elif inspect.ismethod(value):
-            children = [(name, value.__self__), (name, value.__func__)]
-        elif inspect.isfunction(value):
-            children = self._function(name, value)
-        elif isinstance(value, nn.Module):
-            children = self._module(name, value)
-        elif isinstance(value, list | tuple | dict | set):
-            children = self._items(name, value)
-        elif hasattr(value, "__dict__"):
-            children = self._attributes(name, vars(value), vars(value))
-        else:
-            children = []
-        for child, found in children:
+        for child, found in self._children(name, value):
             self._look(child, found, known, depth + 1)
 
+    def _children(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, functools.partial):
+            return [(name, value.func), *value.keywords.items(), *((name, a) for a in value.args)]
+        if inspect.ismethod(value):
+            return [(name, value.__self__), (name, value.__func__)]
+        if inspect.isfunction(value):
+            return self._function(name, value)
+        if isinstance(value, type):
+            return () if library(value) else self._class(value)
+        if isinstance(value, property):
+            return [(name, function) for function in (value.fget,) if function]
+        if isinstance(value, classmethod | staticmethod):
+            return [(name, value.__func__)]
+        if isinstance(value, nn.Module):
+            return self._module(name, value)
+        if isinstance(value, (*CONTAINERS, tuple)):
+            return self._items(name, value)
+        if isinstance(value, np.ndarray):
+            if value.size < MANY and not value.dtype.hasobject:
+                self._arrays.append((name, value, value.tobytes()))
+            return ()
+        if isinstance(value, torch.Generator):
+            self.generators.append(value)
+            return ()
+        return self._object(name, value)
+
     def _items(self, name: str, values: Any) -> Iterator[tuple[str, Any]]:
-        self._note_length(name, values)
-        if not isinstance(values, list | dict):
+        if not isinstance(values, tuple):
+            self._note_length(name, values)
+        if isinstance(values, tuple | set):
             yield from ((name, value) for value in values)
             return
-        noted = []
-        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            if isinstance(value, NOTED):
-                noted.append((key, value))
-            else:
-                yield name, value
-        if len(noted) < MANY:
-            for key, value in noted:
+        pairs = list(values.items() if isinstance(values, dict) else enumerate(values))
+        yield from ((name, value) for _, value in pairs)
+        if len(pairs) < MANY:
+            for key, value in pairs:
                 self._note(f"{name}[{key!r}]", values, key, value)
 
     def _function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-        for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        held = {}
+        for key, cell in cells.items():
             try:
-                value = cell.cell_contents
+                held[key] = cell.cell_contents
             except ValueError:  # not yet filled
                 continue
-            if isinstance(value, NOTED):
-                self._note(f"'{key}' of {name}", cell, "cell_contents", value)
-            else:
-                yield key, value
-        if _library(function):
+            self._note(f"'{key}' of {name}", cell, "cell_contents", held[key])
+            yield key, held[key]
+        yield from self._attributes(name, vars(function), vars(function))
+        if library(function):
             return
-        for key in function.__code__.co_names:
-            if key in function.__globals__:
-                value = function.__globals__[key]
-                if isinstance(value, NOTED):
-                    self._note(f"global '{key}'", function.__globals__, key, value)
-                elif not inspect.isfunction(value) or not _library(value):
-                    yield key, value
+        chains, attributes = named(function.__code__)
+        self._named |= attributes
+        for chain in chains:
+            if chain[0] not in held:
+                yield from self._follow("global '", chain, function.__globals__)
+            elif isinstance(held[chain[0]], types.ModuleType):
+                yield from self._follow("'", chain, held)
+        if function.__kwdefaults__:
+            yield name, function.__kwdefaults__
+        yield name, function.__defaults__
+
+    def _follow(self, name: str, chain: Sequence[str], holder: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """What a chain of names leads to, through modules that are the program's."""
+        key, *rest = chain
+        value = holder.get(key)
+        if isinstance(value, types.ModuleType):
+            if rest and not library(value):
+                yield from self._follow(f"{name}{key}.", rest, vars(value))
+        elif key in holder and not (isinstance(value, types.FunctionType | type) and library(value)):
+            self._note(f"{name}{key}'", holder, key, value)
+            yield key, value
+
+    def _class(self, cls: type) -> Iterator[tuple[str, Any]]:
+        """A class of the program's: its attributes, and those of its methods that are called, as far as is known."""
+        for key, value in vars(cls).items():
+            name = f"{cls.__name__}.{key}"
+            if isinstance(value, types.FunctionType | property | classmethod | staticmethod):
+                self._note(name, cls, key, value)
+                self._methods.append((key, name, value))
+            elif not key.startswith("__"):
+                self._note(name, cls, key, value)
+                yield name, value
+        inherited = [base for base in cls.__mro__[1:] if library(base)]
+        self._named |= {key for key in vars(cls) if any(hasattr(base, key) for base in inherited)}
+        yield from ((base.__name__, base) for base in (*cls.__bases__, type(cls)))
+
+    def _look_at_methods(self, known: set[int]) -> None:
+        while found := [method for method in self._methods if method[0] in self._named or method[0][:2] == "__"]:
+            self._methods = [method for method in self._methods if method not in found]
+            for _, name, value in found:
+                self._look(name, value, known, 1)
 
     def _module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
         for path, child in module.named_modules():
@@ -232,21 +314,56 @@ class Seen:
             self.modules.append(child)
             full = f"{name}.{path}" if path else name
             held = (child._modules, child._parameters, child._buffers, child._forward_hooks, child._forward_pre_hooks)
-            self._members += [(full, members, list(members.values())) for members in held]
-            if type(child).__module__.startswith("torch."):
-                for key in FLAGS:
-                    self._note(f"{full}.{key}", vars(child), key, vars(child).get(key))
-            else:
-                yield from self._attributes(full, vars(child), vars(child))
+            self._members += [(full, members, dict(members)) for members in held]
+            self._note(f"{full}.forward", vars(child), "forward", vars(child).get("forward"))
+            yield from self._attributes(full, vars(child), vars(child))
+            yield type(child).__name__, type(child)
 
-    def _attributes(self, name: str, values: dict[str, Any], holder: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if hasattr(value, "__dict__"):
+            private = not any(map(library, type(value).__mro__[:-1]))
+            yield from self._attributes(name, vars(value), vars(value), private)
+        for cls in type(value).__mro__:
+            for key in () if library(cls) else vars(cls).get("__slots__", ()):
+                if hasattr(value, key) and key != "__dict__":
+                    self._note(f"{name}.{key}", value, key, getattr(value, key))
+                    yield f"{name}.{key}", getattr(value, key)
+        yield type(value).__name__, type(value)
+
+    def _attributes(
+        self, name: str, values: dict[str, Any], holder: dict[str, Any], private: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        """What is private to a library's object says nothing of the program."""
         for key, value in values.items():
-            if isinstance(value, NOTED):
+            if private or isinstance(value, (*NOTED, nn.Module)) or not key.startswith("_") or key == "__wrapped__":
                 self._note(f"{name}.{key}", holder, key, value)
-            elif not key.startswith("_") or isinstance(value, nn.Module):  # what is private says nothing of the program
                 yield f"{name}.{key}", value
 
 
-def _library(function: types.FunctionType) -> bool:
-    """Whether what a function has global is none of a program's: such as registers that shrink as others are freed."""
-    return function.__module__.partition(".")[0] in LIBRARIES
+def _of_class(cls: type, key: str) -> Any:
+    return cls.__dict__[key]
+
+
+def _now(read: Callable[[Any, Any], Any], holder: Any, key: Any) -> Any:
+    try:
+        return read(holder, key)
+    except (AttributeError, LookupError, ValueError):
+        return None
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is compared by its value."""
+    return isinstance(value, CONSTANTS) or (isinstance(value, tuple) and all(isinstance(v, CONSTANTS) for v in value))
+
+
+def _same(value: Any, was: Any) -> bool:
+    return _plain(value) and type(value) is type(was) and value == was
+
+
+def _said(name: str, value: Any) -> str:
+    return f"the tensor {name}" if isinstance(value, Tensor) else name
+
+
+def _refill(holder: Any, contents: Any) -> None:
+    holder.clear()
+    (holder.extend if isinstance(holder, list | deque) else holder.update)(contents)

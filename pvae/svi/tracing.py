@@ -115,7 +115,8 @@ def _note_size(proxy: Any, value: Any) -> Any:
 
 
 def _simplified(graph: GraphModule) -> GraphModule:
-    """Without the nodes that only rename a tensor, or tell a profiler of it."""
+    """Without the nodes that only rename a tensor, or tell a profiler of it; in `meta`, what these read as well."""
+    graph.meta["read"] = constants(graph)
     for node in reversed(graph.graph.nodes):
         if getattr(node.target, "namespace", "") == "profiler":
             graph.graph.erase_node(node)

@@ -1,0 +1,333 @@
+"""What Python holds of a program may change between steps: a replayed fit is the eager fit, bit for bit."""
+
+import collections
+import contextvars
+import enum
+import functools
+import sys
+import types
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from programs import kinds
+from pyro.infer import Trace_ELBO
+from test_graph_fallbacks import both, fit, net, plain, plain_guide
+from torch import nn
+
+import pvae
+
+config = types.ModuleType("config")
+exec("beta = 1.0\ntable = {'kl': {'beta': 1.0}}\ndef factor():\n    return beta", vars(config))
+sys.modules["config"] = config
+
+
+class Weights:
+    beta = 1.0
+
+    def inherited(self):
+        return self.beta
+
+
+class Slots(Weights):
+    __slots__ = ("_held",)
+
+
+class Mode(enum.Enum):
+    LOW = 0.3
+    HIGH = 1.0
+
+
+class Private:
+    def __init__(self):
+        self._table = {"beta": 1.0}
+
+    def __call__(self):
+        return self._table["beta"]
+
+
+def of_class():
+    return lambda: Weights.beta, lambda value: setattr(Weights, "beta", value)
+
+
+def inherited():
+    weights = Slots()
+    return weights.inherited, lambda value: setattr(Weights, "beta", value)
+
+
+def slots():
+    weights = Slots()
+    weights._held = 1.0
+    return lambda: weights._held, lambda value: setattr(weights, "_held", value)
+
+
+def small_array():
+    values = np.ones(3)
+    return lambda: float(values[1]), lambda value: values.__setitem__(1, value)
+
+
+def array_as_tensor():
+    values = np.ones((), dtype=np.float32)
+    return lambda: torch.as_tensor(values), lambda value: values.fill(value)
+
+
+def in_deque():
+    values = collections.deque([1.0])
+    return lambda: values[0], lambda value: values.__setitem__(0, value)
+
+
+def default():
+    def factor(box=[1.0], *, scale=1.0):  # noqa: B006  that is the point
+        return box[0] * scale
+
+    return lambda: factor(), lambda value: factor.__defaults__[0].__setitem__(0, value)
+
+
+def keyword_default():
+    def factor(*, scale=1.0):
+        return scale
+
+    return lambda: factor(), lambda value: factor.__kwdefaults__.__setitem__("scale", value)
+
+
+def of_function():
+    def factor():
+        return factor.beta
+
+    factor.beta = 1.0
+    return factor, lambda value: setattr(factor, "beta", value)
+
+
+def swapped():
+    held = {"factor": lambda: 1.0}
+    return lambda: held["factor"](), lambda value: held.update(factor=lambda: value)
+
+
+def swapped_method():
+    weights = Weights()
+
+    def change(value):
+        Weights.inherited = (lambda self: value) if value < 1 else original
+
+    return lambda: weights.inherited(), change
+
+
+original = Weights.inherited
+
+
+def another_dict():
+    held = SimpleNamespace(table={"beta": 1.0})
+    return lambda: held.table["beta"], lambda value: setattr(held, "table", {"beta": value})
+
+
+def member():
+    held = {"mode": Mode.HIGH}
+    return lambda: held["mode"].value, lambda value: held.update(mode=Mode(value))
+
+
+def tensor_data():
+    factor = torch.tensor(1.0)
+    return lambda: factor, lambda value: setattr(factor, "data", torch.tensor(value))
+
+
+def cached():
+    held = {"beta": 1.0}
+    factor = functools.lru_cache(lambda: held["beta"])
+    return lambda: factor(), lambda value: (held.update(beta=value), factor.cache_clear())
+
+
+def of_layer():
+    layer = nn.Linear(1, 1)
+    layer.beta = 1.0
+    return lambda: layer.beta, lambda value: setattr(layer, "beta", value)
+
+
+def private():
+    schedule = Private()
+    return lambda: schedule(), lambda value: schedule._table.update(beta=value)
+
+
+PLACES = {
+    "a module": lambda: (lambda: config.beta, lambda value: setattr(config, "beta", value)),
+    "a module's function": lambda: (lambda: config.factor(), lambda value: setattr(config, "beta", value)),
+    "a module's dict": lambda: (
+        lambda: config.table["kl"]["beta"],
+        lambda value: config.table["kl"].update(beta=value),
+    ),
+    "a class": of_class,
+    "a class, of its instance": inherited,
+    "slots": slots,
+    "an array": small_array,
+    "an array made a tensor": array_as_tensor,
+    "a deque": in_deque,
+    "a default argument": default,
+    "a keyword's default": keyword_default,
+    "a function's attribute": of_function,
+    "another function": swapped,
+    "another method": swapped_method,
+    "another dict": another_dict,
+    "an enum": member,
+    "a tensor's data": tensor_data,
+    "a cache": cached,
+    "a layer's attribute": of_layer,
+    "a private dict": private,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_number_that_changes_wherever_it_lies_gets_another_graph(place):
+    def make():
+        get, change = PLACES[place]()
+        change(1.0)
+        return lambda x: plain(x, get()), lambda x: plain_guide(x, get()), change
+
+    def before(step, svi, held):
+        if step in (4, 7):  # not where a graph is compared
+            held[0](0.3 if step == 4 else 1.0)
+
+    svi, said = both(make, before)
+    assert (said, kinds(svi)) == ([], ["graph"])
+
+
+def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
+    class Trainer:
+        def __init__(self):
+            self.weights = Weights()
+
+        def model(self, x):
+            plain(x, self.weights.inherited())
+
+        def fit(self):
+            return config.beta
+
+    trainer = Trainer()
+
+    def before(step, svi, held):
+        config.beta = float(step)
+
+    svi, said = both(lambda: (trainer.model, plain_guide), before)
+    assert (said, kinds(svi)) == ([], ["graph"])
+
+
+# What a trace does to Python is undone --------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.log, self.table, self.calls = how, [], {}, 0
+        self.register_buffer("buffer", torch.zeros(()))
+        self.plain, self.generator = torch.zeros(()), torch.Generator().manual_seed(0)
+
+    def model(self, x):
+        self.how(self)
+        plain(x)
+
+    def state(self):
+        return float(self.buffer), float(self.plain), len(self.log), dict(self.table), self.calls
+
+
+def rebinds_buffer(self):
+    self.buffer = 0.9 * self.buffer + 1
+
+
+def rebinds_tensor(self):
+    self.plain = 0.9 * self.plain + 1
+
+
+def appends(self):
+    self.log.append(1)
+
+
+def fills(self):
+    self.table[len(self.table)] = 1
+
+
+def counts(self):
+    self.calls += 1
+
+
+@pytest.mark.parametrize("how", [rebinds_buffer, rebinds_tensor, appends, fills, counts])
+def test_what_a_model_does_to_python_is_done_once_a_step(how):
+    states = []
+
+    def make():
+        states.append([])
+        module = Counting(how)
+        return module.model, plain_guide, module
+
+    _, said = both(make, lambda step, svi, held: states[-1].append(held[0].state()))
+    assert states[0] == states[1]
+    assert len(said) == 1
+    assert "changes within a step" in said[0]
+
+
+def test_a_generator_of_ones_own_is_drawn_from_once_a_step():
+    def make():
+        module = Counting(lambda self: None)
+        factor = lambda x: plain(x, 1 + torch.rand((), generator=module.generator))  # noqa: E731
+        return factor, plain_guide
+
+    for check_every in (1, 4):
+        _, said = both(make, check_every=check_every)
+        assert all("Generator" in line for line in said), "torch 2.11 cannot trace it"
+
+
+# Gradients of one's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("at", [{1, 2, 9, 10, 11}, {5}, set(range(1, 12))])
+@pytest.mark.parametrize("loss", [Trace_ELBO, pvae.ELBO])
+def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every, loss):
+    def before(step, svi, held):
+        if step in at:
+            (3 * pyro.param("mean").square().sum() + pyro.param("mean")).backward()
+
+    svi, said = both(lambda: (plain, plain_guide), before, check_every=check_every, loss=loss)
+    assert (said, kinds(svi)) == ([], ["graph"] * (len(at) < 11))
+
+
+# What is said ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_and_evaluation_alternate_with_a_graph_each():
+    built = []
+
+    def before(step, svi, held):
+        held[0].train(step % 4 < 2)
+        built.append(next(iter(svi._graphs._graphs.values()), None))
+
+    svi, said = both(net, before, steps=40)
+    assert (said, kinds(svi)) == ([], ["graph"])
+    assert len(set(map(id, filter(None, built[45:])))) == 2
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_a_difference_says_which_steps_are_in_doubt(check_every):
+    def make():
+        variable = contextvars.ContextVar("factor", default=1.0)
+        return lambda x: plain(x, variable.get()), plain_guide, variable
+
+    def before(step, svi, held):
+        if step == 5:
+            held[0].set(0.3)
+
+    _, said = fit("graph", make, before, steps=14, check_every=check_every)
+    assert len(said) == 1
+    assert "of the traced step 11 is" in said[0]
+    assert "steps 3 to 10 may have used what it was before. Pass it to the step" in said[0]
+
+
+def test_advice_is_of_the_kind_of_what_changes():
+    def set_betas(step, svi, held):
+        if step:
+            svi.optimizer.param_groups[0]["betas"] = (0.9 - step / 100, 0.999)
+
+    _, said = both(lambda: (plain, plain_guide), set_betas)
+    assert len(said) == 1
+    assert "'betas' of the optimizer" in said[0]
+    assert "cycle_momentum=False" in said[0]
+    assert "pass it" not in said[0]
