@@ -8,7 +8,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
-from operator import call, eq, getitem, is_
+from operator import call, eq, getitem, is_, methodcaller
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ DEPTH = 6
 MANY = 1000
 """So many numbers in a list or an array are data, and are not looked at again."""
 CONTAINERS = (list, dict, set, deque)
+_PLACE = methodcaller("data_ptr")
 
 Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
 """What it is called, how it is read, of what, by which key, and what it was."""
@@ -108,8 +109,8 @@ class Seen:
 
     def _moved(self) -> str:
         names, tensors, places = self._places
-        if not all(map(eq, map(Tensor.data_ptr, tensors), places)):
-            return next(n for n, t, place in zip(names, tensors, places, strict=True) if t.data_ptr() != place)
+        if not all(map(eq, map(_PLACE, tensors), places)):
+            return next(n for n, t, place in zip(names, tensors, places, strict=True) if _PLACE(t) != place)
         for name, parameter, trained in self._parameters:
             if parameter.requires_grad != trained:
                 return f"parameter {name}"
@@ -177,7 +178,7 @@ class Seen:
 
     def _note_place(self, name: str, tensor: Tensor) -> None:
         if tensor.layout is torch.strided and tensor.device.type != "meta":
-            for noted, value in zip(self._places, (name, tensor, tensor.data_ptr()), strict=True):
+            for noted, value in zip(self._places, (name, tensor, _PLACE(tensor)), strict=True):
                 noted.append(value)
 
     def _note_length(self, name: str, holder: Any) -> None:
