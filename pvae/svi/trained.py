@@ -1,0 +1,198 @@
+"""What an `SVI` trains: parameters, optimizer, rates and clock; how a trial of a step is undone, and a run resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from . import optimizers
+from .calls import Call, Numbers
+from .parameters import Parameters, Snapshot
+from .seen import Seen
+
+if TYPE_CHECKING:
+    from .graphs import Graphs
+
+
+class Trained(pyro.infer.SVI):
+    """All that a step changes. It is `SVI` that takes steps."""
+
+    _graphs: Graphs
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
+        loss: ELBO | Callable,
+        loss_and_grads: Callable | None,
+        schedule: Callable[[int], float] | None,
+        **kwargs: Any,
+    ) -> None:
+        stand_in = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {"lr": 0.0})
+        super().__init__(model, guide, stand_in, loss, loss_and_grads, **kwargs)
+        self.optim, self.schedule = optim, schedule
+        self.steps = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._rates: Tensor | None = None
+        self.objective = loss if isinstance(loss, ELBO) else None
+        self._names: dict[Tensor, str] = {}
+        # Pyro's own objectives take a gradient only where they see param sites
+        self._own = not getattr(loss, "needs_param_sites", True)
+        self._used = Parameters(noting=self._own)
+        self._waiting: dict[str, Any] | None = None
+        self._clock: Tensor | None = None
+        self._found: list[Tensor] = []
+        self._generators: list[torch.Generator] = []
+        self._numbers = Numbers()
+
+    def check(self) -> None:
+        """Look whether all losses so far were finite."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _undone(self, *objects: Any) -> Iterator[None]:
+        """Within it steps may be tried: all that they change is put back, also what programs hold in Python.
+
+        But for that where parameters have turned up: programs have set themselves up.
+        """
+        gradients = [(p, p.grad) for p in self._names]
+        for parameter in self._names:
+            parameter.grad = None
+        before, held = self._snapshot(self._changing()), Seen((self.model, self.guide, self.loss, *objects), {})
+        try:
+            yield
+        finally:
+            before.restore()
+            if len(self._names) == len(gradients):
+                held.restore()
+            for parameter in self._names:
+                parameter.grad = None
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+    def _snapshot(self, tensors: list[Tensor]) -> Snapshot:
+        return Snapshot(tensors, self._generators)
+
+    def _changing(self, buffers: bool = True) -> list[Tensor]:
+        """All tensors that a step changes."""
+        state = optimizers.state_tensors(self.optimizer) if self.optimizer is not None else []
+        found = self._buffers(anew=True) if buffers else []
+        return [*self._names, *state, *found, *([] if self._clock is None else [self._clock])]
+
+    def _buffers(self, anew: bool = False) -> list[Tensor]:
+        """Those of the programs' modules, as they were when last looked for; their generators as well."""
+        if anew or self.optimizer is None:
+            seen = Seen((self.model, self.guide, self.loss), {})
+            self._found, self._generators = seen.buffers(), seen.generators
+        return self._found
+
+    # Rates and the clock.
+
+    def _set_rates(self, ahead: int = 0) -> None:
+        """The learning rates of the step that is `ahead` of the next."""
+        self._rates = optimizers.at_step(self.optimizer, self._rates, self.schedule, self.steps + ahead)
+
+    def _scheduled(self, count: int) -> Tensor:
+        """The learning rates (count, groups) of the next steps, which a captured graph reads."""
+        optimizers.hold(self.optimizer, self._rates)
+        return optimizers.scheduled(self.optimizer, self.schedule, self.steps, count)
+
+    def _set_clock(self, call: Call) -> None:
+        """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
+        needed = hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)
+        if self._clock is None and needed:
+            device = call.inputs[0].device if call.inputs else self._device
+            self._clock = self.objective.clock = torch.tensor(self.steps, device=device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._names), torch.device("cpu"))
+
+    # What resuming needs.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the parameters: the optimizer's state and the number of steps taken.
+
+        And how deep the programs' plates go (to find it they run once more, which may change a module's buffers), and
+        which arguments have graphs.
+
+        Raises:
+            NonFiniteError: as `check`.
+        """
+        self.check()
+        if self._waiting is not None:
+            return self._waiting
+        return {
+            "steps": self.steps,
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
+            "graphs": dict(self._graphs.counts),
+            "numbers": {place: list(values) for place, values in self._numbers.seen.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; the optimizer takes it over at the first step, when it is built."""
+        self.check()
+        self.steps = state["steps"]
+        self._graphs.counts = dict(state.get("graphs", {}))
+        self._numbers.seen = {place: list(values) for place, values in state.get("numbers", {}).items()}
+        if self._clock is not None:
+            self._clock.fill_(self.steps)
+        if self.objective is not None and state.get("max_plate_nesting") is not None:
+            self.objective.max_plate_nesting = state["max_plate_nesting"]
+        if self.optimizer is None:
+            self._waiting = state
+        elif state["optimizer"] is not None:
+            self._restore_optimizer(state["optimizer"])
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+        self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
+        self._rates = optimizers.prepare(self.optimizer)
+        self._graphs.forget()  # they hold the tensors of the state before
+
+    def _replace(self) -> None:
+        """Follow Pyro's store where it has another parameter of a name."""
+        for old, new in self._used.replaced:
+            optimizers.replace(self.optimizer, old, new)
+            self._names = {new if p is old else p: name for p, name in self._names.items()}
+            self._used.had.discard(old)
+        self._used.replaced.clear()
+        self._graphs.forget()
+
+    @property
+    def optim(self) -> PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]:
+        """What was given; another one put in its place begins anew, with the parameters as they are."""
+        return self._optim
+
+    @optim.setter
+    def optim(self, optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]) -> None:
+        self._optim = optim
+        if getattr(self, "optimizer", None) is not None:
+            self.check()
+            known, self._names, self.optimizer = self._names, {}, None
+            self._take(known)
+
+    def _take(self, new: dict[Tensor, str]) -> None:
+        """Build the optimizer over the parameters seen first; add those that turn up later."""
+        self._names.update(new)
+        if self._clock is not None:
+            self._clock = self.objective.clock = self._clock.to(self._device)
+        first = self.optimizer is None
+        self.optimizer, added = optimizers.over(self.optim, self.optimizer, new)
+        self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
+        self._rates = optimizers.prepare(self.optimizer)
+        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
+            self._restore_optimizer(self._waiting["optimizer"])
+        self._waiting = None
+        optimizers.attach(self.optim, self.optimizer, new if first else added)
+        self._graphs.forget()
+        optimizers.warn_untrained(self.optimizer, new)
