@@ -67,6 +67,7 @@ class SVI(Trained):
     observes is held against the supports of its sites in a replay, too (those that are looked at number by number);
     what `run` takes of data that stay is not, nor are parameters of distributions.
 
+    >>> import pyro
     >>> import pyro.distributions as dist
     >>> def model(x):
     ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -140,6 +141,7 @@ class SVI(Trained):
         Yields:
             The losses (block,) of the next steps, not yet read; a step is taken when they are asked for.
 
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     pyro.sample("x", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0).expand([len(x)]).to_event(1),
