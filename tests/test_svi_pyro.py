@@ -322,9 +322,7 @@ def clamped(x):
         pyro.sample("x", dist.Normal(near, 1.0), obs=x)
 
 
-def spline():
-    """It asserts something of values, and copies where a mask is."""
-    transform = dist.transforms.Spline(2, count_bins=4)
+def flow(transform):
     base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
 
     def model(x):
@@ -333,19 +331,16 @@ def spline():
             pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=x.reshape(3, 2))
 
     return model, lambda x: None
+
+
+def spline():
+    """It asserts something of values, and copies where a mask is."""
+    return flow(dist.transforms.Spline(2, count_bins=4))
 
 
 def autoregressive():
     """Its density reads an order that is a buffer."""
-    transform = dist.transforms.affine_autoregressive(2, hidden_dims=[4])
-    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-
-    def model(x):
-        pyro.module("transform", transform)
-        with pyro.plate("data", 3):
-            pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=x.reshape(3, 2))
-
-    return model, lambda x: None
+    return flow(dist.transforms.affine_autoregressive(2, hidden_dims=[4]))
 
 
 READING = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
@@ -83,7 +82,7 @@ class SVI(Trained):
         self,
         model: Callable,
         guide: Callable,
-        optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
+        optim: optimizers.Optim,
         loss: ELBO | Callable,
         loss_and_grads: Callable | None = None,
         *,

@@ -16,6 +16,9 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+Optim = PyroOptim | Optimizer | Callable[..., Optimizer]
+"""What an `SVI` is given to make its optimizer of."""
+
 Groups = list[dict[str, Any]]
 
 

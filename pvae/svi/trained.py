@@ -30,7 +30,7 @@ class Trained(pyro.infer.SVI):
         self,
         model: Callable,
         guide: Callable,
-        optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
+        optim: optimizers.Optim,
         loss: ELBO | Callable,
         loss_and_grads: Callable | None,
         schedule: Callable[[int], float] | None,
@@ -169,12 +169,12 @@ class Trained(pyro.infer.SVI):
         self._graphs.forget()
 
     @property
-    def optim(self) -> PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]:
+    def optim(self) -> optimizers.Optim:
         """What was given; another one put in its place begins anew, with the parameters as they are."""
         return self._optim
 
     @optim.setter
-    def optim(self, optim: PyroOptim | torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]) -> None:
+    def optim(self, optim: optimizers.Optim) -> None:
         self._optim = optim
         if getattr(self, "optimizer", None) is not None:
             self.check()
