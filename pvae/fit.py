@@ -20,7 +20,7 @@ import torch
 from . import build, cli, config, data, report
 from .config import Config
 from .errors import InputError
-from .load import read_data, run_data
+from .load import begin_with, read_data, run_data
 from .progress import Progress
 from .runs import Run, check_free, load_weights
 from .train import Training, svi
@@ -45,11 +45,12 @@ def main(argv: Sequence[str]) -> int:
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)
     vae = build.model(settings, dataset).to(device)
+    start = _start(vae, settings.start_from) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
     with _Signals() as signals:
         run = Run.create(found.out, settings)
         try:
-            run.describe(dataset, device)
+            run.describe(dataset, device, start)
             return _fit(run, training, signals)
         except BaseException:
             run.remove_if_empty()
@@ -74,6 +75,14 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
     group.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
     cli.add_config_options(parser, argv)
     return parser
+
+
+def _start(vae: Any, folder: str) -> dict[str, Any]:
+    """Give the model the weights of a run, and say which."""
+    start = begin_with(vae, folder)
+    anew = f"; anew: {', '.join(start['anew'])}" if start["anew"] else ""
+    print(f"weights of {start['checkpoint']}: {', '.join(start['taken'])}{anew}", flush=True)
+    return {"start": start}
 
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
