@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)
     vae = build.model(settings, dataset).to(device)
-    start = _start(vae, settings.start_from) if settings.start_from else {}
+    start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
     with _Signals() as signals:
         run = Run.create(found.out, settings)
@@ -77,11 +77,15 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
     return parser
 
 
-def _start(vae: Any, folder: str) -> dict[str, Any]:
+def _start(vae: Any, settings: Config, dataset: data.Dataset) -> dict[str, Any]:
     """Give the model the weights of a run, and say which."""
-    start = begin_with(vae, folder)
-    anew = f"; anew: {', '.join(start['anew'])}" if start["anew"] else ""
-    print(f"weights of {start['checkpoint']}: {', '.join(start['taken'])}{anew}", flush=True)
+    start = begin_with(vae, settings.start_from or "")
+    line = f"weights of {start['checkpoint']}: {', '.join(start['taken'])}"
+    line += f"; anew: {', '.join(start['anew'])}" if start["anew"] else ""
+    own = {"sha256": dataset.sha256, "sizes": dataset.sizes, "data_seed": settings.data_seed}
+    if any(start["data"][key] != value for key, value in own.items()):
+        line += f"; fitted on other data or another split ({start['data']['name']}): what is held out here may be in it"
+    print(line, flush=True)
     return {"start": start}
 
 

@@ -117,12 +117,13 @@ def begin_with(vae: Autoencoder, folder: str | Path) -> dict[str, Any]:
         folder: a run, of which the best checkpoint is taken, or a checkpoint of it.
 
     Returns:
-        `checkpoint`, its path, `taken`, the parts by name, and `anew`, those that stay as they are.
+        `checkpoint`, its path, `data`, what it was fitted on, `taken`, the parts by name, and `anew`, those that stay
+        as they are.
 
     Raises:
         InputError: no run is there, its checkpoint is damaged, or no part is alike.
     """
-    _, checkpoint = Run.chosen(folder)
+    run, checkpoint = Run.chosen(folder)
     taken, anew = [], []
     for name, part in vae.named_children():
         own = part.state_dict()
@@ -137,4 +138,5 @@ def begin_with(vae: Autoencoder, folder: str | Path) -> dict[str, Any]:
             f"--start-from {folder}: found weights of other shapes for each part of this model ({', '.join(anew)}):"
             " expected one with the same sizes and networks at least"
         )
-    return {"checkpoint": str(checkpoint.path), "taken": taken, "anew": anew}
+    data = {**run.read_json("environment.json")["data"], "data_seed": run.config.data_seed}
+    return {"checkpoint": str(checkpoint.path), "data": data, "taken": taken, "anew": anew}

@@ -331,6 +331,13 @@ def test_a_run_that_began_with_anothers_weights_resumes_without_it(run, plain, c
     assert_equal_runs("whole", "part")
 
 
+def test_weights_to_begin_with_that_were_fitted_on_other_data_are_told_of(run, capsys, monkeypatch):
+    monkeypatch.setattr(fit, "_fit", lambda run, training, signals: 0)
+    for seed, told in (("0", False), ("1", True)):
+        assert go(*SMALL, "--data-seed", seed, "--start-from", run, "--out", f"new{seed}") == 0
+        assert ("fitted on other data or another split (digits)" in capsys.readouterr().out) is told
+
+
 def test_no_weights_to_begin_with(run, capsys):
     assert "nosuch: no such run folder" in refused(capsys, *SMALL, "--start-from", "nosuch", "--out", "new")
     wider = [*SMALL, "--latent", "3", "--start-from", run, "--out", "new"]
