@@ -189,6 +189,9 @@ class SVI(Trained):
         return not all(map(is_, map(_GRADIENT, self._names), repeat(None)))
 
     def _eager(self, call: Call) -> list[float]:
+        if self._waiting is not None and self.steps > 0:  # what programs draw to set themselves up was drawn long ago
+            with self._undone(*call.objects):
+                self._gradients(*call.again())
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
         losses, norm = self._gradients(*call.plain())

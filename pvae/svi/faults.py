@@ -17,8 +17,11 @@ from torch.utils._pytree import tree_leaves
 from .observed import outside
 
 
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is not finite. The step was not taken: the parameters are those before it."""
+class NonFiniteError(ArithmeticError, ValueError):
+    """A loss or gradient that is not finite. The step was not taken: the parameters are those before it.
+
+    A `ValueError` too, as Pyro's validation raises in an eager step, which looks before there is a loss.
+    """
 
     def __init__(self, step: int, loss: float, where: str) -> None:
         super().__init__(f"step {step}: the loss is {loss}: {where}")

@@ -45,7 +45,7 @@ UNWATCHED = (
 BY_KIND = {
     r" of the optimizer": "keep it as it is (OneCycleLR: cycle_momentum=False), or take compile='off'",
     r"\.training \(": "call train() and eval() less often",
-    r"^the modules or parameters of ": "build modules once",
+    r"^a module, parameter or buffer of ": "build modules once",
     r"^a handler": "use the same handler at each step, or use it within the programs",
     r"^parameter ": "set it in place, under torch.no_grad()",
     r"^an argument": "give the same tensor at each step",

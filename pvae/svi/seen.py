@@ -85,7 +85,7 @@ class Seen:
                     return f"the length of {name} (was {len(was)}, is {len(holder)})"
         for name, holder, members in self._members:
             if len(holder) != len(members) or not all(map(is_, holder.values(), members.values())):
-                return f"the modules or parameters of {name}"
+                return f"a module, parameter or buffer of {name}"
         return ""
 
     def _other(self) -> str:
@@ -144,6 +144,13 @@ class Seen:
         for _, array, values in self._arrays:
             if array.tobytes() != values:
                 array[...] = np.frombuffer(values, array.dtype).reshape(array.shape)
+
+    def restore_buffers(self) -> None:
+        """Put back the buffers of modules alone, where programs have put others in their place."""
+        for _, holder, members in self._members:
+            for key, was in members.items():
+                if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
+                    holder[key] = was
 
     def settle(self, read: Sequence[Tensor]) -> str:
         """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
