@@ -215,7 +215,7 @@ class SVI(Trained):
             return self._eager(call)
         values = head.tolist()
         if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
-            self._graphs.give_up(difference)
+            self._graphs.distrust(graph, difference)
             before.restore()
             return self._eager(call)
         if not finite(values):
@@ -236,7 +236,7 @@ class SVI(Trained):
         if heads is None:
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
-            self._graphs.give_up(difference)
+            self._graphs.distrust(graph, difference)
             return self._instead(block)
         self._unseen.add(block, heads)
         self._stepped(len(block))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .calls import CONSTANTS
 from .named import library, named
+from .simplify import memory
 from .values import SMALL
 
 NOTED = (*CONSTANTS, Tensor)
@@ -154,11 +155,11 @@ class Seen:
 
     def settle(self, read: Sequence[Tensor]) -> str:
         """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
-        storages = {tensor.untyped_storage()._cdata for tensor in read}
+        storages = {memory(tensor) for tensor in read} - {0}
         for place, (name, how, holder, key, was) in list(self._entries.items()):
             if _plain(was) or _now(how, holder, key) is was:
                 continue
-            if isinstance(was, Tensor) and was.untyped_storage()._cdata in storages:
+            if isinstance(was, Tensor) and memory(was) in storages:
                 return f"the tensor {name}"
             del self._entries[place]
         self._columns = None

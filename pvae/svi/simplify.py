@@ -22,12 +22,20 @@ BY_ONE = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.pow.Tensor_Sca
 """Operations that leave a tensor as it is where they are done with a one."""
 
 
+def memory(tensor: Tensor) -> int:
+    """What names the memory that a tensor is in; 0 for what has none, as a sparse one."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
 def note(node: Node, value: Tensor) -> None:
     """Note on a node how its value lies in which memory: two of one memory and layout are the same."""
     node.meta["bytes"] = value.numel() * value.element_size()
     if value.layout is torch.strided:
         node.meta["layout"] = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
-        node.meta["memory"] = value.untyped_storage()._cdata
+        node.meta["memory"] = (memory(value), value.is_conj(), value.is_neg())
 
 
 def merge_alike(graph: GraphModule) -> None:
@@ -111,7 +119,7 @@ class Roots:
             return frozenset(["inputs"])
         if node.op == "get_attr":
             value = getattr(self.graph, node.target, None)
-            return frozenset([value.untyped_storage()._cdata if isinstance(value, Tensor) else node.target])
+            return frozenset([(memory(value) if isinstance(value, Tensor) else 0) or node.target])
         if node.target is operator.getitem or (isinstance(node.target, OpOverload) and views(node.target)):
             return self._all(node.args)
         return frozenset([node])
