@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae.svi import replay
+from pvae.svi import replay, tracing
 from pvae.svi.tracing import first_draws, record
 
 DATA = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
@@ -216,6 +216,17 @@ def test_an_array_that_is_read_before_it_is_filled_is_the_programs():
     rest, draw = first_draws(record(step, x))
     assert draw() == []
     assert torch.equal(rest(x)[0], 2 * x)
+
+
+def test_a_graph_that_does_not_run_is_not_used(monkeypatch):
+    def broken(graph):
+        product = next(node for node in graph.graph.nodes if "mm" in str(node.target))
+        product.args = (*product.args[:-1], product.args[0])
+
+    monkeypatch.setattr(tracing, "merge_alike", broken)
+    with pytest.warns(UserWarning, match="runs eagerly: it cannot be traced: its graph does not run: mat1 and mat2"):
+        found = fit(lambda: nn.Linear(6, 3), "graph")
+    assert_same(found, fit(lambda: nn.Linear(6, 3), "off"))
 
 
 def test_what_changes_in_python_is_not_taken_for_a_compilers_mistake(monkeypatch):

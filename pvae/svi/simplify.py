@@ -65,6 +65,8 @@ class Roots:
         self.graph = graph
         self.of: dict[Node, frozenset[Hashable]] = {}
         self.changed: set[Hashable] = set()
+        self.reshaped: set[Node] = set()
+        """Those whose shape is changed in place, as by `squeeze_`."""
         self.given: frozenset[Hashable] = frozenset()
         for node in graph.graph.nodes:
             self.of[node] = self._find(node)
@@ -72,6 +74,8 @@ class Roots:
                 self.given = self._all(node.args)
             else:
                 self.changed |= self.changed_by(node)
+            if reshapes(node):
+                self.reshaped |= {node.args[0], node}
 
     def changed_by(self, node: Node) -> frozenset[Hashable]:
         """The memory that an operation changes."""
@@ -89,10 +93,12 @@ class Roots:
         source = node.args[0] if node.args else None
         if not isinstance(node.target, OpOverload) or not isinstance(source, Node) or "layout" not in node.meta:
             return None
+        if self.reshaped & {node, source}:
+            return None
         if views(node.target):
             while any(source.meta.get(what) != node.meta[what] for what in ("layout", "memory")):
                 viewed = isinstance(source.target, OpOverload) and views(source.target)
-                if not viewed or not isinstance(source.args[0], Node):
+                if not viewed or not isinstance(source.args[0], Node) or source.args[0] in self.reshaped:
                     return None
                 source = source.args[0]
             return source
@@ -126,6 +132,11 @@ class Roots:
 
     def _all(self, tree: Any) -> frozenset[Hashable]:
         return frozenset(root for node in nodes_in(tree) for root in self.of[node])
+
+
+def reshapes(node: Node) -> bool:
+    """Whether an operation changes the shape of what it is given where that is, as `squeeze_` does."""
+    return torch.Tag.inplace_view in getattr(node.target, "tags", ())
 
 
 def views(target: OpOverload) -> bool:

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
 
-from .simplify import merge_alike, note
+from .simplify import merge_alike, note, reshapes
 from .values import READ, HostReads, Known, Untraceable
 
 LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
 OURS = str(Path(__file__).parents[1])
 HERE = str(Path(__file__).parent)
+_aten = torch.ops.aten
 
 
 def record(
@@ -123,7 +124,7 @@ def _simplified(graph: GraphModule) -> GraphModule:
     for node in reversed(graph.graph.nodes):
         if getattr(node.target, "namespace", "") == "profiler":
             graph.graph.erase_node(node)
-        elif node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+        elif node.target in (_aten.detach.default, _aten.alias.default) and not any(map(reshapes, node.users)):
             node.replace_all_uses_with(node.args[0])
     _draw_at_once(graph)
     graph.graph.eliminate_dead_code()
@@ -132,7 +133,6 @@ def _simplified(graph: GraphModule) -> GraphModule:
     return graph
 
 
-_aten = torch.ops.aten
 _NEW = (_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default)
 _DRAWS = {
     _aten.normal_.default: ((0.0, 1.0), _aten.randn.default),
