@@ -334,7 +334,7 @@ UNSEEN = {
     "written": (reads(lambda x: 1.0 if torch.zeros(()).add_(x.sum()) > 0 else 0.5), "a tensor's value is read"),
     "draw": (drawn(lambda: 1.0 if torch.rand(()) > 0.5 else 0.5), "a tensor's value is read in Python"),
     "buffer that counts": (counting, "the step changes that tensor"),
-    "packed sequence": (packed, "depends on values|read in Python"),
+    "packed sequence": (packed, "depends on values: give the same lengths at each step"),
     "random": (drawn(random.random), "random"),
     "numpy.random": (drawn(np.random.rand), "random"),
     "counter": (drawn(iter(range(1000)).__next__), "changes between steps|keeps changing"),

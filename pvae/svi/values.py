@@ -21,6 +21,7 @@ from .simplify import TORCHS, memory
 
 READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
+ADVICE = {"_pack_padded_sequence": ": give the same lengths at each step, or run over padded sequences and mask them"}
 SMALL = 10_000
 """Numbers in a tensor whose values are compared at each step; of larger ones it is known how often they changed."""
 
@@ -84,7 +85,7 @@ class Known(TorchDispatchMode):
         else:
             dynamic = torch.Tag.dynamic_output_shape in func.tags
         if dynamic and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
-            raise Untraceable(SHAPE.format(name))
+            raise Untraceable(SHAPE.format(name) + ADVICE.get(name, ""))
 
     def _of_all(self, tensors: Sequence[Tensor]) -> dict[int, Tensor] | None:
         """The tensors from outside that these are made of; None where one varies."""
