@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import weights
+from . import noise, weights
 from .svi.precision import in_single_steps, tolerance
 from .svi.replay import Forward, replayed
 from .svi.seen import Seen
@@ -157,7 +157,7 @@ class Cells:
 
 
 def _seeded(run: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
-    torch.manual_seed(seed)
+    noise.seed(seed, data[0].device)
     return run(*data)
 
 

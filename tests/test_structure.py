@@ -48,7 +48,7 @@ ROOMS = {
     "objectives": {"errors", "base", "bounds", "chunks", "estimators", "surrogates", "weights"},
     "vae": {"errors", "base", "conditions", "weights"},
     "hierarchy": {"errors", "base", "conditions", "distributions", "guides", "likelihoods", "vae"},
-    "cells": {"svi", "weights"},
+    "cells": {"noise", "svi", "weights"},
     "evaluate": {"errors", "bounds", "cells", "diagnostics", "frozen", "noise", "weights"},
     "comparison": {"errors", "ais", "density", "diagnostics", "evaluate", "gap", "weights"},
     "tables": {"comparison", "diagnostics", "evaluate"},
