@@ -1,5 +1,6 @@
 """Graphs kept from one evaluation to the next: the numbers of fresh ones, bit for bit, whatever has changed between."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -194,7 +195,9 @@ def test_what_changes_between_evaluations_is_in_their_numbers_on_a_device(name, 
 
 
 def test_other_programs_data_and_draws_have_graphs_of_their_own(traced):
-    first, second, kept, made = Program().eval(), Program().eval(), Kept(), []
+    first, kept, made = Program().eval(), Kept(), []
+    second = copy.deepcopy(first)
+    second.factor = 1.00001
     for program, options in [
         (first, {"particles": [10]}),
         (first, {"particles": [11]}),
@@ -224,7 +227,19 @@ def test_draws_that_are_not_torchs_are_made_anew_in_every_cell():
     assert cells.std() > 0.1
 
 
-def test_a_graph_that_is_wrong_is_not_used(monkeypatch):
+def test_after_an_evaluation_that_failed_what_is_found_once_is_found_anew():
+    prior, guide = Resampled(3, [8]), pvae.MeanField(pvae.mlp(4, [8], 6), 3)
+    vae, kept = pvae.VAE(prior, pvae.Gaussian(pvae.mlp(3, [8], 4), (4,)), guide).eval(), Kept()
+    evaluate(vae.model, vae.guide, DATA, particles=[10], kept=kept)
+    with torch.no_grad():
+        prior.network[0].bias.add_(1e-4)
+    with pytest.raises(pvae.InputError):
+        evaluate(vae.model, vae.guide, DATA[:, :3], particles=[10], kept=kept)
+    found = evaluate(vae.model, vae.guide, DATA, particles=[10], kept=kept)
+    assert_same(found, evaluate(vae.model, vae.guide, DATA, particles=[10]))
+
+
+def test_a_graph_that_is_wrong_is_not_used_nor_made_again(monkeypatch, traced):
     program, own = Program().eval(), replay.record
     x, expected = DATA, evaluate(program.model, program.guide, DATA, particles=[10], compile="off")
 
@@ -236,6 +251,7 @@ def test_a_graph_that_is_wrong_is_not_used(monkeypatch):
     for _ in range(2):
         assert_same(evaluate(program.model, program.guide, x, particles=[10], kept=kept), expected)
     assert list(kept.graphs.values()) == [None]
+    assert len(traced) == 1
 
 
 @pytest.mark.cuda
