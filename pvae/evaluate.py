@@ -27,7 +27,7 @@ NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log 
 """What the numbers are, with a guide that has a density and without."""
 UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.warmup"
 """What is said of a model that has none."""
-AT_ONCE = 2**18
+AT_ONCE = 2**16
 """Log-weights that are reduced at once, if they are of more than one cell: each reduction is many small operations."""
 
 
