@@ -37,9 +37,17 @@ def of_device(sizes: dict[str, int], x: Tensor) -> int:
 class Kept:
     """Graphs of a pair of programs, for its evaluations to come: between them parameters may change, in place.
 
-    Where anything else that the programs reach is another, they are built anew; what is not looked at (see `pvae.SVI`)
-    is found by the first cell of every evaluation, which the programs do as well. On CUDA they hold what memory the
-    programs need for one cell.
+    Where anything else that the programs reach is another, graphs are built anew. For what is not looked at (see
+    `pvae.SVI`) the first cell of every evaluation is done by the programs as well, and compared. On CUDA a graph holds
+    the memory that the programs need for a cell.
+
+    >>> import pvae
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> x, kept = torch.ones(1000, 6), Kept()
+    >>> for epoch in range(2):  # the second traces nothing
+    ...     found = pvae.evaluate.evaluate(vae.model, vae.guide, x, kept=kept)
+    >>> len(kept.graphs)
+    1
     """
 
     def __init__(self) -> None:
