@@ -116,7 +116,7 @@ class Cells:
 
     def _cell(self, particles: int, data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
         """What `_program` says, from the draws of a seed."""
-        key = (particles, self.chunk, self.nesting, self.compile)
+        key = (particles, self.chunk, self.compile)
         key += tuple((part.shape, part.dtype, part.stride(), part.device) for part in data)
         if key not in self._runs:
             program = partial(self._program, particles)

@@ -212,7 +212,7 @@ def test_chunks_change_nothing(n, draws):
 
 @pytest.mark.parametrize("khat", [False, True])
 def test_how_many_cells_are_reduced_at_once_changes_nothing(khat, monkeypatch):
-    vae, _, x = linear(n=3 * CELL + 5)
+    vae, _, x = linear(n=4 * CELL + 5)
     together = evaluate(vae.model, vae.guide, x, particles=[1, 40], khat=khat)
     monkeypatch.setattr("pvae.evaluate.AT_ONCE", 2 * CELL * 40)
     by_twos = evaluate(vae.model, vae.guide, x, particles=[1, 40], khat=khat)

@@ -213,6 +213,20 @@ def test_other_programs_data_and_draws_have_graphs_of_their_own(traced):
     assert made == [1, 1, 1, 0, 1, 1]
 
 
+def test_what_is_to_be_compiled_has_a_graph_of_its_own(monkeypatch):
+    asked, own = [], replay.replayed
+
+    def noted(*args, compile, seen):
+        asked.append(compile)
+        return own(*args, seen=seen)
+
+    monkeypatch.setattr("pvae.cells.replayed", noted)
+    program, kept = Program().eval(), Kept()
+    for mode in ("graph", "full", "off", "graph", "full"):
+        evaluate(program.model, program.guide, DATA, particles=[2], compile=mode, kept=kept)
+    assert asked == [False, True]
+
+
 def test_draws_that_are_not_torchs_are_made_anew_in_every_cell():
     """A graph would have those of the run that it was written down from."""
     program = Program().eval()
