@@ -146,7 +146,7 @@ def evaluate(
         khat: also Pareto k-hat of each datum's weights, from at least 30 draws; a block of data at a time.
         compile: `graph`: the programs are traced once and replayed (the same numbers on a CPU, captured on CUDA);
             `full`: compiled as well, which takes some seconds; `off`: run as they are, as they also are where they
-            cannot be traced or where there is little to do.
+            cannot be traced, where a graph has other numbers, and where there is little to do.
         progress: called after every block of data with how many are done, and of how many.
         kept: graphs of earlier evaluations of these programs, which are used again where all but the values of
             parameters is as it was, and to which this one's are added; the numbers are the same without.
