@@ -79,10 +79,13 @@ def main(argv: Sequence[str]) -> int:
 
 def notes(name: str, config: Config) -> list[str]:
     """What is to be known of a run's numbers beside those of others, in sentences."""
-    if config.condition == "none":
-        return []
-    who = name if config.of_model else f"the guide of {name} alone"
-    return [f"{who} is conditioned on {config.condition}: its bounds are on {bounds_on(config)}"]
+    found = []
+    if config.condition != "none":
+        who = name if config.of_model else f"the guide of {name} alone"
+        found.append(f"{who} is conditioned on {config.condition}: its bounds are on {bounds_on(config)}")
+    if config.start_from is not None:
+        found.append(f"{name} began with the weights of {config.start_from}: it was trained for longer than its epochs")
+    return found
 
 
 def bounds_on(config: Config) -> str:

@@ -86,6 +86,11 @@ class Config:
     schedule: Literal["cosine", "constant"] = _option("cosine", "of the learning rate: to zero at the end, or as it is")
     clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm")
     seed: int = _option(0, "of the parameters, the batches and the draws in training", 0)
+    start_from: str | None = _option(
+        None,
+        "a run, or one of its checkpoints, whose weights to begin with: those of each part (prior, likelihood, guide)"
+        " that has weights of the same names and shapes; the others begin anew",
+    )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where it runs; auto: cuda where there is one")
     compile: Literal["auto", "off", "graph", "full"] = _option(
         "auto", "how steps run: eagerly, as a replayed graph, that compiled as well; auto: what is worth building"

@@ -20,7 +20,7 @@ import torch
 from . import build, cli, config, data, report
 from .config import Config
 from .errors import InputError
-from .load import read_data, run_data
+from .load import begin_with, read_data, run_data
 from .progress import Progress
 from .runs import Run, check_free, load_weights
 from .train import Training, svi
@@ -45,11 +45,12 @@ def main(argv: Sequence[str]) -> int:
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)
     vae = build.model(settings, dataset).to(device)
+    start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
     with _Signals() as signals:
         run = Run.create(found.out, settings)
         try:
-            run.describe(dataset, device)
+            run.describe(dataset, device, start)
             return _fit(run, training, signals)
         except BaseException:
             run.remove_if_empty()
@@ -74,6 +75,18 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
     group.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
     cli.add_config_options(parser, argv)
     return parser
+
+
+def _start(vae: Any, settings: Config, dataset: data.Dataset) -> dict[str, Any]:
+    """Give the model the weights of a run, and say which."""
+    start = begin_with(vae, settings.start_from or "")
+    line = f"weights of {start['checkpoint']}: {', '.join(start['taken'])}"
+    line += f"; anew: {', '.join(start['anew'])}" if start["anew"] else ""
+    own = {"sha256": dataset.sha256, "sizes": dataset.sizes, "data_seed": settings.data_seed}
+    if any(start["data"][key] != value for key, value in own.items()):
+        line += f"; fitted on other data or another split ({start['data']['name']}): what is held out here may be in it"
+    print(line, flush=True)
+    return {"start": start}
 
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:

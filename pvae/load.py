@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -100,9 +101,42 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoen
     Raises:
         InputError: no run is there, its checkpoint is damaged, or its data have changed.
     """
-    run, checkpoint = Run.at(folder)
+    run, checkpoint = Run.chosen(folder)
     dataset = run_data(run)
     with torch.random.fork_rng(devices=[]):
         vae = build.model(run.config, dataset)
-    load_weights(vae, checkpoint if checkpoint.path == Path(folder) else run.best())
+    load_weights(vae, checkpoint)
     return vae.to(device).eval(), dataset.to(torch.device(device)), run
+
+
+def begin_with(vae: Autoencoder, folder: str | Path) -> dict[str, Any]:
+    """Give a model the weights of a run, of each part that has weights of the same names and shapes in both.
+
+    Args:
+        vae: the model; its parts are prior, likelihood, guide, and the layers between.
+        folder: a run, of which the best checkpoint is taken, or a checkpoint of it.
+
+    Returns:
+        `checkpoint`, its path, `data`, what it was fitted on, `taken`, the parts by name, and `anew`, those that stay
+        as they are.
+
+    Raises:
+        InputError: no run is there, its checkpoint is damaged, or no part is alike.
+    """
+    run, checkpoint = Run.chosen(folder)
+    taken, anew = [], []
+    for name, part in vae.named_children():
+        own = part.state_dict()
+        found = {k.removeprefix(f"{name}."): v for k, v in checkpoint.weights.items() if k.startswith(f"{name}.")}
+        alike = own.keys() == found.keys() and all(own[key].shape == found[key].shape for key in own)
+        if alike:
+            part.load_state_dict(found)
+        if own:  # the program of that name is the guide
+            (taken if alike else anew).append("guide" if name == "posterior" else name)
+    if not taken:
+        raise InputError(
+            f"--start-from {folder}: found weights of other shapes for each part of this model ({', '.join(anew)}):"
+            " expected one with the same sizes and networks at least"
+        )
+    data = {**run.read_json("environment.json")["data"], "data_seed": run.config.data_seed}
+    return {"checkpoint": str(checkpoint.path), "data": data, "taken": taken, "anew": anew}

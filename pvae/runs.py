@@ -63,11 +63,11 @@ class Run:
                 except FileExistsError:  # another run began in this second
                     path, i = path.with_name(f"{stem}-{i}"), i + 1
 
-    def describe(self, dataset: Dataset, device: torch.device) -> None:
-        """Write what is known before the first step: configuration, environment, no metrics yet."""
+    def describe(self, dataset: Dataset, device: torch.device, start: Mapping[str, Any]) -> None:
+        """Write what is known before the first step: configuration, environment, whose weights; no metrics yet."""
         with disk(self.folder):
             self.write_config(self.config)
-            self.write_json("environment.json", _environment(self.config, dataset, device))
+            self.write_json("environment.json", {**_environment(self.config, dataset, device), **start})
             self._write("metrics.jsonl", "")
 
     def is_empty(self) -> bool:
@@ -109,6 +109,16 @@ class Run:
             run = cls.open(path)
             return run, run.last()
         return cls.open(inside.parent), checkpoints.load(Path(path))
+
+    @classmethod
+    def chosen(cls, path: str | Path) -> tuple[Run, Checkpoint]:
+        """A run and a checkpoint of it: the best of a run folder, or the one that is named.
+
+        Raises:
+            InputError: as `at`.
+        """
+        run, checkpoint = cls.at(path)
+        return run, checkpoint if checkpoint.path == Path(path) else run.best()
 
     def rewind(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers."""

@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 
 import pvae
-from pvae import checkpoints, cli, compare, config, fit, report, runs, sample, svi
+from pvae import checkpoints, cli, compare, config, fit, load, report, runs, sample, svi
 
 SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
 COMMANDS = {"fit": fit.main, "compare": compare.main, "sample": sample.main}
@@ -287,6 +287,62 @@ def test_a_run_is_trained_further_where_no_schedule_ends_with_it(capsys, plain):
 def test_a_run_whose_schedule_has_ended_is_not_trained_further(run, capsys):
     message = refused(capsys, "--resume", run, "--epochs", "5")
     assert "the learning rate of the run goes to zero over its 3 epochs (--schedule cosine): start a new run" in message
+
+
+def test_a_fit_begins_with_the_weights_of_another(run, capsys, plain, monkeypatch):
+    """Of the parts that are alike: an importance-weighted bound, and another prior, on a model that is fitted."""
+    begun = []
+    monkeypatch.setattr(fit, "_fit", lambda run, training, signals: begun.append(training.vae) or 0)
+    fitted = load.load(run)[0].state_dict()
+    for out, more, line in (
+        ("same", ["--objective", "iwae", "--particles", "5"], "likelihood, guide\n"),
+        ("other", ["--prior", "mixture", "--decoder.hidden", "17"], "guide; anew: prior, likelihood\n"),
+    ):
+        torch.manual_seed(7)
+        assert go(*SMALL, *more, "--start-from", run, "--out", out) == 0
+        assert f"weights of {run}/checkpoints/step-000000033: {line}" in capsys.readouterr().out
+        found, start = begun.pop().state_dict(), json.loads(Path(out, "environment.json").read_text())["start"]
+        assert Path(start["checkpoint"]).name == "step-000000033"
+        assert start["taken"] == line.partition(";")[0].strip().split(", ")
+        for name, value in found.items():
+            taken = name.partition(".")[0].replace("posterior", "guide") in start["taken"]
+            assert not taken or torch.equal(value, fitted[name]), name
+            assert taken or name not in fitted or not torch.equal(value, fitted.get(name)), name
+
+
+def test_weights_to_begin_with_are_of_the_best_checkpoint_or_the_one_named(run, capsys):
+    kept = runs.Run.open(run)
+    vae = load.load(run)[0]
+    other = {name: value + 1 for name, value in vae.state_dict().items()}
+    checkpoints.save(run / "checkpoints", "step-000000034", other, kept.last().state)
+    for folder, more in ((run, 0), (run / "checkpoints" / "step-000000034", 1)):
+        new = load.load(run)[0]
+        load.begin_with(new, folder)
+        for name, value in new.state_dict().items():
+            assert torch.equal(value, vae.state_dict()[name] + more)
+
+
+def test_a_run_that_began_with_anothers_weights_resumes_without_it(run, plain, capsys):
+    begun = [*SMALL, "--start-from", run, "--schedule", "constant", "--compile", "off"]
+    assert go(*begun, "--out", "whole") == 0
+    assert go(*begun, "--epochs", "2", "--out", "part") == 0
+    shutil.rmtree(run)
+    assert go("--resume", "part", "--epochs", "3") == 0
+    assert_equal_runs("whole", "part")
+
+
+def test_weights_to_begin_with_that_were_fitted_on_other_data_are_told_of(run, capsys, monkeypatch):
+    monkeypatch.setattr(fit, "_fit", lambda run, training, signals: 0)
+    for seed, told in (("0", False), ("1", True)):
+        assert go(*SMALL, "--data-seed", seed, "--start-from", run, "--out", f"new{seed}") == 0
+        assert ("fitted on other data or another split (digits)" in capsys.readouterr().out) is told
+
+
+def test_no_weights_to_begin_with(run, capsys):
+    assert "nosuch: no such run folder" in refused(capsys, *SMALL, "--start-from", "nosuch", "--out", "new")
+    wider = [*SMALL, "--latent", "3", "--start-from", run, "--out", "new"]
+    assert "found weights of other shapes for each part of this model (likelihood, guide)" in refused(capsys, *wider)
+    assert not Path("new").exists()
 
 
 def test_resume_of_what_is_no_run(here, run, capsys):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import pvae
-from pvae import cli, compare, comparison, fit, plots, report
+from pvae import cli, compare, comparison, config, fit, plots, report
 from pvae.load import load
 
 SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
@@ -201,6 +202,14 @@ def test_every_option_reaches_the_plan():
     )
     plain = compare._plan(compare._parser().parse(["run"]))
     assert plain == comparison.Plan()  # the library's defaults are the command's
+
+
+def test_a_run_that_began_with_anothers_weights_is_told_of():
+    plain = config.Config()
+    assert compare.notes("b", plain) == []
+    assert compare.notes("b", replace(plain, start_from="a")) == [
+        "b began with the weights of a: it was trained for longer than its epochs"
+    ]
 
 
 def test_other_data_are_said_once():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from programs import PROGRAMS, assert_same, kinds, parameters, start
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch.distributions import transform_to
 
 import pvae
@@ -367,6 +368,50 @@ def load_user_state(svi, state):
         store.setdefault(name, transform_to(constraint)(value), constraint)
         with torch.no_grad():
             store._params[name].copy_(value)
+
+
+class Centred(torch.nn.Module):
+    """Changes a buffer at each call, or puts another in its place."""
+
+    def __init__(self, rebinds):
+        super().__init__()
+        self.rebinds = rebinds
+        self.register_buffer("mean", torch.tensor(0.0))
+
+    def forward(self, x):
+        mean = 0.9 * self.mean + 0.1 * x.mean()
+        self.mean = mean if self.rebinds else self.mean.copy_(mean)
+        with pyro.plate("data", len(x)):
+            scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(self.mean, scale), obs=x)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the program runs eagerly. it cannot be traced. a module, parameter or buffer of Centred"
+)
+@pytest.mark.parametrize("rebinds", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_fit_whose_guide_sets_itself_up_at_its_first_step(mode, rebinds):
+    """It draws numbers for it, as it did at the very first step: they are not to be drawn twice."""
+
+    def begun():
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module = Centred(rebinds)
+        svi = pvae.SVI(module, AutoNormal(module), pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile=mode)
+        return svi, module
+
+    svi, module = begun()
+    first = [float(svi.step(DATA)) for _ in range(4)]
+    saved = pyro.get_param_store().get_state(), svi.state_dict(), torch.get_rng_state(), module.state_dict()
+    store, state, random, own = copy.deepcopy(saved)
+    whole = result(svi, [*first, *(float(svi.step(DATA)) for _ in range(4))])
+    svi, module = begun()
+    pyro.get_param_store().set_state(store)
+    module.load_state_dict(own)
+    svi.load_state_dict(state)
+    torch.set_rng_state(random)
+    assert_same(result(svi, [*first, *(float(svi.step(DATA)) for _ in range(4))]), whole)
 
 
 def test_a_resumed_fit_takes_numbers_as_the_whole_one_does():

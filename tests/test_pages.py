@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pyro
 import pytest
 
 import pvae
@@ -49,6 +50,23 @@ def test_a_page_runs(page, here, capsys):
     text = capsys.readouterr().out
     assert "  integrates  ok\n  samples     ok\n" in text
     assert "--prior.scale" in text or page.stem != "your-own-prior"
+
+
+def test_the_page_on_programs_runs(here, capsys):
+    """It says itself that what resumes is the same."""
+    page, space = FOLDER / "any-pyro-program.md", {"__name__": "page"}
+    pyro.clear_param_store()
+    for _, _, code in BLOCK.findall(page.read_text()):
+        lines = "\n" * page.read_text().partition(code)[0].count("\n")
+        exec(compile(lines + code, str(page), "exec"), space)
+    graph, fitted, refused, eager, mean = capsys.readouterr().out.splitlines()
+    assert graph.startswith("graph: built in")
+    assert fitted.startswith("loss 1")
+    assert "site 'y': found 2" in refused
+    assert "expected Boolean()" in refused
+    assert eager.startswith(f"the program runs eagerly: it cannot be traced: {page}:")
+    assert mean.startswith("mean loss 1")
+    assert "(notebooks/any-pyro-program.md)" in (FOLDER.parent / "README.md").read_text()
 
 
 def test_there_is_a_page_for_each_part():

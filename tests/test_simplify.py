@@ -51,6 +51,18 @@ def alike(x):
     return (gradient * 2, gradient * 2, gradient, x.exp())
 
 
+def reshaped_in_place(x):
+    """A product of a vector and a matrix is that of a row, which is squeezed where it is."""
+    product = x[0] @ x
+    return (product.unsqueeze(0).exp().sum(0), product.unsqueeze(0) @ x, product.unsqueeze(1).view(1, 3).sum(0))
+
+
+def reshaped_beside(x):
+    twice = 2 * x
+    row = twice.detach().unsqueeze_(0)
+    return (row.sum(0), twice.sum(0), twice.unsqueeze(0).sum(0))
+
+
 SQUARE, ROW = torch.arange(9.0).reshape(3, 3), torch.arange(3.0)
 FUNCTIONS = [
     (twice, SQUARE),
@@ -62,6 +74,8 @@ FUNCTIONS = [
     (by_one, SQUARE),
     (kinds_of_one, ROW),
     (alike, ROW),
+    (reshaped_in_place, SQUARE),
+    (reshaped_beside, SQUARE),
 ]
 
 
@@ -76,7 +90,7 @@ def test_the_numbers_are_the_same_bit_for_bit(function, x):
             torch.manual_seed(run)
             results.append((*take(x + run), STATE.clone()))
         for one, other in zip(*results, strict=True):
-            assert one.dtype == other.dtype
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
             assert torch.equal(one, other)
             assert torch.equal(one.signbit(), other.signbit())
 

@@ -167,7 +167,10 @@ class Build:
         """What is done with head and gradients, and whether it is a graph as well."""
         if not optimizers.replayable(self.svi.optimizer):
             return self._change, False
-        outputs = forward(*self.inputs)
+        try:
+            outputs = forward(*self.inputs)
+        except (RuntimeError, IndexError) as error:  # though the program itself has just run
+            raise Untraceable(f"its graph does not run: {str(error).strip().splitlines()[0][:200]}") from error
         wide = kind == "full" and self.device.type == "cuda"
         try:
             traced = self._written(self._change, *outputs, replaced=UNFUSED if wide else None)

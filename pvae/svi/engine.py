@@ -189,6 +189,9 @@ class SVI(Trained):
         return not all(map(is_, map(_GRADIENT, self._names), repeat(None)))
 
     def _eager(self, call: Call) -> list[float]:
+        if self._waiting is not None and self.steps > 0:  # what programs draw to set themselves up was drawn long ago
+            with self._undone(*call.objects):
+                self._gradients(*call.again())
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
         losses, norm = self._gradients(*call.plain())
@@ -212,7 +215,7 @@ class SVI(Trained):
             return self._eager(call)
         values = head.tolist()
         if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
-            self._graphs.give_up(difference)
+            self._graphs.distrust(graph, difference)
             before.restore()
             return self._eager(call)
         if not finite(values):
@@ -233,7 +236,7 @@ class SVI(Trained):
         if heads is None:
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
-            self._graphs.give_up(difference)
+            self._graphs.distrust(graph, difference)
             return self._instead(block)
         self._unseen.add(block, heads)
         self._stepped(len(block))

@@ -17,8 +17,11 @@ from torch.utils._pytree import tree_leaves
 from .observed import outside
 
 
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is not finite. The step was not taken: the parameters are those before it."""
+class NonFiniteError(ArithmeticError, ValueError):
+    """A loss or gradient that is not finite. The step was not taken: the parameters are those before it.
+
+    A `ValueError` too, as Pyro's validation raises in an eager step, which looks before there is a loss.
+    """
 
     def __init__(self, step: int, loss: float, where: str) -> None:
         super().__init__(f"step {step}: the loss is {loss}: {where}")
@@ -82,7 +85,8 @@ def _inner(constraint: str) -> str:
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """Of all tensors together, ()."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(dense)))
 
 
 def head(losses: Sequence[Tensor], norm: Tensor) -> Tensor:

@@ -45,12 +45,13 @@ UNWATCHED = (
 BY_KIND = {
     r" of the optimizer": "keep it as it is (OneCycleLR: cycle_momentum=False), or take compile='off'",
     r"\.training \(": "call train() and eval() less often",
-    r"^the modules or parameters of ": "build modules once",
+    r"^a module, parameter or buffer of ": "build modules once",
     r"^a handler": "use the same handler at each step, or use it within the programs",
     r"^parameter ": "set it in place, under torch.no_grad()",
     r"^an argument": "give the same tensor at each step",
 }
 """What to do about that which keeps changing and cannot be passed to the step."""
+NOT_COMPILED = "the step is not compiled, its graph is replayed as it is: {}"
 OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
 
 
@@ -69,6 +70,8 @@ class Graph(Step):
     played: int = 0
     compared: int = 0
     """The step that was last compared with the program; 0 before the first."""
+    miscompiled: bool = False
+    """Whether it differed at once, compiled: then it is not Python that changed."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -95,6 +98,9 @@ class Graph(Step):
         names = ["loss"] * (len(expected) - 1) + ["norm of the gradient"]
         for what, right, value in zip(names, expected, found, strict=True):
             if math.isfinite(right) and not abs(right - value) <= self.tolerance * max(1.0, abs(right)):
+                self.miscompiled = self.kind == "full" and not since
+                if self.miscompiled:
+                    return f"the {what} of step {step} is {value:.6g} when compiled, the program's own is {right:.6g}"
                 doubt = f"; steps {since + 1} to {step - 1} may have used what it was before" if since else ""
                 return (
                     f"the {what} of the traced step {step} is {value:.6g}, the program's own is {right:.6g}: something"
@@ -156,6 +162,8 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.uncompiled = False
+        """Whether a compiled step had other numbers than the program."""
         self.too_many = ""
         """The argument with which there were too many shapes or values."""
         self._graphs: dict[Any, Graph] = {}
@@ -175,6 +183,15 @@ class Graphs:
         """Build anew what is needed."""
         self._graphs.clear()
         self._aside.clear()
+
+    def distrust(self, graph: Graph, difference: str) -> None:
+        """Go on without a graph that has other numbers than the program: with one that is not compiled, or eagerly."""
+        if not graph.miscompiled:
+            self.give_up(difference)
+            return
+        self.uncompiled = True
+        self.forget()
+        self._warn(NOT_COMPILED.format(difference))
 
     def give_up(self, reason: str) -> None:
         """Run eagerly from here on, and say why, once."""
@@ -234,7 +251,8 @@ class Graphs:
         if graph is not None and graph.had < len(svi._used.had):
             graph = None
         place = list(self.counts).index(call.label)
-        wanted = svi.compile if place == 0 or call.numbers or count > FULL_AFTER else "graph"
+        compiled = not self.uncompiled and (place == 0 or call.numbers or count > FULL_AFTER)
+        wanted = svi.compile if compiled else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
         return graph
@@ -289,7 +307,7 @@ class Graphs:
             if call.label == next(iter(self.counts)) or call.numbers or step.kind == "full":
                 svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")
         else:
-            self._warn(f"the step is not compiled, its graph is replayed as it is: {step.why}")
+            self._warn(NOT_COMPILED.format(step.why))
         allowed = tolerance(svi.precision, svi._device.type)
         graph = Graph(**vars(step), wanted=wanted, tolerance=allowed, had=len(svi._used.had), call=call)
         self._graphs[call.key] = graph

@@ -336,7 +336,8 @@ def warn_untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
 
 
 def _fusable(parameter: Tensor) -> bool:
-    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+    sparse = parameter.grad is not None and parameter.grad.is_sparse
+    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and not sparse
 
 
 @cache

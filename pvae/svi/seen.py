@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .calls import CONSTANTS
 from .named import library, named
+from .simplify import memory
 from .values import SMALL
 
 NOTED = (*CONSTANTS, Tensor)
@@ -85,7 +86,7 @@ class Seen:
                     return f"the length of {name} (was {len(was)}, is {len(holder)})"
         for name, holder, members in self._members:
             if len(holder) != len(members) or not all(map(is_, holder.values(), members.values())):
-                return f"the modules or parameters of {name}"
+                return f"a module, parameter or buffer of {name}"
         return ""
 
     def _other(self) -> str:
@@ -145,13 +146,20 @@ class Seen:
             if array.tobytes() != values:
                 array[...] = np.frombuffer(values, array.dtype).reshape(array.shape)
 
+    def restore_buffers(self) -> None:
+        """Put back the buffers of modules alone, where programs have put others in their place."""
+        for _, holder, members in self._members:
+            for key, was in members.items():
+                if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
+                    holder[key] = was
+
     def settle(self, read: Sequence[Tensor]) -> str:
         """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
-        storages = {tensor.untyped_storage()._cdata for tensor in read}
+        storages = {memory(tensor) for tensor in read} - {0}
         for place, (name, how, holder, key, was) in list(self._entries.items()):
             if _plain(was) or _now(how, holder, key) is was:
                 continue
-            if isinstance(was, Tensor) and was.untyped_storage()._cdata in storages:
+            if isinstance(was, Tensor) and memory(was) in storages:
                 return f"the tensor {name}"
             del self._entries[place]
         self._columns = None

@@ -22,12 +22,20 @@ BY_ONE = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.pow.Tensor_Sca
 """Operations that leave a tensor as it is where they are done with a one."""
 
 
+def memory(tensor: Tensor) -> int:
+    """What names the memory that a tensor is in; 0 for what has none, as a sparse one."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
 def note(node: Node, value: Tensor) -> None:
     """Note on a node how its value lies in which memory: two of one memory and layout are the same."""
     node.meta["bytes"] = value.numel() * value.element_size()
     if value.layout is torch.strided:
         node.meta["layout"] = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
-        node.meta["memory"] = value.untyped_storage()._cdata
+        node.meta["memory"] = (memory(value), value.is_conj(), value.is_neg())
 
 
 def merge_alike(graph: GraphModule) -> None:
@@ -57,6 +65,8 @@ class Roots:
         self.graph = graph
         self.of: dict[Node, frozenset[Hashable]] = {}
         self.changed: set[Hashable] = set()
+        self.reshaped: set[Node] = set()
+        """Those whose shape is changed in place, as by `squeeze_`."""
         self.given: frozenset[Hashable] = frozenset()
         for node in graph.graph.nodes:
             self.of[node] = self._find(node)
@@ -64,6 +74,8 @@ class Roots:
                 self.given = self._all(node.args)
             else:
                 self.changed |= self.changed_by(node)
+            if reshapes(node):
+                self.reshaped |= {node.args[0], node}
 
     def changed_by(self, node: Node) -> frozenset[Hashable]:
         """The memory that an operation changes."""
@@ -81,10 +93,12 @@ class Roots:
         source = node.args[0] if node.args else None
         if not isinstance(node.target, OpOverload) or not isinstance(source, Node) or "layout" not in node.meta:
             return None
+        if self.reshaped & {node, source}:
+            return None
         if views(node.target):
             while any(source.meta.get(what) != node.meta[what] for what in ("layout", "memory")):
                 viewed = isinstance(source.target, OpOverload) and views(source.target)
-                if not viewed or not isinstance(source.args[0], Node):
+                if not viewed or not isinstance(source.args[0], Node) or source.args[0] in self.reshaped:
                     return None
                 source = source.args[0]
             return source
@@ -111,13 +125,18 @@ class Roots:
             return frozenset(["inputs"])
         if node.op == "get_attr":
             value = getattr(self.graph, node.target, None)
-            return frozenset([value.untyped_storage()._cdata if isinstance(value, Tensor) else node.target])
+            return frozenset([(memory(value) if isinstance(value, Tensor) else 0) or node.target])
         if node.target is operator.getitem or (isinstance(node.target, OpOverload) and views(node.target)):
             return self._all(node.args)
         return frozenset([node])
 
     def _all(self, tree: Any) -> frozenset[Hashable]:
         return frozenset(root for node in nodes_in(tree) for root in self.of[node])
+
+
+def reshapes(node: Node) -> bool:
+    """Whether an operation changes the shape of what it is given where that is, as `squeeze_` does."""
+    return torch.Tag.inplace_view in getattr(node.target, "tags", ())
 
 
 def views(target: OpOverload) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,14 +15,15 @@ import torch
 from pyro.ops.jit import CompiledFunction
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
-from .simplify import merge_alike, note
+from .simplify import merge_alike, note, reshapes
 from .values import READ, HostReads, Known, Untraceable
 
 LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
 OURS = str(Path(__file__).parents[1])
 HERE = str(Path(__file__).parent)
+_aten = torch.ops.aten
 
 
 def record(
@@ -40,16 +42,18 @@ def record(
     Raises:
         Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
     """
+    from torch._dynamo import config as dynamo
     from torch.fx.experimental import proxy_tensor
 
     noting = patch.object(proxy_tensor, "set_meta", _note_size, create=True)
+    as_written = dynamo.patch(error_on_nested_fx_trace=False)  # also what a program has compiled by torch
     try:
         known = known or Known(inputs, outside=False)
-        with _tolerant_pyro(), _without_cudnn(), known, HostReads(known), noting:
+        with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known), noting:
             graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
+        return _simplified(graph)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
-    return _simplified(graph)
 
 
 @contextmanager
@@ -120,7 +124,7 @@ def _simplified(graph: GraphModule) -> GraphModule:
     for node in reversed(graph.graph.nodes):
         if getattr(node.target, "namespace", "") == "profiler":
             graph.graph.erase_node(node)
-        elif node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+        elif node.target in (_aten.detach.default, _aten.alias.default) and not any(map(reshapes, node.users)):
             node.replace_all_uses_with(node.args[0])
     _draw_at_once(graph)
     graph.graph.eliminate_dead_code()
@@ -129,7 +133,7 @@ def _simplified(graph: GraphModule) -> GraphModule:
     return graph
 
 
-_aten = torch.ops.aten
+_NEW = (_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default)
 _DRAWS = {
     _aten.normal_.default: ((0.0, 1.0), _aten.randn.default),
     _aten.uniform_.default: ((0.0, 1.0), _aten.rand.default),
@@ -179,19 +183,39 @@ def first_draws(graph: GraphModule) -> tuple[GraphModule, Callable[[], list[Tens
 
     Those until one, if any, whose distribution is computed.
     """
-    new, copies, first = torch.fx.Graph(), {}, []
+    new, copies, makers = torch.fx.Graph(), {}, []
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            if node.all_input_nodes:
+            filled = _filled(node)
+            if node.all_input_nodes and filled is None:
                 break
-            first.append(node)
-    for node in first:
-        copies[node] = new.placeholder(node.name)
+            makers.append(_maker(node, filled))
+            copies[node] = copies[filled or node] = new.placeholder(node.name)
     for node in graph.graph.nodes:
         if node not in copies:
             copies[node] = new.node_copy(node, copies.__getitem__)
-    made = [(node.target, node.args, node.kwargs) for node in first]
-    return GraphModule(graph, new), lambda: [target(*args, **options) for target, args, options in made]
+    return GraphModule(graph, new), lambda: [make() for make in makers]
+
+
+def _filled(node: Node) -> Node | None:
+    """The new array that a draw fills, with numbers whose distribution is not computed; else None."""
+    made = node.args[0] if node.args else None
+    if not isinstance(made, Node) or made.target not in _NEW or node.all_input_nodes != [made]:
+        return None
+    return made if next(iter(made.users)) is node and "layout" in made.meta else None
+
+
+def _maker(node: Node, filled: Node | None) -> Callable[[], Tensor]:
+    if filled is None:
+        return partial(node.target, *node.args, **node.kwargs)
+    shape, strides, _, dtype, device = filled.meta["layout"]
+
+    def make() -> Tensor:
+        # laid as the program's own was: an array is filled in the order of its memory
+        array = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        return node.target(array, *node.args[1:], **node.kwargs)
+
+    return make
 
 
 def saved_by_fusion(graph: GraphModule) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class Trained(pyro.infer.SVI):
     def _undone(self, *objects: Any) -> Iterator[None]:
         """Within it steps may be tried: all that they change is put back, also what programs hold in Python.
 
-        But for that where parameters have turned up: programs have set themselves up.
+        But for that where parameters have turned up: programs have set themselves up, and buffers alone are put back.
         """
         gradients = [(p, p.grad) for p in self._names]
         for parameter in self._names:
@@ -71,8 +71,7 @@ class Trained(pyro.infer.SVI):
             yield
         finally:
             before.restore()
-            if len(self._names) == len(gradients):
-                held.restore()
+            held.restore() if len(self._names) == len(gradients) else held.restore_buffers()
             for parameter in self._names:
                 parameter.grad = None
             for parameter, gradient in gradients:

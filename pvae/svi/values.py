@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .simplify import TORCHS
+from .simplify import TORCHS, memory
 
 READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
@@ -44,7 +44,7 @@ class Known(TorchDispatchMode):
         super().__init__()
         self.outside = outside
         self.read: dict[int, Tensor] = {}
-        self._varying = {_key(tensor) for tensor in varying}
+        self._varying = {memory(tensor) for tensor in varying}
         self._sources: dict[int, tuple[torch.UntypedStorage, dict[int, Tensor]]] = {}
         """By storage, of what is known of those made within: the tensors from outside in it."""
 
@@ -61,9 +61,9 @@ class Known(TorchDispatchMode):
             if position < len(args) and isinstance(args[position], Tensor):
                 self._changed(args[position], sources)
         result = func(*args, **kwargs)
-        inputs = {_key(tensor) for tensor in given}
+        inputs = {memory(tensor) for tensor in given}
         for made in _tensors(result):
-            if _key(made) not in inputs:
+            if memory(made) not in inputs:
                 self._made(made, sources)
         if func.overloadpacket.__name__ == "_pack_padded_sequence":
             self._made(result[1], self._of_all(args[1:2]))  # the sizes come of the lengths alone
@@ -90,7 +90,7 @@ class Known(TorchDispatchMode):
         """The tensors from outside that these are made of; None where one varies."""
         found: dict[int, Tensor] = {}
         for tensor in tensors:
-            key = _key(tensor)
+            key = memory(tensor)
             if key in self._sources:
                 found.update(self._sources[key][1])
             elif key in self._varying or not self.outside or tensor.requires_grad or tensor.is_inference():
@@ -100,7 +100,7 @@ class Known(TorchDispatchMode):
         return found
 
     def _made(self, tensor: Tensor, sources: dict[int, Tensor] | None) -> None:
-        key = _key(tensor)
+        key = memory(tensor)
         if sources is None or key == 0:
             self._sources.pop(key, None)
             self._varying.add(key)
@@ -109,7 +109,7 @@ class Known(TorchDispatchMode):
             self._sources[key] = (tensor.untyped_storage(), sources)
 
     def _changed(self, tensor: Tensor, sources: dict[int, Tensor] | None) -> None:
-        key = _key(tensor)
+        key = memory(tensor)
         if key in self.read:
             raise Untraceable(f"{READ}: the step changes that tensor")
         self._made(tensor, sources if key in self._sources else None)
@@ -117,14 +117,6 @@ class Known(TorchDispatchMode):
 
 _MAKING = {"new_ones", "new_zeros", "new_full", "new_empty", "ones_like", "zeros_like", "full_like", "empty_like"}
 """Operations that ask a tensor for its kind, not for its values."""
-
-
-def _key(tensor: Tensor) -> int:
-    """Of the memory that it is in; 0 for what has none."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return 0
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -159,6 +151,8 @@ class HostReads(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is Tensor.item:
             return args[0].detach()
+        if func in _SEQUENCES and self.known.knows(args[1]):
+            return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
             return _one_hot(*args, **kwargs)
         if func is Tensor.__bool__ and (_asked_by(Dice.compute_expectation) or _asserted()):
@@ -255,6 +249,34 @@ def _one_each(index: Any, dimensions: int) -> list[Tensor | None]:
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
         parts[at : at + 1] = [slice(None)] * (dimensions - len(parts) + 1)
     return [part if isinstance(part, Tensor) else None for part in parts]
+
+
+def _packed(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """The rows of sequences, one time after another; torch's own operation is one that no compiler takes."""
+    with disable_proxy_modes_tracing():
+        ends = lengths.tolist()
+        sizes = [sum(end > time for end in ends) for time in range(max(ends))]
+        rows, counts = _rows(sizes, x.device), torch.tensor(sizes)
+    return (x.transpose(0, 1) if batch_first else x).flatten(0, 1).index_select(0, rows), counts
+
+
+def _padded(x: Tensor, sizes: Tensor, batch_first: bool, value: float, total: int) -> tuple[Tensor, Tensor]:
+    """Rows back in sequences; torch's own operation writes the lengths where no trace sees it."""
+    with disable_proxy_modes_tracing():
+        counts = sizes.tolist()
+        rows = _rows(counts, x.device)
+        lengths = torch.tensor([sum(count > place for count in counts) for place in range(counts[0])])
+    shape = (max(total, len(counts)), counts[0], *x.shape[1:])
+    steps = x.new_full((shape[0] * shape[1], *shape[2:]), value).index_copy(0, rows, x).view(shape)
+    return steps.transpose(0, 1) if batch_first else steps, lengths
+
+
+def _rows(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Where each time's first so many sequences are, all times one after another."""
+    return torch.tensor([t * sizes[0] + place for t, size in enumerate(sizes) for place in range(size)], device=device)
+
+
+_SEQUENCES = {torch._VF._pack_padded_sequence: _packed, torch._VF._pad_packed_sequence: _padded}
 
 
 def _one_hot(tensor: Tensor, num_classes: int) -> Tensor:
