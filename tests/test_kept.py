@@ -253,19 +253,33 @@ def test_after_an_evaluation_that_failed_what_is_found_once_is_found_anew():
     assert_same(found, evaluate(vae.model, vae.guide, DATA, particles=[10]))
 
 
-def test_a_graph_that_is_wrong_is_not_used_nor_made_again(monkeypatch, traced):
-    program, own = Program().eval(), replay.record
+def fails(values):
+    raise RuntimeError("shape '[3]' is invalid for input of size 2")
+
+
+WRONG = {
+    "numbers": lambda values: tuple(1.001 * value for value in values),
+    "shapes": lambda values: tuple(value[:1] for value in values),
+    "an error": fails,
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_graph_that_is_wrong_is_not_used_nor_made_again(how, monkeypatch):
+    program, made, own = Program().eval(), [], replay.replayed
     x, expected = DATA, evaluate(program.model, program.guide, DATA, particles=[10], compile="off")
 
-    def wrong(function, *inputs, **options):
-        return own(lambda *given: tuple(1.001 * value for value in function(*given)), *inputs, **options)
+    def wrong(*args, **options):
+        graph = own(*args, **options)
+        made.append(graph)
+        return lambda *inputs: WRONG[how](graph(*inputs))
 
-    monkeypatch.setattr(replay, "record", wrong)
+    monkeypatch.setattr("pvae.cells.replayed", wrong)
     kept = Kept()
     for _ in range(2):
         assert_same(evaluate(program.model, program.guide, x, particles=[10], kept=kept), expected)
     assert list(kept.graphs.values()) == [None]
-    assert len(traced) == 1
+    assert len(made) == 1
 
 
 @pytest.mark.cuda
