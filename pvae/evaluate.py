@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import bounds, diagnostics, weights
+from .cells import CELL, CHUNK, Cells, Kept, of_device
 from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
 from .noise import forked
-from .svi.replay import replayed
-from .svi.values import Untraceable
 from .weights import LogWeights, Program
 
 BOUNDS = "bounds on log p(x)"
@@ -31,14 +27,8 @@ NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log 
 """What the numbers are, with a guide that has a density and without."""
 UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.warmup"
 """What is said of a model that has none."""
-CELL = 128
-"""Data that one seed's draws are made for."""
-PARTICLES = {"cpu": 128, "cuda": 1000}
-"""Particles that one seed's draws are made for: a GPU wants much work at a time, and one graph for all of 5,000."""
-CHUNK = {"cpu": 4096, "cuda": 32768}
-"""Pairs of a particle and a datum that are scored at once."""
-TRACED_AFTER = 5
-"""Cells of one shape after which it is worth a graph."""
+AT_ONCE = 2**16
+"""Log-weights that are reduced at once, if they are of more than one cell: each reduction is many small operations."""
 
 
 class Layer(NamedTuple):
@@ -125,7 +115,6 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     return {"mean": value.mean().item(), "se": se}
 
 
-@frozen()
 def evaluate(
     model: Program,
     guide: Program,
@@ -139,6 +128,7 @@ def evaluate(
     khat: bool = False,
     compile: Literal["off", "graph", "full"] = "graph",
     progress: Callable[[int, int], None] | None = None,
+    kept: Kept | None = None,
 ) -> Evaluation:
     """Evaluate a model and its guide on data.
 
@@ -156,8 +146,10 @@ def evaluate(
         khat: also Pareto k-hat of each datum's weights, from at least 30 draws; a block of data at a time.
         compile: `graph`: the programs are traced once and replayed (the same numbers on a CPU, captured on CUDA);
             `full`: compiled as well, which takes some seconds; `off`: run as they are, as they also are where they
-            cannot be traced or where there is little to do.
+            cannot be traced, where a graph has other numbers, and where there is little to do.
         progress: called after every block of data with how many are done, and of how many.
+        kept: graphs of earlier evaluations of these programs, which are used again where all but the values of
+            parameters is as it was, and to which this one's are added; the numbers are the same without.
 
     Raises:
         InputError: no data; labels of another number, or that the programs do not take (the datum and the label); a K
@@ -182,19 +174,24 @@ def evaluate(
         raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
-    parts, averages = [], []
-    with torch.no_grad(), forked(x.device):
+    parts, drawn, averages = [], [], []
+    together = max(1, AT_ONCE // (CELL * draws))
+    with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
         data = (x,) if y is None else (x, y)
+        size = of_device(CHUNK, x) if chunk is None else chunk
         nesting = _nesting(model, guide, *data)
-        cells = _Cells(model, guide, nesting, of_device(CHUNK, x) if chunk is None else chunk, compile)
+        cells = Cells(model, guide, nesting, (len(x), draws), chunk=size, compile=compile, kept=kept or Kept())
         for start in range(0, len(x), CELL):
             block = tuple(part[start : start + CELL] for part in data)
-            terms, averaged = cells.draw(block, draws, (seed, start // CELL))
-            _check_numbers(terms, start, block[0])
-            parts.append(_reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {}))
+            terms, averaged = cells.draw(block, (seed, start // CELL))
+            drawn.append(terms)
             averages.append(averaged)
+            done = start + len(block[0])
+            if len(drawn) == together or done == len(x):
+                parts.append(_reduced(drawn, ks, x[:done], khat))
+                drawn.clear()
             if progress is not None:
-                progress(start + len(block[0]), len(x))
+                progress(done, len(x))
     layers = _layers(cells.sites, averages)
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(
@@ -205,11 +202,6 @@ def evaluate(
         draws=draws,
         **columns,
     )
-
-
-def of_device(sizes: dict[str, int], x: Tensor) -> int:
-    """The size for the kind of device that x is on."""
-    return sizes.get(x.device.type, sizes["cpu"])
 
 
 def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> int:
@@ -227,60 +219,24 @@ def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None)
     return nesting
 
 
-class _Cells:
-    """The programs, drawing and scoring for a cell of data and particles; traced once the like has come often."""
-
-    def __init__(self, model: Program, guide: Program, nesting: int, chunk: int, compile: str) -> None:
-        self.model, self.guide, self.nesting, self.chunk, self.compile = model, guide, nesting, chunk, compile
-        self._graphs: dict[Any, Callable[..., tuple[Tensor, ...]] | None] = {}
-        self._seen: dict[Any, int] = {}
-        self.sites: list[str] = []
-
-    def draw(self, data: tuple[Tensor, ...], draws: int, seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
-        """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; float64."""
-        terms, sums = torch.empty(0), []
-        for cell, start in enumerate(range(0, draws, size := of_device(PARTICLES, data[0]))):
-            state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
-            torch.manual_seed(int(state))
-            particles = min(size, draws - start)
-            found, *averages = self._cell(particles, data)
-            if not start:  # room for all at once: what is kept would else pin the heap between the cells' large arrays
-                terms = found.new_empty(3, draws, len(data[0]))
-                sums = [0.0] * len(averages)
-            terms[:, start : start + particles] = found
-            sums = [total + particles * value.double() for total, value in zip(sums, averages, strict=True)]
-        return LogWeights(*terms.double()), [total / draws for total in sums]
-
-    def _cell(self, particles: int, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What `_program` says."""
-        key = (particles, *((part.shape, part.dtype, part.stride()) for part in data))
-        self._seen[key] = self._seen.get(key, 0) + 1
-        if self.compile != "off" and self._seen[key] == TRACED_AFTER + 1:
-            with suppress(Untraceable), torch.random.fork_rng(devices=[]):
-                whole = partial(self._program, particles)
-                self._graphs[key] = replayed(whole, *data, compile=self.compile == "full")
-        return self._graphs.get(key, partial(self._program, particles))(*data)
-
-    def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, ...]:
-        """The three terms (3, particles, B); each site's posterior mean (B, l); of several, the rates (B, sites)."""
-        drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
-        self.sites = [name for name, _ in weights.sites_of(drawn.sites)]
-        parts, rates = [], []
-        for part in drawn.parts(max(1, self.chunk // len(data[0]))):
-            traces = weights.score(self.model, part, *data)
-            parts.append(torch.stack(weights.split(traces)))
-            if len(self.sites) > 1:
-                rates.append(torch.stack(list(weights.rates(traces).values()), -1))
-        means = drawn.latent_means(traces.dim).values()
-        return torch.cat(parts, 1), *means, *([torch.cat(rates).mean(0)] if rates else [])
-
-
 def _layers(sites: Sequence[str], averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
     """Each site's rate and variance, from the averages of each block of data."""
     joined = [torch.cat(values).cpu() for values in zip(*averages, strict=True)]
     rates = joined[len(sites)].unbind(-1) if len(sites) > 1 else [joined[0].new_empty(0)]
     variances = [mean.var(0, correction=0) for mean in joined[: len(sites)]]
     return dict(zip(sites, map(Layer, rates, variances), strict=True))
+
+
+def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor, khat: bool) -> dict[str, Tensor]:
+    """The columns of the last of the data x, from the log-weights of one cell after another."""
+    terms = LogWeights(*map(_joined, zip(*drawn, strict=True)))
+    start = len(x) - terms.prior.shape[1]
+    _check_numbers(terms, start, x[start:])
+    return _reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {})
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:

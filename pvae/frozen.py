@@ -8,18 +8,26 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-_kept: ContextVar[dict[object, Tensor] | None] = ContextVar("kept", default=None)
+_kept: ContextVar[tuple[dict[object, Tensor], dict[object, Tensor]] | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def frozen() -> Iterator[None]:
-    """Within it no parameter changes or is given a gradient."""
-    token = _kept.set({}) if _kept.get() is None else None
+def frozen(kept: dict[object, Tensor] | None = None) -> Iterator[None]:
+    """Within it no parameter changes or is given a gradient.
+
+    Args:
+        kept: what was found once in such work before: it is found anew, in the same memory, and is left there.
+    """
+    if kept is None and _kept.get() is not None:
+        yield
+        return
+    before, found = dict(kept or {}), {} if kept is None else kept
+    found.clear()
+    token = _kept.set((found, before))
     try:
         yield
     finally:
-        if token is not None:
-            _kept.reset(token)
+        _kept.reset(token)
 
 
 def once(owner: object, make: Callable[[], Tensor]) -> Tensor:
@@ -34,6 +42,13 @@ def once(owner: object, make: Callable[[], Tensor]) -> Tensor:
     kept = _kept.get()
     if kept is None:
         return make()
-    if owner not in kept:
-        kept[owner] = make().detach()
-    return kept[owner]
+    found, before = kept
+    if owner not in found:
+        value, place = make().detach(), before.get(owner)
+        fits = place is not None and (place.shape, place.dtype, place.device) == (
+            value.shape,
+            value.dtype,
+            value.device,
+        )
+        found[owner] = place.copy_(value) if fits else value
+    return found[owner]

@@ -29,6 +29,13 @@ def forked(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
+def seed(number: int, device: torch.device) -> None:
+    """As `torch.manual_seed` for draws on a device and on the CPU: that writes down where it was called, each time."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(number)
+
+
 class Noise:
     """Draws for a block of data, each cell of `CELL` data from a generator of its own.
 
@@ -50,7 +57,7 @@ class Noise:
         self.cells = [slice(start, min(start + CELL, size)) for start in range(0, size, CELL)]
         self.seeds = [(*seed, first // CELL + cell) for cell in range(len(self.cells))]
         self.generators = [torch.Generator(device).manual_seed(_number((*each, 0))) for each in self.seeds]
-        self.times = 0
+        self.device, self.times = torch.device(device), 0
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers in the shape, dtype and place of `like` (K, B, ...)."""
@@ -64,7 +71,7 @@ class Noise:
         """Each cell's data in turn, with torch's own generators seeded for it: to be used within `fork_rng`."""
         self.times += 1  # new draws every time; 0 is the stream of the cell's generator
         for cell, each in zip(self.cells, self.seeds, strict=True):
-            torch.manual_seed(_number((*each, self.times)))
+            seed(_number((*each, self.times)), self.device)
             yield cell
 
     def _draw(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:

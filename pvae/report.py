@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from . import weights
+from .cells import CHUNK, of_device
 from .checkpoints import disk, whole
 from .data import Split, array_of, pixels
 from .errors import InputError
-from .evaluate import CHUNK, UNUSED, Evaluation, evaluate, of_device
+from .evaluate import UNUSED, Evaluation, evaluate
 from .pace import pace
 from .priors import Prior
 from .runs import Run, protocol, write_results

@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from .cells import Kept
 from .config import Config
 from .data import Dataset, batch_rows, binarize, dequantize, pixels
 from .errors import InputError
@@ -51,6 +52,7 @@ class Training:
         self.epochs = config.epochs_for(len(dataset.train.x))
         self.save_every = config.save_every_for(self.epochs)
         self.at = Position()
+        self._kept = Kept()
 
     def records(self, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
         """Train to the end, a record for each epoch; returns early, after a step, once `stop()` is true.
@@ -123,6 +125,7 @@ class Training:
                     particles=VALIDATION_PARTICLES,
                     seed=self.config.data_seed,
                     chunk=self.config.eval_chunk,
+                    kept=self._kept,
                 )
         except InputError as error:
             where = f"validation after epoch {self.at.epoch}, step {self.svi.steps}"

@@ -210,6 +210,16 @@ def test_chunks_change_nothing(n, draws):
         equal(first, other, atol=1e-12)
 
 
+@pytest.mark.parametrize("khat", [False, True])
+def test_how_many_cells_are_reduced_at_once_changes_nothing(khat, monkeypatch):
+    vae, _, x = linear(n=4 * CELL + 5)
+    together = evaluate(vae.model, vae.guide, x, particles=[1, 40], khat=khat)
+    monkeypatch.setattr("pvae.evaluate.AT_ONCE", 2 * CELL * 40)
+    by_twos = evaluate(vae.model, vae.guide, x, particles=[1, 40], khat=khat)
+    equal(together, by_twos, atol=1e-12)
+    assert not khat or torch.equal(together.khat, by_twos.khat)
+
+
 def test_the_result_depends_on_the_seed_alone():
     vae, _, x = linear()
     found = []
@@ -336,8 +346,10 @@ def test_what_cannot_be_evaluated_is_refused(vae, x):
         evaluate(vae.model, vae.guide, x, compile="ful")
 
 
+@pytest.mark.parametrize("at_once", [1, 2**16])
 @pytest.mark.parametrize("datum", [3, CELL + 2])
-def test_a_weight_that_is_not_a_number_names_its_datum_and_term(datum):
+def test_a_weight_that_is_not_a_number_names_its_datum_and_term(datum, at_once, monkeypatch):
+    monkeypatch.setattr("pvae.evaluate.AT_ONCE", at_once)
     vae = pvae.VAE(
         pvae.Normal(2), pvae.Gaussian(nn.Linear(2, 3), (3,)), pvae.MeanField(nn.Linear(3, 4), 2, min_scale=0.5)
     )

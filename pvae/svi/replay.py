@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from .parameters import random_state, set_random_state
 from .pieces import cut
 from .placement import placed
+from .seen import Seen
 from .tracing import constants, first_draws, lifted, record, saved_by_fusion
 from .values import Untraceable
 
@@ -219,11 +220,13 @@ class _Replayed:
         return self.outputs
 
 
-def replayed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, compile: bool = False) -> Forward:
+def replayed(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, compile: bool = False, seen: Seen | None = None
+) -> Forward:
     """A function of tensors as a graph of its own, without gradients: on a CPU the same numbers.
 
     What it returns on CUDA is overwritten by the next call. Random numbers are fresh in each call, from torch's
-    generator as it then is; building draws none.
+    generator as it then is; building draws none. `seen` is told which tensors it reads.
 
     Raises:
         Untraceable: see `pvae.svi.tracing.record`; on CUDA also for want of memory.
@@ -235,9 +238,12 @@ def replayed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, compi
     before = random_state()
     try:
         with torch.no_grad():
-            graph = record(function, *inputs)
+            graph, read = record(function, *inputs), []
             if inputs[0].is_cuda:
-                graph, _ = placed(graph, inputs[0].device)
+                graph, read = placed(graph, inputs[0].device)
+            if seen is not None:
+                seen.add_places(constants(graph))
+                seen.add_read(read)
             run = compiled(graph, inputs) if compile else graph
         return _Replayed(run, inputs) if inputs[0].is_cuda else torch.no_grad()(run)
     except torch.OutOfMemoryError as error:

@@ -194,6 +194,11 @@ class Seen:
         self._lengths[0].append(holder)
         self._lengths[1].append(len(holder))
 
+    def add_places(self, tensors: Iterable[Tensor]) -> None:
+        """Note where the memory of these is, which a graph reads."""
+        for tensor in tensors:
+            self._note_place(f"a tensor of shape {tuple(tensor.shape)}", tensor)
+
     def add_read(self, tensors: Iterable[Tensor]) -> None:
         """Note that a step has read the values of these."""
         for tensor in tensors:

@@ -1,0 +1,184 @@
+"""Programs drawing and scoring for a cell of data and particles at a time; as graphs, where the like comes often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import noise, weights
+from .svi.precision import in_single_steps, tolerance
+from .svi.replay import Forward, replayed
+from .svi.seen import Seen
+from .svi.values import Untraceable
+from .weights import LogWeights, Program
+
+CELL = 128
+"""Data that one seed's draws are made for."""
+PARTICLES = {"cpu": 128, "cuda": 1000}
+"""Particles that one seed's draws are made for: a GPU wants much work at a time, and one graph for all of 5,000."""
+CHUNK = {"cpu": 4096, "cuda": 32768}
+"""Pairs of a particle and a datum that are scored at once."""
+TRACED_AFTER = 5
+"""Cells of one shape after which it is worth a graph."""
+
+
+def of_device(sizes: dict[str, int], x: Tensor) -> int:
+    """The size for the kind of device that x is on."""
+    return sizes.get(x.device.type, sizes["cpu"])
+
+
+class Kept:
+    """Graphs of a pair of programs, for its evaluations to come: between them parameters may change, in place.
+
+    Where anything else that the programs reach is another, graphs are built anew. For what is not looked at (see
+    `pvae.SVI`) the first cell of every evaluation is done by the programs as well, and compared. On CUDA a graph holds
+    the memory that the programs need for a cell.
+
+    >>> import pvae
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> x, kept = torch.ones(1000, 6), Kept()
+    >>> for epoch in range(2):  # the second traces nothing
+    ...     found = pvae.evaluate.evaluate(vae.model, vae.guide, x, kept=kept)
+    >>> len(kept.graphs)
+    1
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[Any, Forward | None] = {}
+        self.constants: dict[object, Tensor] = {}
+        """What depends on parameters alone, see `pvae.frozen`: graphs read it where it is."""
+        self._programs: tuple[Program, Program] | None = None
+        self._seen = Seen((), {})
+
+    def look(self, programs: tuple[Program, Program]) -> None:
+        """Forget all graphs, unless they are of these programs and still right; asked for once constants are found."""
+        if self._programs != programs or self._seen.changed():
+            self.graphs.clear()
+            self._programs, self._seen = programs, Seen((*programs, self.constants), {})
+
+    def build(self, key: Any, program: Forward, data: tuple[Tensor, ...], full: bool) -> None:
+        """Make a graph; None where there can be none."""
+        self.graphs[key] = None
+        with suppress(Untraceable):
+            self.graphs[key] = replayed(program, *data, compile=full, seen=self._seen)
+
+
+class Cells:
+    """A model and its guide in one evaluation.
+
+    Args:
+        model: p(x, z).
+        guide: q(z|x).
+        nesting: how deep their plates go.
+        size: how many data there are, and draws for each.
+        chunk: how many pairs of a particle and a datum are scored at once.
+        compile: as for `evaluate`.
+        kept: graphs that there are.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        nesting: int,
+        size: tuple[int, int],
+        *,
+        chunk: int,
+        compile: str,
+        kept: Kept,
+    ) -> None:
+        self.model, self.guide, self.nesting, self.size = model, guide, nesting, size
+        self.chunk, self.compile, self.kept = chunk, compile, kept
+        kept.look((model, guide))
+        self._runs: dict[Any, Forward] = {}
+        self.sites: list[str] = []
+
+    def draw(self, data: tuple[Tensor, ...], seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
+        """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; float64."""
+        terms, sums, draws = torch.empty(0), [], self.size[1]
+        for cell, start in enumerate(range(0, draws, size := of_device(PARTICLES, data[0]))):
+            state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
+            particles = min(size, draws - start)
+            found, *averages = self._cell(particles, data, int(state))
+            if not start:  # room for all at once: what is kept would else pin the heap between the cells' large arrays
+                terms = found.new_empty(3, draws, len(data[0]))
+                sums = [0.0] * len(averages)
+            terms[:, start : start + particles] = found
+            sums = [total + particles * value.double() for total, value in zip(sums, averages, strict=True)]
+        return LogWeights(*terms.double()), [total / draws for total in sums]
+
+    def _cell(self, particles: int, data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+        """What `_program` says, from the draws of a seed."""
+        key = (particles, self.chunk, self.compile)
+        key += tuple((part.shape, part.dtype, part.stride(), part.device) for part in data)
+        if key not in self._runs:
+            program = partial(self._program, particles)
+            graph = self._graph(key, program, data, seed) if self._often(particles, data[0]) else None
+            self._runs[key] = graph or program
+        return _seeded(self._runs[key], data, seed)
+
+    def _often(self, particles: int, x: Tensor) -> bool:
+        """Whether so many cells of this shape are to come that a graph is worth it."""
+        n, draws = self.size
+        like = _sizes(n, CELL)[len(x)] * _sizes(draws, of_device(PARTICLES, x))[particles]
+        return self.compile != "off" and like > TRACED_AFTER
+
+    def _graph(self, key: Any, program: Forward, data: tuple[Tensor, ...], seed: int) -> Forward | None:
+        """A graph that does this cell as the program does; None where there is none."""
+        graphs = self.kept.graphs
+        if graphs.get(key, program) is None:
+            return None
+        with in_single_steps():
+            expected = _means(_seeded(program, data, seed))
+        near = tolerance("float32", data[0].device.type) / 10
+
+        def right(graph: Forward | None) -> bool:
+            if graph is None:
+                return False
+            try:
+                found = _means(_seeded(graph, data, seed))
+            except (RuntimeError, IndexError):  # it has been written down wrong: the program has just done the same
+                return False
+            return found.shape == expected.shape and torch.allclose(found, expected, near, near, equal_nan=True)
+
+        if not right(graphs.get(key)):
+            self.kept.build(key, program, data, self.compile == "full")
+            if not right(graphs[key]):
+                graphs[key] = None
+        return graphs[key]
+
+    def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, ...]:
+        """The three terms (3, particles, B); each site's posterior mean (B, l); of several, the rates (B, sites)."""
+        drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
+        self.sites = [name for name, _ in weights.sites_of(drawn.sites)]
+        parts, rates = [], []
+        for part in drawn.parts(max(1, self.chunk // len(data[0]))):
+            traces = weights.score(self.model, part, *data)
+            parts.append(torch.stack(weights.split(traces)))
+            if len(self.sites) > 1:
+                rates.append(torch.stack(list(weights.rates(traces).values()), -1))
+        means = drawn.latent_means(traces.dim).values()
+        return torch.cat(parts, 1), *means, *([torch.cat(rates).mean(0)] if rates else [])
+
+
+def _seeded(run: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+    noise.seed(seed, data[0].device)
+    return run(*data)
+
+
+def _means(found: tuple[Tensor, ...]) -> Tensor:
+    """What was found, for each datum, averaged over the particles."""
+    terms, *averages = found
+    return torch.cat([terms.mean(1).flatten(), *(value.flatten() for value in averages)])
+
+
+def _sizes(total: int, size: int) -> Counter[int]:
+    """How many pieces there are of each size, where some number is cut into pieces of one."""
+    return Counter(min(size, total - start) for start in range(0, total, size))
