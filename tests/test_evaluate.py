@@ -332,6 +332,10 @@ def test_what_cannot_be_evaluated_is_refused(vae, x):
             evaluate(vae.model, vae.guide, x, particles=particles)
     with pytest.raises(pvae.InputError, match="evaluate: found no data, expected at least one datum"):
         evaluate(vae.model, vae.guide, x[:0])
+    with pytest.raises(pvae.InputError, match="draws: found 9, expected at least the largest K, 10"):
+        evaluate(vae.model, vae.guide, x, particles=[1, 10], draws=9)
+    with pytest.raises(pvae.InputError, match="draws: found 29, expected at least 30, as k-hat needs"):
+        evaluate(vae.model, vae.guide, x, particles=[1], draws=29, khat=True)
     with pytest.raises(pvae.InputError, match="compile: found 'ful', expected one of off, graph, full"):
         evaluate(vae.model, vae.guide, x, compile="ful")
 

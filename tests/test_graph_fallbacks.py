@@ -487,6 +487,27 @@ def test_parameters_that_turn_up_late_train():
         assert parameters(svi)["late"] > 0.1
 
 
+def test_modules_made_when_they_are_first_wanted_are_made_once():
+    made = []
+
+    def make():
+        modules = {}
+        made.append([])
+
+        def guide(x):
+            if len(x) not in modules:
+                modules[len(x)] = nn.ParameterDict({"mean": nn.Parameter(torch.zeros(()))})
+                made[-1].append(len(x))
+            module = pyro.module(f"shift_{len(x)}", modules[len(x)])
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(module["mean"], 1.0))
+
+        return plain, guide
+
+    both(make, call=lambda step, x: (x[: 6 - step % 2],))
+    assert made == [[6, 5], [6, 5]]
+
+
 def test_a_module_turned_double():
     def before(step, svi, held):
         if step == 7:

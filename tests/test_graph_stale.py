@@ -290,6 +290,19 @@ def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every, lo
     assert (said, kinds(svi)) == ([], ["graph"] * (len(at) < 11))
 
 
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_a_gradient_added_before_a_step_moves_the_parameter_by_as_much(mode):
+    def make(added):
+        def before(step, svi, held):
+            if step == 1:
+                pyro.param("mean").grad = torch.tensor(added)
+
+        rate = pyro.optim.SGD({"lr": 0.01})
+        return fit(mode, lambda: (plain, plain_guide), before, steps=2, loss=pvae.ELBO, optim=rate)[0][1]["mean"]
+
+    assert (make(0.0) - make(5.0)).item() == pytest.approx(0.05, rel=1e-3)
+
+
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
