@@ -309,6 +309,18 @@ def chosen(x):
         pyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
 
 
+def chosen_of(index):
+    """A number at some place of an index."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        means = index(pyro.param("means", torch.arange(8.0).reshape(2, 2, 2)), z)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(means.flatten()[0] + means.sum(), 1.0), obs=x)
+
+    return lambda: (model, chosen_guide)
+
+
 def chosen_guide(x):
     pyro.sample("z", dist.Categorical(logits=pyro.param("logits", torch.zeros(2))))
 
@@ -353,6 +365,10 @@ READING = {
         lambda: TraceEnum_ELBO(max_plate_nesting=1),
     ),
     "a number as index": (lambda: (chosen, chosen_guide), Trace_ELBO),
+    "a number behind all": (chosen_of(lambda means, z: means[..., z]), Trace_ELBO),
+    "a number before all": (chosen_of(lambda means, z: means[z, ...]), Trace_ELBO),
+    "a number between": (chosen_of(lambda means, z: means[:, z]), Trace_ELBO),
+    "numbers about all": (chosen_of(lambda means, z: means[z, ..., z]), Trace_ELBO),
     "where a mask is": (lambda: (clamped, AutoNormal(clamped)), Trace_ELBO),
 }
 
