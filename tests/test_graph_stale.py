@@ -18,6 +18,7 @@ from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
 
 import pvae
+from pvae.svi.seen import Seen
 
 config = types.ModuleType("config")
 exec("beta = 1.0\ntable = {'kl': {'beta': 1.0}}\ndef factor():\n    return beta", vars(config))
@@ -215,18 +216,24 @@ def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
 
 
 class Counting(nn.Module):
+    total = 0
+
     def __init__(self, how):
         super().__init__()
         self.how, self.log, self.table, self.calls = how, [], {}, 0
         self.register_buffer("buffer", torch.zeros(()))
         self.plain, self.generator = torch.zeros(()), torch.Generator().manual_seed(0)
+        self.array, self.layer = np.zeros(2), nn.Identity()
+        self.layer.forward = abs
+        Counting.total = 0
 
     def model(self, x):
         self.how(self)
         plain(x)
 
     def state(self):
-        return float(self.buffer), float(self.plain), len(self.log), dict(self.table), self.calls
+        held = float(self.buffer), float(self.plain), len(self.log), dict(self.table), self.calls
+        return *held, Counting.total, self.array.tolist(), "forward" in vars(self.layer)
 
 
 def rebinds_buffer(self):
@@ -249,7 +256,28 @@ def counts(self):
     self.calls += 1
 
 
-@pytest.mark.parametrize("how", [rebinds_buffer, rebinds_tensor, appends, fills, counts])
+def counts_in_its_class(self):
+    Counting.total += 1
+
+
+def counts_in_an_array(self):
+    self.array += 1
+
+
+def swaps_forward(self):
+    if "forward" in vars(self.layer):
+        del self.layer.forward
+    else:
+        self.layer.forward = abs
+
+
+CHANGES = [
+    *(rebinds_buffer, rebinds_tensor, appends, fills, counts),
+    *(counts_in_its_class, counts_in_an_array, swaps_forward),
+]
+
+
+@pytest.mark.parametrize("how", CHANGES)
 def test_what_a_model_does_to_python_is_done_once_a_step(how):
     states = []
 
@@ -262,6 +290,52 @@ def test_what_a_model_does_to_python_is_done_once_a_step(how):
     assert states[0] == states[1]
     assert len(said) == 1
     assert "changes within a step" in said[0]
+
+
+def test_what_is_gone_is_named_and_put_back():
+    class Options:
+        beta = 1.0
+
+    layer, values = nn.Linear(1, 1), np.ones(3)
+    seen = Seen([lambda: (Options.beta, layer, values)], {})
+    assert seen.changed() == ""
+    del Options.beta
+    assert "Options.beta" in seen.changed()
+    seen.restore()
+    assert (seen.changed(), Options.beta) == ("", 1.0)
+    layer.forward = abs
+    assert "forward" in seen.changed()
+    seen.restore()
+    assert (seen.changed(), "forward" in vars(layer)) == ("", False)
+    values[1] = 2.0
+    assert seen.changed() == "the array values"
+    seen.restore()
+    assert (seen.changed(), values.tolist()) == ("", [1.0, 1.0, 1.0])
+
+
+def test_a_name_that_has_no_value_yet_is_no_matter():
+    def make():
+        later = None
+
+        def model(x):
+            plain(x)
+            if len(x) > 100:
+                later()  # noqa: F821
+
+        del later  # its cell is empty now
+        return model, plain_guide
+
+    svi, said = both(make)
+    assert (said, kinds(svi)) == ([], ["graph"])
+
+
+def test_large_arrays_are_data():
+    many, fewer = np.ones(1000), np.ones(999)
+    seen = Seen([lambda: (many, fewer)], {})
+    many[3] = 2.0
+    assert seen.changed() == ""
+    fewer[3] = 2.0
+    assert seen.changed() == "the array fewer"
 
 
 def test_a_generator_of_ones_own_is_drawn_from_once_a_step():
