@@ -455,6 +455,30 @@ def test_a_prior_of_full_covariance_is_the_affine_map_that_it_is():
         assert full.abs().max() > 0.1
 
 
+def test_data_observed_between_the_latents_are_no_priors():
+    """Where in the model they are makes no difference."""
+    x, loc, mean = torch.randn(4), torch.tensor(0.3, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(0.4 * x + mean, 0.7))
+            pyro.sample("z2", dist.Normal(0.5 * z1, 0.8))
+
+    def gradient_of(order):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z1 = pyro.sample("z1", dist.Normal(loc, 1.0))
+                for name in order:
+                    site = dist.Normal(z1 + loc, 1.0)
+                    pyro.sample(name, site, obs=x if name == "x" else None)
+
+        torch.manual_seed(5)
+        bound = IWAE(3, gradient="gdreg", max_plate_nesting=1).bounds(model, guide, x)
+        return torch.autograd.grad(bound.sum(), [loc, mean])
+
+    torch.testing.assert_close(gradient_of(["x", "z2"]), gradient_of(["z2", "x"]))
+
+
 @pytest.mark.parametrize("gradient", ["stl", "dreg", "gdreg"])
 def test_a_guide_without_parameters_leaves_the_models_gradient(gradient):
     x, loc = torch.randn(5), torch.tensor(0.3, requires_grad=True)

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from programs import assert_same, kinds, parameters
+from programs import assert_same, by_hand, kinds, parameters
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import nn
 
@@ -330,6 +330,7 @@ UNSEEN = {
     "boolean index": (reads(lambda x: x[x > 0].mean()), "depends on values"),
     "nonzero": (reads(lambda x: float(len((x > 0).nonzero()))), "depends on values"),
     "unique": (reads(lambda x: float(len(x.unique()))), "depends on values"),
+    "a size": (reads(lambda x: torch.eye(x.argmax() + 1).sum()), "a tensor's value is read in Python"),
     "another mask": (reads(where_another_mask_is), "depends on values"),
     "written": (reads(lambda x: 1.0 if torch.zeros(()).add_(x.sum()) > 0 else 0.5), "a tensor's value is read"),
     "draw": (drawn(lambda: 1.0 if torch.rand(()) > 0.5 else 0.5), "a tensor's value is read in Python"),
@@ -402,6 +403,28 @@ def test_a_running_mean_in_pyros_store_is_replayed():
 
     expected, *_ = trained("off")
     assert trained("graph") == (expected, ["graph"], [])
+
+
+def test_a_parameter_put_in_the_store_in_another_shape_runs_eagerly():
+    def growing(x):
+        pyro.param("seen", torch.zeros(1)).detach()
+        pyro.get_param_store()["seen"] = torch.cat([pyro.get_param_store()["seen"].detach(), x[:1]])
+        plain(x)
+
+    _, said = both(lambda: (growing, plain_guide), steps=6)
+    assert len(pyro.param("seen")) == 7
+    assert len(said) == 1
+    assert "parameter 'seen' of Pyro's store changes within a step" in said[0]
+
+
+def test_a_loss_that_is_a_number_of_python_runs_eagerly():
+    def take(model, guide, *args):
+        Trace_ELBO().differentiable_loss(model, guide, *args).backward()
+        return 3.0
+
+    _, said = both(simple, loss=lambda: by_hand, loss_and_grads=take)
+    assert len(said) == 1
+    assert "the loss is a number of Python, not a tensor" in said[0]
 
 
 def test_what_changes_of_the_arguments_is_named():

@@ -122,6 +122,17 @@ def test_a_torch_optimizer_is_replayed(optim, given):
     assert_same(found, fit("off", make))
 
 
+@pytest.mark.parametrize("choice", [{"fused": False}, {"foreach": False}, {"foreach": True}])
+def test_what_a_user_chose_of_an_optimizer_stays(choice):
+    found = fit("graph", lambda net: torch.optim.Adam(net.parameters(), lr=0.05, **choice))
+    (group,) = found[-1].optimizer.param_groups
+    assert not group["fused"]
+    assert all(group[name] is value for name, value in choice.items())
+    plain, _, _, svi = fit("graph", lambda net: torch.optim.Adam(net.parameters(), lr=0.05))
+    assert svi.optimizer.param_groups[0]["fused"]
+    assert found[0] == pytest.approx(plain, rel=1e-4)
+
+
 @pytest.mark.parametrize("optim", ["Adam", "SGD", "RMSprop", "ClippedAdam", "Adam, foreach"])
 def test_a_torch_optimizer_takes_torchs_steps(optim):
     """The same gradients, by a plain loop of torch."""

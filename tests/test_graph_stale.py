@@ -32,6 +32,11 @@ class Weights:
         return self.beta
 
 
+class Scaled:
+    def factor_of(self):
+        return config.beta
+
+
 class Slots(Weights):
     __slots__ = ("_held",)
 
@@ -56,6 +61,12 @@ def of_class():
 def inherited():
     weights = Slots()
     return weights.inherited, lambda value: setattr(Weights, "beta", value)
+
+
+def named_within():
+    """A method that only an inner function names; and what that reads."""
+    scaled = Scaled()
+    return lambda: (lambda: scaled.factor_of())(), lambda value: setattr(config, "beta", value)
 
 
 def slots():
@@ -159,6 +170,7 @@ PLACES = {
     ),
     "a class": of_class,
     "a class, of its instance": inherited,
+    "named by an inner function": named_within,
     "slots": slots,
     "an array": small_array,
     "an array made a tensor": array_as_tensor,
