@@ -643,6 +643,9 @@ def test_a_discrete_site_is_named_with_the_estimators_for_it(gradient):
     assert str(found.value).endswith("score, vimco, ovis, rws")
     with torch.no_grad(), pytest.raises(pvae.InputError, match=f"site 'y': iwae with gradient {gradient} needs"):
         IWAE(2, gradient=gradient).bounds(programs.model, programs.guide, x)
+    assert "2 particles or more" not in str(found.value)
+    with pytest.raises(pvae.InputError, match=r": pass 2 particles or more, and as the gradient one of those"):
+        IWAE(1, gradient=gradient).bounds(programs.model, programs.guide, x)
     with pytest.raises(pvae.InputError, match=r"that need none: score, vimco$"):
         TVO(2, gradient=gradient).bounds(programs.model, programs.guide, x)
 

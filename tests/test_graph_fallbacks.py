@@ -19,7 +19,9 @@ from torch import nn
 import pvae
 from pvae import base, exact
 from pvae.svi import calls
+from pvae.svi.replay import replayed
 from pvae.svi.seen import Seen
+from pvae.svi.values import Untraceable
 
 BETA = 1.0
 SETTINGS = {"beta": 1.0}
@@ -403,6 +405,15 @@ def test_a_running_mean_in_pyros_store_is_replayed():
 
     expected, *_ = trained("off")
     assert trained("graph") == (expected, ["graph"], [])
+
+
+def test_a_function_of_its_own_reads_pythons_numbers_alone():
+    """Nobody looks whether other tensors are as they were when it is replayed."""
+    weight = torch.tensor(2.0)
+    (found,) = replayed(lambda x: (x * float(torch.full((), 3.0)),), torch.ones(2))(torch.tensor([1.0, 2.0]))
+    assert found.tolist() == [3.0, 6.0]
+    with pytest.raises(Untraceable, match="a tensor's value is read in Python"):
+        replayed(lambda x: (x * math.exp(weight),), torch.ones(2))
 
 
 def test_a_parameter_put_in_the_store_in_another_shape_runs_eagerly():

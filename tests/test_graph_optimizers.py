@@ -1,5 +1,6 @@
 """Every optimizer, as a Pyro one, a torch one and a function: replayed as it is eagerly, and Pyro's own numbers."""
 
+import inspect
 import warnings
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.infer import Trace_ELBO
 
 import pvae
 from pvae import base
+from pvae.svi import ClippedAdam
 
 LR = {"lr": 0.05}
 
@@ -120,6 +122,13 @@ def test_a_torch_optimizer_is_replayed(optim, given):
     found = fit("graph", make)
     assert kinds(found[-1]) == ["graph"]
     assert_same(found, fit("off", make))
+
+
+def test_clipped_adam_takes_pyros_arguments():
+    found, expected = (
+        inspect.signature(kind).parameters for kind in (ClippedAdam, pyro.optim.clipped_adam.ClippedAdam)
+    )
+    assert {name: p.default for name, p in found.items()} == {name: p.default for name, p in expected.items()}
 
 
 @pytest.mark.parametrize("choice", [{"fused": False}, {"foreach": False}, {"foreach": True}])

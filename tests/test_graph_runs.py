@@ -365,7 +365,7 @@ def test_a_resumed_fit_is_the_whole_one_bit_for_bit(program, mode, stop, check_e
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("program", ["warm-up", "AutoNormal", "3 particles"])
+@pytest.mark.parametrize("program", ["warm-up", "AutoNormal", "3 particles", "function"])
 def test_a_fit_that_is_set_back_goes_on_as_it_did(program, mode):
     make = ours(lambda: pvae.ELBO(warmup=12)) if program == "warm-up" else PROGRAMS[program]
     svi, args = start(make, mode, schedule=lambda step: 0.9**step)

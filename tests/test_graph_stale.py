@@ -235,7 +235,7 @@ class Counting(nn.Module):
         self.how, self.log, self.table, self.calls = how, [], {}, 0
         self.register_buffer("buffer", torch.zeros(()))
         self.plain, self.generator = torch.zeros(()), torch.Generator().manual_seed(0)
-        self.array, self.layer = np.zeros(2), nn.Identity()
+        self.array, self.layer = np.zeros((2, 2)), nn.Identity()
         self.layer.forward = abs
         Counting.total = 0
 
@@ -308,7 +308,7 @@ def test_what_is_gone_is_named_and_put_back():
     class Options:
         beta = 1.0
 
-    layer, values = nn.Linear(1, 1), np.ones(3)
+    layer, values = nn.Linear(1, 1), np.ones((2, 2))
     seen = Seen([lambda: (Options.beta, layer, values)], {})
     assert seen.changed() == ""
     del Options.beta
@@ -322,7 +322,7 @@ def test_what_is_gone_is_named_and_put_back():
     values[1] = 2.0
     assert seen.changed() == "the array values"
     seen.restore()
-    assert (seen.changed(), values.tolist()) == ("", [1.0, 1.0, 1.0])
+    assert (seen.changed(), values.tolist()) == ("", [[1.0, 1.0], [1.0, 1.0]])
 
 
 def test_a_name_that_has_no_value_yet_is_no_matter():

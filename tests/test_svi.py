@@ -260,7 +260,7 @@ def nan_program(where):
             pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
 
     def guide(data):
-        mean = pyro.param("mean", torch.tensor(0.5))
+        mean = pyro.param("mean", torch.tensor(math.nan if where == "parameter" else 0.5))
         with pyro.plate("data", len(data)):
             if where == "gradient":
                 mean = mean + (mean * 0).sqrt()
@@ -276,6 +276,7 @@ def nan_program(where):
         ("model", r"step 1: the loss is .*: in the model, site 'x': its log_prob is"),
         ("guide", r"step 1: the loss is nan: in the guide, site 'z': its value is nan at \[0"),
         ("gradient", r"step 1: the loss is .*: the gradient of 'mean' is not finite"),
+        ("parameter", r"step 1: the loss is nan: parameter 'mean' was not finite before the step"),
     ],
 )
 def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message):
@@ -285,7 +286,7 @@ def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message)
     with pytest.raises(pvae.NonFiniteError, match=message) as found:
         svi.step(torch.ones(4))
     assert found.value.step == 1
-    assert pyro.param("mean").item() == 0.5, "the step was taken"
+    assert pyro.param("mean").item() == (0.5 if where != "parameter" else pytest.approx(math.nan, nan_ok=True))
     assert svi.steps == 0
 
 
