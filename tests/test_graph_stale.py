@@ -325,6 +325,22 @@ def test_what_is_gone_is_named_and_put_back():
     assert (seen.changed(), values.tolist()) == ("", [[1.0, 1.0], [1.0, 1.0]])
 
 
+def test_a_tensor_that_is_elsewhere_now_is_named():
+    """A captured graph goes on reading where it was."""
+    factor, parameter = torch.ones(3), nn.Parameter(torch.zeros(2))
+    seen = Seen([lambda: factor], {parameter: "mean"})
+    factor[0] = parameter.data[1] = 2.0
+    assert seen.changed() == ""
+    parameter.data = torch.zeros(2)
+    assert seen.changed() == "parameter mean"
+    seen = Seen([lambda: factor], {parameter: "mean"})
+    factor.data = torch.ones(3)
+    assert seen.changed().startswith("the tensor 'factor'")
+    seen = Seen([lambda: factor], {parameter: "mean"})
+    parameter.requires_grad_(False)
+    assert seen.changed() == "parameter mean"
+
+
 def test_a_name_that_has_no_value_yet_is_no_matter():
     def make():
         later = None

@@ -448,6 +448,8 @@ def test_either_of_two_plates_can_be_the_datas():
     for plate, size in (("rows", 2), ("columns", 3)):
         found = pvae.log_weights(two_plates, two_plates_guide, x, particles=4, plate=plate)
         assert found.log_w.shape == (4, size)
+        for gradient in ("reparam", "stl", "score"):
+            assert pvae.IWAE(2, plate=plate, gradient=gradient).bounds(two_plates, two_plates_guide, x).shape == (size,)
     with pytest.raises(pvae.InputError, match="no plate 'planes' in the programs: found rows, columns"):
         pvae.log_weights(two_plates, two_plates_guide, x, plate="planes")
 

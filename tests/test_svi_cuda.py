@@ -135,6 +135,13 @@ def test_ten_steps_in_one_graph_are_ten_steps(schedule, mode):
         assert float(svi.optimizer.param_groups[0]["lr"]) == pytest.approx(0.01 * 0.7 ** (len(rows) - 1), rel=1e-4)
 
 
+def test_fewer_steps_than_a_graph_takes_are_taken_one_by_one():
+    (_, svi), x = fresh(), data()
+    for _ in range(4):
+        list(svi.run(torch.arange(40, device="cuda").reshape(4, 10), x))
+    assert captures(svi) == [1]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_arguments_may_lie_in_memory_as_they_like(mode):
     def fit(mode):
