@@ -101,6 +101,15 @@ def test_a_guide_with_a_bound_of_its_own(member, options, gradient):
     assert_unbiased(programs, objective, (value, expected))
 
 
+@pytest.mark.parametrize("gradient", ["reparam", "dreg", "score"])
+def test_a_guide_with_a_bound_of_its_own_under_a_weighed_kl(gradient):
+    programs = Simple()
+    of_model = exact(programs, 4, of(bounds.iwae), 0.3)[1]
+    of_guide = exact(programs, 2, of(bounds.iwae), 0.3)[1]
+    expected = torch.where(torch.tensor([name in ("mu", "ls0", "t") for name in programs.p]), of_model, of_guide)
+    assert_unbiased(programs, PIWAE(4, 2, gradient=gradient, beta=0.3), (None, expected))
+
+
 def test_the_chi_bound_alone_rewards_a_guide_that_runs_away():
     """Draws of N(m, 1) where the posterior is N(0, 1): of few draws the chi bound sinks with m, the gap grows."""
     torch.manual_seed(0)

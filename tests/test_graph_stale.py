@@ -325,6 +325,14 @@ def test_what_is_gone_is_named_and_put_back():
     assert (seen.changed(), values.tolist()) == ("", [[1.0, 1.0], [1.0, 1.0]])
 
 
+def test_a_number_of_another_type_is_another():
+    options = SimpleNamespace(beta=1)
+    seen = Seen([lambda: options.beta], {})
+    for value in (1.0, True):
+        options.beta = value
+        assert seen.changed() == f"options.beta (was 1, is {value})"
+
+
 def test_a_tensor_that_is_elsewhere_now_is_named():
     """A captured graph goes on reading where it was."""
     factor, parameter = torch.ones(3), nn.Parameter(torch.zeros(2))

@@ -123,6 +123,12 @@ def test_what_is_arranged_has_the_same_numbers(function, x):
     check(function, settled(record(function, x)), x)
 
 
+def test_what_lies_by_columns_is_copied_where_it_was_changed():
+    for function, made in ((laid_otherwise, TIMES), (summed, 0), (kept_in_order, 0)):
+        graph = record(function, torch.randn(3, 4) if function is kept_in_order else torch.randn(4, 4))
+        assert count(settled(graph), "clone") - count(graph, "clone") == made, function.__name__
+
+
 class Noted(torch.fx.Interpreter):
     """Runs a graph and holds copies, and views of them, against what is noted of how they lie."""
 

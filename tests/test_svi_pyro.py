@@ -130,10 +130,11 @@ def test_rates_set_on_optim_objs():
     both(lambda: (plain, plain_guide), before=set_rate)
 
 
-@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD"])
+@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "AdagradRMSProp"])
 def test_an_optimizers_state_goes_on_in_another(optim):
     def make_optim():
-        return getattr(pyro.optim, optim)({"lr": 0.01, **({"momentum": 0.9} if optim == "SGD" else {})})
+        options = {"SGD": {"lr": 0.01, "momentum": 0.9}, "AdagradRMSProp": {"eta": 0.01}}
+        return getattr(pyro.optim, optim)(options.get(optim, {"lr": 0.01}))
 
     def resumed(mode):
         losses, _, svi = fit(mode, lambda: (plain, plain_guide), optim=make_optim)
@@ -263,6 +264,15 @@ def test_options_as_an_argument_are_looked_at():
         options.scale = 1.0 if step < 7 else 2.0
 
     both(lambda: (model, plain_guide), call=lambda step: (X, options), before=before)
+
+
+def test_other_options_as_an_argument_are_others():
+    def model(x, options):
+        plain(x * options.scale)
+
+    first, second = Options(1.0), Options(2.0)
+    with pytest.warns(UserWarning, match="or the same object at each step"):
+        both(lambda: (model, plain_guide), call=lambda step: (X, first if step < 6 else second))
 
 
 @pytest.mark.parametrize("use", ["annealing", "nothing", "both"])
