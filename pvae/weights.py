@@ -117,7 +117,6 @@ class Traces:
 
     def __post_init__(self) -> None:
         frame = data_plate(dict(sites_of(self.guide)), dict(sites_of(self.model, observed=True)), self.plate)
-        object.__setattr__(self, "plate", frame.name)
         object.__setattr__(self, "dim", frame.dim)
         object.__setattr__(self, "size", frame.size)
         object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size)

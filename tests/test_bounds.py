@@ -169,6 +169,14 @@ def test_the_quick_way_for_power_means_is_the_general_one(power):
     torch.testing.assert_close(bounds.twice_slope_of_power(log_w, power), expected, rtol=1e-10, atol=1e-12)
 
 
+def test_twice_the_slope_keeps_its_digits_where_weights_are_small():
+    """There it is the difference of two numbers that are almost one another."""
+    log_w = torch.linspace(-14.0, 0.0, 12)[:, None]
+    found = bounds.twice_slope(bounds.iwae, log_w)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (2 * log_w.double().log_softmax(0)).exp().float(), rtol=1e-5, atol=0)
+
+
 def test_a_draw_left_out_or_replaced():
     log_w = log_weights(4)
     left, geometric, arithmetic = (

@@ -101,6 +101,15 @@ def test_a_guide_with_a_bound_of_its_own(member, options, gradient):
     assert_unbiased(programs, objective, (value, expected))
 
 
+@pytest.mark.parametrize("gradient", ["reparam", "dreg", "score"])
+def test_a_guide_with_a_bound_of_its_own_under_a_weighed_kl(gradient):
+    programs = Simple()
+    of_model = exact(programs, 4, of(bounds.iwae), 0.3)[1]
+    of_guide = exact(programs, 2, of(bounds.iwae), 0.3)[1]
+    expected = torch.where(torch.tensor([name in ("mu", "ls0", "t") for name in programs.p]), of_model, of_guide)
+    assert_unbiased(programs, PIWAE(4, 2, gradient=gradient, beta=0.3), (None, expected))
+
+
 def test_the_chi_bound_alone_rewards_a_guide_that_runs_away():
     """Draws of N(m, 1) where the posterior is N(0, 1): of few draws the chi bound sinks with m, the gap grows."""
     torch.manual_seed(0)
@@ -422,6 +431,84 @@ def test_a_flow_without_an_inverse(gradient):
     assert "\n" not in str(found.value)
 
 
+def test_a_prior_of_full_covariance_is_the_affine_map_that_it_is():
+    """Whichever way it is written: the gradients of its parameters, and of the guide's."""
+    x, loc = torch.randn(5, 2), torch.tensor([0.4, -0.3], requires_grad=True)
+    root = torch.tensor([[0.8, 0.0], [0.5, 1.2]], requires_grad=True)
+    mean = torch.zeros((), requires_grad=True)
+
+    def written(as_map):
+        tril = root.tril()
+        if not as_map:
+            return dist.MultivariateNormal(loc, scale_tril=tril)
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [dist.transforms.LowerCholeskyAffine(loc, tril)])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.4 * x + mean, 0.7).to_event(1))
+
+    found = []
+    for as_map in (False, True):
+
+        def model(x, as_map=as_map):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", written(as_map))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        torch.manual_seed(4)
+        bound = IWAE(3, gradient="gdreg", max_plate_nesting=1).bounds(model, guide, x)
+        found.append(torch.autograd.grad(bound.sum(), [loc, root, mean]))
+    for full, mapped in zip(*found, strict=True):
+        torch.testing.assert_close(full, mapped)
+        assert full.abs().max() > 0.1
+
+
+def test_data_observed_between_the_latents_are_no_priors():
+    """Where in the model they are makes no difference."""
+    x, loc, mean = torch.randn(4), torch.tensor(0.3, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(0.4 * x + mean, 0.7))
+            pyro.sample("z2", dist.Normal(0.5 * z1, 0.8))
+
+    def gradient_of(order):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z1 = pyro.sample("z1", dist.Normal(loc, 1.0))
+                for name in order:
+                    site = dist.Normal(z1 + loc, 1.0)
+                    pyro.sample(name, site, obs=x if name == "x" else None)
+
+        torch.manual_seed(5)
+        bound = IWAE(3, gradient="gdreg", max_plate_nesting=1).bounds(model, guide, x)
+        return torch.autograd.grad(bound.sum(), [loc, mean])
+
+    torch.testing.assert_close(gradient_of(["x", "z2"]), gradient_of(["z2", "x"]))
+
+
+@pytest.mark.parametrize("gradient", ["stl", "dreg", "gdreg"])
+def test_a_guide_without_parameters_leaves_the_models_gradient(gradient):
+    x, loc = torch.randn(5), torch.tensor(0.3, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + loc, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.4 * x, 0.7))
+
+    found = []
+    for name in ("reparam", gradient):
+        torch.manual_seed(2)
+        bound = IWAE(3, gradient=name, max_plate_nesting=1).bounds(model, guide, x)
+        found.append(torch.autograd.grad(bound.sum(), loc)[0])
+    torch.testing.assert_close(found[1], found[0])
+
+
 # What is logged -------------------------------------------------------------------------------------------------------
 
 
@@ -565,6 +652,9 @@ def test_a_discrete_site_is_named_with_the_estimators_for_it(gradient):
     assert str(found.value).endswith("score, vimco, ovis, rws")
     with torch.no_grad(), pytest.raises(pvae.InputError, match=f"site 'y': iwae with gradient {gradient} needs"):
         IWAE(2, gradient=gradient).bounds(programs.model, programs.guide, x)
+    assert "2 particles or more" not in str(found.value)
+    with pytest.raises(pvae.InputError, match=r": pass 2 particles or more, and as the gradient one of those"):
+        IWAE(1, gradient=gradient).bounds(programs.model, programs.guide, x)
     with pytest.raises(pvae.InputError, match=r"that need none: score, vimco$"):
         TVO(2, gradient=gradient).bounds(programs.model, programs.guide, x)
 
@@ -595,6 +685,7 @@ def test_a_latent_that_all_data_share_is_refused(gradient):
         (lambda: IWAE(1, gradient="vimco"), "gradient: vimco does not fit iwae: its baseline .* 1 particle: give it 2"),
         (lambda: IWAE(gradient="score"), "reparam, stl, dreg, gdreg, rws"),
         (lambda: IWAE(2, gradient="dregs"), "unknown gradient 'dregs': did you mean 'dreg'"),
+        (lambda: IWAE(2, gradient=estimators.VIMCO), "gradient: found .*VIMCO.*, expected a name or a Gradient: known"),
         (lambda: ELBO(analytic_kl=True, gradient="dreg"), "analytic_kl: found gradient dreg"),
         (lambda: MIWAE(6, 0), "groups: found 0 for 6 particles, expected a divisor"),
         (lambda: PIWAE(6, 4), "groups: found 4 for 6 particles"),

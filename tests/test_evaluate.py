@@ -320,18 +320,22 @@ def test_a_latent_number_without_an_event_dimension_is_one_unit():
 # Labels and errors ----------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_passed_block_by_block():
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_labels_are_passed_block_by_block(one_hot):
+    def number(y):
+        return y.argmax(-1, keepdim=True) if one_hot else y[:, None]
+
     def model(x, y):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(y[:, None].float(), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(number(y).float(), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     def guide(x, y):  # the exact posterior, so that every weight is p(x|y)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((x + y[:, None]) / 2, 0.5**0.5).to_event(1))
+            pyro.sample("z", dist.Normal((x + number(y)) / 2, 0.5**0.5).to_event(1))
 
     x, y = torch.randn(2 * CELL + 9, 1), torch.randint(0, 5, (2 * CELL + 9,))
-    found = evaluate(model, guide, x, y, particles=[3])
+    found = evaluate(model, guide, x, torch.nn.functional.one_hot(y, 5) if one_hot else y, particles=[3])
     truth = torch.distributions.Normal(y[:, None].float(), 2**0.5).log_prob(x).double().squeeze(1)
     torch.testing.assert_close(found.elbo, truth, rtol=0, atol=1e-5)
 
@@ -342,6 +346,10 @@ def test_what_cannot_be_evaluated_is_refused(vae, x):
             evaluate(vae.model, vae.guide, x, particles=particles)
     with pytest.raises(pvae.InputError, match="evaluate: found no data, expected at least one datum"):
         evaluate(vae.model, vae.guide, x[:0])
+    with pytest.raises(pvae.InputError, match="draws: found 9, expected at least the largest K, 10"):
+        evaluate(vae.model, vae.guide, x, particles=[1, 10], draws=9)
+    with pytest.raises(pvae.InputError, match="draws: found 29, expected at least 30, as k-hat needs"):
+        evaluate(vae.model, vae.guide, x, particles=[1], draws=29, khat=True)
     with pytest.raises(pvae.InputError, match="compile: found 'ful', expected one of off, graph, full"):
         evaluate(vae.model, vae.guide, x, compile="ful")
 

@@ -12,14 +12,16 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from programs import assert_same, kinds, parameters
+from programs import assert_same, by_hand, kinds, parameters
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import nn
 
 import pvae
 from pvae import base, exact
 from pvae.svi import calls
+from pvae.svi.replay import replayed
 from pvae.svi.seen import Seen
+from pvae.svi.values import Untraceable
 
 BETA = 1.0
 SETTINGS = {"beta": 1.0}
@@ -330,6 +332,7 @@ UNSEEN = {
     "boolean index": (reads(lambda x: x[x > 0].mean()), "depends on values"),
     "nonzero": (reads(lambda x: float(len((x > 0).nonzero()))), "depends on values"),
     "unique": (reads(lambda x: float(len(x.unique()))), "depends on values"),
+    "a size": (reads(lambda x: torch.eye(x.argmax() + 1).sum()), "a tensor's value is read in Python"),
     "another mask": (reads(where_another_mask_is), "depends on values"),
     "written": (reads(lambda x: 1.0 if torch.zeros(()).add_(x.sum()) > 0 else 0.5), "a tensor's value is read"),
     "draw": (drawn(lambda: 1.0 if torch.rand(()) > 0.5 else 0.5), "a tensor's value is read in Python"),
@@ -402,6 +405,37 @@ def test_a_running_mean_in_pyros_store_is_replayed():
 
     expected, *_ = trained("off")
     assert trained("graph") == (expected, ["graph"], [])
+
+
+def test_a_function_of_its_own_reads_pythons_numbers_alone():
+    """Nobody looks whether other tensors are as they were when it is replayed."""
+    weight = torch.tensor(2.0)
+    (found,) = replayed(lambda x: (x * float(torch.full((), 3.0)),), torch.ones(2))(torch.tensor([1.0, 2.0]))
+    assert found.tolist() == [3.0, 6.0]
+    with pytest.raises(Untraceable, match="a tensor's value is read in Python"):
+        replayed(lambda x: (x * math.exp(weight),), torch.ones(2))
+
+
+def test_a_parameter_put_in_the_store_in_another_shape_runs_eagerly():
+    def growing(x):
+        pyro.param("seen", torch.zeros(1)).detach()
+        pyro.get_param_store()["seen"] = torch.cat([pyro.get_param_store()["seen"].detach(), x[:1]])
+        plain(x)
+
+    _, said = both(lambda: (growing, plain_guide), steps=6)
+    assert len(pyro.param("seen")) == 7
+    assert len(said) == 1
+    assert "parameter 'seen' of Pyro's store changes within a step" in said[0]
+
+
+def test_a_loss_that_is_a_number_of_python_runs_eagerly():
+    def take(model, guide, *args):
+        Trace_ELBO().differentiable_loss(model, guide, *args).backward()
+        return 3.0
+
+    _, said = both(simple, loss=lambda: by_hand, loss_and_grads=take)
+    assert len(said) == 1
+    assert "the loss is a number of Python, not a tensor" in said[0]
 
 
 def test_what_changes_of_the_arguments_is_named():
@@ -485,6 +519,27 @@ def test_parameters_that_turn_up_late_train():
         svi, said = both(make, before, check_every=check_every)
         assert (said, kinds(svi)) == ([], ["graph"])
         assert parameters(svi)["late"] > 0.1
+
+
+def test_modules_made_when_they_are_first_wanted_are_made_once():
+    made = []
+
+    def make():
+        modules = {}
+        made.append([])
+
+        def guide(x):
+            if len(x) not in modules:
+                modules[len(x)] = nn.ParameterDict({"mean": nn.Parameter(torch.zeros(()))})
+                made[-1].append(len(x))
+            module = pyro.module(f"shift_{len(x)}", modules[len(x)])
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(module["mean"], 1.0))
+
+        return plain, guide
+
+    both(make, call=lambda step, x: (x[: 6 - step % 2],))
+    assert made == [[6, 5], [6, 5]]
 
 
 def test_a_module_turned_double():

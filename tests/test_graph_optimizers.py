@@ -1,5 +1,6 @@
 """Every optimizer, as a Pyro one, a torch one and a function: replayed as it is eagerly, and Pyro's own numbers."""
 
+import inspect
 import warnings
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.infer import Trace_ELBO
 
 import pvae
 from pvae import base
+from pvae.svi import ClippedAdam
 
 LR = {"lr": 0.05}
 
@@ -120,6 +122,24 @@ def test_a_torch_optimizer_is_replayed(optim, given):
     found = fit("graph", make)
     assert kinds(found[-1]) == ["graph"]
     assert_same(found, fit("off", make))
+
+
+def test_clipped_adam_takes_pyros_arguments():
+    found, expected = (
+        inspect.signature(kind).parameters for kind in (ClippedAdam, pyro.optim.clipped_adam.ClippedAdam)
+    )
+    assert {name: p.default for name, p in found.items()} == {name: p.default for name, p in expected.items()}
+
+
+@pytest.mark.parametrize("choice", [{"fused": False}, {"foreach": False}, {"foreach": True}])
+def test_what_a_user_chose_of_an_optimizer_stays(choice):
+    found = fit("graph", lambda net: torch.optim.Adam(net.parameters(), lr=0.05, **choice))
+    (group,) = found[-1].optimizer.param_groups
+    assert not group["fused"]
+    assert all(group[name] is value for name, value in choice.items())
+    plain, _, _, svi = fit("graph", lambda net: torch.optim.Adam(net.parameters(), lr=0.05))
+    assert svi.optimizer.param_groups[0]["fused"]
+    assert found[0] == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("optim", ["Adam", "SGD", "RMSprop", "ClippedAdam", "Adam, foreach"])

@@ -11,13 +11,14 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from programs import PROGRAMS, assert_same, kinds, parameters, start
+from programs import PROGRAMS, assert_same, kinds, ours, parameters, start
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import transform_to
 
 import pvae
 from pvae import base
+from pvae.svi import graphs
 
 MODES = ["off", "graph", pytest.param("full", marks=pytest.mark.slow)]
 
@@ -298,6 +299,25 @@ def test_a_state_asked_for_between_two_looks_is_that_of_the_steps_taken():
         assert svi.state_dict()["steps"] == 8
 
 
+def test_a_replay_that_is_interrupted_leaves_nothing_to_look_at(monkeypatch):
+    svi, args = start(PROGRAMS["our ELBO"], "graph", check_every=4)
+    for _ in range(6):
+        svi.step(*args)
+    svi.check()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patched.setattr(graphs.Graph, "heads", interrupted)
+        svi.step(*args)
+    svi.check()
+    assert svi.steps == 6
+    svi.step(*args)
+    svi.check()
+    assert svi.steps == 7
+
+
 def test_a_loss_read_early_is_a_number():
     svi = fresh(check_every=100)
     losses = [svi.step(DATA) for _ in range(5)]
@@ -343,6 +363,34 @@ def test_a_resumed_fit_is_the_whole_one_bit_for_bit(program, mode, stop, check_e
     losses += [float(other.step(*args)) for _ in range(12 - stop)]
     assert losses == whole
     assert_same(result(other, losses), whole_result)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("program", ["warm-up", "AutoNormal", "3 particles", "function"])
+def test_a_fit_that_is_set_back_goes_on_as_it_did(program, mode):
+    make = ours(lambda: pvae.ELBO(warmup=12)) if program == "warm-up" else PROGRAMS[program]
+    svi, args = start(make, mode, schedule=lambda step: 0.9**step)
+    for _ in range(4):
+        svi.step(*args)
+    saved, user, random = copy.deepcopy(svi.state_dict()), user_state(svi), torch.get_rng_state()
+    fits = []
+    for _ in range(2):
+        fits.append(result(svi, [float(svi.step(*args)) for _ in range(4)]))
+        load_user_state(svi, user)
+        svi.load_state_dict(saved)
+        torch.set_rng_state(random)
+    assert_same(*fits)
+
+
+def test_a_state_that_was_loaded_is_there_before_the_first_step():
+    svi, args = start(PROGRAMS["our ELBO"], "off")
+    svi.step(*args)
+    other, _ = start(PROGRAMS["our ELBO"], "off")
+    other.load_state_dict(svi.state_dict())
+    found, expected = other.state_dict(), svi.state_dict()
+    assert found["steps"] == 1
+    assert found.keys() == expected.keys()
+    assert found["optimizer"]["state"].keys() == expected["optimizer"]["state"].keys()
 
 
 def modules(svi):

@@ -18,6 +18,7 @@ from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
 
 import pvae
+from pvae.svi.seen import Seen
 
 config = types.ModuleType("config")
 exec("beta = 1.0\ntable = {'kl': {'beta': 1.0}}\ndef factor():\n    return beta", vars(config))
@@ -29,6 +30,11 @@ class Weights:
 
     def inherited(self):
         return self.beta
+
+
+class Scaled:
+    def factor_of(self):
+        return config.beta
 
 
 class Slots(Weights):
@@ -55,6 +61,12 @@ def of_class():
 def inherited():
     weights = Slots()
     return weights.inherited, lambda value: setattr(Weights, "beta", value)
+
+
+def named_within():
+    """A method that only an inner function names; and what that reads."""
+    scaled = Scaled()
+    return lambda: (lambda: scaled.factor_of())(), lambda value: setattr(config, "beta", value)
 
 
 def slots():
@@ -158,6 +170,7 @@ PLACES = {
     ),
     "a class": of_class,
     "a class, of its instance": inherited,
+    "named by an inner function": named_within,
     "slots": slots,
     "an array": small_array,
     "an array made a tensor": array_as_tensor,
@@ -215,18 +228,24 @@ def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
 
 
 class Counting(nn.Module):
+    total = 0
+
     def __init__(self, how):
         super().__init__()
         self.how, self.log, self.table, self.calls = how, [], {}, 0
         self.register_buffer("buffer", torch.zeros(()))
         self.plain, self.generator = torch.zeros(()), torch.Generator().manual_seed(0)
+        self.array, self.layer = np.zeros((2, 2)), nn.Identity()
+        self.layer.forward = abs
+        Counting.total = 0
 
     def model(self, x):
         self.how(self)
         plain(x)
 
     def state(self):
-        return float(self.buffer), float(self.plain), len(self.log), dict(self.table), self.calls
+        held = float(self.buffer), float(self.plain), len(self.log), dict(self.table), self.calls
+        return *held, Counting.total, self.array.tolist(), "forward" in vars(self.layer)
 
 
 def rebinds_buffer(self):
@@ -249,7 +268,28 @@ def counts(self):
     self.calls += 1
 
 
-@pytest.mark.parametrize("how", [rebinds_buffer, rebinds_tensor, appends, fills, counts])
+def counts_in_its_class(self):
+    Counting.total += 1
+
+
+def counts_in_an_array(self):
+    self.array += 1
+
+
+def swaps_forward(self):
+    if "forward" in vars(self.layer):
+        del self.layer.forward
+    else:
+        self.layer.forward = abs
+
+
+CHANGES = [
+    *(rebinds_buffer, rebinds_tensor, appends, fills, counts),
+    *(counts_in_its_class, counts_in_an_array, swaps_forward),
+]
+
+
+@pytest.mark.parametrize("how", CHANGES)
 def test_what_a_model_does_to_python_is_done_once_a_step(how):
     states = []
 
@@ -262,6 +302,76 @@ def test_what_a_model_does_to_python_is_done_once_a_step(how):
     assert states[0] == states[1]
     assert len(said) == 1
     assert "changes within a step" in said[0]
+
+
+def test_what_is_gone_is_named_and_put_back():
+    class Options:
+        beta = 1.0
+
+    layer, values = nn.Linear(1, 1), np.ones((2, 2))
+    seen = Seen([lambda: (Options.beta, layer, values)], {})
+    assert seen.changed() == ""
+    del Options.beta
+    assert "Options.beta" in seen.changed()
+    seen.restore()
+    assert (seen.changed(), Options.beta) == ("", 1.0)
+    layer.forward = abs
+    assert "forward" in seen.changed()
+    seen.restore()
+    assert (seen.changed(), "forward" in vars(layer)) == ("", False)
+    values[1] = 2.0
+    assert seen.changed() == "the array values"
+    seen.restore()
+    assert (seen.changed(), values.tolist()) == ("", [[1.0, 1.0], [1.0, 1.0]])
+
+
+def test_a_number_of_another_type_is_another():
+    options = SimpleNamespace(beta=1)
+    seen = Seen([lambda: options.beta], {})
+    for value in (1.0, True):
+        options.beta = value
+        assert seen.changed() == f"options.beta (was 1, is {value})"
+
+
+def test_a_tensor_that_is_elsewhere_now_is_named():
+    """A captured graph goes on reading where it was."""
+    factor, parameter = torch.ones(3), nn.Parameter(torch.zeros(2))
+    seen = Seen([lambda: factor], {parameter: "mean"})
+    factor[0] = parameter.data[1] = 2.0
+    assert seen.changed() == ""
+    parameter.data = torch.zeros(2)
+    assert seen.changed() == "parameter mean"
+    seen = Seen([lambda: factor], {parameter: "mean"})
+    factor.data = torch.ones(3)
+    assert seen.changed().startswith("the tensor 'factor'")
+    seen = Seen([lambda: factor], {parameter: "mean"})
+    parameter.requires_grad_(False)
+    assert seen.changed() == "parameter mean"
+
+
+def test_a_name_that_has_no_value_yet_is_no_matter():
+    def make():
+        later = None
+
+        def model(x):
+            plain(x)
+            if len(x) > 100:
+                later()  # noqa: F821
+
+        del later  # its cell is empty now
+        return model, plain_guide
+
+    svi, said = both(make)
+    assert (said, kinds(svi)) == ([], ["graph"])
+
+
+def test_large_arrays_are_data():
+    many, fewer = np.ones(1000), np.ones(999)
+    seen = Seen([lambda: (many, fewer)], {})
+    many[3] = 2.0
+    assert seen.changed() == ""
+    fewer[3] = 2.0
+    assert seen.changed() == "the array fewer"
 
 
 def test_a_generator_of_ones_own_is_drawn_from_once_a_step():
@@ -288,6 +398,19 @@ def test_gradients_that_are_there_before_a_step_are_added_to(at, check_every, lo
 
     svi, said = both(lambda: (plain, plain_guide), before, check_every=check_every, loss=loss)
     assert (said, kinds(svi)) == ([], ["graph"] * (len(at) < 11))
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_a_gradient_added_before_a_step_moves_the_parameter_by_as_much(mode):
+    def make(added):
+        def before(step, svi, held):
+            if step == 1:
+                pyro.param("mean").grad = torch.tensor(added)
+
+        rate = pyro.optim.SGD({"lr": 0.01})
+        return fit(mode, lambda: (plain, plain_guide), before, steps=2, loss=pvae.ELBO, optim=rate)[0][1]["mean"]
+
+    assert (make(0.0) - make(5.0)).item() == pytest.approx(0.05, rel=1e-3)
 
 
 # What is said ---------------------------------------------------------------------------------------------------------

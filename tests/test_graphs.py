@@ -1,5 +1,6 @@
 """Replayed steps are the eager steps: on programs of every kind, in `run`, over resumes, beside others."""
 
+import re
 from functools import partial
 
 import pyro
@@ -9,7 +10,8 @@ from programs import PROGRAMS, assert_replayed, assert_same, kinds, start, train
 
 import pvae
 from pvae.data import binarize
-from pvae.svi.tracing import first_draws, record
+from pvae.svi import replay
+from pvae.svi.tracing import first_draws, record, saved_by_fusion
 
 QUICK = ["AutoNormal", "PyroModule"]
 
@@ -58,6 +60,39 @@ def test_a_compiled_step_draws_its_random_numbers_in_the_programs_order():
     for _ in svi.run(torch.arange(32).reshape(4, 8), data, prepare=partial(binarize, mode="dynamic")):
         pass  # the first compiled step is compared with the program's own
     assert kinds(svi) == ["full"]
+
+
+def test_auto_weighs_what_compiling_saves_against_what_it_takes():
+    graph = record(lambda x: ((x.exp() + 1).sin(), x @ x, torch.randn(3)), torch.ones(512, 512))
+    assert saved_by_fusion(graph) == (3, 3 * 2**20)
+    saves = 3 * replay.LAUNCH["cpu"] + 2 * 3 * 2**20 / replay.BANDWIDTH["cpu"]
+    enough = 2 * replay.building(3, "cpu") / saves
+    assert replay.choose(graph, "cpu", int(0.99 * enough))[0] == "graph"
+    kind, why = replay.choose(graph, "cpu", int(1.01 * enough))
+    assert kind == "full"
+    assert why.endswith("steps (3 operations, 3 MiB a step)")
+    assert replay.choose(graph, "cpu", None) == ("graph", "how many steps will come is not known (steps=)")
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "why"),
+    [
+        ("graph", None, ""),
+        ("auto", None, r": how many steps will come is not known \(steps=\)"),
+        (
+            "auto",
+            5,
+            r": compiling would take about \d+ s and save about 0 s in 5 steps \(\d+ operations, 0 MiB a step\)",
+        ),
+    ],
+)
+def test_it_is_said_once_what_was_built_and_why(mode, steps, why):
+    said = []
+    svi, args = start(PROGRAMS["our ELBO"], mode, steps=steps, notice=said.append)
+    for _ in range(5):
+        svi.step(*args)
+    assert len(said) == 1
+    assert re.fullmatch(rf"graph: built in \d+\.\d s{why}", said[0])
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

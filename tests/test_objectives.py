@@ -216,6 +216,26 @@ def test_a_masked_site_counts_where_the_mask_is():
     assert found.likelihood[:, 0].ne(0).all()
 
 
+def test_a_closed_kl_counts_where_the_mask_is():
+    mask, x = torch.tensor([True, False, True]), torch.randn(3)
+
+    def model(x):
+        with pyro.plate("data", 3), poutine.mask(mask=mask):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3), poutine.mask(mask=mask):
+            pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+    torch.manual_seed(3)
+    found = pvae.ELBO(analytic_kl=True, max_plate_nesting=1).bounds(model, guide, x)
+    torch.manual_seed(3)
+    z = torch.distributions.Normal(x / 2, 0.5).sample()
+    kl = torch.distributions.kl_divergence(dist.Normal(x / 2, 0.5), dist.Normal(torch.zeros(3), 1.0))
+    torch.testing.assert_close(found, (dist.Normal(z, 1.0).log_prob(x) - kl) * mask)
+
+
 def test_a_subsampled_plate_gives_unscaled_weights_and_a_scaled_loss():
     data = torch.randn(10)
 
@@ -314,6 +334,12 @@ def scaled_model(x):
         simple_model(x)
 
 
+def doubled_model(x):
+    simple_model(x)
+    with pyro.plate("data again", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
 def two_plates(x):
     with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -335,6 +361,7 @@ def two_plates_guide(x):
             "site 'z': iwae with gradient reparam needs draws that are reparameterized, and Bernoulli",
         ),
         (scaled_model, simple_guide, "site 'z': its log-probability is scaled by 0.5"),
+        (doubled_model, simple_guide, "site 'z': found twice in one program: expected names to differ"),
         (simple_model, lambda x: None, "site 'z': missing in the guide"),
         (simple_guide, simple_guide, "model: no observed site"),
         (two_plates, two_plates_guide, "plate: found rows, columns, expected the name of the one"),
@@ -421,6 +448,8 @@ def test_either_of_two_plates_can_be_the_datas():
     for plate, size in (("rows", 2), ("columns", 3)):
         found = pvae.log_weights(two_plates, two_plates_guide, x, particles=4, plate=plate)
         assert found.log_w.shape == (4, size)
+        for gradient in ("reparam", "stl", "score"):
+            assert pvae.IWAE(2, plate=plate, gradient=gradient).bounds(two_plates, two_plates_guide, x).shape == (size,)
     with pytest.raises(pvae.InputError, match="no plate 'planes' in the programs: found rows, columns"):
         pvae.log_weights(two_plates, two_plates_guide, x, plate="planes")
 

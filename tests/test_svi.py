@@ -4,18 +4,20 @@ import math
 import warnings
 from contextlib import nullcontext
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from programs import by_hand, kinds
 from pyro.distributions import constraints
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
 import pvae
-from pvae.svi import building, graphs
+from pvae.svi import Loss, building, graphs
 
 
 def regression(data):
@@ -114,12 +116,7 @@ def test_pyros_objectives_run_and_improve(loss):
 
 
 def test_a_loss_that_is_a_function(vae, x):
-    def simple(model, guide, *args):
-        guide_trace = poutine.trace(guide).get_trace(*args)
-        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
-        return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
-
-    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), simple)
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), by_hand)
     losses = [svi.step(x) for _ in range(100)]
     assert losses[-1] < losses[0] - 5
 
@@ -263,7 +260,7 @@ def nan_program(where):
             pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
 
     def guide(data):
-        mean = pyro.param("mean", torch.tensor(0.5))
+        mean = pyro.param("mean", torch.tensor(math.nan if where == "parameter" else 0.5))
         with pyro.plate("data", len(data)):
             if where == "gradient":
                 mean = mean + (mean * 0).sqrt()
@@ -279,6 +276,7 @@ def nan_program(where):
         ("model", r"step 1: the loss is .*: in the model, site 'x': its log_prob is"),
         ("guide", r"step 1: the loss is nan: in the guide, site 'z': its value is nan at \[0"),
         ("gradient", r"step 1: the loss is .*: the gradient of 'mean' is not finite"),
+        ("parameter", r"step 1: the loss is nan: parameter 'mean' was not finite before the step"),
     ],
 )
 def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message):
@@ -288,8 +286,47 @@ def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message)
     with pytest.raises(pvae.NonFiniteError, match=message) as found:
         svi.step(torch.ones(4))
     assert found.value.step == 1
-    assert pyro.param("mean").item() == 0.5, "the step was taken"
+    assert pyro.param("mean").item() == (0.5 if where != "parameter" else pytest.approx(math.nan, nan_ok=True))
     assert svi.steps == 0
+
+
+def test_a_site_is_named_under_a_loss_that_is_a_function():
+    svi = pvae.SVI(*nan_program("guide"), pyro.optim.Adam({"lr": 0.1}), by_hand)
+    with pyro.validation_enabled(False), pytest.raises(pvae.NonFiniteError, match=r"in the guide, site 'z': its value"):
+        svi.step(torch.ones(4))
+
+
+def test_a_sum_that_overflows_is_no_sites_doing():
+    def model(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("x", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0), obs=data)
+
+    svi = pvae.SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(pvae.NonFiniteError, match=r"is finite: their sum or norm overflows$"):
+        svi.step(torch.full((4,), 1.5e19))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": "fast"}, "compile: found 'fast', expected one of auto, off, graph, full"),
+        ({"precision": "fp8"}, "precision: found 'fp8', expected one of float32, tf32, bf16"),
+        ({"loss": "elbo"}, r"loss: found 'elbo', expected a pyro.infer.ELBO, as pvae.ELBO\(\), or a function"),
+    ],
+)
+def test_options_that_are_none_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        pvae.SVI(regression, nothing, pyro.optim.Adam({"lr": 0.1}), **{"loss": Trace_ELBO(), **options})
+
+
+def test_a_loss_is_a_number():
+    loss = Loss(torch.tensor(2.5))
+    assert (repr(loss), int(loss), bool(loss), bool(Loss(torch.tensor(0.0)))) == ("2.5", 2, True, False)
+    assert {2.5: "found"}[loss] == "found"
+    assert np.mean([loss, Loss(torch.tensor(0.5))]) == 1.5
+    assert np.asarray(loss, dtype=np.float32).dtype == np.float32
+    assert (1 - loss, loss**2, -loss, abs(-loss)) == (-1.5, 6.25, -2.5, 2.5)
+    assert loss < Loss(torch.tensor(3.0))
 
 
 def test_programs_without_parameters_are_refused():
@@ -324,6 +361,28 @@ def test_no_memory_for_a_graph_means_eager_steps(new_vae, x, monkeypatch):
     monkeypatch.setattr(building, "record", lambda *_, **__: full())
     with pytest.warns(UserWarning, match="the program runs eagerly: no memory is left"):
         assert steps(fresh()) == expected
+
+
+def test_a_compiler_that_fails_leaves_the_graph(monkeypatch):
+    def compiled(*_):
+        raise RuntimeError("no compiler is there\nmore of it")
+
+    monkeypatch.setattr(building.replay, "compiled", compiled)
+    data = torch.randn(20, 3)
+    found = []
+    for mode in ("off", "full"):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi = pvae.SVI(regression, regression_guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile=mode)
+        found.append([])
+        with (
+            pytest.warns(UserWarning, match="as it is: inductor: no compiler is there$")
+            if mode == "full"
+            else nullcontext()
+        ):
+            found[-1] = [float(svi.step(data)) for _ in range(4)]
+    assert kinds(svi) == ["graph"]
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
 
 
 def test_rows_are_looked_at_when_their_step_is_near():

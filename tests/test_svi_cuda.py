@@ -127,12 +127,19 @@ def test_ten_steps_in_one_graph_are_ten_steps(schedule, mode):
 
     losses, found, svi = fit(mode)
     expected, wanted, _ = fit("off")
-    assert 10 in captures(svi)
+    assert captures(svi) == [1, 1, 10], "of one step for each size of a batch, and of ten"
     assert len(losses) == len(rows) == svi.steps
     torch.testing.assert_close(losses, expected.float(), rtol=1e-4, atol=1e-3)
     assert_close(found, wanted)
     if schedule is not None:
         assert float(svi.optimizer.param_groups[0]["lr"]) == pytest.approx(0.01 * 0.7 ** (len(rows) - 1), rel=1e-4)
+
+
+def test_fewer_steps_than_a_graph_takes_are_taken_one_by_one():
+    (_, svi), x = fresh(), data()
+    for _ in range(4):
+        list(svi.run(torch.arange(40, device="cuda").reshape(4, 10), x))
+    assert captures(svi) == [1]
 
 
 @pytest.mark.parametrize("mode", MODES)

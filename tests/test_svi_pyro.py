@@ -130,10 +130,11 @@ def test_rates_set_on_optim_objs():
     both(lambda: (plain, plain_guide), before=set_rate)
 
 
-@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD"])
+@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "AdagradRMSProp"])
 def test_an_optimizers_state_goes_on_in_another(optim):
     def make_optim():
-        return getattr(pyro.optim, optim)({"lr": 0.01, **({"momentum": 0.9} if optim == "SGD" else {})})
+        options = {"SGD": {"lr": 0.01, "momentum": 0.9}, "AdagradRMSProp": {"eta": 0.01}}
+        return getattr(pyro.optim, optim)(options.get(optim, {"lr": 0.01}))
 
     def resumed(mode):
         losses, _, svi = fit(mode, lambda: (plain, plain_guide), optim=make_optim)
@@ -265,6 +266,15 @@ def test_options_as_an_argument_are_looked_at():
     both(lambda: (model, plain_guide), call=lambda step: (X, options), before=before)
 
 
+def test_other_options_as_an_argument_are_others():
+    def model(x, options):
+        plain(x * options.scale)
+
+    first, second = Options(1.0), Options(2.0)
+    with pytest.warns(UserWarning, match="or the same object at each step"):
+        both(lambda: (model, plain_guide), call=lambda step: (X, first if step < 6 else second))
+
+
 @pytest.mark.parametrize("use", ["annealing", "nothing", "both"])
 def test_a_step_number_as_an_argument_is_replayed(use):
     def model(x, step, factor):
@@ -307,6 +317,18 @@ def chosen(x):
     means = pyro.param("means", torch.tensor([0.0, 1.0]))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
+
+
+def chosen_of(index):
+    """A number at some place of an index."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        means = index(pyro.param("means", torch.arange(8.0).reshape(2, 2, 2)), z)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(means.flatten()[0] + means.sum(), 1.0), obs=x)
+
+    return lambda: (model, chosen_guide)
 
 
 def chosen_guide(x):
@@ -353,6 +375,10 @@ READING = {
         lambda: TraceEnum_ELBO(max_plate_nesting=1),
     ),
     "a number as index": (lambda: (chosen, chosen_guide), Trace_ELBO),
+    "a number behind all": (chosen_of(lambda means, z: means[..., z]), Trace_ELBO),
+    "a number before all": (chosen_of(lambda means, z: means[z, ...]), Trace_ELBO),
+    "a number between": (chosen_of(lambda means, z: means[:, z]), Trace_ELBO),
+    "numbers about all": (chosen_of(lambda means, z: means[z, ..., z]), Trace_ELBO),
     "where a mask is": (lambda: (clamped, AutoNormal(clamped)), Trace_ELBO),
 }
 

@@ -269,7 +269,9 @@ class Share:
 
     def state_dict(self) -> dict[str, Any]:
         """As a torch optimizer over the one parameter."""
-        groups = [{**group, "lr": float(group["lr"]), "params": [0]} for group in self.param_groups]
+        groups = [{**group, "params": [0]} for group in self.param_groups]
+        for group in groups:
+            group |= {"lr": float(group["lr"])} if "lr" in group else {}  # Pyro's `AdagradRMSProp` has none
         return {"state": {0: dict(self.whole.state.get(self.parameter, {}))}, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

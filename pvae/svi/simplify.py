@@ -148,8 +148,6 @@ def views(target: OpOverload) -> bool:
 
 def is_view(node: Node) -> bool:
     """Whether a node does nothing but look at memory in another way."""
-    if node.op != "call_function":
-        return False
     if node.target is operator.getitem:
         return is_view(node.args[0])
     return isinstance(node.target, OpOverload) and views(node.target) and not node.target._schema.is_mutable

@@ -76,17 +76,13 @@ def _sgd(
     dampening: float,
     nesterov: bool,
     maximize: bool,
-    is_first_step: bool,
     **_: Any,
 ) -> None:
-    """Stochastic gradient descent; the first step's momentum is the gradient."""
+    """Stochastic gradient descent; not its first step, whose momentum is the gradient: that makes the state."""
     grads = _gradients(grads, parameters, weight_decay, maximize)
     if momenta:
-        if is_first_step:
-            torch._foreach_copy_(momenta, grads)
-        else:
-            torch._foreach_mul_(momenta, momentum)
-            torch._foreach_add_(momenta, grads, alpha=1 - dampening)
+        torch._foreach_mul_(momenta, momentum)
+        torch._foreach_add_(momenta, grads, alpha=1 - dampening)
         grads = torch._foreach_add(grads, momenta, alpha=momentum) if nesterov else momenta
     torch._foreach_sub_(parameters, torch._foreach_mul(grads, lr))
 
@@ -106,7 +102,7 @@ def _adagrad(
 ) -> None:
     """Adagrad (Duchi, Hazan and Singer 2011); the steps have been counted."""
     grads = _gradients(grads, parameters, weight_decay, maximize)
-    torch._foreach_addcmul_(sums, grads, grads, value=1.0)
+    torch._foreach_addcmul_(sums, grads, grads)
     sizes = [(lr / (1 + (step - 1) * lr_decay)).to(p) for p, step in zip(parameters, steps, strict=True)]
     denominators = torch._foreach_add(torch._foreach_sqrt(sums), eps)
     torch._foreach_sub_(parameters, torch._foreach_mul(torch._foreach_div(grads, denominators), sizes))
