@@ -18,6 +18,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from . import kernels
+from .recompute import by_rows
 
 
 class _Independent(dist.Independent):
@@ -256,7 +257,8 @@ class FiniteMixture(Unexpanded):
     """A mixture of C distributions of one kind: p(z) = sum_c w_c p_c(z).
 
     Normals of diagonal covariance that all data share are scored by two products of matrices, in float64: the square
-    is multiplied out, and the digits that this costs are more than a float32 has. No (..., C, D) is made.
+    is multiplied out, and the digits that this costs are more than a float32 has. No (..., C, D) is made. Others that
+    all data share score some draws at a time, and again for the gradient.
 
     Args:
         log_weights: (..., C), log w_c up to a constant.
@@ -286,6 +288,14 @@ class FiniteMixture(Unexpanded):
     def density(self, value: Tensor) -> Tensor:  # noqa: D102
         if isinstance(self.components, DiagonalNormal) and not self.components.batch_shape[1:]:
             return self._joint_by_products(value).logsumexp(-1)
+        if self.components.batch_shape[1:]:
+            return self._all_at_once(value)
+        lead = value.shape[: value.dim() - len(self.event_shape)]
+        each = self.log_weights.shape[-1] * self.event_shape.numel() * getattr(self.components, "bulk", 1)
+        rows = value.reshape(lead.numel(), *self.event_shape)
+        return by_rows(self._all_at_once, rows, each).reshape(lead)
+
+    def _all_at_once(self, value: Tensor) -> Tensor:
         scores = self.components.log_prob(value.unsqueeze(self._dim))
         return (self.log_weights + scores).logsumexp(-1)
 

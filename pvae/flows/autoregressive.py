@@ -60,7 +60,7 @@ class _Autoregressive(OfVectors):
         ladjs = []
 
         def dimension(d: int, numbers: Tensor) -> Tensor:
-            x, ladj = self.step.univariate(numbers).inv.call_and_ladj(y[..., d])
+            x, ladj = self.step.univariate(numbers).inverse_and_ladj(y[..., d])
             ladjs.append(ladj)
             return x
 

@@ -112,7 +112,9 @@ class Conditioner(nn.Module):
                 out = out + _product(of_inputs[turn][:, :turn], torch.stack([*found.values()]))
             for layer, columns in enumerate(of_units, 1):
                 if len(out):  # what units give is added up where it is wanted, at once
-                    sums[layer] = sums[layer] + _product(columns[turn][len(columns[turn]) - len(sums[layer]) :], elu(out))
+                    sums[layer] = sums[layer] + _product(
+                        columns[turn][len(columns[turn]) - len(sums[layer]) :], elu(out)
+                    )
                 out, sums[layer] = _cut(sums[layer], self.new[layer][turn])
             found[place] = dimension(place, out.movedim(0, -1))
         return torch.stack([found[place] for place in range(len(found))]).movedim(0, -1)

@@ -59,7 +59,7 @@ class _Coupling(OfVectors):
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(y)
-        return self._joined(kept, *self.meta(kept).inv.call_and_ladj(moved))
+        return self._joined(kept, *self.meta(kept).inverse_and_ladj(moved))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.reverse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -21,11 +22,15 @@ class FlowDistribution(dist.TransformedDistribution):
         base: of the noise e, with event shape (D,).
         transform: T, a transform with `call_and_ladj`.
 
+    >>> from pvae.flows import CouplingMap, compose
     >>> flow = FlowDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), compose([CouplingMap(2)(None)]))
     >>> z = flow.sample()
     >>> flow.event_shape, flow.log_prob(z).shape
     (torch.Size([2]), torch.Size([]))
     """
+
+    bulk: ClassVar[int] = 16
+    """How many numbers the density makes for each of an event's, where a normal's makes one; roughly."""
 
     def __init__(self, base: dist.TorchDistribution, transform: Transform) -> None:
         super().__init__(base, [transform])

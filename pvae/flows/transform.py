@@ -8,19 +8,17 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 
-class OfVectors(Transform):
-    """A map of vectors onto vectors. A subclass writes `call_and_ladj` and `inverse_and_ladj`."""
+class TwoWay(Transform):
+    """A map that knows its log-determinant both ways. A subclass writes `call_and_ladj` and `inverse_and_ladj`."""
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
     bijective = True
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """T(x), (..., D), and log |det dT/dx|, (...)."""
+        """T(x), and log |det dT/dx| of each event."""
         raise NotImplementedError
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """T^-1(y), (..., D), and the log-determinant of the inverse, (...)."""
+        """T^-1(y), and the log-determinant of the inverse."""
         raise NotImplementedError
 
     @property
@@ -34,16 +32,23 @@ class OfVectors(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         return self.inverse_and_ladj(y)[0]
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return self.call_and_ladj(x)[1]
 
 
-class _Back(OfVectors):
+class OfVectors(TwoWay):
+    """A map of vectors (..., D) onto vectors, whose log-determinant is (...)."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+
+class _Back(TwoWay):
     """The inverse of a map."""
 
-    def __init__(self, there: OfVectors) -> None:
+    def __init__(self, there: TwoWay) -> None:
         super().__init__()
-        self.there = there
+        self.there, self.domain, self.codomain = there, there.codomain, there.domain
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.there.inverse_and_ladj(x)
@@ -57,7 +62,7 @@ class _Back(OfVectors):
 
 
 class _Composed(OfVectors):
-    def __init__(self, parts: Sequence[Transform]) -> None:
+    def __init__(self, parts: Sequence[TwoWay]) -> None:
         super().__init__()
         self.parts = parts
 
