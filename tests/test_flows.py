@@ -1,5 +1,6 @@
 """Flows: densities against numerical Jacobians, quadrature and draws; starting values; parameters; extremes."""
 
+import gc
 import pickle
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import scipy.stats
 import torch
 from programs import assert_replayed
 from torch.autograd.functional import jacobian
+from torch.utils.flop_counter import FlopCounterMode
 
 import pvae
 from pvae import guides, priors
 from pvae.distributions import DiagonalNormal
 from pvae.flows import AutoregressiveMap, Conditioner, CouplingMap, FlowDistribution, PlanarMap, affine, spline, splines
+from pvae.flows.transform import TwoWay
 
 STEPS = {
     "autoregressive": lambda latent, **options: AutoregressiveMap(latent, hidden=(7, 6), **options),
@@ -104,6 +107,35 @@ def test_autoregressive_maps_see_only_the_dimensions_before(reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("hidden", [(), (2,), (16, 3, 16)], ids=str)
+def test_an_autoregressive_map_comes_back_in_one_pass(hidden, context, reverse):
+    """Whatever its layers; with no more products than the map itself takes."""
+    step = stirred(AutoregressiveMap(6, hidden=hidden, context=context, reverse=reverse), by=0.3)
+    there, x = step(torch.randn(4, context).double() if context else None), torch.randn(50, 4, 6).double()
+    with FlopCounterMode(display=False) as forward:
+        y, ladj = there.call_and_ladj(x)
+    with FlopCounterMode(display=False) as backward:
+        found = there.inv.call_and_ladj(y)
+    torch.testing.assert_close(found, (x, -ladj), rtol=1e-9, atol=1e-9)
+    assert backward.get_total_flops() <= forward.get_total_flops()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_inverse_is_freed_when_it_is_no_longer_wanted(name):
+    """Not when garbage is looked for: until then its arrays would fill the memory."""
+    there = STEPS[name](3, context=2, reverse=False)(torch.randn(4, 2))
+    there.inv.call_and_ladj(torch.randn(4, 3))  # whatever torch loads at first
+    gc.collect()
+    gc.disable()
+    try:
+        there.inv.call_and_ladj(torch.randn(4, 3))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 def test_couplings_leave_one_half(reverse):
     step = stirred(CouplingMap(5, hidden=(9,), reverse=reverse))
     x = torch.randn(7, 5).double()
@@ -137,7 +169,16 @@ def test_splines_are_monotone_and_the_identity_outside():
     assert torch.equal(y[outside], x[outside])
     slope = y.diff(dim=1) / x.diff(dim=1)
     assert slope.max() < 1 / 0.01**2
-    torch.testing.assert_close(spline(torch.zeros(1, 17).double(), 3.0)(x), x)
+    torch.testing.assert_close(spline(torch.zeros(1, 1, 1, 17).double(), 3.0)(x), x)
+
+
+def test_splines_are_zukos():
+    MonotonicRQSTransform = pytest.importorskip("zuko.transforms").MonotonicRQSTransform
+    numbers, x = 3 * torch.randn(50, 4, 3 * 6 - 1).double(), 2.5 * torch.randn(50, 4).double()
+    ours, theirs = spline(numbers, 3.0), MonotonicRQSTransform(*numbers.split([6, 6, 5], -1), bound=3.0, slope=0.01)
+    torch.testing.assert_close(ours.call_and_ladj(x), theirs.call_and_ladj(x))
+    y = theirs(x)
+    torch.testing.assert_close(ours.inv.call_and_ladj(y), (x, -theirs.call_and_ladj(x)[1]), rtol=1e-6, atol=1e-6)
 
 
 def test_a_steep_spline_comes_back_in_float32():
@@ -145,7 +186,7 @@ def test_a_steep_spline_comes_back_in_float32():
     torch.manual_seed(1)
     numbers = 1000 * torch.randn(4000, 3, 3 * 4 - 1)
     there = spline(numbers, 5.0)
-    y = there.vertical[..., 1:-1].diagonal(dim1=-2, dim2=-1).clone()  # at the ends of bins
+    y = (there.heights.cumsum(0) - 5.0)[:-1].diagonal(dim1=0, dim2=-1).clone()  # at the ends of bins
     y.requires_grad_()
     x = there.inv(y)
     assert x.isfinite().all()
@@ -330,7 +371,7 @@ def test_a_draws_own_density_is_the_inverses_with_the_same_gradient(name, latent
 def test_a_draws_own_density_takes_no_inverse(monkeypatch):
     q = guide_of("iaf", 4)(torch.randn(3, 4)).expand([2, 3])
     z, fixed = q.rsample(), q.sample()
-    monkeypatch.setattr(torch.distributions.Transform, "inv", property(lambda self: 1 / 0))
+    monkeypatch.setattr(TwoWay, "inv", property(lambda self: 1 / 0))
     with torch.no_grad():
         q.log_prob(fixed)
     with pytest.raises(ZeroDivisionError):  # the score at a draw that stays where it is

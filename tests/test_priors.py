@@ -14,8 +14,9 @@ import pvae
 from pvae import priors
 from pvae.ais import Annealing, ais
 from pvae.data import load, pixels
-from pvae.distributions import DiagonalNormal, FiniteMixture
+from pvae.distributions import DiagonalNormal
 from pvae.evaluate import evaluate
+from pvae.mixtures import FiniteMixture
 
 SHAPE = (3, 2)
 

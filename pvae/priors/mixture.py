@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..distributions import DiagonalNormal, FiniteMixture
+from ..distributions import DiagonalNormal
 from ..errors import at_least
+from ..mixtures import FiniteMixture
 from .prior import Prior
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..base import leading
-from ..distributions import Unexpanded, choose, pick
+from ..distributions import Unexpanded
 from ..errors import at_least, more_than
 from ..frozen import once
+from ..mixtures import choose, pick
 from ..networks import mlp
 from .prior import Prior, full_precision
 

@@ -1,0 +1,27 @@
+"""Invertible maps of a latent, and the distribution of a base's draws through them.
+
+The maps of one number (affine, spline) are zuko's. What is here is what they need to start near the identity, to have
+no parameter that nothing depends on, to be traced (no value is read on the host), and to go both ways in one pass.
+"""
+
+from .autoregressive import AutoregressiveMap
+from .conditioner import Conditioner
+from .coupling import CouplingMap
+from .distribution import FlowDistribution
+from .planar import PlanarMap
+from .transform import compose
+from .univariate import AFFINE, SLOPE, affine, spline, splines
+
+__all__ = [
+    "AFFINE",
+    "SLOPE",
+    "AutoregressiveMap",
+    "Conditioner",
+    "CouplingMap",
+    "FlowDistribution",
+    "PlanarMap",
+    "affine",
+    "compose",
+    "spline",
+    "splines",
+]
