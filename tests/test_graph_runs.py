@@ -424,14 +424,14 @@ class Centred(torch.nn.Module):
     def __init__(self, rebinds):
         super().__init__()
         self.rebinds = rebinds
-        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("mean", torch.zeros(2))
 
     def forward(self, x):
         mean = 0.9 * self.mean + 0.1 * x.mean()
         self.mean = mean if self.rebinds else self.mean.copy_(mean)
         with pyro.plate("data", len(x)):
             scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(self.mean, scale), obs=x)
+            pyro.sample("x", dist.Normal(self.mean.sum(), scale), obs=x)
 
 
 @pytest.mark.filterwarnings(

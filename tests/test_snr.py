@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -69,6 +72,20 @@ def test_a_program_that_cannot_be_traced(toy):
 
     plain, reading = (measured(toy, objective, samples=5)["guide"].mean for objective in (pvae.ELBO(), Reading()))
     assert torch.equal(plain, reading)
+
+
+@pytest.mark.parametrize("draw", [np.random.standard_normal, np.random.default_rng(3).standard_normal])
+def test_random_numbers_of_numpy_are_drawn_anew(toy, draw):
+    """A graph would have the first ones for good."""
+    samples = 4000
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            mean = toy.mu + torch.from_numpy(draw(x.shape)).float()
+            pyro.sample("z", dist.Normal(mean, 1e-3).to_event(1))
+
+    found = snr.measure(pvae.ELBO(), toy.model, guide, {"model": [toy.mu]}, toy.x, samples=samples)["model"]
+    assert torch.allclose(found.variance, torch.tensor(16.0).double(), rtol=4 * math.sqrt(2 / samples))
 
 
 def test_too_few_samples(toy):

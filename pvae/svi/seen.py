@@ -85,7 +85,7 @@ class Seen:
                 if len(holder) != len(was):
                     return f"the length of {name} (was {len(was)}, is {len(holder)})"
         for name, holder, members in self._members:
-            if len(holder) != len(members) or not all(map(is_, holder.values(), members.values())):
+            if not _holds(holder, members):
                 return f"a module, parameter or buffer of {name}"
         return ""
 
@@ -132,7 +132,7 @@ class Seen:
             if len(holder) != len(was):
                 _refill(holder, was)
         for _, holder, members in self._members:
-            if list(holder.values()) != list(members.values()):
+            if not _holds(holder, members):
                 _refill(holder, members)
         for _, read, holder, key, was in self._entries.values():
             if _now(read, holder, key) is not was:
@@ -352,6 +352,11 @@ class Seen:
             if private or isinstance(value, (*NOTED, nn.Module)) or not key.startswith("_") or key == "__wrapped__":
                 self._note(f"{name}.{key}", holder, key, value)
                 yield f"{name}.{key}", value
+
+
+def _holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:
+    """Whether a dict still has the very objects that it had."""
+    return len(holder) == len(members) and all(map(is_, holder.values(), members.values()))
 
 
 def _of_class(cls: type, key: str) -> Any:
