@@ -201,6 +201,28 @@ def test_sums_over_turns_are_taken_at_once():
     assert count(graph, "aten.mm") - count(new, "aten.mm") == 3 * (TIMES - 1)
 
 
+@pytest.mark.parametrize(("rows", "left"), [(8, 1), (2**14, 6)])
+def test_large_products_stay_apart(rows, left):
+    """What they are made of would have to be kept until all of them are taken."""
+
+    def function(*x):
+        return sum((part.t() @ part.square() for part in x[1:]), x[0].t() @ x[0].square())
+
+    x = [torch.randn(rows, 20) for _ in range(6)]
+    new = settled(record(function, *x))
+    assert sum(node.target is torch.ops.aten.mm.default for node in new.graph.nodes) == left
+    torch.testing.assert_close(new(*x), function(*x))
+
+
+def test_a_parameter_may_be_a_factor():
+    weight, x = nn.Parameter(torch.randn(8, 5)), [torch.randn(8, 20) for _ in range(6)]
+
+    def function(*x):
+        return sum(part.t() @ weight for part in x)
+
+    torch.testing.assert_close(settled(record(function, *x))(*x), function(*x))
+
+
 def test_a_graph_that_is_short_or_does_not_repeat_itself_stays_as_it_is(monkeypatch):
     graph = record(changing_each_turn, FUNCTIONS[2][1])
     assert arranged(graph) is graph
