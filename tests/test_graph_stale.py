@@ -63,6 +63,13 @@ def inherited():
     return weights.inherited, lambda value: setattr(Weights, "beta", value)
 
 
+def partial():
+    held = {"beta": 1.0}
+    return functools.partial(lambda table, *, scale: table["beta"] * scale, held, scale=1.0), (
+        lambda value: held.update(beta=value)
+    )
+
+
 def named_within():
     """A method that only an inner function names; and what that reads."""
     scaled = Scaled()
@@ -170,6 +177,7 @@ PLACES = {
     ),
     "a class": of_class,
     "a class, of its instance": inherited,
+    "a partial's argument": partial,
     "named by an inner function": named_within,
     "slots": slots,
     "an array": small_array,
@@ -372,6 +380,34 @@ def test_large_arrays_are_data():
     assert seen.changed() == ""
     fewer[3] = 2.0
     assert seen.changed() == "the array fewer"
+
+
+HELD = torch.zeros(())
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_tensors_that_a_model_changes_in_place_are_changed_once_a_step(check_every):
+    """Which are no buffers of a module: a replayed step changes them, and one that is only tried does not."""
+    counts = []
+
+    class Holder:
+        def __init__(self):
+            self.count = HELD.zero_().clone()
+
+        def model(self, x):
+            plain(x, 1 + (self.count.add_(1) + HELD.add_(2)) / 100)
+
+    def make():
+        counts.append([])
+        holder = Holder()
+        return holder.model, plain_guide, holder
+
+    def before(step, svi, held):
+        counts[-1].append((held[0].count.item(), HELD.item()))
+
+    svi, said = both(make, before, check_every=check_every)
+    assert (said, kinds(svi)) == ([], ["graph"])
+    assert counts[0] == counts[1] == [(step, 2 * step) for step in range(12)]
 
 
 def test_a_generator_of_ones_own_is_drawn_from_once_a_step():

@@ -290,6 +290,12 @@ def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message)
     assert svi.steps == 0
 
 
+def test_a_site_is_named_with_its_particle():
+    svi = pvae.SVI(*nan_program("guide"), pyro.optim.Adam({"lr": 0.1}), pvae.IWAE(3, max_plate_nesting=1))
+    with pytest.raises(pvae.NonFiniteError, match=r"in the guide, site 'z': its value is nan at \[0, 0\]"):
+        svi.step(torch.ones(4))
+
+
 def test_a_site_is_named_under_a_loss_that_is_a_function():
     svi = pvae.SVI(*nan_program("guide"), pyro.optim.Adam({"lr": 0.1}), by_hand)
     with pyro.validation_enabled(False), pytest.raises(pvae.NonFiniteError, match=r"in the guide, site 'z': its value"):
