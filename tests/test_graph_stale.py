@@ -163,6 +163,12 @@ def of_layer():
     return lambda: layer.beta, lambda value: setattr(layer, "beta", value)
 
 
+def private_of_layer():
+    layer = nn.Linear(1, 1)
+    layer._beta = 1.0
+    return lambda: layer._beta, lambda value: setattr(layer, "_beta", value)
+
+
 def private():
     schedule = Private()
     return lambda: schedule(), lambda value: schedule._table.update(beta=value)
@@ -193,6 +199,7 @@ PLACES = {
     "a tensor's data": tensor_data,
     "a cache": cached,
     "a layer's attribute": of_layer,
+    "a layer's private number": private_of_layer,
     "a private dict": private,
 }
 

@@ -585,6 +585,7 @@ def test_a_tensor_on_the_cpu_that_a_program_holds_is_read_again_when_it_has_chan
         lambda beta, x: torch.rand(3).to(x).sum() + 1,
         lambda beta, x: x.mean().cpu().abs().to(x) + 1,
         lambda beta, x: COUNT.add_(1).to(x),
+        lambda beta, x: COUNT.copy_(x.mean()) + 1,
     ],
 )
 def test_work_on_the_cpu_within_a_step_runs_eagerly(factor):
