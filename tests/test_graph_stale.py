@@ -346,6 +346,10 @@ def test_a_number_of_another_type_is_another():
     for value in (1.0, True):
         options.beta = value
         assert seen.changed() == f"options.beta (was 1, is {value})"
+    options.beta, pair = 1, SimpleNamespace(both=(torch.ones(2), torch.zeros(2)))
+    seen = Seen([lambda: pair.both], {})
+    pair.both = (torch.zeros(2), torch.zeros(2))
+    assert seen.changed() == "pair.both"
 
 
 def test_a_tensor_that_is_elsewhere_now_is_named():
