@@ -21,7 +21,7 @@ from pvae.evaluate import Evaluation
 from pvae.load import read_data
 from pvae.report import bits_per_dim
 from pvae.runs import protocol
-from pvae.train import Training
+from pvae.train import Training, svi
 
 LOGITS = torch.tensor([-50.0, -10.0, -1.2, -1.0, -0.3, -1e-4, 0.0, 1e-9, 1e-3, 0.9999, 1.0001, 4.0, 50.0])
 
@@ -677,6 +677,21 @@ def test_training_draws_anew():
     assert torch.equal(once, again)
     assert torch.equal((256 * once).floor().flatten().sort().values, x.float().flatten().sort().values)
     assert not torch.equal(once.flatten().sort().values, data.pixels(x).flatten().sort().values)
+
+
+def test_an_epochs_bound_is_the_mean_over_its_data():
+    settings = Config(likelihood="bernoulli", latent=2, batch_size=4, epochs=2, save_every=3)
+    whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
+    vae, losses = build.model(settings, whole), []
+    steps = svi(vae, pvae.ELBO(), settings, steps=6)
+    run = steps.run
+    steps.run = lambda *args, **options: (losses.append(block) or block for block in run(*args, **options))
+    records = list(Training(vae, steps, whole, settings).records())
+    batches = len(losses) // 2
+    assert [record["steps"] for record in records] == [batches, 2 * batches]
+    for record, epoch in zip(records, (losses[:batches], losses[batches:]), strict=True):
+        assert record["train"] == pytest.approx(-torch.cat(epoch).sum().item() / len(whole.train.x), rel=1e-6)
+    assert records[0]["train"] < 0
 
 
 def test_digits_are_seventeen_levels():

@@ -155,8 +155,7 @@ def _first_not_finite(trace: poutine.Trace, validated: Collection[str]) -> str:
         if name in validated and (found := outside(site)):
             return f"site '{name}': {found}"
         for what, value in (("value", site["value"]), ("log_prob", site["fn"].log_prob(site["value"]))):
-            bad = ~value.isfinite() if value.is_floating_point() else torch.zeros(())
-            if bad.any():
+            if (bad := ~value.isfinite()).any():
                 index = bad.nonzero()[0].tolist()
                 return f"site '{name}': its {what} is {value[tuple(index)].item()} at {index}"
     return ""
