@@ -214,7 +214,7 @@ def _image(transform: Any, found: Span | None) -> Span | None:
             return codomain  # from all that it takes to all that it gives
         if not isinstance(transform.sign, Tensor | int):
             return None
-        ends = [transform(torch.as_tensor(end)) for end in found]
+        ends = [torch.as_tensor(_plain(transform(torch.as_tensor(end)))) for end in found]
         return Span(_plain(torch.minimum(*ends)), _plain(torch.maximum(*ends)))
     except (NotImplementedError, AttributeError, RuntimeError, TypeError, ValueError):
         return None
