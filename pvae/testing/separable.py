@@ -98,21 +98,22 @@ def _grid(draws: Tensor, support: str) -> Grid:
     levels = len(known) < 0.5 * min(1000, len(flat))
     if support in ("binary", "counts") or has_levels(support):
         return _levels(flat, known, support) if levels else _smooth(flat, support)
-    atoms = [_atoms(column) for column in flat.unbind(1)]
-    if levels and not any(map(len, atoms)):
+    piled = [atoms(column) for column in flat.unbind(1)]
+    if levels and not any(map(len, piled)):
         return _levels(flat, known, support)
-    if any(map(len, atoms)) or any(map(_graded, flat.unbind(1))):
-        return _joined([_column(flat[:, [i]], found, support) for i, found in enumerate(atoms)])
+    if any(map(len, piled)) or any(map(_graded, flat.unbind(1))):
+        return _joined([_column(flat[:, [i]], found, support) for i, found in enumerate(piled)])
     return _smooth(flat, support)
 
 
-def _atoms(column: Tensor) -> Tensor:
+def atoms(column: Tensor) -> Tensor:
     """The values that a number takes again and again, beside others that it takes once: a point mass and a density."""
     values, counts = column.unique(return_counts=True)
     often = counts > OFTEN * len(column)
     others = counts[~often].sum()
     beside = others > OFTEN * len(column) and (counts == 1).sum() > 0.9 * others and (values != values.round()).any()
-    return values[often & beside]
+    rounded = (values != values.round()) & ((values - values.round()).abs() < 1e-6)  # next to the edge of an interval
+    return values[often & beside & ~rounded]
 
 
 def _graded(column: Tensor) -> bool:
@@ -121,15 +122,15 @@ def _graded(column: Tensor) -> bool:
     return 1 < len(values) < 0.5 * min(1000, len(column)) and bool((values.diff() > 1e-4).all())
 
 
-def _column(flat: Tensor, atoms: Tensor, support: str) -> Grid:
+def _column(flat: Tensor, piled: Tensor, support: str) -> Grid:
     """Of one number (N, 1). Of few values those that are seen: what lies beyond may not be asked for."""
-    if _graded(flat[:, 0]) and not len(atoms):
+    if _graded(flat[:, 0]) and not len(piled):
         rows = flat.unique().unsqueeze(1)
         return Grid(rows, torch.zeros_like(rows))
-    if not len(atoms):
+    if not len(piled):
         return _smooth(flat, support)
-    smooth = _smooth(flat[~torch.isin(flat, atoms)].unsqueeze(1), support)
-    rows = atoms.unsqueeze(1)
+    smooth = _smooth(flat[~torch.isin(flat, piled)].unsqueeze(1), support)
+    rows = piled.unsqueeze(1)
     return Grid(torch.cat([rows, smooth.value]), torch.cat([torch.zeros_like(rows), smooth.log_weight]))
 
 
