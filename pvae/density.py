@@ -8,11 +8,10 @@ from typing import NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
-from . import weights
+from . import spans, weights
 from .errors import InputError
 from .noise import Noise, forked
 from .weights import Program, Site, Traces
@@ -82,7 +81,7 @@ class Density:
             drawn, sites = self._run(slice(None))
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
             for name, site in drawn.items():
-                if isinstance(site["fn"], Delta):
+                if spans.is_point(site["fn"]):
                     raise InputError(
                         f"site '{name}': the guide is a point mass, which has no density to start from: expected one"
                         " with a density; annealing can start from the prior"

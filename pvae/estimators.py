@@ -20,7 +20,7 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from . import bounds, chunks, weights
+from . import bounds, chunks, spans, weights
 from .base import Member, members
 from .errors import InputError
 from .surrogates import Coefficients, Draws, Gate, Pairs, Step, dream, weigh, weighted
@@ -130,10 +130,10 @@ class Gradient(Member, family="gradient"):
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse sites that lack what the gradient needs, naming the estimators that don't need it."""
-        for site in weights.points(drawn) if self.scores else ():
+        for site in spans.points(drawn) if self.scores else ():
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs the gradient of a density,"
-                f" and {type(site['fn']).__name__} is a point mass: the guide's gradient would be wrong: expected"
+                f" and {spans.kind(site)} is a point mass: the guide's gradient would be wrong: expected"
                 " the gradient reparam or stl"
             )
         for site in weights.unreparameterized(drawn) if self.reparameterized else ():

@@ -51,6 +51,8 @@ class Step:
     """What weighs the path through each site's draws, see `Gate`; the same where the step is run again."""
     aside: dict[str, Tensor] = field(default_factory=dict)
     """Likewise the draws beside."""
+    look: Callable[[Step, Traces], None] | None = None
+    """Is shown the step's traces: what an estimator cannot do with is refused there."""
 
     def draw(self, detach: bool = False) -> Drawn:
         """K draws from the guide."""
@@ -69,7 +71,10 @@ class Step:
 
     def score(self, drawn: Drawn) -> Traces:
         """The model at what the guide drew."""
-        return weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
+        traces = weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
+        if self.look is not None:
+            self.look(self, traces)
+        return traces
 
 
 @dataclass(frozen=True)

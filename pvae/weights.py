@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -333,11 +332,6 @@ def kl(traces: Traces) -> Tensor:
 def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
     return [site for _, site in sites_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
-
-
-def points(drawn: Drawn) -> list[Site]:
-    """The guide's sites that are point masses: they have no density."""
-    return [site for _, site in sites_of(drawn.sites) if isinstance(site["fn"], Delta)]
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:

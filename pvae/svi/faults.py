@@ -37,6 +37,7 @@ LOST = (
 _OF = r"\(Tensor of shape (\(.*?\))\)"
 _PARAMETER = rf"Expected parameter (\w+) {_OF} of distribution (\w+)\(.*\) to satisfy the constraint (.*)"
 _VALUE = rf"Expected value argument {_OF} to be within the support \((.*)\) of the distribution (\w+)\("
+_FEW = "Expected more than 1 value per channel when training"
 
 
 def in_a_line(error: Exception) -> str:
@@ -48,6 +49,11 @@ def in_a_line(error: Exception) -> str:
     ...     in_a_line(error)
     'the loc of a Normal, of shape (2,): found nan, expected Real(): parameters or data are not finite'
     """
+    if str(error).startswith(_FEW):
+        return (
+            "batch normalization in training mode was given one datum, over which it cannot average: expected"
+            " evaluation mode: call .eval() on the network first; to train, give it 2 data or more"
+        )
     text, refused, found = " ".join(str(error).split()).partition(", but found invalid values")
     if not refused:
         return ""
