@@ -31,6 +31,6 @@ def counted(site: Site) -> Tensor | None:
     value = None
     for mask, event in found:
         mask = torch.as_tensor(mask, device=site["value"].device)
-        mask = mask.reshape(*mask.shape, *[1] * event)
+        mask = mask.reshape([*mask.shape, *[1] * event])
         value = mask if value is None else value & mask
     return value
