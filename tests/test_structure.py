@@ -48,7 +48,7 @@ ROOMS = {
     "density": {"errors", "masks", "noise", "weights"},
     "ais": {"errors", "bounds", "density", "frozen", "noise", "weights"},
     "gap": {"errors", "ais", "density", "frozen", "noise", "weights"},
-    "diagnostics": {"errors", "noise", "weights"},
+    "diagnostics": {"errors", "masks", "noise", "plates", "weights"},
     "surrogates": {"errors", "weights"},
     "chunks": {"surrogates", "weights"},
     "estimators": {"errors", "base", "bounds", "chunks", "surrogates", "weights"},
