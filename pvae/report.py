@@ -310,13 +310,13 @@ def closing(run: Run) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
     lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
-    lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
-    lines += [] if test["active_units"] else [f"  {UNUSED}"]
+    lines += [f"  {'active units':<18}{_or_dash(test['active_units']):>6} of {sum(run.config.layers)}"]
+    lines += [f"  {UNUSED}"] if test["active_units"] == 0 else []
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
     for name, layer in test.get("layers", {}).items():
-        units = f"{layer['active_units']} of {layer['units']} active"
+        units = f"{_or_dash(layer['active_units'])} of {layer['units']} active"
         lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}"]
@@ -324,6 +324,10 @@ def closing(run: Run) -> str:
     if not drawn.exists() or (drawn / "samples.png").exists():
         lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)
+
+
+def _or_dash(count: int | None) -> int | str:
+    return "-" if count is None else count
 
 
 def _with_error(value: dict[str, float]) -> str:

@@ -660,8 +660,12 @@ def test_the_commands(here, capsys, kind):
     ("given", "line"),
     [
         ("--latent 4,4", "analytic_kl: in closed form of z2; from draws of z1: there is none, or the guide draws"),
-        ("--latent 4,4 --hierarchy top_down", ""),
-        ("--latent 4 --prior vamp", "analytic_kl: in closed form of no latent; from draws of z: there is none"),
+        pytest.param("--latent 4,4 --hierarchy top_down", "", marks=pytest.mark.slow),
+        pytest.param(
+            "--latent 4 --prior vamp",
+            "analytic_kl: in closed form of no latent; from draws of z: there is none",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_says_of_which_latents_the_kl_is_from_draws(here, capsys, given, line):

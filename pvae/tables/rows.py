@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..comparison import Comparison, Estimate, Measured
+from ..comparison import Comparison, Estimate
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS, UNUSED
+from ..evaluate import BOUNDS, UNUSED, units
 
 
 class Row(NamedTuple):
@@ -80,7 +80,13 @@ def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
         ]
         if part == "test":
             rows = _with_left_out(rows, found)
-            rows.append(Row("", "active units", {name: [units(each)] for name, each in found.models.items()}))
+            rows.append(
+                Row(
+                    "",
+                    "active units",
+                    {name: [units(each.test.latent_variance)] for name, each in found.models.items()},
+                )
+            )
             rows = [*([Row("", "bounds on", {name: [about[name]] for name in names})] if about else []), *rows]
         yield Table(part, title, names, rows)
     if len(names) > 1:
@@ -137,11 +143,6 @@ def _cell(key: str, value: Estimate, protocol: dict[str, Any]) -> str:
     return " +- ".join(plus_minus(value))
 
 
-def units(found: Measured) -> str:
-    """How many latent dimensions are active, of all."""
-    return f"{found.test.active_units} of {len(found.test.latent_variance)}"
-
-
 def _titles(found: Comparison) -> dict[str, str]:
     plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
     few = f"{len(found.chosen):,} of the test data"
@@ -186,7 +187,7 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
     for name, each in found.models.items():
-        if not each.test.active_units:
+        if each.test.active_units == 0:
             yield f"{name}: {UNUSED}"
         if each.left_out:
             yield f"{name}: mutual information is left out: {each.left_out}"
