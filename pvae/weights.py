@@ -17,7 +17,6 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from .errors import InputError
 from .plates import PARTICLES, Plate, Site, check_shapes, data_plate, written_at
@@ -308,25 +307,6 @@ def rates(traces: Traces) -> dict[str, Tensor]:
         return {
             name: log_prob(site, traces) - log_prob(traces.model[name], traces) for name, site in sites_of(traces.guide)
         }
-
-
-def kl(traces: Traces) -> Tensor:
-    """KL(q(z|x) || p(z)) for each datum, (B,): in closed form at each latent site that has one, else by its draws.
-
-    For later sites it is the mean over the draws of the sites before them. See Pyro's `TraceMeanField_ELBO`.
-    """
-    terms = []
-    for name, site in sites_of(traces.guide):
-        prior = traces.model[name]
-        with unvalidated():
-            try:
-                value = kl_divergence(site["fn"], prior["fn"])
-            except NotImplementedError:
-                value = site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(prior["value"])
-        if site["mask"] is not None:
-            value = scale_and_mask(value, mask=site["mask"])
-        terms.append(traces.by_datum(value))
-    return total(terms).mean(0)
 
 
 def unreparameterized(drawn: Drawn) -> list[Site]:

@@ -486,7 +486,7 @@ def test_a_bernoullis_gradient_is_that_of_differences_in_logits_and_data():
 
 def test_training_draws_dequantized_pixels_anew_at_each_step():
     training, levels = SimpleNamespace(config=Config(likelihood="beta")), torch.tensor([[0, 7, 255]], dtype=torch.uint8)
-    first, again = (Training._prepare(training, levels, None)[0] for _ in range(2))
+    first, again = (Training.prepare(training, levels, None)[0] for _ in range(2))
     assert (256 * first).floor().tolist() == (256 * again).floor().tolist() == levels.tolist()
     assert not torch.equal(first, again)
 
@@ -670,7 +670,7 @@ def test_training_draws_anew():
     whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
     training = Training(build.model(settings, whole), None, data.fix_dequantization(whole, "uniform", 0), settings)
     x, y = training.dataset.train
-    (first, _), (second, _) = (training._prepare(x, y) for _ in range(2))
+    (first, _), (second, _) = (training.prepare(x, y) for _ in range(2))
     assert torch.equal((256 * first).floor(), x.float())
     assert not torch.equal(first, second)
     once, again = (compare.training_data(training.dataset, settings, 9, seed=3).x for _ in range(2))
