@@ -109,11 +109,10 @@ class Gradient(Member, family="gradient"):
         self, objective: Bounded, step: Step, choose: Callable[[LogWeights], tuple[Coefficients, float | Tensor]]
     ) -> tuple[LogWeights, Pairs, Traces]:
         """The log-weights of a step's particles, the surrogate of their gradient, and the traces both came from."""
-        drawn = step.draw(detach=not self.reparameterized)
-        self.check_sites(drawn, objective)
-        draws = Draws(step, drawn)
+        draws = step.draws(detach=not self.reparameterized)
+        self.check_sites(draws.drawn, objective)
         gate = self.gate(objective, draws)
-        traces = step.score(step.redraw(drawn, gate) if gate else drawn)
+        traces = step.score(draws.redraw(gate) if gate else draws.drawn)
         terms = weights.split(traces)
         found, beta = choose(terms)
         if gate is not None:
