@@ -17,7 +17,9 @@ from pvae import checkpoints, cli, fit, load, locks, report, runs, sample
 
 SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
 SMALL += ["--compile", "off"]
-HOLD = "import fcntl, time; f = open('{}', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(99)"
+HOLD = (
+    "import fcntl, time; f = open('{}', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(99)"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -113,9 +115,9 @@ def test_a_run_holds_its_folder_until_it_ends(here, run, capsys, monkeypatch):
     tried = []
 
     def again(*_):
-        with pytest.raises(locks.InputError, match=f"process {os.getpid()} on .* trains in it: later"):
-            with locks.locked(Path(tried[-1]), "later"):
-                pass
+        who = f"process {os.getpid()} on .* trains in it: later"
+        with pytest.raises(locks.InputError, match=who), locks.locked(Path(tried[-1]), "later"):
+            pass
 
     monkeypatch.setattr(report, "figures", again)
     for argv, folder in (([*SMALL, "--out", "new"], "new"), (["--resume", run], run)):

@@ -59,7 +59,8 @@ ROOMS = {
     "tables": {"comparison", "diagnostics", "evaluate"},
     "pace": set(),
     "snr": {"errors", "svi"},
-    "config": {"errors", "base", "data", "networks", "values"},
+    "flat": {"errors"},
+    "config": {"errors", "base", "data", "flat", "networks", "values"},
     "build": {
         *{"errors", "base", "conditions", "config", "data", "hierarchy", "likelihoods", "networks", "objectives"},
         *{"vae"},
@@ -100,7 +101,7 @@ ONLY_IN = {
     "sklearn": {"sources"},
     "torchvision": {"sources"},
     "safetensors": {"checkpoints"},
-    "yaml": {"config"},
+    "yaml": {"flat"},
     "zuko": {"flows"},
     "triton": {"kernels"},
 }
