@@ -58,7 +58,7 @@ def save(folder: Path, name: str, weights: dict[str, Tensor], state: dict[str, A
     aside, target = folder / f".{name}.writing", folder / name
     if _is_whole(target):  # a run that stopped again where it was resumed
         return target
-    with disk(folder):
+    with disk(folder, RESUME if names(folder) else RETRY):
         for left in (target, *folder.glob(".step-*.writing")):  # damaged, or of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -89,11 +89,18 @@ def _contents(weights: dict[str, Tensor], state: dict[str, Any]) -> dict[str, by
 
 def names(folder: Path) -> list[str]:
     """The checkpoints of a folder, oldest first; what else lies there is left alone."""
-    return sorted((path.name for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_steps)
+    return sorted((path.name for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=steps)
 
 
-def _steps(name: str) -> int:
+def steps(name: str) -> int:
+    """The number of steps that a checkpoint is named by."""
     return int(name.removeprefix("step-"))
+
+
+def is_one(path: Path) -> bool:
+    """Whether a path is that of a checkpoint, whole or not, and not of a run in a folder of that name."""
+    named = NAME.fullmatch(path.name) or (path / MANIFEST).is_file()
+    return path.parent.name == "checkpoints" and bool(named) and not (path / "config.yaml").is_file()
 
 
 def keep(folder: Path, wanted: set[str]) -> None:

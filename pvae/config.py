@@ -13,14 +13,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from .base import Member, lookup, members, root
 from .data import has_levels, is_discrete
 from .errors import InputError, nearest
+from .flat import dump
+from .flat import read as read
 from .networks import Activation
 from .values import convert
 
@@ -310,24 +309,7 @@ def to_flat(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `read` reads."""
-    return yaml.safe_dump(to_flat(config), sort_keys=False)
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """The flat names and values of a YAML file.
-
-    Raises:
-        InputError: no such file, or not a flat mapping.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InputError(f"--config {path}: found {type(values).__name__}, expected lines of `name: value`")
-    return {key.replace("_", "-") if "." not in key else key: value for key, value in values.items()}
+    return dump(to_flat(config))
 
 
 def _own_option(family: str, name: str, option: str, value: Any) -> Any:

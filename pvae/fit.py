@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     found, own = cli.parse_with_members(_parser(argv), argv)
     if found.resume is not None:
-        return _resume(found, own)
+        with Run.open(Run.folder_of(found.resume)).held():
+            return _resume(found, own)
     settings = cli.config_from(found, own, found.config)
     if found.print_config:
         print(config.to_yaml(settings), end="")
@@ -47,14 +48,9 @@ def main(argv: Sequence[str]) -> int:
     vae = build.model(settings, dataset).to(device)
     start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
-    with _Signals() as signals:
-        run = Run.create(found.out, settings)
-        try:
-            run.describe(dataset, device, start)
-            return _fit(run, training, signals)
-        except BaseException:
-            run.remove_if_empty()
-            raise
+    with _Signals() as signals, Run.create(found.out, settings) as run:
+        run.describe(dataset, device, start)
+        return _fit(run, training, signals)
 
 
 def _parser(argv: Sequence[str]) -> cli.Parser:

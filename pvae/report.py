@@ -15,6 +15,7 @@ from torch import Tensor
 from . import weights
 from .cells import CHUNK, of_device
 from .checkpoints import disk, whole
+from .config import Config
 from .data import Split, array_of, pixels
 from .errors import InputError
 from .evaluate import UNUSED, Evaluation, evaluate
@@ -70,7 +71,7 @@ def _sampled(training: Training) -> list[str]:
 
 
 def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
-    """Evaluate on the test data; write `summary.json`, `results.nc` and `figures/`."""
+    """Evaluate on the test data, say the numbers; write `summary.json`, `results.nc` and `figures/`."""
     config, vae, dataset = run.config, training.vae.eval(), training.dataset
     say(f"evaluating {len(dataset.test.x):,} test data with {max(config.eval_particles)} draws each")
     x, y = pixels(dataset.test.x), dataset.test.y
@@ -91,9 +92,10 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
         "epoch": best["epoch"] if best else training.at.epoch,
         "protocol": {**protocol(config, dataset), "seed": config.seed, "K": list(found.iw), "draws": found.draws},
     }
+    say(table(config, summary))  # before what may fail on a full disk
+    run.write_json("summary.json", summary)
     arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
     write_results(run.folder / "results.nc", arrays, attributes(summary))
-    run.write_json("summary.json", summary)
     figures(run, vae, dataset.test, found, say)
 
 
@@ -300,9 +302,8 @@ def _numpy(value: Tensor) -> Any:
     return value.detach().cpu().numpy()
 
 
-def closing(run: Run) -> str:
-    """The final numbers as a table, the run folder, and the next command to type."""
-    summary = run.read_json("summary.json")
+def table(config: Config, summary: dict[str, Any]) -> str:
+    """The final numbers as a table."""
     test, protocol_ = summary["test"], summary["protocol"]
     rows = [("ELBO", test["elbo"])]
     rows += [(f"IW bound, K={k}", value) for k, value in test["iw"].items()]
@@ -310,16 +311,21 @@ def closing(run: Run) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
     lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
-    lines += [f"  {'active units':<18}{_or_dash(test['active_units']):>6} of {sum(run.config.layers)}"]
+    lines += [f"  {'active units':<18}{_or_dash(test['active_units']):>6} of {sum(config.layers)}"]
     lines += [f"  {UNUSED}"] if test["active_units"] == 0 else []
-    lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
+    lines += [] if config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
     for name, layer in test.get("layers", {}).items():
         units = f"{_or_dash(layer['active_units'])} of {layer['units']} active"
         lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
+    return "\n".join(lines)
+
+
+def closing(run: Run) -> str:
+    """The run folder, and the next command to type."""
     folder = shlex.quote(str(Path(run.folder)))
-    lines += [f"\nrun folder: {folder}"]
+    lines = [f"\nrun folder: {folder}"]
     drawn = run.folder / "figures"
     if not drawn.exists() or (drawn / "samples.png").exists():
         lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]

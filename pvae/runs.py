@@ -6,7 +6,8 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor
 
 from . import checkpoints, config
-from .checkpoints import RESUME, Checkpoint, disk, whole
+from .checkpoints import RESUME, RETRY, Checkpoint, disk, whole
 from .config import Config
 from .data import Dataset
 from .errors import InputError
 from .evaluate import BOUNDS, NO_BOUNDS
+from .locks import LOCK, locked
 
 BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}
 """What a run folder holds before its first checkpoint."""
+ELSEWHERE = "choose another folder"
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,32 @@ class Run:
     | `summary.json` | final numbers, their standard errors, their protocol |
     | `results.nc` | labelled arrays, opens with arviz |
     | `figures/` | pictures |
+    | `.lock` | held while a process trains in it |
     """
 
     folder: Path
     config: Config
 
     @classmethod
-    def create(cls, folder: str | Path | None, config_: Config) -> Run:
-        """Make a run folder; a fresh one under `runs/` if none is named.
+    @contextmanager
+    def create(cls, folder: str | Path | None, config_: Config) -> Iterator[Run]:
+        """Make a run folder, a fresh one under `runs/` if none is named, and hold it; left empty, it is deleted.
 
         Raises:
-            InputError: the folder holds something already, or cannot be written to.
+            InputError: the folder holds something already, another process trains in it, or it cannot be written to.
         """
-        check_free(folder)
-        path = Path(folder) if folder is not None else Path("runs") / _name_of(config_)
-        stem, i = path.name, 1
-        with disk(path):
-            while True:
-                try:
-                    path.mkdir(parents=True, exist_ok=folder is not None)
-                    return cls(path, config_)
-                except FileExistsError:  # another run began in this second
-                    path, i = path.with_name(f"{stem}-{i}"), i + 1
+        run = cls(_made(folder, config_), config_)
+        with locked(run.folder, ELSEWHERE):
+            check_content(run.folder)  # which another process may have filled before it was held
+            try:
+                yield run
+            except BaseException:
+                run.remove_if_empty()
+                raise
 
     def describe(self, dataset: Dataset, device: torch.device, start: Mapping[str, Any]) -> None:
         """Write what is known before the first step: configuration, environment, whose weights; no metrics yet."""
-        with disk(self.folder):
+        with disk(self.folder, self._then):
             self.write_config(self.config)
             self.write_json("environment.json", {**_environment(self.config, dataset, device), **start})
             self._write("metrics.jsonl", "")
@@ -97,6 +100,20 @@ class Run:
             raise InputError(f"{path}: not a run folder: no config.yaml in it")
         return cls(path, config.from_flat(config.read(path / "config.yaml")))
 
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the folder, to train in it.
+
+        Raises:
+            InputError: another process does.
+        """
+        return locked(self.folder, "wait until it ends, or stop it")
+
+    @staticmethod
+    def folder_of(path: str | Path) -> Path:
+        """The folder of the run that is named, itself or by one of its checkpoints."""
+        where = Path(path).resolve()
+        return where.parent.parent if checkpoints.is_one(where) else Path(path)
+
     @classmethod
     def at(cls, path: str | Path) -> tuple[Run, Checkpoint]:
         """A run and a checkpoint of it: the newest of a run folder, or the one that is named.
@@ -104,11 +121,8 @@ class Run:
         Raises:
             InputError: no run is there, or its checkpoint is damaged.
         """
-        inside = Path(path).absolute().parent
-        if inside.name != "checkpoints":
-            run = cls.open(path)
-            return run, run.last()
-        return cls.open(inside.parent), checkpoints.load(Path(path))
+        run = cls.open(cls.folder_of(path))
+        return run, run.last() if run.folder == Path(path) else checkpoints.load(Path(path).resolve())
 
     @classmethod
     def chosen(cls, path: str | Path) -> tuple[Run, Checkpoint]:
@@ -118,7 +132,7 @@ class Run:
             InputError: as `at`.
         """
         run, checkpoint = cls.at(path)
-        return run, checkpoint if checkpoint.path == Path(path) else run.best()
+        return run, run.best() if run.folder == Path(path) else checkpoint
 
     def rewind(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers."""
@@ -128,7 +142,7 @@ class Run:
             self._write("metrics.jsonl", "".join(lines[: checkpoint.state["epoch"]]))
             for name in ("summary.json", "results.nc"):
                 (self.folder / name).unlink(missing_ok=True)
-            earlier = {name for name in self.names() if name <= checkpoint.path.name}
+            earlier = {name for name in self.names() if checkpoints.steps(name) <= checkpoint.state["steps"]}
             checkpoints.keep(self.folder / "checkpoints", earlier)
 
     def write_config(self, config_: Config) -> None:
@@ -140,8 +154,13 @@ class Run:
         self._write(name, json.dumps(value, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        with whole(self.folder / name) as aside:
+        with whole(self.folder / name, self._then) as aside:
             aside.write_text(text)
+
+    @property
+    def _then(self) -> str:
+        """What to do where a disk was full: without a checkpoint the folder is deleted."""
+        return RETRY if self.is_empty() else RESUME
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run.
@@ -158,7 +177,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with disk(self.folder), open(self.folder / "metrics.jsonl", "a") as file:
+        with disk(self.folder, self._then), open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -204,20 +223,43 @@ def check_free(folder: str | Path | None) -> None:
     """Whether a run may begin there: nothing is there, or what a run leaves that ended before its first checkpoint.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds something else, or another process trains in it.
     """
     path = Path(folder or "runs")
-    with disk(path):
+    with disk(path, RETRY):
         if not path.exists() or (folder is None and path.is_dir()):
             return
+    check_content(path)
+    with locked(path, ELSEWHERE):
+        pass
+
+
+def check_content(path: Path) -> None:
+    """Refuse a folder that holds more than what a run leaves that ended before its first checkpoint."""
+    with disk(path, RETRY):
         if not path.is_dir():
             raise InputError(f"--out {path}: found a file, expected a folder that is empty or not there yet")
-        found = {file.name.removeprefix(".").replace(".writing", "") for file in path.iterdir()}
+        names = {file.name for file in path.iterdir()} - {LOCK}
+        found = {name.removeprefix(".").replace(".writing", "") for name in names}
         if found <= BEGINNING and not checkpoints.names(path / "checkpoints"):
             return
     resumable = (path / "config.yaml").exists() and checkpoints.names(path / "checkpoints")
     hint = f"continue it with --resume {path}, or choose" if resumable else "choose"
     raise InputError(f"--out {path}: exists and is not empty: {hint} another folder")
+
+
+def _made(folder: str | Path | None, config_: Config) -> Path:
+    """The folder of that name, or a fresh one."""
+    check_free(folder)
+    path = Path(folder) if folder is not None else Path("runs") / _name_of(config_)
+    stem, i = path.name, 1
+    with disk(path, RETRY):
+        while True:
+            try:
+                path.mkdir(parents=True, exist_ok=folder is not None)
+                return path
+            except FileExistsError:  # another run began in this second
+                path, i = path.with_name(f"{stem}-{i}"), i + 1
 
 
 def load_weights(vae: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,224 @@
+"""The run folder: one process at a time, known by what is in it, and never emptied by mistake."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pvae import checkpoints, cli, fit, load, locks, report, runs, sample
+
+SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
+SMALL += ["--compile", "off"]
+HOLD = (
+    "import fcntl, time; f = open('{}', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(99)"
+)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(report, "figures", lambda *_: None)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "figures", lambda *_: None)
+        assert fit.main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, here):
+    return Path(shutil.copytree(finished, here / "run"))
+
+
+@pytest.fixture
+def holder(here):
+    """Holds a folder from another process."""
+    processes = []
+
+    def hold(folder):
+        code = HOLD.format(Path(folder) / locks.LOCK)
+        processes.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1]
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def go(*argv, main=fit.main, command="fit"):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, command, [str(word) for word in argv])
+    return ended.value.code
+
+
+def content(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in Path(folder).rglob("*")}
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(here, run, holder, capsys, monkeypatch):
+    (here / "new").mkdir()
+    monkeypatch.setattr(fit, "read_data", None)  # before any work
+    for argv, folder, then in (
+        (["--out", "new"], "new", "choose another folder"),
+        (["--resume", run], run, "wait until it ends, or stop it"),
+        (["--resume", run / "checkpoints" / "step-000000022"], run, "wait until it ends, or stop it"),
+    ):
+        process = holder(folder)
+        before = content(folder)
+        assert go(*argv) == 2
+        assert capsys.readouterr().err.endswith(f"{folder}: another process trains in it: {then}\n")
+        assert content(folder) == before
+        process.kill()
+        process.wait()
+
+
+def test_a_folder_that_is_taken_while_data_are_read_is_refused(here, holder, capsys, monkeypatch):
+    real = fit.read_data
+
+    def slow(settings):
+        Path("new").mkdir()
+        holder("new")
+        return real(settings)
+
+    monkeypatch.setattr(fit, "read_data", slow)
+    assert go(*SMALL, "--out", "new") == 2
+    assert "another process trains in it" in capsys.readouterr().err
+    assert [path.name for path in Path("new").iterdir()] == [locks.LOCK]
+
+
+def test_a_folder_that_is_filled_while_data_are_read_is_refused(here, run, capsys, monkeypatch):
+    real = fit.read_data
+    monkeypatch.setattr(fit, "read_data", lambda settings: (shutil.copytree(run, "new"), real(settings))[1])
+    assert go(*SMALL, "--out", "new") == 2
+    assert "continue it with --resume new" in capsys.readouterr().err
+    assert content("new") == content(run)
+
+
+def test_a_run_holds_its_folder_until_it_ends(here, run, capsys, monkeypatch):
+    tried = []
+
+    def again(*_):
+        who = f"process {os.getpid()} on .* trains in it: later"
+        with pytest.raises(locks.InputError, match=who), locks.locked(Path(tried[-1]), "later"):
+            pass
+
+    monkeypatch.setattr(report, "figures", again)
+    for argv, folder in (([*SMALL, "--out", "new"], "new"), (["--resume", run], run)):
+        tried.append(folder)
+        assert go(*argv) == 0
+        assert not (Path(folder) / locks.LOCK).exists()
+    assert len(tried) == 2
+
+
+def test_a_killed_run_leaves_no_lock(run, holder):
+    process = holder(run)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (run / locks.LOCK).exists()
+    assert go("--resume", run) == 0
+    (run / "new").mkdir()
+    (run / "new" / locks.LOCK).write_text("process 7, killed before its first checkpoint")
+    assert go(*SMALL, "--epochs", "1", "--out", run / "new") == 0
+
+
+def test_a_lock_that_was_deleted_as_it_was_given_up_holds_nothing(here, monkeypatch):
+    """Who waited at the old file takes the new one."""
+    real, opened = fcntl.flock, []
+
+    def flock(descriptor, how):
+        opened.append(descriptor)
+        if len(opened) == 1:
+            (here / locks.LOCK).unlink()
+        return real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locks.locked(here, "later"):
+        monkeypatch.undo()
+        assert len(opened) == 2
+        with pytest.raises(locks.InputError), locks.locked(here, "later"):
+            pass
+
+
+def test_without_locks_a_run_goes_on(here, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert go(*SMALL, "--epochs", "1", "--out", "new") == 0
+
+
+@pytest.mark.parametrize("name", ["step-000000022", "best"])
+def test_a_checkpoint_is_resumed_from_within(run, finished, name, monkeypatch):
+    """By its steps, whatever its name: earlier ones stay."""
+    at = run / "checkpoints" / name
+    if name == "best":
+        shutil.copytree(run / "checkpoints" / "step-000000022", at)
+    before = load.load(at)[0].state_dict()
+    monkeypatch.chdir(at)
+    found = load.load(".")[0].state_dict()
+    assert all(torch.equal(found[key], before[key]) for key in before)
+    assert go("--resume", ".") == 0
+    assert runs.Run.open(run).names() == ["step-000000022", "step-000000033"]
+    for part in ("metrics.jsonl", "summary.json"):
+        assert (run / part).read_text() == (finished / part).read_text()
+
+
+def test_a_linked_checkpoint_is_one(run, here):
+    (here / "chosen").symlink_to(run / "checkpoints" / "step-000000022")
+    assert runs.Run.at("chosen")[1].state["steps"] == 22
+
+
+@pytest.mark.parametrize("folder", ["checkpoints/exp1", "checkpoints/step-5"])
+def test_a_run_in_a_folder_of_that_name_is_read(run, here, folder):
+    Path("checkpoints").mkdir()
+    run.rename(folder)
+    assert runs.Run.at(folder)[1].state["steps"] == 33
+    assert go(folder, "-n", "3", "-o", "x.npy", main=sample.main, command="sample") == 0
+    assert go("--resume", folder) == 0
+    assert runs.Run.at(Path(folder, "checkpoints", "step-000000022"))[1].state["steps"] == 22
+
+
+def test_final_numbers_are_said_and_written_before_what_fails(run, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (run / "summary.json").unlink()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert go("--resume", run) == 2
+    out, err = capsys.readouterr()
+    assert "IW bound, K=2" in out
+    assert "free some space, then resume; what was saved stays" in err
+    assert json.loads((run / "summary.json").read_text())["test"]
+    assert not (run / "results.nc").exists()
+
+
+@pytest.mark.parametrize("where", ["log", "save", "describe"])
+def test_without_a_checkpoint_a_full_disk_is_no_reason_to_resume(where, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    if where == "save":
+        monkeypatch.setattr(checkpoints, "_contents", full)
+    else:
+        monkeypatch.setattr(json, "dumps", full)
+        monkeypatch.setattr(runs.Run, "describe", runs.Run.describe if where == "describe" else lambda *_: None)
+    assert go(*SMALL, "--out", "new") == 2
+    assert capsys.readouterr().err.endswith("raise it (ulimit -f), then run it again\n")
+    assert not Path("new").exists()
