@@ -37,12 +37,14 @@ class Layer(NamedTuple):
     rate: Tensor
     """(N,): its log q - log p, averaged over the draws: for z1, ..., zL they sum to the rate of all."""
     variance: Tensor
-    """(l,): variance over the data of its posterior mean, for each of its dimensions."""
+    """(l,): variance over the data of its posterior mean, for each of its dimensions; see `Evaluation`."""
+    se: Tensor
+    """(l,): its Monte Carlo standard error, 0 where the mean is known."""
 
     @property
-    def active_units(self) -> int:
+    def active_units(self) -> int | None:
         """As `Evaluation.active_units`."""
-        return active_units(self.variance)
+        return active_units(self.variance, self.se)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +63,8 @@ class Evaluation:
     """(N,): effective sample size of all the weights, 1 / sum w^2 for weights that sum to one."""
     latent_variance: Tensor
     """(L,): variance over the data of the posterior mean, for each latent dimension, site by site as the guide draws
-    them."""
+    them. Where that mean is an average of draws (of a flow, of a layer given those before it), their noise is taken
+    out: the estimate is unbiased, and may be below 0; of one draw it is NaN."""
     se: dict[str, Tensor]
     """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
     the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
@@ -70,20 +73,23 @@ class Evaluation:
     """(N,): Pareto k-hat of all the weights (`pvae.diagnostics.khat`), where it was asked for."""
     layers: dict[str, Layer] = field(default_factory=dict)
     """By latent site, z1 before z2 before z10, where there are several."""
+    latent_se: Tensor | None = None
+    """(L,): Monte Carlo standard errors of `latent_variance`, 0 where posterior means are known; None: all are."""
 
     def __repr__(self) -> str:
         rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
         rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
-        units = f"{self.active_units} of {len(self.latent_variance)}"
+        units = f"{'-' if self.active_units is None else self.active_units} of {len(self.latent_variance)}"
         return "\n".join([*rows, f"active units {units}; {len(self.elbo)} data, {self.draws} draws each"])
 
     @property
-    def active_units(self) -> int:
+    def active_units(self) -> int | None:
         """Latent dimensions whose posterior mean varies by more than 0.01 (Burda et al. 2015, section 5.2).
 
-        The threshold is meant for a prior of unit scale.
+        By two standard errors more, where its variance is an estimate; None where there is none, of one draw. The
+        threshold is meant for a prior of unit scale.
         """
-        return active_units(self.latent_variance)
+        return active_units(self.latent_variance, self.latent_se)
 
     def columns(self) -> dict[str, Tensor]:
         """The values for each datum by name: elbo, iw.K, rate, distortion, ess."""
@@ -99,9 +105,15 @@ class Evaluation:
         return {name: mean_and_se(layer.rate) for name, layer in self.layers.items()}
 
 
-def active_units(variance: Tensor) -> int:
-    """How many of the variances (L,) of posterior means over data are above 0.01."""
-    return int((variance > 0.01).sum())
+def active_units(variance: Tensor, se: Tensor | None = None) -> int | None:
+    """How many of the variances (L,) of posterior means over data are above 0.01, by two standard errors; None if NaN.
+
+    >>> active_units(torch.tensor([0.5, 0.02]), torch.tensor([0.1, 0.01]))
+    1
+    """
+    if variance.isnan().any():
+        return None
+    return int((variance - 2 * (0 if se is None else se) > 0.01).sum())
 
 
 def mean_and_se(value: Tensor) -> dict[str, float]:
@@ -192,12 +204,13 @@ def evaluate(
                 drawn.clear()
             if progress is not None:
                 progress(done, len(x))
-    layers = _layers(cells.sites, averages)
+    layers = _layers(cells, averages)
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
         se={name.removeprefix("se."): columns.pop(name) for name in list(columns) if name.startswith("se.")},
         latent_variance=torch.cat([layer.variance for layer in layers.values()]),
+        latent_se=torch.cat([layer.se for layer in layers.values()]),
         layers={name: layers[name] for name in sorted(layers, key=lambda name: (len(name), name)) if len(layers) > 1},
         draws=draws,
         **columns,
@@ -219,12 +232,32 @@ def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None)
     return nesting
 
 
-def _layers(sites: Sequence[str], averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
+def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
     """Each site's rate and variance, from the averages of each block of data."""
     joined = [torch.cat(values).cpu() for values in zip(*averages, strict=True)]
-    rates = joined[len(sites)].unbind(-1) if len(sites) > 1 else [joined[0].new_empty(0)]
-    variances = [mean.var(0, correction=0) for mean in joined[: len(sites)]]
-    return dict(zip(sites, map(Layer, rates, variances), strict=True))
+    several, sites, draws = len(cells.sites), cells.sites, cells.size[1]
+    rates = joined[-1].unbind(-1) if several > 1 else [joined[0].new_empty(0)]
+    spreads = [
+        _spread(mean, square, draws if name in cells.drawn else 0)
+        for name, mean, square in zip(sites, joined[:several], joined[several : 2 * several], strict=True)
+    ]
+    return {name: Layer(rate, *spread) for name, rate, spread in zip(sites, rates, spreads, strict=True)}
+
+
+def _spread(mean: Tensor, square: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """The variance over the data of posterior means (N, l), and its standard error; less the noise of their draws.
+
+    The average of S draws has the variance of one over S beside that of the mean itself. The error is at least what it
+    is for normal draws: 4 / N^2 sum (mean - average)^2 noise.
+    """
+    variance, n = mean.var(0, correction=0), len(mean)
+    if not draws:
+        return variance, torch.zeros_like(variance)
+    if draws == 1:
+        return torch.full_like(variance, math.nan), torch.full_like(variance, math.nan)
+    noise = (square - mean.square()).clamp(min=0) / (draws - 1)
+    apart = (mean - mean.mean(0)).square()
+    return variance - (1 - 1 / n) * noise.mean(0), 2 * ((apart * noise).mean(0) / n).sqrt()
 
 
 def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor, khat: bool) -> dict[str, Tensor]:

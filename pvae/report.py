@@ -143,7 +143,9 @@ def results(
         "observed_data": constant,
         "constant_data": {
             **{name.replace(".", "_"): (("datum",), value) for name, value in found.columns().items()},
-            **{f"latent_variance{end}": ((f"latent{end}",), value) for end, value in variances(vae, found).items()},
+            **{
+                f"latent_variance{end}": ((f"latent{end}",), value) for end, (value, _) in variances(vae, found).items()
+            },
             **{f"rate_{name}": (("datum",), layer.rate) for name, layer in found.layers.items()},
             "reconstruction": (("shown", *pixel), vae.reconstruct(x, y)),
         },
@@ -182,9 +184,17 @@ def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[
     for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
         title = "Posterior means of test data" + (f", {site}" if found.layers else "")
         drawn[f"latent_space{_suffix(vae, site)}"] = partial(plots.latent_scatter, _numpy(mean), _tags(y), title=title)
-    for end, variance in variances(vae, found).items():
-        drawn[f"active_units{end}"] = partial(plots.active_units, _numpy(variance))
+    for end, (variance, se) in variances(vae, found).items():
+        drawn[f"active_units{end}"] = partial(_units, variance, se)
     return drawn
+
+
+def _units(variance: Tensor, se: Tensor) -> Any:
+    from . import plots
+
+    if variance.isnan().any():
+        raise InputError("one draw says nothing of posterior means: expected a larger K of --eval-particles")
+    return plots.active_units(_numpy(variance.clamp(min=0)), _numpy(se))
 
 
 def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[], Any]]:
@@ -217,10 +227,11 @@ def _tags(y: Tensor | None) -> Any:
     return None if y is None or y[0].numel() != 1 else _numpy(y[:5000].flatten())
 
 
-def variances(vae: Autoencoder, found: Evaluation) -> dict[str, Tensor]:
-    """The variances of the posterior means of each layer, by what a name of it ends in: nothing where there is one."""
-    one = {} if found.layers else {"": found.latent_variance}
-    return {**one, **{_suffix(vae, name): layer.variance for name, layer in found.layers.items()}}
+def variances(vae: Autoencoder, found: Evaluation) -> dict[str, tuple[Tensor, Tensor]]:
+    """The variances of each layer's posterior means and their errors, by what its names end in, if at all."""
+    se = torch.zeros_like(found.latent_variance) if found.latent_se is None else found.latent_se
+    one = {} if found.layers else {"": (found.latent_variance, se)}
+    return {**one, **{_suffix(vae, name): (layer.variance, layer.se) for name, layer in found.layers.items()}}
 
 
 def _suffix(vae: Autoencoder, site: str) -> str:
@@ -291,13 +302,13 @@ def closing(run: Run) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
     lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
-    lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(run.config.layers)}"]
-    lines += [] if test["active_units"] else [f"  {UNUSED}"]
+    lines += [f"  {'active units':<18}{_count(test['active_units']):>6} of {sum(run.config.layers)}"]
+    lines += [f"  {UNUSED}"] if test["active_units"] == 0 else []
     lines += [] if run.config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
     for name, layer in test.get("layers", {}).items():
-        units = f"{layer['active_units']} of {layer['units']} active"
+        units = f"{_count(layer['active_units'])} of {layer['units']} active"
         lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
     folder = shlex.quote(str(Path(run.folder)))
     lines += [f"\nrun folder: {folder}"]
@@ -305,6 +316,10 @@ def closing(run: Run) -> str:
     if not drawn.exists() or (drawn / "samples.png").exists():
         lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _with_error(value: dict[str, float]) -> str:

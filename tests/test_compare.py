@@ -661,6 +661,12 @@ def test_a_latent_that_is_not_used_is_told_of():
     found.models["b"] = Measured(dataclasses.replace(found.models["b"].test, latent_variance=torch.zeros(2)))
     said = [note for note in rows.notes(found, PROTOCOL) if "active" in note]
     assert said == [f"b: {evaluate_room.UNUSED}"]
+    unknown = torch.full((2,), math.nan)
+    found.models["b"] = Measured(dataclasses.replace(found.models["b"].test, latent_variance=unknown))
+    (said,) = [note for note in rows.notes(found, PROTOCOL) if "active" in note]
+    assert said.startswith("b: its posterior means are averages of draws")
+    assert rows.units(found.models["b"]) == "- of 2"
+    assert tables.summary(found, PROTOCOL, {})["runs"]["b"]["test"]["active_units"] is None
 
 
 def test_annealing_and_fits_that_are_too_short_are_said():

@@ -151,7 +151,7 @@ def test_results_beyond_the_limit_of_a_file_leave_nothing_half_written(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("active", [0, 3])
+@pytest.mark.parametrize("active", [0, 3, None])
 def test_a_latent_that_is_not_used_is_told_of(run, active, monkeypatch):
     found = Run.open(run)
     summary = found.read_json("summary.json")
@@ -159,6 +159,7 @@ def test_a_latent_that_is_not_used_is_told_of(run, active, monkeypatch):
     monkeypatch.setattr(Run, "read_json", lambda *_: summary)
     lines = [line for line in closing(found).splitlines() if "no latent unit is active" in line]
     assert len(lines) == (active == 0)
+    assert ("active units           - of " in closing(found)) == (active is None)
 
 
 class Told(torch.nn.Linear):

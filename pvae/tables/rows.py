@@ -130,7 +130,8 @@ def _cell(key: str, value: Estimate, protocol: dict[str, Any]) -> str:
 
 def units(found: Measured) -> str:
     """How many latent dimensions are active, of all."""
-    return f"{found.test.active_units} of {len(found.test.latent_variance)}"
+    active = found.test.active_units
+    return f"{'-' if active is None else active} of {len(found.test.latent_variance)}"
 
 
 def _titles(found: Comparison) -> dict[str, str]:
@@ -177,7 +178,9 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
     for name, each in found.models.items():
-        if not each.test.active_units:
+        if each.test.active_units is None:
+            yield f"{name}: its posterior means are averages of draws, of which one says nothing of active units"
+        if each.test.active_units == 0:
             yield f"{name}: {UNUSED}"
         yield from _too_short(name, found.estimates(name))
 
