@@ -99,6 +99,8 @@ class Cells:
         kept.look((model, guide))
         self._runs: dict[Any, Forward] = {}
         self.sites: list[str] = []
+        self.drawn: set[str] = set()
+        """Sites whose posterior means are averages of draws: see `weights.Averaged`."""
 
     def draw(self, data: tuple[Tensor, ...], seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
         """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; float64."""
@@ -155,17 +157,20 @@ class Cells:
         return graphs[key]
 
     def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, ...]:
-        """The three terms (3, particles, B); each site's posterior mean (B, l); of several, the rates (B, sites)."""
+        """The terms (3, particles, B); each site's posterior mean (B, l), then squares; of several rates (B, sites)."""
         drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
-        self.sites = [name for name, _ in weights.sites_of(drawn.sites)]
+        several = len(list(weights.sites_of(drawn.sites))) > 1
         parts, rates = [], []
         for part in drawn.parts(max(1, self.chunk // len(data[0]))):
             traces = weights.score(self.model, part, *data)
             parts.append(torch.stack(weights.split(traces)))
-            if len(self.sites) > 1:
+            if several:
                 rates.append(torch.stack(list(weights.rates(traces).values()), -1))
-        means = drawn.latent_means(traces.dim).values()
-        return torch.cat(parts, 1), *means, *([torch.cat(rates).mean(0)] if rates else [])
+        means = drawn.latent_means(traces.dim)
+        if not self.sites:  # of the first cell, none has more particles
+            self.sites, self.drawn = list(means), {name for name, each in means.items() if each.drawn}
+        moments = [each.mean for each in means.values()] + [each.square for each in means.values()]
+        return torch.cat(parts, 1), *moments, *([torch.cat(rates).mean(0)] if rates else [])
 
 
 def _seeded(run: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:

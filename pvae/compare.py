@@ -115,23 +115,22 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _compared(loaded: dict[str, tuple[Autoencoder, Dataset, Run]], plan: Plan, train: int | None) -> Comparison:
-    """Runs under one protocol, compared: the data are those of any of them."""
-    _, dataset, run = next(iter(loaded.values()))
-    test, vaes = Data(pixels(dataset.test.x), dataset.test.y), {name: vae for name, (vae, _, _) in loaded.items()}
+    """Runs under one protocol, compared: of the same x, each with what it is conditioned on beside it."""
+    x = pixels(next(iter(loaded.values()))[1].test.x)
+    count = len(x) if train is None else train
+    trained = {name: training_data(own, run.config, count, plan.seed) for name, (_, own, run) in loaded.items()}
     return compare(
-        {name: (vae.model, vae.guide) for name, vae in vaes.items()},
-        test,
-        training_data(dataset, run.config, len(test.x) if train is None else train, plan.seed),
+        {name: (vae.model, vae.guide) for name, (vae, _, _) in loaded.items()},
+        {name: Data(x, own.test.y) for name, (_, own, _) in loaded.items()},
+        trained if count else None,
         plan,
-        exact={name: value for name, vae in vaes.items() if (value := _exact(vae, test.x)) is not None},
+        exact={name: value for name, (vae, _, _) in loaded.items() if (value := _exact(vae, x)) is not None},
         progress=_progress(),
     )
 
 
-def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Data | None:
+def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Data:
     """At most so many training data, chosen by the seed; drawn once what is drawn anew at each step."""
-    if not count:
-        return None
     rows = choose(len(dataset.train.x), count, seed).to(dataset.train.x.device)
     x, generator = dataset.train.x[rows].cpu(), torch.Generator().manual_seed(seed)
     if config.dequantization != "none":

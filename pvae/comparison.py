@@ -192,8 +192,8 @@ class Comparison:
 
 def compare(
     programs: Mapping[str, tuple[Program, Program]],
-    test: Data,
-    train: Data | None = None,
+    test: Data | Mapping[str, Data],
+    train: Data | Mapping[str, Data] | None = None,
     plan: Plan | None = None,
     *,
     exact: Mapping[str, Tensor] | None = None,
@@ -206,14 +206,15 @@ def compare(
 
     Args:
         programs: (model, guide) by name: p(x, z) and q(z|x), Pyro programs of x, or of (x, y) if there are labels.
-        test: the data.
-        train: those that the models were fitted on, or some of them, or None.
+        test: the data; by name of the model where models are conditioned on different labels of the same x.
+        train: those that the models were fitted on, or some of them, or None; as `test`.
         plan: what to measure; `Plan()` if not given.
         exact: log p(x) (N,) of the models where it is known, by name.
         progress: called with what is being done, how many are done, and of how many.
 
     Raises:
-        InputError: no model; as `evaluate`, `mutual_information`, `ais` and `gap` do, with the model's name.
+        InputError: no model; data that are not there for each model, or differ in more than labels; as `evaluate`,
+            `mutual_information`, `ais` and `gap` do, with the model's name.
 
     >>> from pvae.exact import LinearVAE
     >>> vae, x = LinearVAE(4, 2), torch.randn(50, 4)
@@ -225,17 +226,37 @@ def compare(
     plan, exact = plan or Plan(), exact or {}
     if not programs:
         raise InputError("compare: found no model, expected one at least")
-    chosen = choose(len(test.x), plan.subset, plan.seed) if plan.annealing or plan.families else torch.arange(0)
+    tests = _of_each("test", test, list(programs))
+    trains = {} if train is None else _of_each("train", train, list(programs))
+    size = len(next(iter(tests.values())).x)
+    chosen = choose(size, plan.subset, plan.seed) if plan.annealing or plan.families else torch.arange(0)
     found = {}
     for name, (model, guide) in programs.items():  # before the work begins
         with _of(name):
             if chosen.numel():
                 started = plan.families or plan.start == "guide"
-                Density(model, test.first, guide=guide if started else None)
+                Density(model, tests[name].first, guide=guide if started else None)
     for name, pair in programs.items():
         with _of(name):
-            found[name] = _measure(pair, test, train, chosen, plan, exact.get(name), _named(name, progress))
-    return Comparison(found, plan, len(test.x), chosen)
+            data = tests[name], trains.get(name)
+            found[name] = _measure(pair, *data, chosen, plan, exact.get(name), _named(name, progress))
+    return Comparison(found, plan, size, chosen)
+
+
+def _of_each(what: str, data: Data | Mapping[str, Data], names: Sequence[str]) -> dict[str, Data]:
+    """The data of each model, checked to be the same but for their labels."""
+    if isinstance(data, Data):
+        return dict.fromkeys(names, data)
+    if lacking := [name for name in names if name not in data]:
+        raise InputError(f"{what}: found no data of '{lacking[0]}', expected those of each model, or one Data for all")
+    first, *rest = names
+    for name in rest:
+        x, other = data[first].x, data[name].x
+        if x is not other and not (x.shape == other.shape and torch.equal(x, other)):
+            raise InputError(
+                f"{what}: found other x of '{name}' than of '{first}', expected the same: y alone may differ"
+            )
+    return {name: data[name] for name in names}
 
 
 @contextmanager

@@ -21,6 +21,9 @@ class Condition(Member, nn.Module, family="condition"):
         size: how many features there are.
     """
 
+    totals = False
+    """Whether what it is made of, y, is the total count of each datum."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
@@ -159,6 +162,8 @@ class Library(Condition, name="library"):
     >>> Library.of(torch.tensor([[10.0], [1000.0]]))(torch.tensor([[100.0]]))
     tensor([[0.]])
     """
+
+    totals = True
 
     def __init__(self) -> None:
         super().__init__(1)

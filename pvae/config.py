@@ -138,13 +138,20 @@ class Config:
             self._check_draws()
 
     def _check_condition(self) -> None:
-        """Refuse parts to be conditioned on nothing, and a condition that no part takes."""
+        """Refuse parts to be conditioned on nothing, a condition that no part takes, and totals that are none."""
         if self.condition == "none" and tuple(self.conditioned) != PARTS:
             raise InputError("--conditioned: found it with --condition none: pass --condition label, or leave it out")
         if self.condition != "none" and not self.given:
             raise InputError(
                 f"--conditioned {','.join(self.conditioned)}: found no part that takes --condition {self.condition},"
                 f" as the prior '{self.prior}' does not: add likelihood or guide, or leave both options out"
+            )
+        if self._shares and not lookup("condition", self.condition).totals:  # type: ignore[attr-defined]
+            giving = [name for name, member in members("condition").items() if member.totals]  # type: ignore[attr-defined]
+            raise InputError(
+                f"--likelihood.library: found it with --condition {self.condition}, expected --condition"
+                f" {' or '.join(giving)}, which takes the total count of each datum: pass that, or leave"
+                " --likelihood.library out"
             )
 
     def _check_draws(self) -> None:
@@ -179,8 +186,12 @@ class Config:
     @property
     def of_model(self) -> bool:
         """Whether bounds are on log p(x|y): the prior or the likelihood takes y, not the guide alone."""
-        shares = self.options.get("likelihood", {}).get("library", False)
-        return bool(shares or set(self.given) - {"guide"})
+        return self._shares or bool(set(self.given) - {"guide"})
+
+    @property
+    def _shares(self) -> bool:
+        """Whether the likelihood's means are shares of totals."""
+        return self.options.get("likelihood", {}).get("library", False) is True
 
     @property
     def bounded(self) -> bool:

@@ -37,12 +37,14 @@ class Layer(NamedTuple):
     rate: Tensor
     """(N,): its log q - log p, averaged over the draws: for z1, ..., zL they sum to the rate of all."""
     variance: Tensor
-    """(l,): variance over the data of its posterior mean, for each of its dimensions."""
+    """(l,): variance over the data of its posterior mean, for each of its dimensions; see `Evaluation`."""
+    se: Tensor
+    """(l,): its Monte Carlo standard error, 0 where the mean is known."""
 
     @property
     def active_units(self) -> int | None:
         """As `Evaluation.active_units`."""
-        return active_units(self.variance)
+        return active_units(self.variance, self.se)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +63,9 @@ class Evaluation:
     """(N,): effective sample size of all the weights, 1 / sum w^2 for weights that sum to one."""
     latent_variance: Tensor
     """(L,): variance over the data of the posterior mean, for each latent dimension, site by site as the guide draws
-    them; NaN of a latent without a mean, as a class is."""
+    them; NaN of a latent without a mean, as a class is. Where the mean is an average of draws (of a flow, of a layer
+    given those before it), their noise is taken out: the estimate is unbiased, and may be below 0; of one draw it is
+    NaN."""
     se: dict[str, Tensor]
     """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
     the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
@@ -70,21 +74,23 @@ class Evaluation:
     """(N,): Pareto k-hat of all the weights (`pvae.diagnostics.khat`), where it was asked for."""
     layers: dict[str, Layer] = field(default_factory=dict)
     """By latent site, z1 before z2 before z10, where there are several."""
+    latent_se: Tensor | None = None
+    """(L,): Monte Carlo standard errors of `latent_variance`, 0 where posterior means are known; None: all are."""
 
     def __repr__(self) -> str:
         rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
         rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
-        return "\n".join(
-            [*rows, f"active units {units(self.latent_variance)}; {len(self.elbo)} data, {self.draws} draws each"]
-        )
+        shown = units(self.latent_variance, self.latent_se)
+        return "\n".join([*rows, f"active units {shown}; {len(self.elbo)} data, {self.draws} draws each"])
 
     @property
     def active_units(self) -> int | None:
         """Latent dimensions whose posterior mean varies by more than 0.01 (Burda et al. 2015, section 5.2).
 
-        None where no latent has a mean. The threshold is meant for a prior of unit scale.
+        By two standard errors more, where its variance is an estimate; None where no variance is known: of latents
+        without a mean, of estimates from one draw. The threshold is meant for a prior of unit scale.
         """
-        return active_units(self.latent_variance)
+        return active_units(self.latent_variance, self.latent_se)
 
     def columns(self) -> dict[str, Tensor]:
         """The values for each datum by name: elbo, iw.K, rate, distortion, ess."""
@@ -100,22 +106,29 @@ class Evaluation:
         return {name: mean_and_se(layer.rate) for name, layer in self.layers.items()}
 
 
-def active_units(variance: Tensor) -> int | None:
-    """How many of the variances (L,) of posterior means over data are above 0.01; None where none is a number."""
-    return None if variance.isnan().all() else int((variance > 0.01).sum())
+def active_units(variance: Tensor, se: Tensor | None = None) -> int | None:
+    """How many of the variances (L,) of posterior means over data are above 0.01, by two standard errors.
+
+    None where an error is NaN, as of one draw, or every variance, as of latents without a mean; else these do not
+    count.
+
+    >>> active_units(torch.tensor([0.5, 0.02, torch.nan]), torch.tensor([0.1, 0.01, 0.0]))
+    1
+    """
+    se = torch.zeros_like(variance) if se is None else se
+    return None if se.isnan().any() or variance.isnan().all() else int((variance - 2 * se > 0.01).sum())
 
 
-def units(variance: Tensor) -> str:
+def units(variance: Tensor, se: Tensor | None = None) -> str:
     """How many of the latent dimensions are active, of those that have a mean.
 
     >>> units(torch.tensor([1.0, 0.0])), units(torch.tensor([1.0, torch.nan])), units(torch.tensor([torch.nan]))
-    ('1 of 2', '1 of 1, 1 no mean', '- (no mean)')
+    ('1 of 2', '1 of 1, 1 without a mean', '- of 1')
     """
-    known = int((~variance.isnan()).sum())
-    if not known:
-        return "- (no mean)"
-    without = f", {len(variance) - known} no mean" if known < len(variance) else ""
-    return f"{active_units(variance)} of {known}{without}"
+    active, without = active_units(variance, se), int(variance.isnan().sum())
+    if active is None:
+        return f"- of {len(variance)}"
+    return f"{active} of {len(variance) - without}" + (f", {without} without a mean" if without else "")
 
 
 def mean_and_se(value: Tensor) -> dict[str, float]:
@@ -206,12 +219,13 @@ def evaluate(
                 drawn.clear()
             if progress is not None:
                 progress(done, len(x))
-    layers = _layers(cells.sites, averages)
+    layers = _layers(cells, averages)
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
         se={name.removeprefix("se."): columns.pop(name) for name in list(columns) if name.startswith("se.")},
         latent_variance=torch.cat([layer.variance for layer in layers.values()]),
+        latent_se=torch.cat([layer.se for layer in layers.values()]),
         layers={name: layers[name] for name in sorted(layers, key=lambda name: (len(name), name)) if len(layers) > 1},
         draws=draws,
         **columns,
@@ -233,12 +247,33 @@ def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None)
     return nesting
 
 
-def _layers(sites: Sequence[str], averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
+def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
     """Each site's rate and variance, from the averages of each block of data."""
     joined = [torch.cat(values).cpu() for values in zip(*averages, strict=True)]
-    rates = joined[len(sites)].unbind(-1) if len(sites) > 1 else [joined[0].new_empty(0)]
-    variances = [mean.var(0, correction=0) for mean in joined[: len(sites)]]
-    return dict(zip(sites, map(Layer, rates, variances), strict=True))
+    several, sites, draws = len(cells.sites), cells.sites, cells.size[1]
+    rates = joined[-1].unbind(-1) if several > 1 else [joined[0].new_empty(0)]
+    spreads = [
+        _spread(mean, square, draws if name in cells.drawn else 0)
+        for name, mean, square in zip(sites, joined[:several], joined[several : 2 * several], strict=True)
+    ]
+    return {name: Layer(rate, *spread) for name, rate, spread in zip(sites, rates, spreads, strict=True)}
+
+
+def _spread(mean: Tensor, square: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """The variance over the data of posterior means (N, l), and its standard error; less the noise of their draws.
+
+    The average of S draws has the variance of one over S beside that of the mean itself. The error is at least what it
+    is for normal draws: 4 / N^2 sum (mean - average)^2 noise.
+    """
+    variance, n = mean.var(0, correction=0), len(mean)
+    if not draws:
+        return variance, torch.zeros_like(variance)
+    if draws == 1:
+        return torch.full_like(variance, math.nan), torch.full_like(variance, math.nan)
+    noise = (square - mean.square()).clamp(min=0) / (draws - 1)
+    apart = (mean - mean.mean(0)).square()
+    # a latent without a mean has no error either, whatever the number of draws
+    return variance - (1 - 1 / n) * noise.mean(0), 2 * ((apart * noise).mean(0) / n).sqrt().nan_to_num(0.0)
 
 
 def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor, khat: bool) -> dict[str, Tensor]:

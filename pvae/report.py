@@ -164,7 +164,9 @@ def results(
         "observed_data": constant,
         "constant_data": {
             **{name.replace(".", "_"): (("datum",), value) for name, value in found.columns().items()},
-            **{f"latent_variance{end}": ((f"latent{end}",), value) for end, value in variances(vae, found).items()},
+            **{
+                f"latent_variance{end}": ((f"latent{end}",), value) for end, (value, _) in variances(vae, found).items()
+            },
             **{f"rate_{name}": (("datum",), layer.rate) for name, layer in found.layers.items()},
             "reconstruction": (("shown", *pixel), vae.reconstruct(x, y)),
         },
@@ -203,9 +205,17 @@ def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[
     for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
         title = "Posterior means of test data" + (f", {site}" if found.layers else "")
         drawn[f"latent_space{_suffix(vae, site)}"] = partial(plots.latent_scatter, _numpy(mean), _tags(y), title=title)
-    for end, variance in variances(vae, found).items():
-        drawn[f"active_units{end}"] = partial(plots.active_units, _numpy(variance))
+    for end, (variance, se) in variances(vae, found).items():
+        drawn[f"active_units{end}"] = partial(_units, variance, se)
     return drawn
+
+
+def _units(variance: Tensor, se: Tensor) -> Any:
+    from . import plots
+
+    if variance.isnan().any():
+        raise InputError("one draw says nothing of posterior means: expected a larger K of --eval-particles")
+    return plots.active_units(_numpy(variance.clamp(min=0)), _numpy(se))
 
 
 def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[], Any]]:
@@ -238,10 +248,11 @@ def _tags(y: Tensor | None) -> Any:
     return None if y is None or y[0].numel() != 1 else _numpy(y[:5000].flatten())
 
 
-def variances(vae: Autoencoder, found: Evaluation) -> dict[str, Tensor]:
-    """The variances of the posterior means of each layer, by what a name of it ends in: nothing where there is one."""
-    one = {} if found.layers else {"": found.latent_variance}
-    return {**one, **{_suffix(vae, name): layer.variance for name, layer in found.layers.items()}}
+def variances(vae: Autoencoder, found: Evaluation) -> dict[str, tuple[Tensor, Tensor]]:
+    """The variances of each layer's posterior means and their errors, by what its names end in, if at all."""
+    se = torch.zeros_like(found.latent_variance) if found.latent_se is None else found.latent_se
+    one = {} if found.layers else {"": (found.latent_variance, se)}
+    return {**one, **{_suffix(vae, name): (layer.variance, layer.se) for name, layer in found.layers.items()}}
 
 
 def _suffix(vae: Autoencoder, site: str) -> str:

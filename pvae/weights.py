@@ -146,6 +146,17 @@ class Traces:
         return value.reshape(value.shape[max(0, value.dim() - draw.dim()) :])
 
 
+class Averaged(NamedTuple):
+    """A site's posterior mean, as particles have it."""
+
+    mean: Tensor
+    """(B, L): averaged over them"""
+    square: Tensor
+    """(B, L): of its squares, float64"""
+    drawn: bool
+    """Whether it differs between them, by their draws of this site or of those before it."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A guide's sites for K particles."""
@@ -168,23 +179,28 @@ class Drawn:
                 sub[name] = {**site, "value": value, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
 
-    def latent_means(self, dim: int) -> dict[str, Tensor]:
-        """The posterior mean (B, L) of every latent number, by site, for data in the plate at dimension `dim`.
+    def latent_means(self, dim: int) -> dict[str, Averaged]:
+        """The posterior mean of every latent number, by site, for data in the plate at dimension `dim`.
 
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
-        means = {}
+        means: dict[str, Averaged] = {}
         for name, site in sites_of(self.sites):
+            drawn = bool(means)  # of one particle: what came before it may be what it depends on
             try:
                 mean = site["fn"].mean
             except NotImplementedError:
-                mean = site["value"]
+                mean, drawn = site["value"], True
             right = site["fn"].event_dim
             mean = mean.movedim(mean.dim() - right + dim, 0)
             particle = mean.dim() - right - self.max_plate_nesting
+            if self.particles > 1:
+                drawn = particle > 0 and mean.shape[particle] > 1 and mean.stride(particle) > 0
+                mean = mean.double() if drawn else mean
+            square = mean.double().square()
             if self.particles > 1 and particle > 0:
-                mean = mean.mean(particle)
-            means[name] = mean.reshape(len(mean), -1)
+                mean, square = mean.mean(particle), square.mean(particle)
+            means[name] = Averaged(*(value.reshape(len(value), -1) for value in (mean, square)), drawn)
         return means
 
     def _slice(self, value: Tensor, part: slice, right: int = 0) -> Tensor:

@@ -134,6 +134,55 @@ def test_bounds_at_every_k_agree_with_the_exact_value():
     assert exact["log_p - elbo"].mean > exact["log_p - iw.10"].mean > exact["log_p - iw.1000"].mean
 
 
+def shifted(x, y):
+    """p(x|y) = N(y, 2)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + y.squeeze(-1), 1.0), obs=x)
+
+
+def posterior(x, y):
+    """Of that model, so that every weight is p(x|y)."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x - y.squeeze(-1)) / 2, 0.5**0.5))
+
+
+def test_each_model_is_given_its_own_labels():
+    torch.manual_seed(4)
+    x, other = torch.randn(40), torch.randn(30)
+    test = {"near": Data(x, torch.zeros(40, 1)), "far": Data(x, torch.linspace(3, 9, 40).unsqueeze(1))}
+    train = {"near": Data(other, torch.ones(30, 1)), "far": Data(other, torch.linspace(-9, 2, 30).unsqueeze(1))}
+    plan = Plan(
+        (1, 3), draws=6, subset=7, annealing=Annealing(400, 8, 5), start="guide", families=("mean_field",), steps=5
+    )
+    found = compare(dict.fromkeys(test, (shifted, posterior)), test, train, plan)
+    for name, each in found.models.items():
+        for part, data in ((each.test, test[name]), (each.train, train[name])):
+            exact = dist.Normal(data.y.squeeze(1), 2**0.5).log_prob(data.x).double()
+            torch.testing.assert_close(part.elbo, exact, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(part.iw[1], exact, rtol=1e-5, atol=1e-5)
+        exact = dist.Normal(test[name].y.squeeze(1), 2**0.5).log_prob(x).double()
+        torch.testing.assert_close(each.annealed.log_p, exact[found.chosen], rtol=1e-3, atol=1e-2)
+        assert found.estimates(name)["gap"]["inference"].mean == pytest.approx(0, abs=1e-2)
+        alone = diagnostics.mutual_information(posterior, *test[name], samples=1000, chunk=2**17)
+        torch.testing.assert_close(each.information, alone, rtol=0, atol=0)
+    difference = found.models["far"].test.elbo - found.models["near"].test.elbo
+    assert found.differences()["far", "near"]["elbo"].mean == pytest.approx(difference.mean().item())
+
+
+@pytest.mark.parametrize(
+    ("test", "text"),
+    [
+        ({"a": Data(torch.zeros(3))}, "test: found no data of 'b', expected those of each model, or one Data for all"),
+        ({"a": Data(torch.zeros(3)), "b": Data(torch.ones(3))}, "test: found other x of 'b' than of 'a', expected the"),
+        ({"a": Data(torch.zeros(3)), "b": Data(torch.zeros(4))}, "test: found other x of 'b' than of 'a', .* y alone"),
+    ],
+)
+def test_data_differ_in_their_labels_alone(test, text):
+    with pytest.raises(pvae.InputError, match=text):
+        compare(dict.fromkeys("ab", (shifted, posterior)), test)
+
+
 def test_no_array_grows_with_draws_times_data():
     largest = []
     for n in (2 * CELL, 6 * CELL):
@@ -636,6 +685,13 @@ def test_a_latent_that_is_not_used_is_told_of():
     found.models["b"] = Measured(dataclasses.replace(found.models["b"].test, latent_variance=torch.zeros(2)))
     said = [note for note in rows.notes(found, PROTOCOL) if "active" in note]
     assert said == [f"b: {evaluate_room.UNUSED}"]
+    unknown = torch.full((2,), math.nan)
+    one_draw = dataclasses.replace(found.models["b"].test, latent_variance=unknown, latent_se=unknown)
+    found.models["b"] = Measured(one_draw)
+    (said,) = [note for note in rows.notes(found, PROTOCOL) if "active" in note]
+    assert said.startswith("b: its posterior means are averages of draws")
+    assert evaluate_room.units(unknown, unknown) == "- of 2"
+    assert tables.summary(found, PROTOCOL, {})["runs"]["b"]["test"]["active_units"] is None
 
 
 def test_annealing_and_fits_that_are_too_short_are_said():
@@ -681,7 +737,7 @@ def test_what_has_no_gap_is_refused_before_the_work(case, monkeypatch):
 def test_the_rate_of_each_layer_stands_beside_a_model_of_one():
     one = evaluation([-2.0, -3.0])
     rates = {"z1": torch.tensor([1.0, 2.0]), "z2": torch.tensor([0.5, 1.5])}
-    layers = {site: evaluate_room.Layer(rate, torch.ones(2)) for site, rate in rates.items()}
+    layers = {site: evaluate_room.Layer(rate, torch.ones(2), torch.zeros(2)) for site, rate in rates.items()}
     several = dataclasses.replace(one, layers=layers)
     found = Comparison({"one": Measured(one), "several": Measured(several)}, Plan(particles=(1,)), 2, torch.arange(0))
     assert found.estimates("several")["test"]["rate.z2"].mean == 1.0

@@ -105,6 +105,41 @@ def test_the_numbers_are_those_of_the_runs_test_data(runs):
     assert found["train"]["iw.7"]["mean"] == again.summary()["iw.7"]["mean"]
 
 
+@pytest.fixture(scope="module")
+def conditioned(tmp_path_factory):
+    """Runs on the same counts: conditioned on their totals, and on a covariate of the file."""
+    folder, r = tmp_path_factory.mktemp("conditioned"), np.random.default_rng(0)
+    x = r.poisson(r.gamma(2.0, 5.0, (120, 1)) * np.ones(5))
+    np.savez(folder / "counts.npz", x=x, y=r.normal(50, 5, (120, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "figures", lambda *_: None)
+        patch.setattr(os, "fsync", lambda _: None)
+        for name, *own in (("library", "--likelihood.library"), ("covariates",)):
+            argv = ["--data", str(folder / "counts.npz"), "--likelihood", "poisson", "--condition", name, *own]
+            assert fit.main([*SMALL, *argv, "--compile", "off", "--out", str(folder / name)]) == 0
+    return folder
+
+
+def test_each_run_is_measured_beside_what_it_is_conditioned_on(conditioned):
+    names, found = ("library", "covariates"), {}
+    for chosen in (names, names[::-1], *zip(names, strict=True)):
+        argv = [conditioned / name for name in chosen]
+        assert go(*argv, "--particles", "1,5", "--ais", *QUICK, "--out", f"{'-'.join(chosen)}.json") == 0
+        found["-".join(chosen)] = json.loads(Path(f"{'-'.join(chosen)}.json").read_text())
+    for both in ("library-covariates", "covariates-library"):
+        for name in names:
+            assert found[both]["runs"][name] == found[name]["runs"][name]
+    assert set(found["library"]["runs"]["library"]) >= {"test", "train", "difference", "ais"}
+    one, other = (found[both]["paired"][0]["mean"] for both in ("library-covariates", "covariates-library"))
+    means = [found[name]["runs"][name]["test"]["elbo"]["mean"] for name in names]
+    assert one == pytest.approx(means[1] - means[0])
+    assert one == pytest.approx(-other)
+    totals = load(conditioned / "library")[1].test
+    torch.testing.assert_close(totals.y, totals.x.sum(1, keepdim=True))
+    summary = json.loads((conditioned / "library" / "summary.json").read_text())["test"]["elbo"]
+    assert means[0] == pytest.approx(summary["mean"], abs=0.5 * summary["se"])
+
+
 def test_training_data_are_the_seeds(runs):
     _, dataset, run = load(runs["vae"])
     some = compare.training_data(dataset, run.config, 50, 1)
@@ -120,7 +155,6 @@ def test_training_data_are_the_seeds(runs):
     assert torch.equal(some.y, dataset.train.y[rows])
     _, dataset, run = load(runs["linear"])
     assert torch.equal(compare.training_data(dataset, run.config, 50, 1).x, dataset.train.x[rows])
-    assert compare.training_data(dataset, run.config, 0, 1) is None
 
 
 def test_without_training_data(runs, capsys):

@@ -15,7 +15,7 @@ import pvae
 from pvae import build, config, data, fit
 from pvae.base import members
 from pvae.conditions import Library
-from pvae.config import Config
+from pvae.config import Config, from_flat
 from pvae.likelihoods import Binomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pvae.likelihoods.counts import BOUND, bounded, unbounded
 from pvae.load import read_data
@@ -427,6 +427,15 @@ def test_grey_data_are_no_counts(member):
         read_data(Config(likelihood=member.name))
     with pytest.raises(pvae.InputError, match=r"--condition library: digits: found .* expected counts"):
         read_data(Config(likelihood="gaussian", condition="library"))
+
+
+@pytest.mark.parametrize("condition", ["none", "covariates", "label"])
+def test_shares_are_of_totals_alone(condition):
+    text = rf"^--likelihood\.library: found it with --condition {condition}, expected --condition library, .* out$"
+    with pytest.raises(pvae.InputError, match=text):
+        from_flat({"likelihood": "poisson", "likelihood.library": "true", "condition": condition})
+    from_flat({"likelihood": "poisson", "likelihood.library": "false", "condition": condition})
+    assert from_flat({"likelihood": "poisson", "likelihood.library": "true", "condition": "library"}).of_model
 
 
 @pytest.mark.parametrize("bad", [-1.0, 0.5, math.nan, math.inf])

@@ -270,7 +270,7 @@ def test_a_latent_without_a_mean_is_in_no_count_of_active_units():
                 pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     x = torch.linspace(-3, 3, 100)
-    for numbers, active, said in (({}, None, "- (no mean)"), ({"a": 1, "b": 0}, 1, "1 of 2, 1 no mean")):
+    for numbers, active, said in (({}, None, "- of 1"), ({"a": 1, "b": 0}, 1, "1 of 2, 1 without a mean")):
         found = evaluate(partial(program, numbers=numbers, obs=True), partial(program, numbers=numbers, obs=False), x)
         assert found.latent_variance.isnan().tolist() == [True, *[False] * len(numbers)]
         assert found.active_units == active
@@ -301,6 +301,98 @@ def test_inactive_dimensions_are_found_at_the_threshold(factor, active):
     found = evaluate(vae.model, vae.guide, x)
     torch.testing.assert_close(found.latent_variance, torch.tensor([9, 0.01 * factor]).double(), rtol=1e-5, atol=1e-12)
     assert found.active_units == active
+
+
+class Drawn(dist.Normal):
+    """A normal whose mean is not known, as that of a flow."""
+
+    @property
+    def mean(self):
+        raise NotImplementedError
+
+
+def guided(*sites):
+    """A program without data of its own, and a guide whose sites are given x and the draws before them."""
+
+    def guide(x, y=None):
+        draws = []
+        with pyro.plate("data", len(x)):
+            for i, site in enumerate(sites):
+                draws.append(pyro.sample(f"z{i}", site(x, *draws)))
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            for i, _ in enumerate(sites):
+                pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    return model, guide
+
+
+@pytest.mark.parametrize("guide", ["iaf", "maf", "planar", "spline"])
+@pytest.mark.parametrize("draws", [10, 100])
+def test_a_collapsed_flow_has_no_active_units(guide, draws):
+    """Its mean is that of its draws, whose variance is of the size of 1 / draws."""
+    torch.manual_seed(0)
+    member = pvae.base.lookup("guide", guide)
+    encoder = nn.Linear(2, 20 * member.outputs_for(20, **pvae.config.defaults(member)))
+    for parameter in encoder.parameters():
+        nn.init.zeros_(parameter)
+    vae = pvae.VAE(pvae.Normal(20), pvae.Gaussian(nn.Linear(20, 2), (2,)), member(encoder, 20))
+    x = torch.randn(150, 2)
+    found = evaluate(vae.model, vae.guide, x, particles=[draws])
+    assert found.active_units == 0
+    assert (found.latent_variance.abs() < 5 * found.latent_se).all()
+    assert (found.latent_se < 0.3 / draws).all()
+
+
+@pytest.mark.parametrize("draws", [2, 5, 129, 300])
+def test_the_noise_of_draws_is_no_variance_of_posterior_means(draws):
+    x = torch.randn(300, generator=torch.Generator().manual_seed(0)) + 30  # far from 0: squares do not cancel
+    programs = guided(lambda x: Drawn(0.2 * x, 2.0))
+    expected = 0.04 * x.double().var(correction=0)
+    errors, several = [], []
+    for seed in range(20):
+        found = evaluate(*programs, x, particles=[draws], seed=seed)
+        several.append(found.latent_variance - expected)
+        errors.append(found.latent_se)
+    several, errors = torch.cat(several), torch.cat(errors)
+    assert several.mean().abs() < 4 * several.std() / math.sqrt(20)
+    assert (several.abs() < 4 * errors).all()
+    assert 0.4 < several.std() / errors.mean() < 1.4
+
+
+def test_of_one_draw_an_average_of_draws_says_nothing():
+    x = torch.randn(50)
+    found = evaluate(*guided(lambda x: Drawn(x, 1.0)), x, particles=[1])
+    assert found.active_units is None
+    assert found.latent_variance.isnan().all()
+    assert "active units - of 1" in repr(found)
+    known = evaluate(*guided(lambda x: dist.Normal(x, 1.0)), x, particles=[1])
+    assert known.active_units == 1
+    assert torch.equal(known.latent_variance, x.double().var(correction=0, keepdim=True))
+    assert torch.equal(known.latent_se, torch.zeros(1).double())
+
+
+@pytest.mark.parametrize("draws", [1, 2, 10, 129])
+def test_a_layer_is_not_active_by_the_draws_before_it(draws):
+    """The mean of the second given x is 0 for all, though it is that of the first draw."""
+    programs = guided(
+        lambda x: dist.Normal(0 * x, 1.0), lambda x, z: dist.Normal(z, 0.1), lambda x, *_: dist.Normal(x, 1)
+    )
+    found = evaluate(*programs, torch.linspace(-1, 1, 200), particles=[draws])
+    layers = {name: layer.active_units for name, layer in found.layers.items()}
+    assert layers == ({"z0": 0, "z1": 0, "z2": 1} if draws > 1 else {"z0": 0, "z1": None, "z2": None})
+    assert found.active_units == (1 if draws > 1 else None)
+    assert found.layers["z0"].se == 0
+
+
+def test_graphs_find_the_same_active_units():
+    programs = guided(lambda x: Drawn(0.2 * x, 1.0), lambda x, z: dist.Normal(z, 0.1))
+    x = torch.randn(7 * CELL + 3)
+    eager, graph = (evaluate(*programs, x, particles=[20], compile=compile) for compile in ("off", "graph"))
+    torch.testing.assert_close(graph.latent_variance, eager.latent_variance, rtol=1e-6, atol=0)
+    torch.testing.assert_close(graph.latent_se, eager.latent_se, rtol=1e-5, atol=0)
 
 
 def test_several_latent_sites_each_count():

@@ -262,6 +262,9 @@ def test_active_units_are_counted_and_sorted():
     assert len(inactive.get_ydata()) == 2
     assert set(line.get_ydata()) == {0.01}
     assert axes.get_yscale() == "log"
+    axes = plots.active_units([0.02, 0.5, 0.03], [0.009, 0.3, 0.009]).axes[0]
+    assert axes.get_title() == "1 of 3 latent units active"
+    assert axes.get_lines()[0].get_xydata().tolist() == [[2.0, 0.03]]
 
 
 def test_bound_against_k_draws_each_run_and_the_exact_value():

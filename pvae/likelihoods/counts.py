@@ -179,7 +179,7 @@ def totals(y: Tensor | None, lead: torch.Size, event_dim: int) -> Tensor:
         found = "none" if y is None else f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
         raise InputError(
             f"y: found {found}, expected the total count of each datum, floats ({', '.join(map(str, lead))}, 1), as the"
-            " likelihood has library=True: pass them as y, which is the condition library"
+            " likelihood has library=True: pass them as y, as `--condition library` of the commands does"
         )
     return y.reshape((*given, *[1] * event_dim))
 

@@ -156,20 +156,24 @@ def signal_against_k(
 
 
 @styled()
-def active_units(variance: ArrayLike, *, threshold: float = 0.01) -> Figure:
+def active_units(variance: ArrayLike, errors: ArrayLike = 0.0, *, threshold: float = 0.01) -> Figure:
     """How far the posterior mean of each latent unit moves with the data, largest first.
 
     `variance` is (L,): the variance over the data of the mean of q(z|x). A unit is active above the threshold
-    (Burda, Grosse and Salakhutdinov, 2016, section 5.2). Raises `InputError` for other shapes or negative values.
+    (Burda, Grosse and Salakhutdinov, 2016, section 5.2), by two standard errors where they are given, `errors` (L,).
+    Raises `InputError` for other shapes or negative values.
 
     >>> active_units([1.2, 0.7, 1e-5, 0.0]).axes[0].get_title()
     '2 of 4 latent units active'
     """
-    values = np.sort(vector(variance, "variance"))[::-1]
+    values = vector(variance, "variance")
+    above = values - 2 * np.broadcast_to(numbers(errors, "errors"), values.shape) > threshold
+    order = np.argsort(-values, kind="stable")
+    values, active = values[order], above[order]
     if values[-1] < 0 or threshold <= 0:
         found = f"the smallest {values[-1]:g} and {threshold:g}"
         raise InputError(f"variance, threshold: found {found}, expected at least 0 and more than 0")
-    active, rank = values > threshold, np.arange(1, len(values) + 1)
+    rank = np.arange(1, len(values) + 1)
     floor = max(min(values[values > 0].min(initial=threshold), threshold / 10) / 3, threshold * 1e-6)
     figure, axes = page(3.6, 2.6, f"{active.sum()} of {len(values)} latent units active")
     size = np.clip(160 / len(values), 1.5, 5)

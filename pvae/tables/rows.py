@@ -84,7 +84,10 @@ def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
                 Row(
                     "",
                     "active units",
-                    {name: [units(each.test.latent_variance)] for name, each in found.models.items()},
+                    {
+                        name: [units(each.test.latent_variance, each.test.latent_se)]
+                        for name, each in found.models.items()
+                    },
                 )
             )
             rows = [*([Row("", "bounds on", {name: [about[name]] for name in names})] if about else []), *rows]
@@ -187,6 +190,8 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
     for name, each in found.models.items():
+        if each.test.latent_se is not None and each.test.latent_se.isnan().any():
+            yield f"{name}: its posterior means are averages of draws, of which one says nothing of active units"
         if each.test.active_units == 0:
             yield f"{name}: {UNUSED}"
         if each.left_out:
