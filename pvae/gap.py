@@ -237,7 +237,7 @@ def _kept(density: Density, like: Tensor) -> Tensor:
 _Flow = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From standard normal noise (K, B, d) to numbers (K, B, d) and their log-density (K, B).
 
-Both are of the numbers that are kept: the noise of the others is 0, and so are they.
+The density is of the numbers that are kept: the noise of the others is 0.
 """
 
 
@@ -246,7 +246,7 @@ def _mean_field(like: Tensor, _: Noise, kept: Tensor) -> tuple[list[Tensor], _Fl
     mean, log_scale = (torch.zeros_like(like, requires_grad=True) for _ in range(2))
 
     def flow(noise: Tensor) -> tuple[Tensor, Tensor]:
-        return kept * mean + log_scale.exp() * noise, _log_normal(noise, kept) - (kept * log_scale).sum(-1)
+        return mean + log_scale.exp() * noise, _log_normal(noise, kept) - (kept * log_scale).sum(-1)
 
     return [mean, log_scale], flow
 
@@ -273,7 +273,7 @@ def _flow(like: Tensor, noise: Noise, kept: Tensor) -> tuple[list[Tensor], _Flow
             shift, stretch = (kept * (1 - mask) * part for part in (out[..., :d], out[..., d:].tanh()))
             w, log_q = w * stretch.exp() + shift, log_q - stretch.sum(-1)
         moved = torch.einsum("bij,kbj->kbi", lower.tril(-1), w) + log_scale.exp() * w
-        return kept * (mean + moved), log_q - (kept * log_scale).sum(-1)
+        return mean + moved, log_q - (kept * log_scale).sum(-1)
 
     return [mean, log_scale, lower, *(value for _, *pair in layers for value in pair)], flow
 

@@ -15,8 +15,9 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pvae
-from pvae import ais, build, compare, config, evaluate, fit, gradients, load, sample, snr, weights
+from pvae import ais, build, compare, config, evaluate, fit, gradients, load, report, sample, snr, weights
 from pvae.hierarchy import BottomUp, Hierarchy, Ladder, TopDown
+from pvae.train import Training
 
 KINDS = ["bottom_up", "top_down", "ladder"]
 SIZES = {"x": 5, "z1": 3, "z2": 2}
@@ -674,6 +675,18 @@ def test_a_run_says_of_which_latents_the_kl_is_from_draws(here, capsys, given, l
     out = capsys.readouterr().out
     assert line in out
     assert ("analytic_kl" in out) == bool(line)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_saying_so_leaves_the_model_and_the_generators_as_they_are(mode):
+    settings = config.from_flat({"latent": "4,4", "objective.analytic_kl": "true", "encoder.hidden": "8"})
+    digits = pvae.data.load("digits", None, support="unit_interval")
+    training = Training(build.model(settings, digits).train(mode), None, digits, settings)
+    before = torch.get_rng_state()
+    (said,) = report._sampled(training)
+    assert "from draws of z1" in said
+    assert training.vae.training == mode
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_resumed_run_is_the_run(here, monkeypatch):
