@@ -43,6 +43,7 @@ class Beside(TorchDispatchMode):
 
     Args:
         draws: whether draws are to be the same, too.
+        partly: whether the first run may end before the later ones, which then draw anew what it did not come to.
 
     Raises:
         InputError: a later run draws what the first did not.
@@ -56,9 +57,9 @@ class Beside(TorchDispatchMode):
     (True, tensor(1.))
     """
 
-    def __init__(self, draws: bool = True) -> None:
+    def __init__(self, draws: bool = True, partly: bool = False) -> None:
         super().__init__()
-        self.draws = draws
+        self.draws, self.partly = draws, partly
         self.at_a_site = self._ran = False
         self._notes: list[_Note] = []
         self._left: Iterator[_Note] | None = None
@@ -101,7 +102,9 @@ class Beside(TorchDispatchMode):
             return self._watched(func, args, kwargs, fills)
         given = tree_map_only(Tensor, lambda tensor: tensor.shape, args)
         if self._left is not None:
-            return self._noted(func, given, fills)
+            # those passed over were drawn by what a program does once, as it sets itself up
+            note = next((note for note in self._left if (note.op, note.given) == (func, given)), None)
+            return func(*args, **kwargs) if note is None and self.partly else self._as_noted(note, func, fills)
         result = self._watched(func, args, kwargs, fills)
         # copies, for the program may change the arrays themselves
         self._notes.append(_Note(func, given, _copy(result) if _makes(func) else None, _copy(fills)))
@@ -122,9 +125,7 @@ class Beside(TorchDispatchMode):
             self._made.update(memory(made) for made in tree_leaves(result) if isinstance(made, Tensor))
         return result
 
-    def _noted(self, func: Any, given: Any, fills: list[Tensor]) -> Any:
-        # those passed over were drawn by what a program does once, as it sets itself up
-        note = next((note for note in self._left or () if (note.op, note.given) == (func, given)), None)
+    def _as_noted(self, note: _Note | None, func: Any, fills: list[Tensor]) -> Any:
         if note is None:
             raise InputError(
                 f"guide: run again at its own draws it drew by {func} beside its sites, as it had not before: expected"

@@ -112,7 +112,7 @@ class Gradient(Member, family="gradient"):
         draws = step.draws(detach=not self.reparameterized)
         self.check_sites(draws.drawn, objective)
         gate = self.gate(objective, draws)
-        traces = step.score(draws.redraw(gate) if gate else draws.drawn)
+        traces = draws.score(draws.redraw(gate) if gate else draws.drawn)
         terms = weights.split(traces)
         found, beta = choose(terms)
         if gate is not None:

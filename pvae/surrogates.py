@@ -88,6 +88,8 @@ class Draws:
     drawn: Drawn
     beside: Beside
     """What the guide drew beside its sites."""
+    model: Beside = field(default_factory=lambda: Beside(partly=True))
+    """Likewise the model."""
 
     def redraw(self, change: Callable[[Site], Tensor]) -> Drawn:
         """The guide at other values, each what `change` makes of a site's own.
@@ -106,6 +108,11 @@ class Draws:
                 sites = weights.Collect(step.guide, sites)(*step.args, **step.kwargs)
         return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
+    def score(self, drawn: Drawn) -> Traces:
+        """The model at these draws."""
+        with self.model.again():
+            return self.step.score(drawn)
+
     @cached_property
     def fixed(self) -> Drawn:
         """The guide at its own draws as if these were data: what has a gradient is the guide's parameters alone."""
@@ -114,7 +121,8 @@ class Draws:
     @cached_property
     def priors(self) -> dict[str, Site]:
         """The priors that have a gradient at the fixed draws, by site."""
-        sites = priors(self.step.model, self.fixed, *self.step.args, **self.step.kwargs)
+        with self.model.first():
+            sites = priors(self.step.model, self.fixed, *self.step.args, **self.step.kwargs)
         return {name: site for name, site in sites.items() if weights.scored(site).requires_grad}
 
     @cached_property

@@ -51,6 +51,14 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     sets and advances in place; while it is None an objective with a warm-up counts the losses that it has given with
     a gradient. Bowman et al. 2016 (warm-up); Kingma et al. 2016 (free bits, here of all latent sites together).
 
+    Programs may be random, and keep state, beside their sites: dropout, running statistics in training mode. A step may
+    run them several times: a guide of several sites again with the gradients stl, dreg and gdreg, and with reparam
+    under PIWAE and Chi; the model's prior with gdreg; both for each part of the particles, twice. All runs on the same
+    particles draw the same of torch's random numbers, and what programs change in place is changed by the first run
+    alone. Of other random numbers, and of attributes that Python sets, nothing of the kind is known. The first call
+    runs both programs once more, to see how they are nested, unless `max_plate_nesting` is given. An evaluation runs
+    programs many times, and in training mode each run moves their state: call `eval()` first.
+
     A new bound is one method:
 
     >>> class Best(Objective):
