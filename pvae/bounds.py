@@ -128,6 +128,8 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
     """
     if not 0 <= beta <= 1:
         raise InputError(f"beta: found {beta}, expected the share of the ELBO, 0 to 1")
+    if beta in (0, 1):  # nothing of the other, though it be infinite
+        return elbo(log_w) if beta else iwae(log_w)
     return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import weights
+from .beside import Beside
 from .surrogates import Coefficients, Pairs, Step, weighted
 from .weights import LogWeights, Program, Traces
 
@@ -30,14 +31,15 @@ class Estimator(Protocol):
 class _Part:
     """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
 
-    def __init__(self, gradient: Estimator, objective: Any, step: Step) -> None:
-        self.gradient, self.objective, self.step = gradient, objective, step
+    def __init__(self, gradient: Estimator, objective: Any, step: Step, beside: Beside) -> None:
+        self.gradient, self.objective, self.step, self.beside = gradient, objective, step, beside
         self.chosen: tuple[Coefficients, Any] | None = None
         """The coefficients of these particles, and beta; known once the log-weights of all are."""
         self.scale = 1.0
 
     def __call__(self) -> tuple[Tensor, ...]:
-        terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
+        with self.beside.once():
+            terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
         self.scale = traces.scale
         nothing = torch.zeros_like(terms.likelihood[0])
         return weighted(nothing, pairs), *(term.detach() for term in terms)
@@ -51,11 +53,13 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
 
     Each part is run twice from the same random numbers: for its log-weights, and again for its gradient, when the
     weights of all particles are known. Value and gradient are those of all at once, but for the order of random
-    numbers. Nothing of size (K, B, anything) is kept.
+    numbers; the state of a program, such as running statistics, moves in the first run alone. Nothing of size
+    (K, B, anything) is kept.
     """
+    beside = Beside(draws=False)
     starts = range(0, step.particles, step.chunk)
     sizes = [min(step.chunk, step.particles - start) for start in starts]
-    parts = [_Part(gradient, objective, replace(step, particles=size, path={}, aside={})) for size in sizes]
+    parts = [_Part(gradient, objective, replace(step, particles=size, path={}, aside={}), beside) for size in sizes]
     found = [checkpoint(part, use_reentrant=False) for part in parts]
     terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))
     coefficients, beta = gradient.choose(objective, terms)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .ais import Annealed, Annealing, ais
 from .density import Density
-from .diagnostics import FEWEST, Paired, khat_threshold, mutual_information, paired, share_above
+from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_information, paired, share_above
 from .errors import InputError, at_least
 from .evaluate import Evaluation, evaluate, mean_and_se
 from .gap import Gap, check_families, gap
@@ -126,6 +126,8 @@ class Measured:
     train: Evaluation | None = None
     information: Tensor | None = None
     """(M,): by draw, the mutual information of z and which datum; at most log N"""
+    left_out: str = ""
+    """why there is none, where it was asked for"""
     exact: Tensor | None = None
     """(N,): log p(x), where it is known"""
     annealed: Annealed | None = None
@@ -303,7 +305,11 @@ def _measure(
             *programs, *train, particles=plan.of_training, progress=told("training data"), **bounds
         )
     if plan.information:
-        found["information"] = mutual_information(guide, *test, samples=plan.information, seed=plan.seed, chunk=2**17)
+        options = {"samples": plan.information, "seed": plan.seed, "chunk": 2**17}
+        try:
+            found["information"] = mutual_information(guide, *test, model=model, **options)
+        except NoInverse as error:
+            found["left_out"] = str(error)
     few = test.chosen(chosen)
     log_p = None if exact is None else exact[chosen.to(exact.device)]
     if plan.annealing is not None:

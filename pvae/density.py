@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import NamedTuple
+from math import pi, prod
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import SineBivariateVonMises, SineSkewed
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, VonMises, biject_to, constraints
 
-from . import weights
+from . import spans, weights
 from .errors import InputError
+from .masks import counted
 from .noise import Noise, forked
 from .weights import Program, Site, Traces
+
+CIRCLES = (VonMises, SineBivariateVonMises, SineSkewed)
+"""Whose draws are angles."""
 
 
 class _Slot(NamedTuple):
@@ -50,7 +55,8 @@ class Density:
     """A model's latents for K particles of B data as points u (K, B, d) without constraints, and their log-densities.
 
     Each site's part of u is mapped into the site's support; densities are those of u (the map's log-determinant is
-    counted). The parameters are taken as they are; nothing here waits for the device but the making.
+    counted). Angles go round: u is the angle but for whole turns, and densities are those on the circle. Masked numbers
+    count nowhere. The parameters are taken as they are; nothing here waits for the device but the making.
 
     Args:
         model: p(x, z), a Pyro program of `data`.
@@ -82,7 +88,7 @@ class Density:
             drawn, sites = self._run(slice(None))
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
             for name, site in drawn.items():
-                if isinstance(site["fn"], Delta):
+                if spans.is_point(site["fn"]):
                     raise InputError(
                         f"site '{name}': the guide is a point mass, which has no density to start from: expected one"
                         " with a density; annealing can start from the prior"
@@ -92,7 +98,9 @@ class Density:
                         f"site '{name}': discrete: expected latents that have a gradient to follow: real numbers"
                     )
             self.slots = tuple(self._slot(name, sites[name]) for name in drawn)
+            self.counted = self._counted(sites)
         self.sizes = [prod(slot.rest) for slot in self.slots]
+        self.circles = [name for name in drawn if _is_circle(sites[name]["fn"])]
 
     def draw(self, noise: Noise) -> Tensor:
         """Points from the base, (K, B, d)."""
@@ -161,13 +169,33 @@ class Density:
 
     def _numbers(self, slot: _Slot, site: Site, particles: int) -> Tensor:
         """A site's value without constraints, particles and data first: (K, B, *rest)."""
-        value, event = site["value"], site["fn"].event_dim
+        value, batch = site["value"], site["value"].dim() - site["fn"].event_dim
         numbers = value if _is_real(site) else _map_to(slot.name, site["fn"].support).inv(value)
-        batch = value.dim() - event
+        return self._first(numbers, batch, particles)
+
+    def _first(self, value: Tensor, batch: int, particles: int) -> Tensor:
+        """A value with so many batch dimensions, particles and data first: (K, B, ...)."""
         data = batch + self.traces.dim
         if particles == 1:
-            return numbers.movedim(data, 0).unsqueeze(0)
-        return numbers.movedim((batch - 1 - self.nesting, data), (0, 1))
+            return value.movedim(data, 0).unsqueeze(0)
+        return value.movedim((batch - 1 - self.nesting, data), (0, 1))
+
+    def _counted(self, sites: dict[str, Site]) -> Tensor | None:
+        """Which numbers of the points no mask leaves out, (K, B, d) bool; None where there is no mask."""
+        found = [counted(sites[slot.name]) for slot in self.slots]
+        if all(mask is None for mask in found):
+            return None
+        parts = []
+        for slot, mask in zip(self.slots, found, strict=True):
+            value = sites[slot.name]["value"]
+            mask = value.new_ones((), dtype=torch.bool) if mask is None else mask
+            mask = mask.reshape(*[1] * (value.dim() - mask.dim()), *mask.shape)
+            mask = self._first(
+                mask.expand(*value.shape[: slot.batch], *mask.shape[slot.batch :]), slot.batch, self.particles
+            )
+            mask = mask.expand(*mask.shape[:2], *slot.rest)
+            parts.append(mask.reshape(*mask.shape[:2], -1))
+        return torch.cat(parts, -1)
 
 
 def simulate(
@@ -228,10 +256,11 @@ class _Unconstrained(weights.Collect):
             return
         numbers = self.numbers[msg["name"]]
         msg["value"], msg["done"] = numbers, True
-        if not _is_real(msg):
-            transform = biject_to(msg["fn"].support)
-            msg["value"] = transform(numbers)
-            self.log_dets.append(transform.log_abs_det_jacobian(numbers, msg["value"]))
+        if _is_circle(msg["fn"]):
+            msg["value"] = numbers - 2 * pi * (numbers / (2 * pi)).round()
+        elif not _is_real(msg):
+            msg["value"] = biject_to(msg["fn"].support)(numbers)
+            self.log_dets.append(_log_det(msg, numbers))
 
 
 def _map_to(name: str, support: constraints.Constraint) -> Transform:
@@ -249,6 +278,24 @@ def _is_real(site: Site) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
+
+
+def _is_circle(fn: Any) -> bool:
+    """Whether draws are angles, which torch calls real: their densities are of one turn, and the same a turn on."""
+    while not isinstance(fn, CIRCLES) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, CIRCLES)
+
+
+def _log_det(site: Site, numbers: Tensor) -> Tensor:
+    """The log-determinant of the map from numbers to a site's value, in its batch shape, of what is not masked."""
+    support, right = site["fn"].support, 0
+    while isinstance(support, constraints.independent):
+        support, right = support.base_constraint, right + support.reinterpreted_batch_ndims
+    value = biject_to(support).log_abs_det_jacobian(numbers, site["value"])
+    if (mask := counted(site)) is not None:
+        value = value.where(mask[(..., *[0] * support.event_dim)], 0.0)
+    return sum_rightmost(value, right)
 
 
 def _bare(sites: dict[str, Site]) -> dict[str, Site]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from . import weights
 from .errors import InputError
+from .masks import counted
 from .noise import Noise, forked
+from .plates import data_plate
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -125,6 +128,8 @@ def mutual_information(
     x: Tensor,
     y: Tensor | None = None,
     *,
+    model: Program | None = None,
+    plate: str = "",
     samples: int = 1000,
     seed: int = 0,
     chunk: int = 2**20,
@@ -136,17 +141,21 @@ def mutual_information(
     Its mean estimates, without bias, the information in the guide about the N data given, which is at most log N.
     As an estimate for the distribution that the data are from it is therefore too low where the truth is near log N or
     above. The rate is its sum with KL(q(z) || p(z)), q(z) = 1/N sum_n q(z | x_n): that KL is the rate less this.
+    Which latents are masked is part of z: a datum that masks others could not have made it.
 
     Args:
         guide: q(z|x), a Pyro program of x, or of (x, y) if there are labels.
         x: (N, *shape).
         y: labels (N,) or None.
+        model: p(x, z): where several plates hold every latent, its observed sites may show which is the data's.
+        plate: its name; needed only where that is not enough.
         samples: M, at most N: data chosen at random.
         seed: of the choice and the draws.
         chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory.
 
     Raises:
-        InputError: no data; samples below 1.
+        InputError: no data; samples below 1; several plates that the data could be in, or a latent outside.
+        NoInverse: a flow that scores only what it has just drawn.
 
     Hoffman and Johnson 2016.
 
@@ -161,61 +170,104 @@ def mutual_information(
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    nesting = weights.inspect(lambda *_: None, guide, *(part[:1] for part in data))
-    cells = []
-    with torch.no_grad(), forked(x.device):
-        for cell in Noise((seed,), 0, len(order), x.device).seeded():
-            with pyro.validation_enabled(False):
-                cells.append(dict(weights.sites_of(weights.Collect(guide)(*(part[order[cell]] for part in data)))))
-        own = torch.cat([weights.total([_by_datum(site) for site in cell.values()]).double() for cell in cells])
-        every, sites = torch.full_like(own, -math.inf), {name: _joined(name, cells) for name in cells[0]}
+    first = tuple(part[:1] for part in data)
+    nesting = weights.inspect(lambda *_: None, guide, *first)
+    with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
+        pairs = _Pairs(guide, nesting, _plate_of(guide, model, first, plate))
+        noise = Noise((seed,), 0, len(order), x.device)
+        cells = [pairs.draw(*(part[order[cell]] for part in data)) for cell in noise.seeded()]
+        own = torch.cat([weights.total([pairs.by_datum(site) for site in cell.values()]).double() for cell in cells])
+        every, sites = torch.full_like(own, -math.inf), {name: pairs.joined(name, cells) for name in cells[0]}
         for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
-            every = every.logaddexp(_log_q(guide, part, sites, len(order), nesting).logsumexp(1))
+            every = every.logaddexp(pairs.log_q(part, sites, len(order)).logsumexp(1))
     return (own - every + math.log(len(x))).cpu()
 
 
-def _joined(name: str, cells: list[dict[str, Site]]) -> Site:
-    """A site's draws for the data of several runs."""
-    site = cells[0][name]
-    dim = _data_dim(site) - site["fn"].event_dim
-    return {**site, "value": torch.cat([cell[name]["value"] for cell in cells], dim)}
+class NoInverse(InputError):
+    """A guide that scores only what it has just drawn, for the datum that it has drawn it for."""
 
 
-def _log_q(guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int, nesting: int) -> Tensor:
-    """The log-density of each draw given each datum, (draws, B), float64."""
-    given = {name: {"value": _as_particles(site, nesting, len(data[0]))} for name, site in sites.items()}
-    with pyro.validation_enabled(False), pyro.plate(weights.PARTICLES, draws, dim=-1 - nesting):
-        scored = [site for _, site in weights.sites_of(weights.Collect(guide, given)(*data))]
-        by_pair = [_log_prob(site).movedim((-1 - nesting, _data_dim(site)), (0, 1)) for site in scored]
-    return weights.total([value.reshape(*value.shape[:2], -1).sum(-1) for value in by_pair]).double()
+def _plate_of(guide: Program, model: Program | None, data: tuple[Tensor, ...], plate: str) -> str:
+    """The name of the plate that the data are in."""
+    latent = dict(weights.sites_of(weights.Collect(guide)(*data)))
+    if model is not None:
+        sites = dict(weights.sites_of(weights.Collect(model, latent)(*data), observed=True))
+    else:  # as if what is observed were beside a latent
+        sites = {**latent, "": {**next(iter(latent.values()), {}), "is_observed": True}}
+    return data_plate(latent, sites, plate).name
 
 
-def _as_particles(site: Site, nesting: int, size: int) -> Tensor:
-    """A site's draws, one for each datum of its own, as so many particles for each of `size` data."""
-    value, event, dim = site["value"], site["fn"].event_dim, _data_dim(site)
-    value = value.reshape(*[1] * (nesting + event - value.dim()), *value.shape).unsqueeze(0)
-    data = value.dim() - event + dim
-    value = value.transpose(0, data)
-    return value.expand(*value.shape[:data], size, *value.shape[data + 1 :])
+@dataclass(frozen=True)
+class _Pairs:
+    """A guide's draws, each for a datum of its own, scored for other data."""
+
+    guide: Program
+    nesting: int
+    plate: str
+
+    def draw(self, *data: Tensor) -> dict[str, Site]:
+        """The guide's sites for some data; with which of their numbers count."""
+        sites = dict(weights.sites_of(weights.Collect(self.guide)(*data)))
+        return {name: {**site, "counted": _counted(site)} for name, site in sites.items()}
+
+    def joined(self, name: str, cells: list[dict[str, Site]]) -> Site:
+        """A site's draws for the data of several runs."""
+        site = cells[0][name]
+        dim = self.dim(site) - site["fn"].event_dim
+        return {**site, **{key: torch.cat([cell[name][key] for cell in cells], dim) for key in ("value", "counted")}}
+
+    def log_q(self, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int) -> Tensor:
+        """The log-density of each draw given each datum, (draws, B), float64; -inf where other numbers count."""
+        values, masks = (
+            {name: self.as_particles(site, key, len(data[0])) for name, site in sites.items()}
+            for key in ("value", "counted")
+        )
+        given, terms = {name: {"value": value} for name, value in values.items()}, []
+        with pyro.plate(weights.PARTICLES, draws, dim=-1 - self.nesting):
+            scored = dict(weights.sites_of(weights.Collect(self.guide, given)(*data)))
+        for name, site in scored.items():
+            other = self.by_pair(masks[name] != _counted(site), site, site["fn"].event_dim).any(-1)
+            terms.append(self.by_pair(_log_prob(site), site).sum(-1).masked_fill(other, -math.inf))
+        return weights.total(terms).double()
+
+    def as_particles(self, site: Site, key: str, size: int) -> Tensor:
+        """A site's draws, one for each datum of its own, as so many particles for each of `size` data."""
+        value, event, dim = site[key], site["fn"].event_dim, self.dim(site)
+        value = value.reshape(*[1] * (self.nesting + event - value.dim()), *value.shape).unsqueeze(0)
+        data = value.dim() - event + dim
+        value = value.transpose(0, data)
+        return value.expand(*value.shape[:data], size, *value.shape[data + 1 :])
+
+    def by_pair(self, value: Tensor, site: Site, right: int = 0) -> Tensor:
+        """A site's numbers, with so many event dimensions, by particle and datum: (draws, B, rest)."""
+        value = value.movedim((-1 - self.nesting - right, self.dim(site) - right), (0, 1))
+        return value.reshape(*value.shape[:2], -1)
+
+    def by_datum(self, site: Site) -> Tensor:
+        """The log-probability of each datum's own draw, (B,), summed over its other plates."""
+        value = _log_prob(site).movedim(self.dim(site), 0)
+        return value.reshape(len(value), -1).sum(-1)
+
+    def dim(self, site: Site) -> int:
+        """The dimension of the data's plate."""
+        return next(frame.dim for frame in site["cond_indep_stack"] if frame.name == self.plate)
 
 
-def _by_datum(site: Site) -> Tensor:
-    """The log-probability of each datum's own draw, (B,), summed over its other plates."""
-    value = _log_prob(site).movedim(_data_dim(site), 0)
-    return value.reshape(len(value), -1).sum(-1)
+def _counted(site: Site) -> Tensor:
+    """Which of a site's numbers no mask leaves out, in the shape of its value."""
+    value, mask = site["value"], counted(site)
+    return torch.ones_like(value, dtype=torch.bool) if mask is None else mask.expand_as(value)
 
 
 def _log_prob(site: Site) -> Tensor:
-    value = site["fn"].log_prob(site["value"])
+    try:
+        value = site["fn"].log_prob(site["value"])
+    except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
+        raise NoInverse(
+            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it does not score for one"
+            " datum what it has drawn for another: expected a flow with an inverse"
+        ) from error
     return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
-
-
-def _data_dim(site: Site) -> int:
-    """The dimension of the data's plate: the first that a program enters."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != weights.PARTICLES]
-    if not frames:
-        raise InputError(f"site '{site['name']}': outside the plate of data, which alone says what z tells apart")
-    return frames[0].dim
 
 
 def _khat_rows(log_w: Tensor, first: int, fit: _Fit) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from . import bounds, chunks, weights
+from . import bounds, chunks, spans, weights
 from .base import Member, members
 from .errors import InputError
 from .surrogates import Coefficients, Draws, Gate, Pairs, Step, dream, weigh, weighted
@@ -109,11 +109,10 @@ class Gradient(Member, family="gradient"):
         self, objective: Bounded, step: Step, choose: Callable[[LogWeights], tuple[Coefficients, float | Tensor]]
     ) -> tuple[LogWeights, Pairs, Traces]:
         """The log-weights of a step's particles, the surrogate of their gradient, and the traces both came from."""
-        drawn = step.draw(detach=not self.reparameterized)
-        self.check_sites(drawn, objective)
-        draws = Draws(step, drawn)
+        draws = step.draws(detach=not self.reparameterized)
+        self.check_sites(draws.drawn, objective)
         gate = self.gate(objective, draws)
-        traces = step.score(step.redraw(drawn, gate) if gate else drawn)
+        traces = step.score(draws.redraw(gate) if gate else draws.drawn)
         terms = weights.split(traces)
         found, beta = choose(terms)
         if gate is not None:
@@ -130,10 +129,10 @@ class Gradient(Member, family="gradient"):
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse sites that lack what the gradient needs, naming the estimators that don't need it."""
-        for site in weights.points(drawn) if self.scores else ():
+        for site in spans.points(drawn) if self.scores else ():
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs the gradient of a density,"
-                f" and {type(site['fn']).__name__} is a point mass: the guide's gradient would be wrong: expected"
+                f" and {spans.kind(site)} is a point mass: the guide's gradient would be wrong: expected"
                 " the gradient reparam or stl"
             )
         for site in weights.unreparameterized(drawn) if self.reparameterized else ():

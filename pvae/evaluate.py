@@ -40,7 +40,7 @@ class Layer(NamedTuple):
     """(l,): variance over the data of its posterior mean, for each of its dimensions."""
 
     @property
-    def active_units(self) -> int:
+    def active_units(self) -> int | None:
         """As `Evaluation.active_units`."""
         return active_units(self.variance)
 
@@ -61,7 +61,7 @@ class Evaluation:
     """(N,): effective sample size of all the weights, 1 / sum w^2 for weights that sum to one."""
     latent_variance: Tensor
     """(L,): variance over the data of the posterior mean, for each latent dimension, site by site as the guide draws
-    them."""
+    them; NaN of a latent without a mean, as a class is."""
     se: dict[str, Tensor]
     """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
     the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
@@ -74,14 +74,15 @@ class Evaluation:
     def __repr__(self) -> str:
         rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
         rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
-        units = f"{self.active_units} of {len(self.latent_variance)}"
-        return "\n".join([*rows, f"active units {units}; {len(self.elbo)} data, {self.draws} draws each"])
+        return "\n".join(
+            [*rows, f"active units {units(self.latent_variance)}; {len(self.elbo)} data, {self.draws} draws each"]
+        )
 
     @property
-    def active_units(self) -> int:
+    def active_units(self) -> int | None:
         """Latent dimensions whose posterior mean varies by more than 0.01 (Burda et al. 2015, section 5.2).
 
-        The threshold is meant for a prior of unit scale.
+        None where no latent has a mean. The threshold is meant for a prior of unit scale.
         """
         return active_units(self.latent_variance)
 
@@ -99,9 +100,22 @@ class Evaluation:
         return {name: mean_and_se(layer.rate) for name, layer in self.layers.items()}
 
 
-def active_units(variance: Tensor) -> int:
-    """How many of the variances (L,) of posterior means over data are above 0.01."""
-    return int((variance > 0.01).sum())
+def active_units(variance: Tensor) -> int | None:
+    """How many of the variances (L,) of posterior means over data are above 0.01; None where none is a number."""
+    return None if variance.isnan().all() else int((variance > 0.01).sum())
+
+
+def units(variance: Tensor) -> str:
+    """How many of the latent dimensions are active, of those that have a mean.
+
+    >>> units(torch.tensor([1.0, 0.0])), units(torch.tensor([1.0, torch.nan])), units(torch.tensor([torch.nan]))
+    ('1 of 2', '1 of 1, 1 no mean', '- (no mean)')
+    """
+    known = int((~variance.isnan()).sum())
+    if not known:
+        return "- (no mean)"
+    without = f", {len(variance) - known} no mean" if known < len(variance) else ""
+    return f"{active_units(variance)} of {known}{without}"
 
 
 def mean_and_se(value: Tensor) -> dict[str, float]:

@@ -183,15 +183,16 @@ class _Fit:
         noise = self.noise(1)
         start = Density(self.model, self.data, particles=self.particles, guide=self.guide)
         u = torch.cat([start.draw(noise) for _ in range(math.ceil(256 / self.particles))])
-        mean, scale = u.mean(0), u.std(0).clamp(min=1e-6)
+        mean, scale = u.mean(0), _scale(u)
         density = Density(self.model, self.data, particles=self.particles)
-        parameters, flow = _FAMILIES[family](mean, noise)
+        kept = _kept(density, mean)
+        parameters, flow = _FAMILIES[family](mean, noise, kept)
         like = mean.expand(self.particles, -1, -1)
 
         def log_w() -> Tensor:
-            w, log_q = flow(noise.normal(like))
+            w, log_q = flow(noise.normal(like) * kept)
             base, ratio = density.terms(mean + scale * w)
-            return base + ratio - (log_q - scale.log().sum(-1))
+            return base + ratio - (log_q - (kept * scale.log()).sum(-1))
 
         optimizer = torch.optim.Adam(parameters, lr=self.rate)
         for step in range(self.steps):
@@ -206,21 +207,51 @@ class _Fit:
             return torch.cat([log_w().double().cpu() for _ in range(rounds)])
 
 
+def _scale(u: Tensor) -> Tensor:
+    """The spread of draws u (K, B, d) of the guide, (B, d): at least what their type can tell apart there."""
+    least = torch.finfo(u.dtype).eps * u.abs().amax(0)
+    return u.std(0).maximum(least.where(least > 0, 1e-6))
+
+
+def _kept(density: Density, like: Tensor) -> Tensor:
+    """1 for the numbers of each datum that are in the model, 0 for those that it masks: in the shape of `like` (B, d).
+
+    Raises:
+        InputError: a mask that depends on the latents; angles.
+    """
+    if density.circles:
+        raise InputError(
+            f"gap: site '{density.circles[0]}': found angles, expected latents on the real numbers, or between bounds:"
+            " a guide fitted to each datum goes round the circle"
+        )
+    if density.counted is None:
+        return torch.ones_like(like)
+    if (density.counted != density.counted[:1]).any():
+        raise InputError(
+            "gap: found latents that are masked in some draws of a datum and not in others, expected masks that depend"
+            " on the data alone: a guide fitted to each datum has so many numbers"
+        )
+    return density.counted[0].to(like)
+
+
 _Flow = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From standard normal noise (K, B, d) to numbers (K, B, d) and their log-density (K, B)."""
+"""From standard normal noise (K, B, d) to numbers (K, B, d) and their log-density (K, B).
+
+Both are of the numbers that are kept: the noise of the others is 0, and so are they.
+"""
 
 
-def _mean_field(like: Tensor, _: Noise) -> tuple[list[Tensor], _Flow]:
-    """Independent Gaussians for each datum; they start as the noise. `like` is (B, d)."""
+def _mean_field(like: Tensor, _: Noise, kept: Tensor) -> tuple[list[Tensor], _Flow]:
+    """Independent Gaussians for each datum; they start as the noise. `like` and `kept` are (B, d)."""
     mean, log_scale = (torch.zeros_like(like, requires_grad=True) for _ in range(2))
 
     def flow(noise: Tensor) -> tuple[Tensor, Tensor]:
-        return mean + log_scale.exp() * noise, _log_normal(noise) - log_scale.sum(-1)
+        return kept * mean + log_scale.exp() * noise, _log_normal(noise, kept) - (kept * log_scale).sum(-1)
 
     return [mean, log_scale], flow
 
 
-def _flow(like: Tensor, noise: Noise) -> tuple[list[Tensor], _Flow]:
+def _flow(like: Tensor, noise: Noise, kept: Tensor) -> tuple[list[Tensor], _Flow]:
     """Affine couplings with small networks, then z = m + L w: weights for each datum; they start as the noise.
 
     Dinh, Sohl-Dickstein and Bengio 2017.
@@ -228,21 +259,21 @@ def _flow(like: Tensor, noise: Noise) -> tuple[list[Tensor], _Flow]:
     (size, d), layers = like.shape, []
     mean, log_scale = (torch.zeros_like(like, requires_grad=True) for _ in range(2))
     lower = like.new_zeros(size, d, d, requires_grad=True)
-    kept = torch.arange(d, device=like.device) % 2
+    half = torch.arange(d, device=like.device) % 2
     for layer in range(LAYERS):
         inner = noise.normal(like.new_empty(d, size, HIDDEN)).transpose(0, 1) / math.sqrt(d)
         outer = like.new_zeros(size, HIDDEN + 1, 2 * d, requires_grad=True)
-        layers.append(((kept + layer) % 2, inner.contiguous().requires_grad_(), outer))
+        layers.append(((half + layer) % 2, inner.contiguous().requires_grad_(), outer))
 
     def flow(noise: Tensor) -> tuple[Tensor, Tensor]:
-        w, log_q = noise, _log_normal(noise)
+        w, log_q = noise, _log_normal(noise, kept)
         for mask, inner, outer in layers:
             hidden = torch.einsum("kbd,bdh->kbh", w * mask, inner).tanh()
             out = torch.einsum("kbh,bhe->kbe", hidden, outer[:, 1:]) + outer[:, 0]
-            shift, stretch = ((1 - mask) * part for part in (out[..., :d], out[..., d:].tanh()))
+            shift, stretch = (kept * (1 - mask) * part for part in (out[..., :d], out[..., d:].tanh()))
             w, log_q = w * stretch.exp() + shift, log_q - stretch.sum(-1)
         moved = torch.einsum("bij,kbj->kbi", lower.tril(-1), w) + log_scale.exp() * w
-        return mean + moved, log_q - log_scale.sum(-1)
+        return kept * (mean + moved), log_q - (kept * log_scale).sum(-1)
 
     return [mean, log_scale, lower, *(value for _, *pair in layers for value in pair)], flow
 
@@ -263,8 +294,8 @@ def check_families(families: Sequence[str]) -> None:
             raise InputError(f"families: found {name} twice, expected different ones")
 
 
-def _log_normal(noise: Tensor) -> Tensor:
-    return -(noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi)) / 2
+def _log_normal(noise: Tensor, kept: Tensor) -> Tensor:
+    return -(noise.square().sum(-1) + kept.sum(-1) * math.log(2 * math.pi)) / 2
 
 
 def _known(log_p: Tensor | Annealed, n: int) -> tuple[Tensor, Tensor]:

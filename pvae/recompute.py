@@ -29,6 +29,8 @@ def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, numbers: int) ->
     parts = rows.chunk(-(-len(rows) // max(1, AT_ONCE // numbers)) or 1)
     if len(parts) == 1 or torch._C._functorch.peek_interpreter_stack() is not None:
         return function(rows)
+    if not torch.is_grad_enabled():
+        return torch.cat([function(part) for part in parts])
 
     def run(part: Tensor) -> Tensor:
         return function(torch.empty_like(part).copy_(part))  # a copy: a graph must not take the first run for the other

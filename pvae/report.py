@@ -19,6 +19,8 @@ from .config import Config
 from .data import Dataset, Split, pixels
 from .errors import InputError
 from .evaluate import UNUSED, Evaluation, evaluate
+from .kl import closed
+from .noise import forked
 from .pace import pace
 from .priors import Prior
 from .runs import Run, protocol, write_results
@@ -33,7 +35,7 @@ DRAWS = 200
 
 
 def opening(run: Run, training: Training) -> str:
-    """What is about to happen, in two lines."""
+    """What is about to happen, in two lines; a third where an analytic KL is from draws."""
     config, sizes = run.config, training.dataset.sizes
     parameters = sum(p.numel() for p in training.vae.parameters())
     parts = f"{config.prior} prior, {config.likelihood} likelihood, {config.guide} guide, {parameters:,} parameters"
@@ -50,7 +52,24 @@ def opening(run: Run, training: Training) -> str:
         epochs += f" from epoch {at.epoch + 1:,}" if at.epoch < training.epochs else ", all done"
     gradient = "" if config.gradient == "reparam" else f", gradient {config.gradient}"
     objective = f"{config.objective} with K={config.particles}{gradient}"
-    return f"{data}\n{parts}; {objective}, {epochs} on {device}, into {run.folder}"
+    lines = [data, f"{parts}; {objective}, {epochs} on {device}, into {run.folder}"]
+    analytic = config.options.get("objective", {}).get("analytic_kl")
+    return "\n".join([*lines, *(_sampled(training) if analytic else [])])
+
+
+def _sampled(training: Training) -> list[str]:
+    """A line of the latents whose KL is not in closed form, where it is to be."""
+    vae, (x, y), mode = training.vae, training.dataset.train, training.vae.training
+    with torch.no_grad(), forked(x.device):
+        few = training.prepare(x[:2], None if y is None else y[:2])
+        traces = weights.trace(vae.eval().model, vae.guide, *few)
+    vae.train(mode)
+    found, latents = closed(traces), [name for name, _ in weights.sites_of(traces.guide)]
+    if not (rest := [name for name in latents if name not in found]):
+        return []
+    why = "there is none, or the guide draws in another order than the model"
+    where = ", ".join(found) or "no latent"
+    return [f"analytic_kl: in closed form of {where}; from draws of {', '.join(rest)}: {why}"]
 
 
 def _datum(dataset: Dataset) -> str:
@@ -306,13 +325,13 @@ def table(config: Config, summary: dict[str, Any]) -> str:
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
     lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
     lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
-    lines += [f"  {'active units':<18}{test['active_units']:>6} of {sum(config.layers)}"]
-    lines += [] if test["active_units"] else [f"  {UNUSED}"]
+    lines += [f"  {'active units':<18}{_or_dash(test['active_units']):>6} of {sum(config.layers)}"]
+    lines += [f"  {UNUSED}"] if test["active_units"] == 0 else []
     lines += [] if config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
         lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
     for name, layer in test.get("layers", {}).items():
-        units = f"{layer['active_units']} of {layer['units']} active"
+        units = f"{_or_dash(layer['active_units'])} of {layer['units']} active"
         lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
     return "\n".join(lines)
 
@@ -325,6 +344,10 @@ def closing(run: Run) -> str:
     if not drawn.exists() or (drawn / "samples.png").exists():
         lines += [f"next: python -m pvae.sample {folder} -n 64 -o samples.png"]
     return "\n".join(lines)
+
+
+def _or_dash(count: int | None) -> int | str:
+    return "-" if count is None else count
 
 
 def _with_error(value: dict[str, float]) -> str:

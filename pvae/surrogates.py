@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from . import weights
+from .beside import Beside
 from .errors import InputError
 from .weights import Drawn, LogWeights, Program, Site, Traces
 
@@ -51,6 +52,8 @@ class Step:
     """What weighs the path through each site's draws, see `Gate`; the same where the step is run again."""
     aside: dict[str, Tensor] = field(default_factory=dict)
     """Likewise the draws beside."""
+    look: Callable[[Step, Traces], None] | None = None
+    """Is shown the step's traces: what an estimator cannot do with is refused there."""
 
     def draw(self, detach: bool = False) -> Drawn:
         """K draws from the guide."""
@@ -63,13 +66,18 @@ class Step:
             **self.kwargs,
         )
 
-    def redraw(self, drawn: Drawn, change: Callable[[Site], Tensor]) -> Drawn:
-        """The guide at other values."""
-        return redraw(self.guide, drawn, change, *self.args, **self.kwargs)
+    def draws(self, detach: bool) -> Draws:
+        """K draws from the guide, which has to be run at them again unless they are detached."""
+        beside = Beside()
+        with nullcontext() if detach else beside.first():
+            return Draws(self, self.draw(detach), beside)
 
     def score(self, drawn: Drawn) -> Traces:
         """The model at what the guide drew."""
-        return weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
+        traces = weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
+        if self.look is not None:
+            self.look(self, traces)
+        return traces
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,30 @@ class Draws:
 
     step: Step
     drawn: Drawn
+    beside: Beside
+    """What the guide drew beside its sites."""
+
+    def redraw(self, change: Callable[[Site], Tensor]) -> Drawn:
+        """The guide at other values, each what `change` makes of a site's own.
+
+        Where there are several sites the guide runs again: the distributions of later ones depend on earlier values.
+        """
+        drawn, step = self.drawn, self.step
+        latents = dict(weights.sites_of(drawn.sites))
+        sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
+        if len(latents) > 1:
+            with (
+                weights.unvalidated(),
+                weights.vectorized(drawn.particles, drawn.max_plate_nesting),
+                self.beside.again(),
+            ):
+                sites = weights.Collect(step.guide, sites)(*step.args, **step.kwargs)
+        return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
     @cached_property
     def fixed(self) -> Drawn:
         """The guide at its own draws as if these were data: what has a gradient is the guide's parameters alone."""
-        return self.step.redraw(self.drawn, lambda site: site["value"].detach())
+        return self.redraw(lambda site: site["value"].detach())
 
     @cached_property
     def priors(self) -> dict[str, Site]:
@@ -97,7 +124,7 @@ class Draws:
 
     def pull(self, traces: Traces) -> dict[str, Tensor]:
         """The gradient of log q(z|x) - log p(z) at each draw, by the sites of `priors`, detached."""
-        leaf = self.step.redraw(self.drawn, lambda site: site["value"].detach().requires_grad_())
+        leaf = self.redraw(lambda site: site["value"].detach().requires_grad_())
         values = {name: leaf.sites[name]["value"] for name in self.priors}
         with torch.enable_grad():
             log_q = weights.log_q(traces, leaf.sites).sum()
@@ -105,19 +132,6 @@ class Draws:
                 weights.log_prob({**site, "value": values[name]}, traces).sum() for name, site in self.priors.items()
             )
             return dict(zip(values, torch.autograd.grad(log_q - log_p, list(values.values())), strict=True))
-
-
-def redraw(guide: Program, drawn: Drawn, change: Callable[[Site], Tensor], *args: Any, **kwargs: Any) -> Drawn:
-    """A guide's sites at other values, each what `change` makes of a site's own.
-
-    Where there are several sites the guide runs again, for the distributions of later ones depend on earlier values.
-    """
-    latents = dict(weights.sites_of(drawn.sites))
-    sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
-    if len(latents) > 1:
-        with weights.unvalidated(), weights.vectorized(drawn.particles, drawn.max_plate_nesting):
-            sites = weights.Collect(guide, sites)(*args, **kwargs)
-    return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
 
 def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str, Site]:

@@ -83,7 +83,7 @@ class Training:
         rows = batch_rows(len(x), config.batch_size, config.seed, at.epoch, start=at.batch, device=x.device)
         number = at.batch + len(rows)
         try:
-            for losses in self.svi.run(rows, x, y, prepare=self._prepare):
+            for losses in self.svi.run(rows, x, y, prepare=self.prepare):
                 at.total += losses.sum(dtype=torch.float64) if losses.is_cuda else losses.item()
                 at.batch += len(losses)
                 at.count = min(at.batch * config.batch_size, len(x))
@@ -103,7 +103,7 @@ class Training:
         note = self.dataset.note
         return "lower --lr, or set --clip-norm" + (f"; the data are {note}" if note else "")
 
-    def _prepare(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def prepare(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A batch as the programs take it."""
         if self.config.dequantization != "none":
             return dequantize(x, self.config.dequantization), y

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from .errors import InputError
 from .plates import PARTICLES, Plate, Site, check_shapes, data_plate, written_at
@@ -311,33 +309,9 @@ def rates(traces: Traces) -> dict[str, Tensor]:
         }
 
 
-def kl(traces: Traces) -> Tensor:
-    """KL(q(z|x) || p(z)) for each datum, (B,): in closed form at each latent site that has one, else by its draws.
-
-    For later sites it is the mean over the draws of the sites before them. See Pyro's `TraceMeanField_ELBO`.
-    """
-    terms = []
-    for name, site in sites_of(traces.guide):
-        prior = traces.model[name]
-        with unvalidated():
-            try:
-                value = kl_divergence(site["fn"], prior["fn"])
-            except NotImplementedError:
-                value = site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(prior["value"])
-        if site["mask"] is not None:
-            value = scale_and_mask(value, mask=site["mask"])
-        terms.append(traces.by_datum(value))
-    return total(terms).mean(0)
-
-
 def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
     return [site for _, site in sites_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
-
-
-def points(drawn: Drawn) -> list[Site]:
-    """The guide's sites that are point masses: they have no density."""
-    return [site for _, site in sites_of(drawn.sites) if isinstance(site["fn"], Delta)]
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:

@@ -52,6 +52,8 @@ def _seeded():
     pyro.clear_param_store()
     base._scopes.clear()  # a module of another test that is still alive would make this one's names "guide2"
     torch.manual_seed(0)
+    yield
+    pyro.clear_param_store()  # examples in docstrings know no fixtures, and may come next
 
 
 @pytest.fixture

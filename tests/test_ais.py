@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
@@ -153,6 +154,19 @@ def hierarchy_evidence(x):
     return torch.distributions.MultivariateNormal(torch.zeros(3).double(), covariance).log_prob(x)
 
 
+def angle(x):
+    """A likelihood that is not the same a turn on: the circle is cut open at its far side."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.VonMises(torch.tensor(0.5).double(), 1.0))
+        pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+
+def angle_evidence(x):
+    grid = (torch.arange(4000).double() + 0.5) / 4000 * 2 * math.pi - math.pi
+    joint = dist.VonMises(0.5, 1.0).log_prob(grid) + dist.Normal(grid, 0.8).log_prob(x.unsqueeze(-1))
+    return joint.logsumexp(-1) + math.log(2 * math.pi / 4000)
+
+
 COUNTS = torch.tensor([[20.0, 0.0, 0.0], [3.0, 7.0, 10.0], [0.0, 1.0, 19.0]]).double()
 CASES = {
     "positive": (
@@ -170,6 +184,7 @@ CASES = {
         torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double(),
         hierarchy_evidence,
     ),
+    "circle": (angle, torch.tensor([-3.0, 0.0, 2.5, 4.0]).double(), angle_evidence),
 }
 
 
@@ -189,6 +204,51 @@ def test_every_model_can_be_simulated_and_sandwiched(case):
     log_p = evidence(found.x)
     assert_mean((found.reverse.log_w + log_p).exp().mean(0), 1.0)
     assert (found.upper - found.lower).mean().abs() < 0.4
+
+
+def test_angles_go_round():
+    density = Density(angle, (torch.zeros(1).double(),), particles=3)
+    u = torch.tensor([-1.0, -1.0 + 2 * math.pi, -1.0 - 4 * math.pi], dtype=torch.float64).reshape(3, 1, 1)
+    base, ratio = density.terms(u)
+    prior = dist.VonMises(torch.tensor(0.5).double(), 1.0)
+    torch.testing.assert_close(base, prior.log_prob(torch.full((3, 1), -1.0).double()))
+    torch.testing.assert_close(ratio, dist.Normal(-1.0, 0.8).log_prob(torch.zeros(3, 1).double()))
+
+
+def lengths(x, n):
+    """x_t about log z_t, the first n of 3; of more than one also |x_1| at a rate w."""
+    mask = torch.arange(3) < n[:, None]
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.LogNormal(torch.zeros(len(x), 3).double(), 1.0).mask(mask).to_event(1))
+        with poutine.mask(mask=n > 1):
+            w = pyro.sample("w", dist.Gamma(torch.tensor(2.0).double(), 1.0))
+        pyro.sample("x", dist.Normal(z.log(), 1.0).mask(mask).to_event(1), obs=x)
+        with poutine.mask(mask=n > 1):
+            pyro.sample("v", dist.Exponential(w), obs=x[:, 0].abs())
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_masked_latents_count_nowhere(particles):
+    x, n = torch.randn(3, 3).double(), torch.tensor([1, 2, 3])
+    density = Density(lengths, (x, n), particles=particles)
+    expected = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 1], [1, 1, 1, 1]]).bool()
+    assert torch.equal(density.counted, expected.expand(particles, 3, 4))
+    u = torch.randn(particles, 3, 4).double()
+    terms = density.terms(u)
+    torch.testing.assert_close(terms, density.terms(u + 5 * ~expected))
+    base = dist.Normal(0.0, 1.0).log_prob(u[..., :3]) * expected[:, :3]
+    rate = dist.Gamma(2.0, 1.0).log_prob(u[..., 3].exp()) + u[..., 3]
+    torch.testing.assert_close(terms[0], base.sum(-1) + rate * expected[:, 3])
+    assert Density(angle, (torch.zeros(1).double(),)).counted is None
+
+
+def test_annealing_with_masked_latents_is_of_the_others():
+    n = torch.tensor([1, 2, 3]).repeat(30)
+    x = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)).double()
+    evidence = (dist.Normal(0.0, 2**0.5).log_prob(x) * (torch.arange(3) < n[:, None])).sum(-1)
+    lomax = math.log(2) - 3 * (1 + x[:, 0].abs()).log()
+    found = ais(lengths, x, n, annealing=Annealing(40, 16, 5))
+    assert (found.log_p - evidence - lomax * (n > 1)).mean().abs() < 0.1
 
 
 def test_densities_without_constraints_integrate_to_one():

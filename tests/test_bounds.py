@@ -293,3 +293,13 @@ def test_a_bound_at_k_is_the_mean_over_disjoint_groups():
     for particles in (0, 12):
         with pytest.raises(InputError, match=f"particles: found {particles}, expected 1 to 11"):
             bounds.at(bounds.iwae, log_w, particles)
+
+
+@pytest.mark.parametrize("log_w", [[[-math.inf], [0.0], [1.0]], [[-math.inf]] * 3])
+def test_the_ends_of_ciwae_are_the_two_bounds_where_a_weight_is_zero_too(log_w):
+    log_w = torch.tensor(log_w)
+    assert torch.equal(bounds.ciwae(log_w, 0.0), bounds.iwae(log_w))
+    assert torch.equal(bounds.ciwae(log_w, 1.0), bounds.elbo(log_w))
+    assert bounds.ciwae(log_w, 0.5).item() == -math.inf
+    if log_w.max() > 0:
+        torch.testing.assert_close(bounds.slope(lambda w: bounds.ciwae(w, 0.0), log_w)[1], log_w.softmax(0))

@@ -113,6 +113,7 @@ def test_a_full_disk_at_each_write(saved, monkeypatch, function, call):
         assert len(calls) <= call
     monkeypatch.undo()
     assert "step-000000007" in checkpoints.names(saved.parent)
+    assert checkpoints.names(saved.parent) == sorted(os.listdir(saved.parent)), "what is half written takes no space"
     for name in checkpoints.names(saved.parent):
         checkpoints.load(saved.parent / name)
     checkpoints.save(saved.parent, "step-000000008", WEIGHTS, STATE)

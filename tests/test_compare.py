@@ -607,6 +607,30 @@ def test_the_table_for_a_paper_is_well_formed(whole, one):
     assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))
 
 
+def test_a_guide_without_an_inverse_has_all_but_the_mutual_information():
+    flow = dist.transforms.Planar(2)
+    vae = LinearVAE(4, 2)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x[:, :2], 1.0).to_event(1), [flow]))
+
+    found = compare({"planar": (vae.model, guide), **programs(0)}, Data(torch.randn(9, 4)), plan=Plan((1, 4)))
+    assert "information" not in found.estimates("planar")["test"]
+    assert "information" in found.estimates("linear0")["test"]
+    text = " ".join(tables.text(found, PROTOCOL).split())
+    assert re.search(r"mutual information - \d", text)
+    assert "planar: mutual information is left out: site 'z': TransformedDistribution has no inverse" in text
+    assert "Mutual information: from 9 draws" in text
+    alone = Comparison({"planar": found.models["planar"]}, found.plan, 9)
+    text = " ".join(tables.text(alone, PROTOCOL).split())
+    assert re.search(r"mutual information - ", text)
+    assert "Mutual information: from" not in text
+    for write in (tables.as_csv, tables.latex):
+        assert write(alone, PROTOCOL)
+    assert tables.summary(alone, PROTOCOL, {})
+
+
 def test_a_latent_that_is_not_used_is_told_of():
     found = comparison(a=[-1.0, -2.0], b=[-1.0, -3.0])
     found.models["b"] = Measured(dataclasses.replace(found.models["b"].test, latent_variance=torch.zeros(2)))

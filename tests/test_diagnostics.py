@@ -8,9 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.distributions import transforms
 
 import pvae
-from pvae import exact
+from pvae import diagnostics, exact
 from pvae.diagnostics import khat, khat_threshold, mutual_information, paired, share_above
 
 
@@ -254,8 +256,8 @@ def test_data_are_chosen_at_random_and_keep_their_labels():
 
     found = mutual_information(labelled, torch.arange(100.0), torch.arange(100), samples=20)
     torch.testing.assert_close(found, torch.full((20,), math.log(100)).double())
-    assert len(seen[1].unique()) == 20
-    assert seen[1].max() > 50
+    assert len(seen[2].unique()) == 20
+    assert seen[2].max() > 50
 
 
 def test_a_masked_site_tells_nothing():
@@ -266,6 +268,102 @@ def test_a_masked_site_tells_nothing():
                 pyro.sample("w", dist.Normal(x, 0.01))
 
     torch.testing.assert_close(mutual_information(masked, torch.arange(9.0)), torch.zeros(9).double())
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_which_latents_are_masked_is_part_of_them(inside):
+    """Far apart but for the mask: z tells one of the data that have as many latents, no more."""
+    n = torch.tensor([1, 1, 2, 3, 3, 3])
+
+    def lengths(x, n, spread=1e-3):
+        mask = torch.arange(3) < n[:, None]
+        with pyro.plate("data", len(x), dim=-1 if inside else -2):
+            q = dist.Normal(spread * x[:, None].expand(-1, 3), 1.0)
+            if inside:
+                pyro.sample("z", q.mask(mask).to_event(1))
+            else:
+                pyro.sample("idle", dist.Normal(torch.zeros(len(x), 1), 1.0))
+                with pyro.plate("steps", 3, dim=-1), poutine.mask(mask=mask):
+                    pyro.sample("z", q)
+
+    x = torch.arange(6.0)
+    same = torch.tensor([2, 2, 1, 3, 3, 3])
+    found = mutual_information(lambda x, n: lengths(0 * x, n), x, n)
+    torch.testing.assert_close(found, (6 / same).log().double())
+    found = mutual_information(lambda x, n: lengths(x, n, 1e3), x, n)
+    torch.testing.assert_close(found, torch.full((6,), math.log(6)).double())
+
+
+def test_information_of_masked_latents_is_that_of_the_data_that_have_them():
+    """Two groups of data, by length: within each what it is without the other, and which of them, log 2."""
+    centers, n = torch.tensor([-1.0, 0.0, 2.5, -1.0, 0.0, 2.5]).double(), torch.tensor([1, 1, 1, 2, 2, 2])
+
+    def lengths(x, n):
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(x[:, None].expand(-1, 2), 0.8)
+            pyro.sample("z", q.mask(torch.arange(2) < n[:, None]).to_event(1))
+
+    def pair(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None].expand(-1, 2), 0.8).to_event(1))
+
+    found, one, two = (
+        torch.stack([mutual_information(*of, seed=seed) for seed in range(800)])
+        for of in ((lengths, centers, n), (three, CENTERS), (pair, CENTERS))
+    )
+    expected = torch.cat([one, two], 1) + math.log(2)
+    error = ((found.var(0) + expected.var(0)) / 800).sqrt()
+    assert ((found.mean(0) - expected.mean(0)).abs() < 4 * error).all()
+
+
+def test_the_plate_of_the_data_is_not_the_one_that_is_entered_first():
+    """As many dimensions as data, their plate first: told apart by the model, or by name."""
+    x = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+
+    def dims_first(x):
+        with pyro.plate("dims", 5, dim=-2), pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", dist.Normal(x.T, 1.0))
+
+    def data_first(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("dims", 5, dim=-2):
+            pyro.sample("z", dist.Normal(x.T, 1.0))
+
+    def model(x):
+        data = pyro.plate("data", len(x), dim=-1)
+        with pyro.plate("dims", 5, dim=-2), data:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with data:
+            pyro.sample("x", dist.Normal(z.mT, 1.0).to_event(1), obs=x)
+
+    def event(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    found, other, named = (
+        torch.stack([mutual_information(*each, x, seed=seed, **given) for seed in range(300)])
+        for each, given in (
+            ((dims_first,), {"model": model}),
+            ((event,), {}),
+            ((data_first,), {"plate": "data"}),
+        )
+    )
+    for value in (found, named):
+        error = ((value.var(0) + other.var(0)) / 300).sqrt()
+        assert ((value.mean(0) - other.mean(0)).abs() < 4 * error).all()
+    with pytest.raises(pvae.InputError, match="plate: found dims, data, expected the name of the one that the data"):
+        mutual_information(dims_first, x)
+
+
+@pytest.mark.parametrize("flow", [transforms.Planar, transforms.neural_autoregressive])
+def test_a_flow_without_an_inverse_is_refused(flow):
+    flow = flow(2)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 1.0).to_event(1), [flow]))
+
+    with pytest.raises(diagnostics.NoInverse, match="site 'z': TransformedDistribution has no inverse"):
+        mutual_information(guide, torch.zeros(3, 2))
 
 
 def test_information_is_at_most_log_n_and_at_least_nothing():

@@ -617,6 +617,7 @@ def test_under_stock_svi_a_warm_up_counts_its_own_losses(vae, x):
         assert objective.beta_for(torch.zeros(2, 7)) == pytest.approx(min(1, step / 10))
         svi.step(x)
         svi.evaluate_loss(x)
+        objective.loss(vae.model, vae.guide, x)
         objective.bounds(vae.model, vae.guide, x)
 
 

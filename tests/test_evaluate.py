@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -12,7 +13,8 @@ from torch import nn
 from watching import Largest
 
 import pvae
-from pvae import exact, weights
+from pvae import comparison, exact, tables, weights
+from pvae import evaluate as evaluate_room
 from pvae.evaluate import CELL, Evaluation, evaluate, mean_and_se
 
 WEIGHT = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype=torch.float64)
@@ -254,6 +256,29 @@ def test_numbers_are_double_and_on_the_cpu(vae, x):
 
 
 # Active units ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_latent_without_a_mean_is_in_no_count_of_active_units():
+    """A class has none; beside it, a number that varies and one that does not."""
+
+    def program(x, numbers, obs):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(logits=torch.stack([-x, x], -1)))
+            for name, factor in numbers.items():
+                pyro.sample(name, dist.Normal(factor * x, 1.0))
+            if obs:
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    x = torch.linspace(-3, 3, 100)
+    for numbers, active, said in (({}, None, "- (no mean)"), ({"a": 1, "b": 0}, 1, "1 of 2, 1 no mean")):
+        found = evaluate(partial(program, numbers=numbers, obs=True), partial(program, numbers=numbers, obs=False), x)
+        assert found.latent_variance.isnan().tolist() == [True, *[False] * len(numbers)]
+        assert found.active_units == active
+        assert f"active units {said}; 100 data" in repr(found)
+        measured = comparison.Comparison({"one": comparison.Measured(found)}, comparison.Plan((1, 100)), 100)
+        text = tables.text(measured, {"data": "toy", "binarization": "none", "numbers": evaluate_room.BOUNDS})
+        assert evaluate_room.UNUSED not in text
+        assert said in text
 
 
 def test_active_units_are_those_whose_posterior_mean_varies():

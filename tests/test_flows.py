@@ -121,6 +121,18 @@ def test_an_autoregressive_map_comes_back_in_one_pass(hidden, context, reverse):
     assert backward.get_total_flops() <= forward.get_total_flops()
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", STEPS)
+def test_log_determinants_are_sums_in_full_precision(name, reverse):
+    """Networks may be in half: what they say is then of either pass within their digits, and added up in all."""
+    there = stirred(STEPS[name](5, context=2, reverse=reverse)).float()(torch.randn(7, 2))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y, ladj = there.call_and_ladj(x := torch.randn(7, 5))
+        back, other = there.inv.call_and_ladj(y)
+    assert {value.dtype for value in (y, ladj, back, other)} == {torch.float32}
+    torch.testing.assert_close((back, other), (x, -ladj), rtol=0.02, atol=0.05)
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_an_inverse_is_freed_when_it_is_no_longer_wanted(name):
     """Not when garbage is looked for: until then its arrays would fill the memory."""

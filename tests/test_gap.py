@@ -1,11 +1,13 @@
 """The gap split against the exact gaps of a model whose posterior is correlated."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 import pvae
 from pvae import exact
@@ -152,6 +154,91 @@ def test_any_number_of_latents_and_labels(new_vae, latent):
         assert value.shape == se.shape == (5,)
         assert value.dtype == torch.float64
         assert not value.requires_grad
+
+
+def inside(x, n, obs=True):
+    """x_t about log z_t, of which each datum has its first n, masked in the event; or the exact posterior."""
+    mask = torch.arange(4) < n[:, None]
+    mean, scale = (torch.zeros(len(x), 4).double(), 1.0) if obs else (x / 2, 0.5**0.5)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.LogNormal(mean, scale).mask(mask).to_event(1))
+        if obs:
+            pyro.sample("x", dist.Normal(z.log(), 1.0).mask(mask).to_event(1), obs=x)
+
+
+def outside(x, n, obs=True):
+    """The same in a plate of its own, masked by the handler; one site shows which plate is the data's."""
+    mean, scale = (torch.zeros(len(x), 4).double(), 1.0) if obs else (x / 2, 0.5**0.5)
+    data, steps = pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 4, dim=-1)
+    with data, steps, poutine.mask(mask=torch.arange(4) < n[:, None]):
+        z = pyro.sample("z", dist.LogNormal(mean, scale))
+        if obs:
+            pyro.sample("x", dist.Normal(z.log(), 1.0), obs=x)
+    if obs:
+        with data:
+            pyro.sample("n", dist.Delta(n[:, None]), obs=n[:, None])
+
+
+def in_turn(x, n, obs=True):
+    """The same as four sites."""
+    with pyro.plate("data", len(x)):
+        for t in range(4):
+            with poutine.mask(mask=n > t):
+                mean, scale = (torch.zeros(()).double(), 1.0) if obs else (x[:, t] / 2, 0.5**0.5)
+                z = pyro.sample(f"z{t}", dist.LogNormal(mean, scale))
+                if obs:
+                    pyro.sample(f"x{t}", dist.Normal(z.log(), 1.0), obs=x[:, t])
+
+
+@pytest.mark.parametrize("program", [inside, outside, in_turn])
+def test_masked_latents_are_in_no_gap(program):
+    n = torch.tensor([1, 2, 3, 4]).repeat(5)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double()
+    log_p = (dist.Normal(0.0, 2**0.5).log_prob(x) * (torch.arange(4) < n[:, None])).sum(-1)
+    found = gap(program, partial(program, obs=False), x, n, log_p=log_p, steps=200)
+    for name, (value, _) in found.columns().items():  # a Gaussian in log z is in both families
+        assert value.abs().max() < 0.1, name
+
+
+def test_a_mask_that_draws_choose_is_refused():
+    def program(x, obs=True):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.mask(mask=z > 0):
+                pyro.sample("w", dist.Normal(0.0, 1.0))
+            if obs:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(pvae.InputError, match="masked in some draws of a datum and not in others"):
+        gap(program, partial(program, obs=False), torch.zeros(3), log_p=torch.zeros(3), steps=1)
+
+
+def test_angles_are_refused():
+    def program(x, obs=True):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.VonMises(x, 2.0).mask(True))
+            if obs:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(pvae.InputError, match="gap: site 'z': found angles"):
+        gap(program, partial(program, obs=False), torch.zeros(3), log_p=torch.zeros(3), steps=1)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_the_scale_of_latents_does_not_matter(scale):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, scale))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale * 0.5**0.5))
+
+    x = scale * torch.linspace(-1, 1, 5)
+    found = gap(model, guide, x, log_p=dist.Normal(0.0, 2**0.5 * scale).log_prob(x), steps=50)
+    for name, (value, _) in found.columns().items():
+        assert value.abs().max() < 0.05, name
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from pvae import base, exact
 from pvae.svi import calls
 from pvae.svi.replay import replayed
 from pvae.svi.seen import Seen
+from pvae.svi.tracing import record
 from pvae.svi.values import Untraceable
 
 BETA = 1.0
@@ -357,6 +358,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(program):
     assert "runs eagerly: " in said[0]
     assert re.search(message, said[0]), said
     assert "\n" not in said[0]
+    assert "Untraceable" not in said[0]
     assert "test_graph_fallbacks.py:" in said[0] or "random" in said[0] or "between steps" in said[0]
     assert kinds(svi) == []
 
@@ -414,6 +416,15 @@ def test_a_function_of_its_own_reads_pythons_numbers_alone():
     assert found.tolist() == [3.0, 6.0]
     with pytest.raises(Untraceable, match="a tensor's value is read in Python"):
         replayed(lambda x: (x * math.exp(weight),), torch.ones(2))
+
+
+def test_one_hot_of_any_shape_is_traced():
+    def encoded(x):
+        return tuple(nn.functional.one_hot(indices, 3) for indices in (x.argmax(-1), x[0].argmax(-1), x.argmax() % 3))
+
+    x = torch.randn(2, 4, 3)
+    for found, expected in zip(record(encoded, torch.zeros(2, 4, 3))(x), encoded(x), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_parameter_put_in_the_store_in_another_shape_runs_eagerly():

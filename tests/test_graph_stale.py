@@ -63,6 +63,13 @@ def inherited():
     return weights.inherited, lambda value: setattr(Weights, "beta", value)
 
 
+def partial():
+    held = {"beta": 1.0}
+    return functools.partial(lambda table, *, scale: table["beta"] * scale, held, scale=1.0), (
+        lambda value: held.update(beta=value)
+    )
+
+
 def named_within():
     """A method that only an inner function names; and what that reads."""
     scaled = Scaled()
@@ -156,6 +163,12 @@ def of_layer():
     return lambda: layer.beta, lambda value: setattr(layer, "beta", value)
 
 
+def private_of_layer():
+    layer = nn.Linear(1, 1)
+    layer._beta = 1.0
+    return lambda: layer._beta, lambda value: setattr(layer, "_beta", value)
+
+
 def private():
     schedule = Private()
     return lambda: schedule(), lambda value: schedule._table.update(beta=value)
@@ -170,6 +183,7 @@ PLACES = {
     ),
     "a class": of_class,
     "a class, of its instance": inherited,
+    "a partial's argument": partial,
     "named by an inner function": named_within,
     "slots": slots,
     "an array": small_array,
@@ -185,6 +199,7 @@ PLACES = {
     "a tensor's data": tensor_data,
     "a cache": cached,
     "a layer's attribute": of_layer,
+    "a layer's private number": private_of_layer,
     "a private dict": private,
 }
 
@@ -331,6 +346,10 @@ def test_a_number_of_another_type_is_another():
     for value in (1.0, True):
         options.beta = value
         assert seen.changed() == f"options.beta (was 1, is {value})"
+    options.beta, pair = 1, SimpleNamespace(both=(torch.ones(2), torch.zeros(2)))
+    seen = Seen([lambda: pair.both], {})
+    pair.both = (torch.zeros(2), torch.zeros(2))
+    assert seen.changed() == "pair.both"
 
 
 def test_a_tensor_that_is_elsewhere_now_is_named():
@@ -372,6 +391,34 @@ def test_large_arrays_are_data():
     assert seen.changed() == ""
     fewer[3] = 2.0
     assert seen.changed() == "the array fewer"
+
+
+HELD = torch.zeros(())
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_tensors_that_a_model_changes_in_place_are_changed_once_a_step(check_every):
+    """Which are no buffers of a module: a replayed step changes them, and one that is only tried does not."""
+    counts = []
+
+    class Holder:
+        def __init__(self):
+            self.count = HELD.zero_().clone()
+
+        def model(self, x):
+            plain(x, 1 + (self.count.add_(1) + HELD.add_(2)) / 100)
+
+    def make():
+        counts.append([])
+        holder = Holder()
+        return holder.model, plain_guide, holder
+
+    def before(step, svi, held):
+        counts[-1].append((held[0].count.item(), HELD.item()))
+
+    svi, said = both(make, before, check_every=check_every)
+    assert (said, kinds(svi)) == ([], ["graph"])
+    assert counts[0] == counts[1] == [(step, 2 * step) for step in range(12)]
 
 
 def test_a_generator_of_ones_own_is_drawn_from_once_a_step():

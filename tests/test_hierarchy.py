@@ -656,6 +656,26 @@ def test_the_commands(here, capsys, kind):
     assert compare.main(["two", "one", "--particles", "1,5", "--out", "c.csv", "--out", "c.json"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("--latent 4,4", "analytic_kl: in closed form of z2; from draws of z1: there is none, or the guide draws"),
+        pytest.param("--latent 4,4 --hierarchy top_down", "", marks=pytest.mark.slow),
+        pytest.param(
+            "--latent 4 --prior vamp",
+            "analytic_kl: in closed form of no latent; from draws of z: there is none",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_run_says_of_which_latents_the_kl_is_from_draws(here, capsys, given, line):
+    options = [*SMALL[:4], "--epochs", "1", "--eval-particles", "2", "--objective.analytic_kl", "true", *given.split()]
+    assert fit.main(options) == 0
+    out = capsys.readouterr().out
+    assert line in out
+    assert ("analytic_kl" in out) == bool(line)
+
+
 def test_a_resumed_run_is_the_run(here, monkeypatch):
     options = [*SMALL, "--latent", "4,3", "--hierarchy", "ladder", "--eval-particles", "2"]
     monkeypatch.setattr("pvae.report.figures", lambda *_: None)

@@ -21,7 +21,7 @@ from pvae.evaluate import Evaluation
 from pvae.load import read_data
 from pvae.report import bits_per_dim
 from pvae.runs import protocol
-from pvae.train import Training
+from pvae.train import Training, svi
 
 LOGITS = torch.tensor([-50.0, -10.0, -1.2, -1.0, -0.3, -1e-4, 0.0, 1e-9, 1e-3, 0.9999, 1.0001, 4.0, 50.0])
 
@@ -486,7 +486,7 @@ def test_a_bernoullis_gradient_is_that_of_differences_in_logits_and_data():
 
 def test_training_draws_dequantized_pixels_anew_at_each_step():
     training, levels = SimpleNamespace(config=Config(likelihood="beta")), torch.tensor([[0, 7, 255]], dtype=torch.uint8)
-    first, again = (Training._prepare(training, levels, None)[0] for _ in range(2))
+    first, again = (Training.prepare(training, levels, None)[0] for _ in range(2))
     assert (256 * first).floor().tolist() == (256 * again).floor().tolist() == levels.tolist()
     assert not torch.equal(first, again)
 
@@ -670,13 +670,28 @@ def test_training_draws_anew():
     whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
     training = Training(build.model(settings, whole), None, data.fix_dequantization(whole, "uniform", 0), settings)
     x, y = training.dataset.train
-    (first, _), (second, _) = (training._prepare(x, y) for _ in range(2))
+    (first, _), (second, _) = (training.prepare(x, y) for _ in range(2))
     assert torch.equal((256 * first).floor(), x.float())
     assert not torch.equal(first, second)
     once, again = (compare.training_data(training.dataset, settings, 9, seed=3).x for _ in range(2))
     assert torch.equal(once, again)
     assert torch.equal((256 * once).floor().flatten().sort().values, x.float().flatten().sort().values)
     assert not torch.equal(once.flatten().sort().values, data.pixels(x).flatten().sort().values)
+
+
+def test_an_epochs_bound_is_the_mean_over_its_data():
+    settings = Config(likelihood="bernoulli", latent=2, batch_size=4, epochs=2, save_every=3)
+    whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
+    vae, losses = build.model(settings, whole), []
+    steps = svi(vae, pvae.ELBO(), settings, steps=6)
+    run = steps.run
+    steps.run = lambda *args, **options: (losses.append(block) or block for block in run(*args, **options))
+    records = list(Training(vae, steps, whole, settings).records())
+    batches = len(losses) // 2
+    assert [record["steps"] for record in records] == [batches, 2 * batches]
+    for record, epoch in zip(records, (losses[:batches], losses[batches:]), strict=True):
+        assert record["train"] == pytest.approx(-torch.cat(epoch).sum().item() / len(whole.train.x), rel=1e-6)
+    assert records[0]["train"] < 0
 
 
 def test_digits_are_seventeen_levels():

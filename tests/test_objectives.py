@@ -12,7 +12,7 @@ from registry import EACH, FITTING
 from watching import never_waiting
 
 import pvae
-from pvae import bounds, exact, weights
+from pvae import bounds, exact, kl, weights
 
 SAME = [
     (pvae.ELBO(), Trace_ELBO()),
@@ -292,6 +292,53 @@ def test_a_kl_without_a_closed_form_is_sampled_and_reads_nothing():
     with NoReading():
         found = analytic.bounds(model, guide, x)
     torch.testing.assert_close(found, expected)
+
+
+def chain(x):
+    """z2 -> z1 -> x, all Gaussian: x ~ N(0, 2.25)."""
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(0.0, 1.0))
+        z1 = pyro.sample("z1", dist.Normal(z2, 0.5))
+        pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+
+def upward(x):
+    """The exact posterior of `chain` from the bottom: z1 given x, then z2 given z1."""
+    with pyro.plate("data", len(x)):
+        z1 = pyro.sample("z1", dist.Normal(x * 1.25 / 2.25, (1.25 / 2.25) ** 0.5))
+        pyro.sample("z2", dist.Normal(0.8 * z1, 0.2**0.5))
+
+
+def downward(x):
+    """The same from the top."""
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(x / 2.25, (1.25 / 2.25) ** 0.5))
+        pyro.sample("z1", dist.Normal(0.2 * x + 0.8 * z2, 0.2**0.5))
+
+
+@pytest.mark.parametrize(("guide", "closed"), [(upward, ["z2"]), (downward, ["z2", "z1"])])
+def test_a_closed_kl_is_right_in_whichever_order_the_guide_draws(guide, closed):
+    torch.manual_seed(0)
+    x = torch.linspace(-2, 2, 5)
+    found = pvae.ELBO(40_000, analytic_kl=True, max_plate_nesting=1).bounds(chain, guide, x)
+    torch.testing.assert_close(found, dist.Normal(0.0, 1.5).log_prob(x), rtol=0, atol=0.03)
+    assert list(kl.closed(weights.trace(chain, guide, x))) == closed
+
+
+def test_latents_that_the_guide_draws_in_another_order_count_where_the_mask_is():
+    mask, x = torch.tensor([True, False, True]), torch.tensor([0.5, 1.0, -1.0])
+    masked = [poutine.mask(program, mask=mask) for program in (chain, upward)]
+    found = pvae.ELBO(40_000, analytic_kl=True, max_plate_nesting=1).bounds(*masked, x)
+    torch.testing.assert_close(found, dist.Normal(0.0, 1.5).log_prob(x) * mask, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("guide", [upward, downward])
+def test_the_gradient_of_a_kl_in_another_order_vanishes_at_the_posterior(guide):
+    torch.manual_seed(0)
+    x, shift = torch.linspace(-2, 2, 5), torch.zeros(5, requires_grad=True)
+    objective = pvae.ELBO(40_000, analytic_kl=True, max_plate_nesting=1)
+    objective.bounds(chain, lambda x: guide(x + shift), x).sum().backward()
+    torch.testing.assert_close(shift.grad, torch.zeros(5), rtol=0, atol=0.03)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_results_beyond_the_limit_of_a_file_leave_nothing_half_written(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("active", [0, 3])
+@pytest.mark.parametrize("active", [0, 3, None])
 def test_a_latent_that_is_not_used_is_told_of(run, active):
     found = Run.open(run)
     summary = found.read_json("summary.json")

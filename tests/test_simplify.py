@@ -38,6 +38,13 @@ def views(x):
     return (x.t().t().reshape(-1).view(3, 3).exp() + x.expand(3, 3).exp(), x.view(1, 9).exp())
 
 
+def with_words(x):
+    return (
+        x.scatter_reduce(0, torch.tensor([0, 0, 2]), x, "sum"),
+        x.scatter_reduce(0, torch.tensor([0, 0, 2]), x, "prod"),
+    )
+
+
 def by_one(x):
     return ((x * 1.0).exp() + (x.pow(1.0) / 1).exp(), x * 1.0, torch.arange(3) * 1.0, (x * 1).add_(1))
 
@@ -71,6 +78,7 @@ FUNCTIONS = [
     (one_of_two_changed, ROW),
     (drawn, ROW),
     (views, SQUARE),
+    (with_words, ROW),
     (by_one, SQUARE),
     (kinds_of_one, ROW),
     (alike, ROW),

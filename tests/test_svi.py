@@ -290,6 +290,18 @@ def test_a_step_that_is_not_finite_is_refused_and_its_site_named(where, message)
     assert svi.steps == 0
 
 
+def test_a_site_is_named_with_its_particle():
+    def model(data):
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z / data, 1.0, validate_args=False), obs=data)
+
+    _, guide = nan_program("model")
+    svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), pvae.IWAE(3, max_plate_nesting=1))
+    with pytest.raises(pvae.NonFiniteError, match=r"in the model, site 'x': its log_prob is -inf at \[0, 2\]"):
+        svi.step(torch.tensor([1.0, 1.0, 0.0, 1.0]))
+
+
 def test_a_site_is_named_under_a_loss_that_is_a_function():
     svi = pvae.SVI(*nan_program("guide"), pyro.optim.Adam({"lr": 0.1}), by_hand)
     with pyro.validation_enabled(False), pytest.raises(pvae.NonFiniteError, match=r"in the guide, site 'z': its value"):

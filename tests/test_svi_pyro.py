@@ -140,11 +140,14 @@ def test_an_optimizers_state_goes_on_in_another(optim):
         losses, _, svi = fit(mode, lambda: (plain, plain_guide), optim=make_optim)
         state = copy.deepcopy(svi.optim.get_state())
         assert state.keys() == {"mean", "scale"}
-        after = make_optim()
+        after, kept = make_optim(), copy.deepcopy(state)
         after.set_state(state)
         own = {} if mode == "pyro" else {"compile": mode}
         svi = type(svi)(plain, plain_guide, after, Trace_ELBO(), **own)
-        return losses + [svi.step(X) for _ in range(6)]
+        losses += [svi.step(X) for _ in range(6)]
+        if mode != "pyro":
+            assert str(state) == str(kept), "what was given has changed"
+        return losses
 
     expected = resumed("pyro")
     assert resumed("graph") == pytest.approx(expected, rel=1e-4)
@@ -411,7 +414,7 @@ def test_lengths_that_stay_are_read(how):
     both(
         lambda: (model, AutoDelta(poutine.block(model, expose=["p"]))),
         loss=lambda: TraceEnum_ELBO(max_plate_nesting=0),
-        call=lambda step: (sequences, lengths),
+        call=lambda step: (sequences + step / 10, lengths),
     )
 
 

@@ -81,6 +81,7 @@ class Conditioner(nn.Module):
             out = first if weight is None else linear(x, weight) + first
             for weights, bias in later:
                 out = linear(elu(out), weights, bias)
+            out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
             return out.expand(*torch.broadcast_shapes(x.shape[:-1], out.shape[:-1]), -1).unflatten(-1, self.outputs)
 
         return numbers

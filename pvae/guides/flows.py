@@ -85,7 +85,8 @@ class IAF(AutoregressiveGuide, name="iaf"):
     """An inverse autoregressive flow: z_d = exp(a(z_0,<d, h)) z_0,d + b(z_0,<d, h), layer by layer, z_0 mean-field.
 
     The context h(x) comes from the encoder beside mean and scale; the order of the dimensions is reversed from layer
-    to layer. A draw and its own density take one pass, the density of another point D. It starts near mean-field.
+    to layer. A draw and its own density take one pass; the density of another point finds one dimension after the
+    other, with about as many products. It starts near mean-field.
 
     Source: Kingma et al. 2016.
 
@@ -99,8 +100,8 @@ class IAF(AutoregressiveGuide, name="iaf"):
 class MAF(AutoregressiveGuide, name="maf"):
     """A masked autoregressive flow: z_0,d = exp(a(z_<d, h)) z_d + b(z_<d, h), layer by layer, z_0 mean-field.
 
-    A density takes one pass at any point, a draw D: for objectives that score more than they draw. It starts near
-    mean-field.
+    A density takes one pass at any point, a draw goes dimension by dimension: for objectives that score more than they
+    draw. It starts near mean-field.
 
     Source: Papamakarios, Pavlakou and Murray 2017.
 

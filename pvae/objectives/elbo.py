@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import bounds, estimators, surrogates, weights
 from ..errors import InputError
+from ..kl import kl
 from ..weights import Traces
 from .objective import Objective
 
@@ -19,7 +20,9 @@ class ELBO(Objective, name="elbo"):
 
     Args:
         num_particles: K, how many draws for each datum are averaged.
-        analytic_kl: take KL(q(z|x) || p(z)) in closed form where there is one (Pyro's `TraceMeanField_ELBO`).
+        analytic_kl: take KL(q(z|x) || p(z)) in closed form (as Pyro's `TraceMeanField_ELBO`) at each latent site that
+            has one, and before which the guide draws every latent that the model does; elsewhere from the draws. So a
+            guide from the bottom of a hierarchy has it at the top alone.
         **shared: what every `Objective` takes.
 
     Kingma and Welling 2014, eq. 3 (and eq. 2 for the closed form).
@@ -53,7 +56,7 @@ class ELBO(Objective, name="elbo"):
         """1/K sum_k log w_k, or 1/K sum_k log p(x|z_k) - KL: (B,), nats."""
         if not self.analytic_kl:
             return super().differentiable(traces)
-        likelihood, kl = weights.split(traces).likelihood.mean(0), weights.kl(traces)
+        likelihood, rate = weights.split(traces).likelihood.mean(0), kl(traces)
         if self._plain:
-            return likelihood - kl
-        return surrogates.with_gradient_of(likelihood - kl, likelihood - self.beta_for(kl.detach()) * kl)
+            return likelihood - rate
+        return surrogates.with_gradient_of(likelihood - rate, likelihood - self.beta_for(rate.detach()) * rate)

@@ -29,7 +29,9 @@ class Grouped(Objective):
         super().__init__(num_particles, **shared)
 
     def left_out(self, log_w: Tensor) -> Tensor:
-        """MIWAE's bound without each draw, (M K, B): its own group has one less."""
+        """MIWAE's bound without each draw, (M K, B): its own group has one less; or is none, where it was of one."""
+        if self.groups == len(log_w):
+            return bounds.left_out(bounds.elbo, log_w)
         group = bounds.grouped(log_w, self.groups)
         k, m, b = group.shape
         change = bounds.left_out(bounds.iwae, group.reshape(k, m * b)).reshape(k, m, b) - bounds.iwae(group)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import pyro.infer
@@ -18,11 +20,12 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from .. import bounds, chunks, estimators, surrogates, weights
+from .. import bounds, chunks, estimators, spans, surrogates, weights
 from ..base import Member, lookup
 from ..errors import InputError, at_least
 from ..estimators import Gradient
-from ..weights import Program, Traces
+from ..surrogates import Step
+from ..weights import Program, Site, Traces
 
 
 class Objective(Member, pyro.infer.ELBO, family="objective"):
@@ -96,6 +99,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self.chunk, self._at_once = chunk, 0
         self.clock: Tensor | None = None
         self._losses: Tensor | None = None
+        self._looked = False
         self.gradient = lookup("gradient", gradient, "gradient")() if isinstance(gradient, str) else gradient
         estimators.check(self.gradient, self)
 
@@ -191,8 +195,24 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         step = surrogates.Step(
             model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
         )
+        if torch.is_grad_enabled() and not self._looked:
+            step = replace(step, look=partial(self._look, pyro.distributions.is_validation_enabled()))
         with weights.unvalidated():
             return self.gradient.estimate(self, step)
+
+    def _look(self, validates: bool, step: Step, traces: Traces) -> None:
+        """Refuse supports that the gradient is wrong for, at the first step."""
+
+        def apart() -> dict[str, Site]:
+            hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+            with torch.random.fork_rng(devices=weights.cuda_devices()), hooks:
+                return step.draw(detach=True).sites
+
+        path = self.gradient.reparameterized
+        by = f"{self.name or type(self).__name__} with gradient {self.gradient.name}"
+        moves = isinstance(self.gradient, estimators.Reparameterized)
+        spans.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
+        self._looked = True
 
 
 def _signature(member: type[Objective]) -> inspect.Signature:

@@ -81,8 +81,8 @@ class RealNVP(FlowPrior, name="realnvp"):
 class MAF(FlowPrior, name="maf"):
     """A masked autoregressive flow: e_d = exp(a(z_<d)) z_d + b(z_<d), layer by layer, at last e ~ N(0, I).
 
-    The order of the dimensions is reversed from layer to layer. Densities take one pass, draws D. It starts near the
-    standard normal.
+    The order of the dimensions is reversed from layer to layer. Densities take one pass, draws go dimension by
+    dimension. It starts near the standard normal.
 
     Args:
         hidden: sizes of the hidden layers of each one's network.

@@ -24,8 +24,8 @@ class Vamp(Prior, name="vamp"):
 
     The guide is the model's: a `VAE` hands it over, and keeps its parameters. A guide that is conditioned sees a label
     of its own beside each input, that of the training datum it started from; the prior itself does not depend on y.
-    A guide that is refined after its encoder is taken as it is before. Every draw is scored under every component, so
-    that a guide whose density takes a pass for each dimension (iaf) makes a step slow: maf takes one.
+    A guide that is refined after its encoder is taken as it is before. Every draw is scored under every component, some
+    draws at a time: of 500 a flow makes a step some hundred times slower than mean_field does.
 
     Args:
         latent: size of the latent.

@@ -37,6 +37,7 @@ LOST = (
 _OF = r"\(Tensor of shape (\(.*?\))\)"
 _PARAMETER = rf"Expected parameter (\w+) {_OF} of distribution (\w+)\(.*\) to satisfy the constraint (.*)"
 _VALUE = rf"Expected value argument {_OF} to be within the support \((.*)\) of the distribution (\w+)\("
+_FEW = "Expected more than 1 value per channel when training"
 
 
 def in_a_line(error: Exception) -> str:
@@ -48,6 +49,11 @@ def in_a_line(error: Exception) -> str:
     ...     in_a_line(error)
     'the loc of a Normal, of shape (2,): found nan, expected Real(): parameters or data are not finite'
     """
+    if str(error).startswith(_FEW):
+        return (
+            "batch normalization in training mode was given one datum, over which it cannot average: expected"
+            " evaluation mode: call .eval() on the network first; to train, give it 2 data or more"
+        )
     text, refused, found = " ".join(str(error).split()).partition(", but found invalid values")
     if not refused:
         return ""
@@ -155,8 +161,7 @@ def _first_not_finite(trace: poutine.Trace, validated: Collection[str]) -> str:
         if name in validated and (found := outside(site)):
             return f"site '{name}': {found}"
         for what, value in (("value", site["value"]), ("log_prob", site["fn"].log_prob(site["value"]))):
-            bad = ~value.isfinite() if value.is_floating_point() else torch.zeros(())
-            if bad.any():
+            if (bad := ~value.isfinite()).any():
                 index = bad.nonzero()[0].tolist()
                 return f"site '{name}': its {what} is {value[tuple(index)].item()} at {index}"
     return ""

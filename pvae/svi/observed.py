@@ -55,7 +55,7 @@ class Observed(Messenger):
 
     def _pyro_post_sample(self, site: dict[str, Any]) -> None:
         if self.looks and self.names and site["name"] in self.names:
-            self._inside.append(_all_inside(_base(site["fn"]), site["value"]))
+            self._inside.append(_all_inside(inner(site["fn"]), site["value"]))
 
     def held(self, losses: tuple) -> tuple:
         """The losses of the step; the first is infinite where a value lies outside: its density is zero."""
@@ -79,26 +79,30 @@ def outside(site: dict[str, Any]) -> str:
         return ""
     at = (~inside).nonzero()[0].tolist()
     found = f"{value[tuple(at)].item():.7g}" if inside.shape == value.shape else "a value outside"
-    scores = type(_base(fn)).__name__
+    scores = type(inner(fn)).__name__
     return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {support}, as {scores} scores"
 
 
 def _validated(site: dict[str, Any]) -> bool:
     if site["type"] != "sample" or not site["is_observed"] or not isinstance(site["value"], Tensor):
         return False
-    fn = _base(site["fn"])
+    fn = inner(site["fn"])
     return getattr(fn, "_validate_args", False) and isinstance(_elements(fn), BY_ELEMENT)
 
 
-def _base(fn: Any) -> Any:
-    """The distribution that looks at values."""
+def inner(fn: Any) -> Any:
+    """The distribution that looks at values, within what only shapes or masks it."""
     while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return fn
 
 
 def _elements(fn: Any) -> Any:
-    support = getattr(fn, "support", None)
+    return single(getattr(fn, "support", None))
+
+
+def single(support: Any) -> Any:
+    """What a support asks of single numbers."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support

@@ -219,6 +219,10 @@ class Seen:
         """The buffers of all modules, which a step may change."""
         return [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
 
+    def tensors(self) -> list[Tensor]:
+        """All that programs hold."""
+        return self._places[1]
+
     # How programs reach it.
 
     def _look(self, name: str, value: Any, known: set[int], depth: int) -> None:

@@ -17,6 +17,8 @@ from .simplify import TORCHS, Roots, is_view, merge_alike, nodes_in, note
 aten = torch.ops.aten
 MANY = 4
 """Terms of a sum that are worth taking at once."""
+LARGE = 2**20
+"""Bytes of an array of which each is worth an operation of its own; to keep many of them would fill the memory."""
 
 
 def settled(graph: GraphModule) -> GraphModule:
@@ -75,14 +77,19 @@ def _group(term: Node) -> tuple | None:
     """What terms have in common that can be taken at once; None for any other."""
     if len(term.users) > 1:
         return None
-    if term.target is aten.mm.default:
+    if term.target is aten.mm.default and all(map(_small, term.args)):
         return "products", *(tuple(factor.meta["layout"][0]) for factor in term.args)
     if term.target is aten.select_backward.default:
         return "slices", str(term.args[1:3])
     summed = term.args[0] if term.target is aten.view.default else None
     if summed is not None and summed.target is aten.sum.dim_IntList and summed.args[1:] == ([0], True):
-        return "rows", str(term.args[1:])
+        return ("rows", str(term.args[1:])) if _small(summed.args[0]) else None
     return None
+
+
+def _small(node: Node) -> bool:
+    """Whether a value is known, as a parameter's is not here, and small."""
+    return "layout" in node.meta and node.meta["bytes"] < LARGE
 
 
 def _product(terms: Sequence[Node]) -> Node:

@@ -50,6 +50,8 @@ class Trained(pyro.infer.SVI):
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
         self._found: list[Tensor] = []
+        self._held: dict[int, tuple[Tensor, int]] = {}
+        """Tensors that the programs hold, and how often each had been changed in place when it was first seen."""
         self._generators: list[torch.Generator] = []
         self._numbers = Numbers()
 
@@ -87,10 +89,17 @@ class Trained(pyro.infer.SVI):
         return [*self._names, *state, *found, *([] if self._clock is None else [self._clock])]
 
     def _buffers(self, anew: bool = False) -> list[Tensor]:
-        """Those of the programs' modules, as they were when last looked for; their generators as well."""
+        """Those of the programs' modules, as they were when last looked for; their generators as well.
+
+        And what else they hold and have changed in place.
+        """
         if anew or self.optimizer is None:
             seen = Seen((self.model, self.guide, self.loss), {})
             self._found, self._generators = seen.buffers(), seen.generators
+            held = {id(t): (t, t._version) for t in seen.tensors() if not t.is_inference()}
+            self._held = {key: self._held.get(key, found) for key, found in held.items()}
+            known = {*map(id, self._names), *map(id, self._found)}
+            self._found += [t for t, was in self._held.values() if t._version != was and id(t) not in known]
         return self._found
 
     # Rates and the clock.

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..comparison import Comparison, Estimate, Measured
+from ..comparison import Comparison, Estimate
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS, UNUSED
+from ..evaluate import BOUNDS, UNUSED, units
 
 
 class Row(NamedTuple):
@@ -79,12 +79,27 @@ def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
             for key in _shown(values.values())
         ]
         if part == "test":
-            rows.append(Row("", "active units", {name: [units(each)] for name, each in found.models.items()}))
+            rows = _with_left_out(rows, found)
+            rows.append(
+                Row(
+                    "",
+                    "active units",
+                    {name: [units(each.test.latent_variance)] for name, each in found.models.items()},
+                )
+            )
             rows = [*([Row("", "bounds on", {name: [about[name]] for name in names})] if about else []), *rows]
         yield Table(part, title, names, rows)
     if len(names) > 1:
         title = f"less {names[0]}, paired by datum; below it wins/losses, and p of a two-sided sign test"
         yield Table("paired", title, names[1:], list(_pairs(found, about)))
+
+
+def _with_left_out(rows: list[Row], found: Comparison) -> list[Row]:
+    """A dash for the mutual information of the models that have none."""
+    none = {name: ["-"] for name, each in found.models.items() if each.left_out}
+    if none and not any(row.quantity == "information" for row in rows):
+        rows = [*rows, Row("information", label("information"), {})]
+    return [row._replace(cells={**row.cells, **none}) if row.quantity == "information" else row for row in rows]
 
 
 def bounds_on(found: Comparison, protocol: dict[str, Any]) -> dict[str, str]:
@@ -128,11 +143,6 @@ def _cell(key: str, value: Estimate, protocol: dict[str, Any]) -> str:
     return " +- ".join(plus_minus(value))
 
 
-def units(found: Measured) -> str:
-    """How many latent dimensions are active, of all."""
-    return f"{found.test.active_units} of {len(found.test.latent_variance)}"
-
-
 def _titles(found: Comparison) -> dict[str, str]:
     plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
     few = f"{len(found.chosen):,} of the test data"
@@ -172,13 +182,15 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     else:
         above = f"Pareto k-hat above the threshold, {khat_threshold(plan.total):.2f}"
         yield f"{above}: the bounds of that datum cannot be relied on"
-    if plan.information:
+    if any(each.information is not None for each in found.models.values()):
         drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
     for name, each in found.models.items():
-        if not each.test.active_units:
+        if each.test.active_units == 0:
             yield f"{name}: {UNUSED}"
+        if each.left_out:
+            yield f"{name}: mutual information is left out: {each.left_out}"
         yield from _too_short(name, found.estimates(name))
 
 

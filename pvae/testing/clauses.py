@@ -346,7 +346,17 @@ def _train(s: Subject, objective: Objective, mode: str, lr: float, data: Any = N
     try:
         return [float(svi.step(x, y)) for _ in range(steps)]
     except NonFiniteError as error:
-        raise Broken(f"found, at {error}, expected finite losses: bound its scales") from error
+        do = "bound its scales"
+        if "site 'z': its log_prob is -inf" in error.where and s.part.family in _OUTSIDE:
+            do = f"{_OUTSIDE[s.part.family]}, and let `support` of both say where that is; or, of scales, bound them"
+        raise Broken(f"found, at {error}, expected finite losses: {do}") from error
+
+
+_OUTSIDE = {
+    "prior": "the guide draws where this prior has no density: pass guide= one whose draws stay within it",
+    "guide": "it draws where the prior has no density: pass prior= one that has density wherever it draws",
+}
+"""What to do where a draw has weight zero."""
 
 
 def words(s: Subject) -> str | None:

@@ -75,9 +75,19 @@ def integrates(s: Subject) -> str | None:
         abs(total - 1) <= SIGMAS * error + tolerance,
         f"exp(log_prob) with an integral of {total:.4g}" + (f" +- {error:.2g}" if error else ""),
         "1",
-        "look at its constants, its scale and its .to_event",
+        "look at its constants, its scale and its .to_event" + _piled(draws),
     )
     return None
+
+
+def _piled(draws: Tensor | None) -> str:
+    """What is to be known where draws are of a point mass beside a density, as a hurdle's are."""
+    columns = () if draws is None else draws.flatten(1).double().unbind(1)
+    atoms = next((found for column in columns if len(found := separable.atoms(column))), ())
+    return "".join(
+        f"; at {value:.4g}, where draws pile up, log_prob is to be of a probability, elsewhere of a density"
+        for value in atoms[:1]
+    )
 
 
 def _total(s: Subject, p: Any, draws: Tensor | None) -> Any:

@@ -1,7 +1,7 @@
 """Distributions whose numbers are independent: integrals and moments number by number.
 
 With log p(x) = sum_i f_i(x_i), log of the integral is log p(x) + sum_i log int p(x with x_i = v) / p(x) dv for any x:
-that it is the same for several x says that the numbers are independent.
+that it is the same for several x says that the numbers are independent. Each has a density, or few values, or both.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..supports import has_levels
+
 POINTS = 2000
 CHUNK = 2_000_000
 TOLERANCE = 2e-3
+OFTEN = 0.01
+"""The share of draws that a value has which is a point mass beside a density."""
 UNIT = {"unit_interval", "open_unit_interval", "levels", "binary"}
 
 
@@ -91,12 +95,59 @@ def _place(flat: Tensor) -> tuple[Tensor, Tensor]:
 def _grid(draws: Tensor, support: str) -> Grid:
     flat = draws.flatten(1).double()
     known = flat[:1000].unique()
-    if len(known) < 0.5 * min(1000, len(flat)):
+    levels = len(known) < 0.5 * min(1000, len(flat))
+    if support in ("binary", "counts") or has_levels(support):
+        return _levels(flat, known, support) if levels else _smooth(flat, support)
+    piled = [atoms(column) for column in flat.unbind(1)]
+    if levels and not any(map(len, piled)):
         return _levels(flat, known, support)
+    if any(map(len, piled)) or any(map(_graded, flat.unbind(1))):
+        return _joined([_column(flat[:, [i]], found, support) for i, found in enumerate(piled)])
+    return _smooth(flat, support)
+
+
+def atoms(column: Tensor) -> Tensor:
+    """The values that a number takes again and again, beside others that it takes once: a point mass and a density."""
+    values, counts = column.unique(return_counts=True)
+    often = counts > OFTEN * len(column)
+    others = counts[~often].sum()
+    beside = others > OFTEN * len(column) and (counts == 1).sum() > 0.9 * others and (values != values.round()).any()
+    rounded = (values != values.round()) & ((values - values.round()).abs() < 1e-6)  # next to the edge of an interval
+    return values[often & beside & ~rounded]
+
+
+def _graded(column: Tensor) -> bool:
+    """Whether a number has few values, some way apart."""
+    values = column[:1000].unique()
+    return 1 < len(values) < 0.5 * min(1000, len(column)) and bool((values.diff() > 1e-4).all())
+
+
+def _column(flat: Tensor, piled: Tensor, support: str) -> Grid:
+    """Of one number (N, 1). Of few values those that are seen: what lies beyond may not be asked for."""
+    if _graded(flat[:, 0]) and not len(piled):
+        rows = flat.unique().unsqueeze(1)
+        return Grid(rows, torch.zeros_like(rows))
+    if not len(piled):
+        return _smooth(flat, support)
+    smooth = _smooth(flat[~torch.isin(flat, piled)].unsqueeze(1), support)
+    rows = piled.unsqueeze(1)
+    return Grid(torch.cat([rows, smooth.value]), torch.cat([torch.zeros_like(rows), smooth.log_weight]))
+
+
+def _joined(columns: list[Grid]) -> Grid:
+    """Side by side; what is short is filled with what counts for nothing."""
+    size = max(len(column.value) for column in columns)
+    value = [torch.cat([c.value, c.value[-1:].expand(size - len(c.value), -1)]) for c in columns]
+    weight = [torch.cat([c.log_weight, c.log_weight.new_full((size - len(c.value), 1), -torch.inf)]) for c in columns]
+    return Grid(torch.cat(value, 1), torch.cat(weight, 1))
+
+
+def _smooth(flat: Tensor, support: str) -> Grid:
+    """Of numbers with a density."""
+    unit = support in UNIT or bool(((flat >= 0) & (flat <= 1)).all())
     u = (torch.arange(POINTS, dtype=torch.float64).unsqueeze(1) + 0.5) / POINTS
     standard = (torch.pi * (u - 0.5)).tan()  # quantiles of Cauchy's distribution
     log_density = -(torch.pi * (1 + standard.square())).log()
-    unit = support in UNIT or bool(((flat >= 0) & (flat <= 1)).all())
     real = flat.clamp(1e-7, 1 - 1e-7).logit() if unit else flat
     center, spread = _place(real)
     value = center + spread * standard

@@ -1,0 +1,36 @@
+"""Which numbers of a site count: those that no mask leaves out."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import Independent
+
+from .plates import Site
+
+
+def counted(site: Site) -> Tensor | None:
+    """Which of a site's numbers count, bool, in a shape that broadcasts to its value's; None where nothing is masked.
+
+    Both masks are looked for: `poutine.mask` round the site, and `.mask(...)` of its distribution, in `.to_event`, too.
+
+    >>> import pyro.distributions as dist
+    >>> inside = dist.Normal(torch.zeros(2, 3), 1.0).mask(torch.tensor([True, True, False])).to_event(1)
+    >>> counted({"fn": inside, "mask": None, "value": inside.sample()})
+    tensor([[ True,  True, False],
+            [ True,  True, False]])
+    """
+    fn, found = site["fn"], []
+    if site["mask"] is not None:
+        found.append((site["mask"], fn.event_dim))
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            found.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    value = None
+    for mask, event in found:
+        mask = torch.as_tensor(mask, device=site["value"].device)
+        mask = mask.reshape([*mask.shape, *[1] * event])
+        value = mask if value is None else value & mask
+    return value

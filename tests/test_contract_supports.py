@@ -1,0 +1,239 @@
+"""The contract of parts whose supports are bounded, move, or are of mixed kind."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import biject_to, constraints
+
+import pvae
+from pvae.testing import ContractError, check_guide, check_likelihood, check_prior
+
+SKIP = ("fast", "state", "copies")
+
+
+# Priors between bounds, and guides whose support moves.
+
+
+class Between(pvae.Prior):
+    """Uniform on [-1, 1]^d, by hand."""
+
+    support = "numbers between -1 and 1"
+
+    def __init__(self, latent):
+        super().__init__(latent)
+
+    class kind(dist.Normal):
+        support = constraints.real
+
+        def log_prob(self, value):
+            return torch.where(value.abs() <= 1, -math.log(2), -math.inf).to(value.dtype)
+
+        def rsample(self, sample_shape=()):
+            return 2 * torch.rand(self._extended_shape(torch.Size(sample_shape))) - 1
+
+        sample = rsample
+
+    def forward(self, y=None):
+        return self.kind(torch.zeros(self.latent), 1.0).to_event(1)
+
+
+class Anywhere(Between):
+    """The same, that says nothing of where it is."""
+
+    support = pvae.Prior.support
+
+
+class Squashed(pvae.Guide):
+    support = Between.support
+    outputs = 2
+
+    def forward(self, x, y=None):
+        mean, log_scale = self.encode(x, y).chunk(2, -1)
+        normal = dist.Normal(mean, (0.1 * log_scale).exp())
+        return dist.TransformedDistribution(normal, biject_to(constraints.interval(-1.0, 1.0))).to_event(1)
+
+
+class Moving(pvae.Guide):
+    outputs = 2
+
+    def forward(self, x, y=None):
+        mean, log_width = self.encode(x, y).chunk(2, -1)
+        return dist.Uniform(mean - log_width.exp(), mean + log_width.exp()).to_event(1)
+
+
+def made(guide):
+    return guide(pvae.MLPEncoder((3,), 4, [8]), 2)
+
+
+def test_a_prior_between_bounds_is_told_to_bring_its_guide_and_passes_with_it():
+    with pytest.raises(ContractError) as refused:
+        check_prior(Anywhere(2), skip=SKIP)
+    assert "the guide draws where this prior has no density: pass guide= one whose draws stay within" in str(
+        refused.value
+    )
+    with pytest.raises(ContractError, match=r"found no guide that goes with it.*: pass guide="):
+        check_prior(Between(2), skip=SKIP)
+    report = check_prior(Between(2), guide=made(Squashed), skip=SKIP)
+    assert report.clauses["integrates"] == report.clauses["objectives"] == "ok"
+
+
+def test_a_guide_whose_support_moves_is_refused_but_where_reparam_is_all_there_is():
+    with pytest.raises(
+        ContractError, match=r"objectives: site 'z': the guide's support, .*, moves with its parameters"
+    ):
+        check_guide(made(Moving), skip=SKIP)
+    check_guide(made(Moving), skip=(*SKIP, "objectives"))
+
+
+# Columns of different kinds.
+
+
+class Columns(pvae.Likelihood):
+    """One column of zeros and ones, the others normal."""
+
+    support = "real"
+    scale = 1.0
+
+    def forward(self, z, y=None):
+        return Joined(self.decode(z, y), self.scale)
+
+
+class Joined(dist.TorchDistribution):
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+
+    def __init__(self, logits, scale):
+        self.logits, self.scale = logits, scale
+        super().__init__(logits.shape[:-1], logits.shape[-1:])
+
+    def expand(self, shape, _instance=None):
+        return type(self)(self.logits.expand(*shape, -1), self.scale)
+
+    def log_prob(self, x):
+        first = dist.Bernoulli(logits=self.logits[..., 0]).log_prob(x[..., 0])
+        return first + dist.Normal(self.logits[..., 1:], self.scale).log_prob(x[..., 1:]).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, shape=()):
+        logits = self.logits.expand(self._extended_shape(torch.Size(shape)))
+        others = logits[..., 1:] + torch.randn(logits[..., 1:].shape)
+        return torch.cat([torch.bernoulli(logits[..., :1].sigmoid()), others], -1)
+
+    @property
+    def mean(self):
+        return torch.cat([self.logits[..., :1].sigmoid(), self.logits[..., 1:]], -1)
+
+
+class WideColumns(Columns):
+    """Its draws are narrower than its density says."""
+
+    scale = 1.5
+
+
+class Hurdle(pvae.Likelihood):
+    """Zero, or else lognormal."""
+
+    support = "real"
+
+    def forward(self, z, y=None):
+        return ZeroOr(self.decode(z, y))
+
+
+class ZeroOr(dist.TorchDistribution):
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+    forgets = 0.0
+
+    def __init__(self, logits):
+        self.logits = logits
+        super().__init__(logits.shape[:-1], logits.shape[-1:])
+
+    def expand(self, shape, _instance=None):
+        return type(self)(self.logits.expand(*shape, -1))
+
+    def log_prob(self, x):
+        above = dist.LogNormal(self.logits, 1.0).log_prob(x.clamp(min=1e-9)) + self.forgets
+        zero, other = nn.functional.logsigmoid(self.logits), nn.functional.logsigmoid(-self.logits)
+        return torch.where(x == 0, zero, other + above).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, shape=()):
+        shape = self._extended_shape(torch.Size(shape))
+        drawn = (self.logits + torch.randn(shape)).exp()
+        return drawn.where(torch.rand(shape) > self.logits.sigmoid(), 0.0)
+
+    @property
+    def mean(self):
+        return (-self.logits).sigmoid() * (self.logits + 0.5).exp()
+
+
+class HalfHurdle(Hurdle):
+    """Its density is a tenth too large."""
+
+    def forward(self, z, y=None):
+        found = ZeroOr(self.decode(z, y))
+        found.forgets = 0.1
+        return found
+
+
+class Clamped(Columns):
+    """Its density knows nothing of the edge at which its draws are cut off."""
+
+    def forward(self, z, y=None):
+        return Cut(self.decode(z, y), 1.0)
+
+
+class Cut(Joined):
+    def log_prob(self, x):
+        return dist.Normal(self.logits, 1.0).log_prob(x).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, shape=()):
+        logits = self.logits.expand(self._extended_shape(torch.Size(shape)))
+        return (logits + torch.randn(logits.shape)).clamp(min=0)
+
+    @property
+    def mean(self):
+        normal = dist.Normal(torch.zeros(()), 1.0)
+        return self.logits * normal.cdf(self.logits) + normal.log_prob(self.logits).exp()
+
+
+def likelihood(kind):
+    return kind(pvae.MLPDecoder(2, (3,), [8]), (3,))
+
+
+@pytest.mark.parametrize("kind", [Columns, Hurdle])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_columns_of_different_kinds_and_point_masses_beside_a_density_are_integrated(kind, seed):
+    report = check_likelihood(likelihood(kind), skip=SKIP, seed=seed)
+    assert report.clauses["integrates"] == report.clauses["samples"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("kind", "clause"), [(WideColumns, "samples"), (HalfHurdle, "integrates"), (Clamped, "integrates")]
+)
+def test_mistakes_in_them_are_found(kind, clause):
+    with pytest.raises(ContractError, match=f": {clause}: ") as refused:
+        check_likelihood(likelihood(kind), skip=SKIP)
+    piled = "at 0, where draws pile up, log_prob is to be of a probability, elsewhere of a density"
+    assert (piled in str(refused.value)) == (clause == "integrates")
+
+
+# Batch normalization.
+
+
+def test_evaluating_a_network_in_training_mode_says_what_to_do():
+    encoder = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(encoder, 2))
+    x = torch.bernoulli(torch.full((5, 6), 0.5))
+    with pytest.raises(pvae.errors.InputError, match=r"batch normalization in training mode.*: call \.eval\(\) on the"):
+        pvae.evaluate.evaluate(vae.model, vae.guide, x, particles=[1])
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO(), compile="off")
+    with pytest.raises(pvae.errors.InputError, match="to train, give it 2 data or more"):
+        svi.step(x[:1])
+    assert svi.step(x) > 0
+    assert pvae.evaluate.evaluate(vae.eval().model, vae.guide, x, particles=[1]).elbo.isfinite().all()
