@@ -13,6 +13,9 @@ from .base import Member, leading, path_of
 from .errors import InputError
 from .networks import Decoder, Encoder, split
 
+MOST = 10_000
+"""Classes at most, each of which is a row of as many numbers."""
+
 
 class Condition(Member, nn.Module, family="condition"):
     """The family of what a model is conditioned on. Its call takes labels y to their features (..., size).
@@ -101,6 +104,9 @@ class Label(Condition, name="label"):
             raise InputError(f"label: {_found(y)}, expected a whole number for each datum: give the data labels y (N,)")
         if y.min() < 0:
             raise InputError(f"label: found {y.min().item()}, expected classes from 0 on: number them again")
+        if y.max() >= MOST:
+            found = f"found {len(y.unique()):,} labels up to {y.max():,}, of as many classes"
+            raise InputError(f"label: {found}, expected at most {MOST:,}, from 0 on: number them again")
         return cls(int(y.max()) + 1, **options)
 
     def examples(self, n: int) -> Tensor:

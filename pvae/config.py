@@ -39,7 +39,10 @@ class Config:
     2
     """
 
-    data: str = _option("digits", "a named set, a .npz, .npy or .csv file, or a folder of images")
+    data: str = _option(
+        "digits",
+        "a named set, a .npz, .npy or .csv file (in which a column label or y is the labels), or a folder of images",
+    )
     data_dir: str | None = _option(
         None, "where named sets are read from and downloaded to (default: $PVAE_DATA or data)"
     )

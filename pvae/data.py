@@ -17,7 +17,6 @@ from torch import Tensor
 from pvae.errors import InputError, at_least, nearest
 from pvae.sources import NAMED as NAMED
 from pvae.sources import PARTS, Arrays, Parts, read
-from pvae.sources import array_of as array_of
 from pvae.supports import check_part, pixels, supports_to
 from pvae.supports import has_levels as has_levels
 from pvae.supports import is_discrete as is_discrete
@@ -55,6 +54,8 @@ class Dataset:
     sha256: str
     note: str = ""
     """How numbers were read, where that may surprise; a fit says it."""
+    source: str = ""
+    """What of a file was read: its array, or its columns; a fit says it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,8 +90,9 @@ def load(
 
     Args:
         data: one of `NAMED`, or a path to a `.npz` (`x`, optionally `y`; or one array of any name; or `x_train`,
-            `x_test`, optionally `x_validation`, and their `y_*`), a `.npy`, a `.csv` (numbers; optional header; a
-            column `label` or `y` holds the labels) or a folder of images (names of sub-folders become labels).
+            `x_test`, optionally `x_validation`, and their `y_*`), a `.npy`, a `.csv` (numbers; optional header: a
+            column `label` or `y` holds the labels, one without a name that counts rows is left out) or a folder of
+            images (names of sub-folders become labels).
             uint8 is kept, to be read as x / 255; bool, and uint8 whose largest value in all parts is 1, become 0 or
             255; other numbers float32. `y` (N,) are labels, `y` (N, size) covariates. `./digits` is a folder, `digits`
             the set.
@@ -113,7 +115,8 @@ def load(
         if not 0 <= fraction < 1:
             raise InputError(f"{name}: found {fraction}, expected a fraction in [0, 1): name a share of the data")
     data = str(data)
-    parts, note = _as_pixels(read(data, data_dir))
+    parts, source = read(data, data_dir)
+    parts, note = _as_pixels(parts)
     for part, arrays in parts.items():
         for each in supports_to(support):
             check_part(data, part, _tensors(*arrays).x, each, likelihood)
@@ -126,7 +129,7 @@ def load(
     if "validation" not in parts:
         rest, drawn = _draw(parts["train"], validation, 0, _generator(seed, _VALIDATION))
         parts |= {"train": rest, "validation": drawn}
-    return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=sha256, note=note)
+    return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=sha256, note=note, source=source)
 
 
 def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:

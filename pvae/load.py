@@ -82,7 +82,7 @@ def run_data(run: Run) -> Dataset:
         InputError: the data are gone, or have changed.
     """
     dataset = read_data(run.config)
-    expected = run.read_json("environment.json")["data"]["sha256"]
+    expected = run.fitted_on()["sha256"]
     if dataset.sha256 != expected:
         raise InputError(
             f"{run.folder}: the data '{run.config.data}' have changed since the run began: found SHA-256 "
@@ -138,5 +138,5 @@ def begin_with(vae: Autoencoder, folder: str | Path) -> dict[str, Any]:
             f"--start-from {folder}: found weights of other shapes for each part of this model ({', '.join(anew)}):"
             " expected one with the same sizes and networks at least"
         )
-    data = {**run.read_json("environment.json")["data"], "data_seed": run.config.data_seed}
+    data = {**run.fitted_on(), "data_seed": run.config.data_seed}
     return {"checkpoint": str(checkpoint.path), "data": data, "taken": taken, "anew": anew}

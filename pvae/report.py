@@ -16,7 +16,7 @@ from . import weights
 from .cells import CHUNK, of_device
 from .checkpoints import disk, whole
 from .config import Config
-from .data import Split, array_of, pixels
+from .data import Dataset, Split, pixels
 from .errors import InputError
 from .evaluate import UNUSED, Evaluation, evaluate
 from .kl import closed
@@ -43,8 +43,10 @@ def opening(run: Run, training: Training) -> str:
     counts = ", ".join(f"{n:,} {part}" for part, n in sizes.items())
     drawn = f"binarization: {config.binarization}"
     drawn += f", dequantization: {config.dequantization}" if config.dequantization != "none" else ""
-    named, note = array_of(config.data), training.dataset.note
-    data = f"{config.data}{named and f', its array {named}'} ({counts}; {drawn}{note and f'; {note}'})"
+    source, note = training.dataset.source, training.dataset.note
+    data = (
+        f"{config.data}{source and f', {source}'} ({counts}; {_datum(training.dataset)}; {drawn}{note and f'; {note}'})"
+    )
     at, epochs = training.at, f"{training.epochs:,} epoch{'s' * (training.epochs != 1)}"
     if at.epoch or at.batch:
         epochs += f" from epoch {at.epoch + 1:,}" if at.epoch < training.epochs else ", all done"
@@ -68,6 +70,18 @@ def _sampled(training: Training) -> list[str]:
     why = "there is none, or the guide draws in another order than the model"
     where = ", ".join(found) or "no latent"
     return [f"analytic_kl: in closed form of {where}; from draws of {', '.join(rest)}: {why}"]
+
+
+def _datum(dataset: Dataset) -> str:
+    """The shape of a datum, and what is known beside it."""
+    ys = [getattr(dataset, part).y for part in dataset.sizes if dataset.sizes[part]]
+    if ys[0] is None:
+        beside = "without labels"
+    elif ys[0].dim() == 1:
+        beside = f"with labels {min(y.min().item() for y in ys)} to {max(y.max().item() for y in ys)}"
+    else:
+        beside = f"with {ys[0].shape[1]} number{'s' * (ys[0].shape[1] != 1)} beside it"
+    return f"a datum: {' x '.join(map(str, dataset.shape))}, {beside}"
 
 
 def write(run: Run, training: Training, say: Callable[[str], None]) -> None:

@@ -175,6 +175,19 @@ class Run:
         except ValueError as error:
             raise InputError(f"{self.folder / name}: damaged: not JSON") from error
 
+    def fitted_on(self) -> dict[str, Any]:
+        """Of `environment.json` what it says of the data: their name, SHA-256 and sizes.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        found = self.read_json("environment.json")
+        data = found.get("data") if isinstance(found, dict) else None
+        if not isinstance(data, dict) or not {"name", "sha256", "sizes"} <= data.keys():
+            where = self.folder / "environment.json"
+            raise InputError(f"{where}: damaged: found no 'data' with name, sha256 and sizes: restore it, or fit again")
+        return data
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
         with disk(self.folder, self._then), open(self.folder / "metrics.jsonl", "a") as file:

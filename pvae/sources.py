@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pvae.csvs import read_csv
 from pvae.errors import InputError, nearest
 
 PARTS = ("train", "validation", "test")
@@ -33,11 +34,18 @@ class Arrays(NamedTuple):
     y: np.ndarray | None
 
 
-# What a reader returns: {"all": ...} where the set comes undivided, else "train" and "test" (and "validation").
+# {"all": ...} where the set comes undivided, else "train" and "test" (and "validation").
 Parts = dict[str, Arrays]
 
 
-def read(data: str, data_dir: str | Path | None = None) -> Parts:
+class Source(NamedTuple):
+    """What a reader returns: the parts, and in words what of a file they are, where that is to be told."""
+
+    parts: Parts
+    said: str = ""
+
+
+def read(data: str, data_dir: str | Path | None = None) -> Source:
     """Everything at that name or path: `all` where it comes undivided, else `train` and `test` (`validation`).
 
     Args:
@@ -48,20 +56,21 @@ def read(data: str, data_dir: str | Path | None = None) -> Parts:
         InputError: unknown name, missing or damaged file, wrong dtype or shape, too few data, or a download that
             failed.
 
-    >>> {part: arrays.x.shape for part, arrays in read("digits").items()}
+    >>> {part: arrays.x.shape for part, arrays in read("digits").parts.items()}
     {'all': (1797, 8, 8)}
     """
-    parts = {part: _stored(data, part, *arrays) for part, arrays in _read(data, data_dir).items()}
+    found = _read(data, data_dir)
+    parts = {part: _stored(data, part, *arrays) for part, arrays in found.parts.items()}
     _check_parts(data, parts)
-    return parts
+    return Source(parts, found.said)
 
 
-def _read(data: str, data_dir: str | Path | None) -> Parts:
+def _read(data: str, data_dir: str | Path | None) -> Source:
     if data in _SOURCES:
-        return _SOURCES[data](Path(data_dir or os.environ.get("PVAE_DATA") or "data").expanduser())
+        return Source(_SOURCES[data](Path(data_dir or os.environ.get("PVAE_DATA") or "data").expanduser()))
     path = Path(data).expanduser()
     if data and path.is_dir():  # an empty name is not the working folder
-        return _read_images(path)
+        return Source(_read_images(path))
     if not data or not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise InputError(f"{data}: no such file or folder (looked for {path.absolute()}), expected {_PATHS}")
@@ -149,54 +158,25 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read: {end}") from error
 
 
-def _read_numpy(path: Path) -> Parts:
+def _read_numpy(path: Path) -> Source:
     with path.open("rb") as file:  # np.load would leave a damaged .npz open
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"all": Arrays(loaded, None)}
+            return Source({"all": Arrays(loaded, None)})
         found = {name: loaded[name] for name in loaded.files}
-    if len(found) == 1 and not next(iter(found)).startswith("y"):
-        return {"all": Arrays(*found.values(), None)}
+    name = next(iter(found), "y")
+    if len(found) == 1 and not name.startswith("y"):
+        return Source({"all": Arrays(found[name], None)}, "" if name == "x" else f"its array {name}")
     ends = {"all": ""} if "x" in found else {part: f"_{part}" for part in PARTS if f"x_{part}" in found}
     if "all" not in ends and not {"train", "test"} <= ends.keys():
         expected = "expected x (and y), or x_train and x_test (and y_*), or one array: rename them"
         raise InputError(f"{path}: found arrays {', '.join(found) or 'none'}; {expected}")
-    return {part: Arrays(found["x" + end], found.get("y" + end)) for part, end in ends.items()}
+    return Source({part: Arrays(found["x" + end], found.get("y" + end)) for part, end in ends.items()})
 
 
-def array_of(data: str) -> str:
-    """The name of the one array of a .npz that is read as x, where it is named otherwise; else nothing."""
-    path = Path(data).expanduser()
-    if data in _SOURCES or path.suffix.lower() != ".npz":
-        return ""
-    with path.open("rb") as file:
-        names = getattr(np.load(file, allow_pickle=False), "files", [])
-    return names[0] if len(names) == 1 and names[0] != "x" else ""
-
-
-def _read_csv(path: Path) -> Parts:
-    with path.open(encoding="utf-8-sig") as file:
-        names = [name.strip().strip('"').lower() for name in file.readline().split(",")]
-    # An empty cell does not make a header: a first row with a missing value must fail, not vanish.
-    header = any(name and not _is_number(name) for name in names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # on an empty file; said below
-        options: dict[str, Any] = {"comments": None, "quotechar": '"', "encoding": "utf-8-sig"}
-        table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, **options)
-    if table.size and header and len(names) != table.shape[1]:
-        raise InputError(f"{path}: found {len(names)} names over {table.shape[1]} columns, expected as many: mend it")
-    label = next((names.index(name) for name in ("label", "y") if name in names), None)
-    if label is None or not table.size:
-        return {"all": Arrays(table.reshape(len(table), -1) if table.size else np.empty((0, 1)), None)}
-    return {"all": Arrays(np.delete(table, label, axis=1), table[:, label])}
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _read_csv(path: Path) -> Source:
+    x, y, said = read_csv(path)
+    return Source({"all": Arrays(x, y)}, said)
 
 
 def _read_images(folder: Path) -> Parts:
@@ -303,7 +283,7 @@ def _torchvision(name: str, root: Path, folder: Path, files: str, **options: Any
         raise InputError(f"{name} {what}: {do}") from error
 
 
-_FILES: dict[str, Callable[[Path], Parts]] = {".npz": _read_numpy, ".npy": _read_numpy, ".csv": _read_csv}
+_FILES: dict[str, Callable[[Path], Source]] = {".npz": _read_numpy, ".npy": _read_numpy, ".csv": _read_csv}
 _IS_TRAIN: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False})
 _SOURCES: dict[str, Callable[[Path], Parts]] = {
     "digits": _digits,

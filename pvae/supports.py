@@ -86,9 +86,10 @@ def _outside_unit_interval(x: Tensor) -> str:
     if not _are_counts(x).all():
         return "pass `--likelihood gaussian`, or rescale the data to [0, 1]"
     of_total = f"`--likelihood binomial --likelihood.total {x.max().item():.0f}`"
+    images = "; images: store them as uint8" if x.max() <= 255 else ""
     return (
         f"all data are counts: pass `--likelihood poisson`, `negative_binomial` or `zinb`, or {of_total}, else"
-        " `--likelihood gaussian`"
+        f" `--likelihood gaussian`{images}"
     )
 
 

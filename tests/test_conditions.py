@@ -308,3 +308,11 @@ def test_labels_to_sample_are_those_of_the_data(tmp_path, undrawn):
     _, _, guided = load.load(run + "g")
     (note,) = compare.notes("g", guided.config)
     assert note.endswith("its bounds are on log p(x)")
+
+
+def test_too_many_classes_are_a_line():
+    with pytest.raises(
+        InputError, match=r"found 3 labels up to 199,000,000, .* at most 10,000, from 0 on: number them"
+    ):
+        pvae.conditions.Label.of(torch.tensor([0, 5, 5, 199_000_000]))
+    assert pvae.conditions.Label.of(torch.tensor([0, 9_999])).size == 10_000

@@ -413,6 +413,7 @@ def test_the_right_total_beats_that_of_another_datum():
         (np.uint8, {"condition": "library"}, "--condition library: .*: found uint8, .* store them as int32"),
         (np.int32, {"likelihood": "bernoulli"}, "expected a pixel in .0, 1., .* all data are counts: pass .*poisson`"),
         (np.int32, {"likelihood": "bernoulli", "binarize": "none"}, "all data are counts: pass .*`negative_binomial`"),
+        (np.float64, {}, "all data are counts: pass .*; images: store them as uint8"),
     ],
 )
 def test_counts_and_pixels_are_told_apart(tmp_path, dtype, options, text):

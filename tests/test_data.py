@@ -271,10 +271,10 @@ def test_npz_with_labels(tmp_path):
 
 def test_npz_of_one_array(tmp_path):
     np.savez(tmp_path / "mine.npz", images=grey())
-    assert data.array_of(str(tmp_path / "mine.npz")) == "images"  # which a fit says
+    assert load(tmp_path / "mine.npz").source == "its array images"  # which a fit says
     assert load(tmp_path / "mine.npz").shape == (4, 3)
     np.savez(tmp_path / "mine.npz", x=grey(), images=grey())
-    assert data.array_of(str(tmp_path / "mine.npz")) == data.array_of("digits") == ""
+    assert load(tmp_path / "mine.npz").source == load("digits").source == ""
 
 
 def test_npz_in_parts(tmp_path):
@@ -299,6 +299,59 @@ def test_csv(tmp_path):
     mine = load(str(path), validation=0)
     assert sorted(everything(mine).tolist()) == [[1, 2.5], [3, 4], [5, 6]]
     assert sorted(everything(mine, "y").tolist()) == [0, 1, 2]
+    assert mine.source == "3 columns with a header, labels of column label"
+
+
+# What a file begins with, above these rows; what is said of it; how many data and which columns are read.
+ROWS = {
+    "decimals": "{}0.5,1.5\n1,2.25\n0.75,2\n",
+    "counts": "{}4,2\n3,0\n4,1\n",
+    "five": "{}4,2,0,7,1\n3,0,1,0,1\n4,1,4,5,6\n",
+    "rows": "{}0,0.5,1\n1,1,2\n2,3,4.5\n",
+    "from one": "{}1,5,1\n2,1,2\n3,3,4\n",
+}
+TOPS = [
+    ("decimals", "", "2 columns without a header", 3, 2),
+    ("decimals", "a,b\n", "2 columns with a header", 3, 2),
+    ("decimals", '"a,b",c\n', "2 columns with a header", 3, 2),
+    ("decimals", "# made by R\n\na,b\n", "2 columns with a header", 3, 2),
+    ("decimals", "# made by R\n", "2 columns without a header", 3, 2),
+    ("decimals", "# a,b\n", "2 columns with a comment as a header", 3, 2),
+    ("decimals", "# 1,2\n", "2 columns without a header", 3, 2),
+    ("decimals", "0,1\n", "2 columns with its first row, 0 to 1, as a header", 3, 2),
+    ("decimals", "2001,2002\n", "2 columns with its first row, 2001 to 2002, as a header", 3, 2),
+    ("decimals", "2001.0,2002\n", "2 columns without a header", 4, 2),
+    ("decimals", "7,7\n", "2 columns without a header", 4, 2),
+    ("decimals", "-1,7\n", "2 columns without a header", 4, 2),
+    ("decimals", "3,4\n8,9\n", "2 columns without a header", 5, 2),
+    ("counts", "0,1\n", "2 columns without a header", 4, 2),
+    ("counts", "2001,2002\n", "2 columns without a header", 4, 2),
+    ("five", "0,1,2,3,4\n", "5 columns with its first row, 0 to 4, as a header", 3, 5),
+    ("five", "1,2,3,4,5\n", "5 columns without a header", 4, 5),
+    ("rows", ",a,b\n", "3 columns with a header, row numbers left out", 3, 2),
+    ("rows", "Unnamed: 0,a,b\n", "3 columns with a header, row numbers left out", 3, 2),
+    ("rows", ",0,1\n", "3 columns with its first row, 0 to 1, as a header, row numbers left out", 3, 2),
+    ("rows", ",2001,2002\n", "3 columns with its first row, 2001 to 2002, as a header, row numbers left out", 3, 2),
+    ("rows", "i,a,b\n", "3 columns with a header", 3, 3),
+    ("rows", "", "3 columns without a header", 3, 3),
+    ("from one", '"","a","b"\n', "3 columns with a header, row numbers left out", 3, 2),
+    ("from one", ",0,1\n", "3 columns with its first row, 0 to 1, as a header, row numbers left out", 3, 2),
+    ("from one", ",a,Y\n", "3 columns with a header, row numbers left out, labels of column y", 3, 1),
+    ("five", ",a,b,c,d\n", "5 columns with a header", 3, 5),
+    ("counts", "# label,a\n", "2 columns with a comment as a header, labels of column label", 3, 1),
+]
+
+
+@pytest.mark.parametrize(("rows", "top", "said", "count", "columns"), TOPS)
+def test_what_a_csv_begins_with(tmp_path, rows, top, said, count, columns):
+    (tmp_path / "mine.csv").write_text(ROWS[rows].format(top))
+    mine = load(str(tmp_path / "mine.csv"), validation=0)
+    assert mine.source == said
+    assert (sum(mine.sizes.values()), mine.shape) == (count, (columns,))
+    assert (mine.train.y is not None) == ("labels" in said)
+    last = [float(cell) for cell in ROWS[rows].split()[-1].split(",")]
+    kept = last[len(last) - columns :] if mine.train.y is None else last[1:][:columns]
+    assert kept in everything(mine).tolist()
 
 
 def write_images(folder, mode, names, size=(3, 4), suffix="png"):
@@ -385,16 +438,29 @@ def test_pickled_arrays(tmp_path, suffix):
 
 
 CSVS = {
-    "words": ("1,2\n3,four\n", "could not convert string 'four'"),
-    "ragged": ("1,2\n3,4\n5\n", "the number of columns changed from 2 to 1"),
-    "missing": ("1,\n3,4\n", "could not convert string ''"),
+    "words": ("1,2\n3,four\n", "line 2, column 2: found 'four', expected a number: write it as one"),
+    "ragged": ("1,2\n3,4\n5\n", "line 3: found 1 values, expected 2 as in the first row"),
+    "ragged first": ("1,2,3\n3,4\n5,6\n", "line 2: found 2 values, expected 3 as in the first row"),
+    "missing": ("1,\n3,4\n", "line 1, column 2: found '', a missing value, expected a number: fill it in"),
+    "missing first": (",2\n3,4.5\n4,1.5\n", "line 1, column 1: found '', a missing value"),
+    "missing whole": (",2\n3,4\n4,1\n", "line 1, column 1: found '', a missing value"),
+    "missing, a header": ("\n# by R\na,b\n\n1,2\n3, NA\n", "line 6, column 2 (b): found ' NA', a missing value"),
+    "semicolons": ("a;b\n1,5;2,5\n", "line 2: found ';' between the numbers, expected commas: export it with them"),
+    "tabs": ("1\t2\n3\t4\n", "line 2: found a tab between the numbers, expected commas"),
+    "word labels": ("a,label\n1,cat\n", "line 2, column 2 (label): found 'cat', expected whole numbers as labels"),
+    "thousands": ('a,b\n1,"1,000"\n', "line 2, column 2 (b): found '1,000', expected a number"),
+    "underscores": ("1,1_000\n2,3\n", "line 1, column 2: found '1_000', expected a number"),
+    "missing, row numbers": (",0,1\n0,2.5,\n1,3.5,2\n", "line 2, column 3 (1): found '', a missing value"),
+    "two lines of a header": ('"a\nb",c\n1,2\n3,x\n', "line 4, column 2 (c): found 'x'"),
+    "comment of words": ("# a,b\n1,2\n3,x\n", "line 3, column 2: found 'x'"),
     "names": ("a,b,c\n1,2\n3,4\n", "found 3 names over 2 columns"),
     "empty": ("", "found 0 data, expected at least 2"),
     "header": ("a,b\n", "found 0 data, expected at least 2"),
     "one": ("a,b\n1,2\n", "found 1 data, expected at least 2"),
     "labels": ("x,y\n1,0\n2,0.5\n", "y: found 0.5 at 1, expected whole numbers as labels"),
     "only-labels": ("y\n1\n2\n", "x has shape (2, 0), expected (N, ...)"),
-    "bytes": ("\udcff\udcfe,1\n", "UnicodeDecodeError"),
+    "bytes": ("\udcff\udcfe,1\n", "found text that is not UTF-8"),
+    "bytes below": ("1,2\n" * 9999 + "\udcff\udcfe,1\n", "found text that is not UTF-8"),
 }
 
 

@@ -222,3 +222,11 @@ def test_without_a_checkpoint_a_full_disk_is_no_reason_to_resume(where, capsys, 
     assert go(*SMALL, "--out", "new") == 2
     assert capsys.readouterr().err.endswith("raise it (ulimit -f), then run it again\n")
     assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"data": 3}', '{"data": {"name": "digits", "sizes": {}}}'])
+def test_a_damaged_environment_is_a_line(run, text, capsys):
+    (run / "environment.json").write_text(text)
+    for argv in (["--resume", run], [*SMALL, "--start-from", run]):
+        assert go(*argv) == 2
+        assert "environment.json: damaged: found no 'data' with name, sha256 and sizes" in capsys.readouterr().err

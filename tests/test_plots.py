@@ -26,6 +26,7 @@ FIGURES = {
     "reconstructions, one": lambda: plots.reconstructions(GREY[:1], GREY[:1]),
     "reconstructions, colour": lambda: plots.reconstructions(COLOUR, COLOUR, columns=4),
     "reconstructions, table": lambda: plots.reconstructions(PROFILES[:7], PROFILES[:7]),
+    "samples, of one datum far out": lambda: plots.samples(np.full((1, 3), 1e3), PROFILES.reshape(-1, 1).repeat(3, 1)),
     "images": lambda: plots.image_grid(GREY, title="samples"),
     "images, one": lambda: plots.image_grid(GREY[:1], title="a title that is wider than the one image"),
     "images, scaled": lambda: plots.image_grid(GREY * 3 - 1),

@@ -30,6 +30,36 @@ def run(tmp_path_factory):
     return folder
 
 
+QUICK = ["--likelihood", "gaussian", "--latent", "2", "--epochs", "1", "--eval-particles", "2", "--compile", "off"]
+BESIDE = {
+    "a.csv": (
+        "x,y\n" + "0.5,3\n0.25,-1\n" * 20,
+        "a.csv, 2 columns with a header, labels of column y (",
+        "1, with labels -1 to 3",
+    ),
+    "b.csv": ("2,0\n3,1\n" * 20, "b.csv, 2 columns without a header (", "2, without labels"),
+    "c.npz": ({"x": np.ones((40, 3, 4))}, "c.npz (", "3 x 4, without labels"),
+    "d.npz": (
+        {"x": np.ones((40, 3)), "y": np.random.default_rng(0).random((40, 2))},
+        "d.npz (",
+        "3, with 2 numbers beside it",
+    ),
+    "e.npz": ({"pictures": np.ones((40, 3))}, "e.npz, its array pictures (", "3, without labels"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_first_line_says_what_was_read(name, tmp_path, capsys, monkeypatch):
+    content, begins, datum = BESIDE[name]
+    (tmp_path / name).write_text(content) if isinstance(content, str) else np.savez(tmp_path / name, **content)
+    monkeypatch.setattr(fit, "_train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit.main([*QUICK, "--data", f"{tmp_path}/{name}", "--out", f"{tmp_path}/run"])
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"{tmp_path}/{begins}")
+    assert line.endswith(f" test; a datum: {datum}; binarization: none)")
+
+
 def test_the_summary_holds_the_final_numbers_and_their_protocol(run):
     summary = json.loads((run / "summary.json").read_text())
     test, protocol = summary["test"], summary["protocol"]
@@ -88,9 +118,6 @@ def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
     assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     assert main_of_sample([str(tmp_path / "run"), "-n", "9", "-o", str(tmp_path / "rows.png")]) == 0
-
-
-QUICK = ["--likelihood", "gaussian", "--latent", "2", "--epochs", "1", "--eval-particles", "2", "--compile", "off"]
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3), (2, 4, 4), (4, 4, 4), (3, 2, 4, 4)])

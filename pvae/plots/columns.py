@@ -52,7 +52,8 @@ def histograms(sets: Mapping[str, np.ndarray], title: str = "") -> Figure:
         values = np.concatenate([each[:, column] for each in sets.values()])
         bins = _bins(values)
         for i, (name, each) in enumerate(sets.items()):
-            heights = np.histogram(each[:, column], bins, density=True)[0]
+            counts = np.histogram(each[:, column], bins)[0]
+            heights = counts / max(counts.sum(), 1) / np.diff(bins)  # of one datum, which is far out, there may be none
             look = {"fill": True, "color": FAINT, "alpha": 0.5} if not i else {"color": LINES[1], "lw": 1.1}
             panel.stairs(heights, bins, label=name, **look)
         panel.set_title(f"column {column + 1}", size=8)
