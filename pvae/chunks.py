@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import weights
+from .plates import Site, is_subsample
 from .surrogates import Coefficients, Pairs, Step, weighted
 from .weights import LogWeights, Program, Traces
 
@@ -27,17 +29,33 @@ class Estimator(Protocol):
     def pairs(self, objective: Any, step: Step, choose: Any) -> tuple[LogWeights, Pairs, Traces]: ...  # noqa: D102
 
 
+class _SameElements(Messenger):
+    """Where a plate subsamples, every run takes the elements that the first has drawn.
+
+    They are drawn nevertheless: a run that is run again has the same random numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[str, Any] = {}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if is_subsample(msg):
+            msg["value"] = self.drawn.setdefault(msg["name"], msg["value"])
+
+
 class _Part:
     """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
 
-    def __init__(self, gradient: Estimator, objective: Any, step: Step) -> None:
-        self.gradient, self.objective, self.step = gradient, objective, step
+    def __init__(self, gradient: Estimator, objective: Any, step: Step, same: _SameElements) -> None:
+        self.gradient, self.objective, self.step, self.same = gradient, objective, step, same
         self.chosen: tuple[Coefficients, Any] | None = None
         """The coefficients of these particles, and beta; known once the log-weights of all are."""
         self.scale = 1.0
 
     def __call__(self) -> tuple[Tensor, ...]:
-        terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
+        with self.same:
+            terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
         self.scale = traces.scale
         nothing = torch.zeros_like(terms.likelihood[0])
         return weighted(nothing, pairs), *(term.detach() for term in terms)
@@ -55,7 +73,8 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     """
     starts = range(0, step.particles, step.chunk)
     sizes = [min(step.chunk, step.particles - start) for start in starts]
-    parts = [_Part(gradient, objective, replace(step, particles=size, path={}, aside={})) for size in sizes]
+    same = _SameElements()
+    parts = [_Part(gradient, objective, replace(step, particles=size, path={}, aside={}), same) for size in sizes]
     found = [checkpoint(part, use_reentrant=False) for part in parts]
     terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))
     coefficients, beta = gradient.choose(objective, terms)
