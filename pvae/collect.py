@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -124,7 +124,7 @@ def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: 
             is not of the shape of its plates.
     """
     seen = _Subsampling()
-    found, drawn, sites = _look(model, guide, args, kwargs, seen)
+    found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
     names = set(seen.names)
     if names:
         names.discard(data_plate(drawn, sites, plate).name)
@@ -137,14 +137,17 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
 
 
 def whole(model: Program, guide: Program, *data: Any) -> Look:
-    """As `look`, for programs that are to see all of their data, of which these are some; masked ones may be anything.
+    """As `look` at the first of some data, for programs that are to see all of them; masked values may be anything.
+
+    Of the others the shapes alone are looked at.
 
     Raises:
         InputError: as `look` does; a plate that subsamples.
     """
     seen = _Subsampling()
     try:
-        found, *_ = _look(model, guide, data, {}, seen, masked=True)
+        for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
+            found, *_ = _look(model, guide, tuple(part), {}, seen, _fits if part is data else _scores_unmasked)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if seen.names and not isinstance(error, InputError):
             raise subsampling(seen.names[0]) from error
@@ -154,13 +157,36 @@ def whole(model: Program, guide: Program, *data: Any) -> Look:
     return found
 
 
+def check_supports(
+    model: Program, guide: Program, data: Sequence[torch.Tensor], outside: torch.Tensor, first: int = 0
+) -> None:
+    """Refuse the first of the data that is outside a support at every draw; waits for the device.
+
+    Args:
+        model: the program.
+        guide: its guide.
+        data: their arguments.
+        outside: (B,): 1 for such data.
+        first: the number of the first datum.
+    """
+    if not (found := outside == 1).any():
+        return
+    datum = int(found.nonzero()[0])
+    try:
+        whole(model, guide, *(part[datum : datum + 1] for part in data))
+        what = "a value outside the support of its site"
+    except InputError as error:
+        what = str(error)
+    raise InputError(f"datum {first + datum}: {what}")
+
+
 def _look(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     seen: _Subsampling,
-    masked: bool = False,
+    shape_of: Callable[[Site], Sequence[int]],
 ) -> tuple[Look, dict[str, Site], dict[str, Site]]:
     """What there is to see but for `thin`, and the sites of guide and model."""
     with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad(), seen:
@@ -172,23 +198,44 @@ def _look(
             (-frame.dim for site in each for frame in site["cond_indep_stack"] if frame.vectorized), default=0
         )
         for site in each:
-            _score(site, nesting, masked)
+            check_log_prob(site, shape_of(site), 1, nesting)
     factors = {name: getattr(site["fn"], "has_rsample", False) for name, site in scored.items() if site["is_observed"]}
     names = frozenset(name for name, site in sites.items() if validated(site))
     return Look(nesting, names, factors), scored, sites
 
 
-def _score(site: Site, nesting: int, masked: bool) -> None:
-    """Score a site's value; where it may be anything under a mask, and is, that is all."""
+def _scores(site: Site, masked: bool = True) -> Sequence[int]:
+    """The shape of a site's log-probability, whose value validation looks at."""
     try:
         shape = site["fn"].log_prob(site["value"]).shape
     except ValueError as error:
-        if masked and outside(site) and not outside(site, masked=False):
-            return
+        if not masked and outside(site) and not outside(site, masked=False):
+            return _fits(site)
         raise InputError(f"site '{site['name']}': {outside(site) or in_a_line(error) or error}") from error
-    if isinstance(site["mask"], torch.Tensor):
-        shape = torch.broadcast_shapes(shape, site["mask"].shape)
-    check_log_prob(site, shape, 1, nesting)
+    return _masked(site, shape)
+
+
+def _scores_unmasked(site: Site) -> Sequence[int]:
+    """As `_scores`; what a mask leaves out may be anything."""
+    return _scores(site, masked=False)
+
+
+def _fits(site: Site) -> Sequence[int]:
+    """The shape that a site's log-probability is to have, by those of its value and its distribution."""
+    fn, value = site["fn"], site["value"].shape
+    return _masked(site, fn.batch_shape, value[: len(value) - fn.event_dim])
+
+
+def _masked(site: Site, *shapes: Sequence[int]) -> Sequence[int]:
+    mask = [site["mask"].shape] if isinstance(site["mask"], torch.Tensor) else []
+    try:
+        return torch.broadcast_shapes(*shapes, *mask)
+    except RuntimeError as error:
+        found = ", ".join(str(tuple(shape)) for shape in (*shapes, *mask))
+        raise InputError(
+            f"site '{site['name']}': its distribution, value or mask have batch shapes {found}, expected ones that"
+            " broadcast: those of its plates"
+        ) from error
 
 
 def unvalidated() -> AbstractContextManager:

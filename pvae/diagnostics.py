@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import weights
 from .errors import InputError
-from .noise import Noise, forked
+from .noise import CELL, Noise, forked
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -126,6 +126,7 @@ def mutual_information(
     y: Tensor | None = None,
     *,
     samples: int = 1000,
+    plate: str = "",
     seed: int = 0,
     chunk: int = 2**20,
 ) -> Tensor:
@@ -142,11 +143,12 @@ def mutual_information(
         x: (N, *shape).
         y: labels (N,) or None.
         samples: M, at most N: data chosen at random.
+        plate: the plate of data; by default the first that the guide enters.
         seed: of the choice and the draws.
         chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory.
 
     Raises:
-        InputError: no data; samples below 1.
+        InputError: no data; samples below 1; a latent outside the plate of data; a plate that subsamples.
 
     Hoffman and Johnson 2016.
 
@@ -161,47 +163,49 @@ def mutual_information(
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    nesting = weights.inspect(lambda *_: None, guide, *(part[:1] for part in data))
+    nesting = weights.whole(lambda *_: None, guide, *(part[:CELL] for part in data)).nesting
     cells = []
     with torch.no_grad(), forked(x.device):
         for cell in Noise((seed,), 0, len(order), x.device).seeded():
             with pyro.validation_enabled(False):
                 cells.append(dict(weights.sites_of(weights.Collect(guide)(*(part[order[cell]] for part in data)))))
-        own = torch.cat([weights.total([_by_datum(site) for site in cell.values()]).double() for cell in cells])
-        every, sites = torch.full_like(own, -math.inf), {name: _joined(name, cells) for name in cells[0]}
+        own = torch.cat([weights.total([_by_datum(site, plate) for site in cell.values()]).double() for cell in cells])
+        every, sites = torch.full_like(own, -math.inf), {name: _joined(name, cells, plate) for name in cells[0]}
         for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
-            every = every.logaddexp(_log_q(guide, part, sites, len(order), nesting).logsumexp(1))
+            every = every.logaddexp(_log_q(guide, part, sites, len(order), nesting, plate).logsumexp(1))
     return (own - every + math.log(len(x))).cpu()
 
 
-def _joined(name: str, cells: list[dict[str, Site]]) -> Site:
+def _joined(name: str, cells: list[dict[str, Site]], plate: str) -> Site:
     """A site's draws for the data of several runs."""
     site = cells[0][name]
-    dim = _data_dim(site) - site["fn"].event_dim
+    dim = _data_dim(site, plate) - site["fn"].event_dim
     return {**site, "value": torch.cat([cell[name]["value"] for cell in cells], dim)}
 
 
-def _log_q(guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int, nesting: int) -> Tensor:
+def _log_q(
+    guide: Program, data: tuple[Tensor, ...], sites: dict[str, Site], draws: int, nesting: int, plate: str
+) -> Tensor:
     """The log-density of each draw given each datum, (draws, B), float64."""
-    given = {name: {"value": _as_particles(site, nesting, len(data[0]))} for name, site in sites.items()}
+    given = {name: {"value": _as_particles(site, nesting, len(data[0]), plate)} for name, site in sites.items()}
     with pyro.validation_enabled(False), pyro.plate(weights.PARTICLES, draws, dim=-1 - nesting):
         scored = [site for _, site in weights.sites_of(weights.Collect(guide, given)(*data))]
-        by_pair = [_log_prob(site).movedim((-1 - nesting, _data_dim(site)), (0, 1)) for site in scored]
+        by_pair = [_log_prob(site).movedim((-1 - nesting, _data_dim(site, plate)), (0, 1)) for site in scored]
     return weights.total([value.reshape(*value.shape[:2], -1).sum(-1) for value in by_pair]).double()
 
 
-def _as_particles(site: Site, nesting: int, size: int) -> Tensor:
+def _as_particles(site: Site, nesting: int, size: int, plate: str) -> Tensor:
     """A site's draws, one for each datum of its own, as so many particles for each of `size` data."""
-    value, event, dim = site["value"], site["fn"].event_dim, _data_dim(site)
+    value, event, dim = site["value"], site["fn"].event_dim, _data_dim(site, plate)
     value = value.reshape(*[1] * (nesting + event - value.dim()), *value.shape).unsqueeze(0)
     data = value.dim() - event + dim
     value = value.transpose(0, data)
     return value.expand(*value.shape[:data], size, *value.shape[data + 1 :])
 
 
-def _by_datum(site: Site) -> Tensor:
+def _by_datum(site: Site, plate: str) -> Tensor:
     """The log-probability of each datum's own draw, (B,), summed over its other plates."""
-    value = _log_prob(site).movedim(_data_dim(site), 0)
+    value = _log_prob(site).movedim(_data_dim(site, plate), 0)
     return value.reshape(len(value), -1).sum(-1)
 
 
@@ -210,12 +214,18 @@ def _log_prob(site: Site) -> Tensor:
     return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
 
 
-def _data_dim(site: Site) -> int:
-    """The dimension of the data's plate: the first that a program enters."""
+def _data_dim(site: Site, plate: str) -> int:
+    """The dimension of the data's plate: the one of that name, or the first that a program enters."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != weights.PARTICLES]
-    if not frames:
-        raise InputError(f"site '{site['name']}': outside the plate of data, which alone says what z tells apart")
-    return frames[0].dim
+    frame = next((frame for frame in frames if plate in ("", frame.name)), None)
+    if frame is None:
+        named = f" '{plate}'" if plate else ""
+        raise InputError(
+            f"site '{site['name']}': outside the plate of data{named}, which alone says what z tells apart"
+        )
+    if frame.size != frame.full_size:
+        raise weights.subsampling(frame.name)
+    return frame.dim
 
 
 def _khat_rows(log_w: Tensor, first: int, fit: _Fit) -> Tensor:

@@ -71,7 +71,8 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
         shared = [name for name in frames if all(name in each for each in names)]
         if len(shared) != 1:
             _check_inside(sites, next(iter(frames), ""))
-            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
+            both = ", ".join(shared)
+            raise InputError(f"plate: found {both}, expected the name of the one that the data are in: pass plate=")
         plate = shared[0]
     plate = plate or next(iter(frames))
     if plate not in frames:
@@ -150,12 +151,9 @@ def check_log_prob(site: Site, shape: Sequence[int], particles: int, nesting: in
     )
 
 
-def subsampling(name: str, what: str = "all its data are looked at") -> InputError:
+def subsampling(name: str, what: str = "all of its elements are needed") -> InputError:
     """The refusal of a plate that subsamples."""
-    return InputError(
-        f"plate '{name}': it subsamples, where {what}: give the programs without subsample_size, or with subsample_size"
-        " None here"
-    )
+    return InputError(f"plate '{name}': it subsamples, where {what}: expected the programs without subsample_size")
 
 
 def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[], Any]) -> None:

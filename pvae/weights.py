@@ -6,7 +6,7 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from .collect import Collect as Collect
 from .collect import Enough as Enough
 from .collect import Look as Look
 from .collect import Program as Program
+from .collect import check_supports as check_supports
 from .collect import cuda_devices as cuda_devices
 from .collect import inspect as inspect
 from .collect import look as look
@@ -29,7 +30,9 @@ from .collect import whole as whole
 from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
-from .plates import check_log_prob, data_plate, subsampling
+from .plates import check_log_prob, data_plate
+from .plates import subsampling as subsampling
+from .svi.observed import inside_by_element
 
 
 class LogWeights(NamedTuple):
@@ -309,10 +312,19 @@ def outside(traces: Traces, names: Iterable[str]) -> Tensor:
 
     Those that a mask leaves out may be anything.
     """
-    found = torch.zeros(1, traces.size, device=_device(traces))
-    for name in names:
-        found = found + traces.by_datum((~inside_by_element(traces.model[name])).float())
+    found = total([traces.by_datum((~inside_by_element(traces.model[name])).float()) for name in names])
     return (found.amin(0) > 0).float()
+
+
+def check_whole(traces: Traces, size: int) -> None:
+    """Refuse programs whose plate of data does not hold as many as they are given."""
+    if traces.scale != 1:
+        raise subsampling(traces.name)
+    if traces.size != size:
+        raise InputError(
+            f"plate '{traces.name}': found {traces.size} elements for {size} data, expected one for each: name the"
+            " plate of data by plate=, and take its size from the data"
+        )
 
 
 def unreparameterized(drawn: Drawn) -> list[Site]:
