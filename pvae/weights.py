@@ -233,7 +233,7 @@ def log_weights(
     True
     """
     traces = trace(model, guide, *args, particles=particles, plate=plate, max_plate_nesting=max_plate_nesting, **kwargs)
-    for site in traces.model.values():
+    for _, site in sites_of(traces.model, observed=True):
         if traces.thins(site):
             thin = next(f.name for f in site["cond_indep_stack"] if f.name != traces.name and f.full_size != f.size)
             raise subsampling(thin, "weights of draws are wanted")
