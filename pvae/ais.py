@@ -144,6 +144,7 @@ def ais(
     *,
     guide: Program | None = None,
     annealing: Annealing | None = None,
+    plate: str = "",
     seed: int = 0,
     chunk: int | None = None,
     progress: Progress | None = None,
@@ -163,13 +164,14 @@ def ais(
         y: labels (N,) or None.
         guide: q(z|x), to start from in place of p(z).
         annealing: temperatures, chains, steps; `Annealing()` if not given.
+        plate: the plate of data, needed only where several hold every site.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a chain and a datum move at once (at least a cell of 32 data): it bounds the memory;
             by default what is fast, 2,048 on a CPU and 16,384 on CUDA. The numbers depend on it by rounding alone.
         progress: called after every temperature with how many are done, and of how many.
 
     Raises:
-        InputError: no data; a discrete latent; programs without a bound for each datum; a weight that is not a number.
+        InputError: no data; as `pvae.density.Density` refuses programs and data; a weight that is not a number.
 
     Neal 2001; Wu, Burda, Salakhutdinov and Grosse 2017 for decoder-based models.
 
@@ -179,7 +181,7 @@ def ais(
     >>> bool((found.log_p - vae.exact().log_prob(x)).abs().max() < 1), found.log_w.shape
     (True, torch.Size([8, 3]))
     """
-    job = _Job(model, guide, annealing or Annealing(), seed)
+    job = _Job(model, guide, annealing or Annealing(), seed, plate)
     parts = []
     for block in _blocks(x, y, job.annealing, chunk, progress):
         steps = job.step_sizes(block)
@@ -195,6 +197,7 @@ def bdmc(
     *,
     guide: Program | None = None,
     annealing: Annealing | None = None,
+    plate: str = "",
     seed: int = 0,
     chunk: int | None = None,
     progress: Progress | None = None,
@@ -211,6 +214,7 @@ def bdmc(
         y: labels (N,) or None.
         guide: as for `ais`; likewise the arguments below.
         annealing: the same in both directions.
+        plate: as for `ais`.
         seed: of data and chains.
         chunk: how many pairs of a chain and a datum move at once.
         progress: called after every temperature of either direction.
@@ -227,7 +231,7 @@ def bdmc(
     >>> bool((found.lower - log_p).abs().max() < 1), bool((found.upper - log_p).abs().max() < 1)
     (True, True)
     """
-    job = _Job(model, guide, annealing or Annealing(), seed)
+    job = _Job(model, guide, annealing or Annealing(), seed, plate)
     data, forward, reverse = [], [], []
     for block in _blocks(x, y, job.annealing, chunk, progress, directions=2):
         drawn, cells = simulate(model, *block.data, noise=block.noise(seed, _DATA))
@@ -305,9 +309,12 @@ class _Job:
     guide: Program | None
     annealing: Annealing
     seed: int
+    plate: str
 
     def density(self, block: _Block, particles: int) -> Density:
-        return Density(self.model, block.data, particles=particles, guide=self.guide)
+        return Density(
+            self.model, block.data, particles=particles, guide=self.guide, plate=self.plate, first=block.first
+        )
 
     def forward(self, block: _Block, steps: Tensor) -> Annealed:
         density = self.density(block, self.annealing.chains)

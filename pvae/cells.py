@@ -17,7 +17,7 @@ from .svi.precision import in_single_steps, tolerance
 from .svi.replay import Forward, replayed
 from .svi.seen import Seen
 from .svi.values import Untraceable
-from .weights import LogWeights, Program
+from .weights import LogWeights, Look, Program
 
 CELL = 128
 """Data that one seed's draws are made for."""
@@ -76,7 +76,8 @@ class Cells:
     Args:
         model: p(x, z).
         guide: q(z|x).
-        nesting: how deep their plates go.
+        look: what was seen of them.
+        plate: the name of the plate of data, where there are several.
         size: how many data there are, and draws for each.
         chunk: how many pairs of a particle and a datum are scored at once.
         compile: as for `evaluate`.
@@ -87,14 +88,15 @@ class Cells:
         self,
         model: Program,
         guide: Program,
-        nesting: int,
+        look: Look,
+        plate: str,
         size: tuple[int, int],
         *,
         chunk: int,
         compile: str,
         kept: Kept,
     ) -> None:
-        self.model, self.guide, self.nesting, self.size = model, guide, nesting, size
+        self.model, self.guide, self.look, self.plate, self.size = model, guide, look, plate, size
         self.chunk, self.compile, self.kept = chunk, compile, kept
         kept.look((model, guide))
         self._runs: dict[Any, Forward] = {}
@@ -103,7 +105,7 @@ class Cells:
         """Sites whose posterior means are averages of draws: see `weights.Averaged`."""
 
     def draw(self, data: tuple[Tensor, ...], seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
-        """The log-weights of all draws, (draws, B), and the averages over them that `_program` says; float64."""
+        """The log-weights of all draws, (draws, B), and the averages over them that `_program` gives; float64."""
         terms, sums, draws = torch.empty(0), [], self.size[1]
         for cell, start in enumerate(range(0, draws, size := of_device(PARTICLES, data[0]))):
             state = np.random.SeedSequence((*seed, cell)).generate_state(1, np.uint64)[0]
@@ -118,7 +120,7 @@ class Cells:
 
     def _cell(self, particles: int, data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
         """What `_program` says, from the draws of a seed."""
-        key = (particles, self.chunk, self.compile)
+        key = (particles, self.chunk, self.compile, self.plate, self.look.validated)
         key += tuple((part.shape, part.dtype, part.stride(), part.device) for part in data)
         if key not in self._runs:
             program = partial(self._program, particles)
@@ -157,20 +159,32 @@ class Cells:
         return graphs[key]
 
     def _program(self, particles: int, *data: Tensor) -> tuple[Tensor, ...]:
-        """The terms (3, particles, B); each site's posterior mean (B, l), then squares; of several rates (B, sites)."""
-        drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
+        """What is found of the data for so many particles.
+
+        The three terms (3, particles, B); which data are outside a support (B,); each site's posterior mean (B, l),
+        then their squares; of several sites, the rates (B, sites).
+        """
+        drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.look.nesting)
         several = len(list(weights.sites_of(drawn.sites))) > 1
-        parts, rates = [], []
+        parts, rates, outside = [], [], []
         for part in drawn.parts(max(1, self.chunk // len(data[0]))):
-            traces = weights.score(self.model, part, *data)
+            traces = weights.score(self.model, part, *data, plate=self.plate)
+            if not parts:
+                weights.check_whole(traces, len(data[0]))
+                outside = [weights.outside(traces, self.look.validated)] if self.look.validated else []
             parts.append(torch.stack(weights.split(traces)))
             if several:
                 rates.append(torch.stack(list(weights.rates(traces).values()), -1))
-        means = drawn.latent_means(traces.dim)
+        means, terms = drawn.latent_means(traces.dim), torch.cat(parts, 1)
         if not self.sites:  # of the first cell, none has more particles
             self.sites, self.drawn = list(means), {name for name, each in means.items() if each.drawn}
         moments = [each.mean for each in means.values()] + [each.square for each in means.values()]
-        return torch.cat(parts, 1), *moments, *([torch.cat(rates).mean(0)] if rates else [])
+        return (
+            terms,
+            *(outside or [torch.zeros_like(terms[0, 0])]),
+            *moments,
+            *([torch.cat(rates).mean(0)] if rates else []),
+        )
 
 
 def _seeded(run: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:

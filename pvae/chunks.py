@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .beside import Beside
+from .plates import Site, is_subsample
 from .surrogates import Coefficients, Pairs, Step, weighted
 from .weights import LogWeights, Program, Traces
 
@@ -28,17 +30,32 @@ class Estimator(Protocol):
     def pairs(self, objective: Any, step: Step, choose: Any) -> tuple[LogWeights, Pairs, Traces]: ...  # noqa: D102
 
 
+class _SameElements(Messenger):
+    """Where a plate subsamples, every run takes the elements that the first has drawn.
+
+    They are drawn nevertheless: a run that is run again has the same random numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[str, Any] = {}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if is_subsample(msg):
+            msg["value"] = self.drawn.setdefault(msg["name"], msg["value"])
+
+
 class _Part:
     """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
 
-    def __init__(self, gradient: Estimator, objective: Any, step: Step, beside: Beside) -> None:
-        self.gradient, self.objective, self.step, self.beside = gradient, objective, step, beside
+    def __init__(self, gradient: Estimator, objective: Any, step: Step, same: _SameElements, beside: Beside) -> None:
+        self.gradient, self.objective, self.step, self.same, self.beside = gradient, objective, step, same, beside
         self.chosen: tuple[Coefficients, Any] | None = None
         """The coefficients of these particles, and beta; known once the log-weights of all are."""
         self.scale = 1.0
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with self.beside.once():
+        with self.beside.once(), self.same:
             terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
         self.scale = traces.scale
         nothing = torch.zeros_like(terms.likelihood[0])
@@ -59,7 +76,10 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     beside = Beside(draws=False)
     starts = range(0, step.particles, step.chunk)
     sizes = [min(step.chunk, step.particles - start) for start in starts]
-    parts = [_Part(gradient, objective, replace(step, particles=size, path={}, aside={}), beside) for size in sizes]
+    same = _SameElements()
+    parts = [
+        _Part(gradient, objective, replace(step, particles=size, path={}, aside={}), same, beside) for size in sizes
+    ]
     found = [checkpoint(part, use_reentrant=False) for part in parts]
     terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))
     coefficients, beta = gradient.choose(objective, terms)

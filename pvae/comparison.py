@@ -69,6 +69,7 @@ class Plan:
         families: of guides fitted to each datum alone, which split the gap; needs `annealing`, or the exact values.
         subset: how many test data these two are for, chosen by the seed.
         steps: of the fit of each such guide.
+        plate: the plate of data, needed only where several hold every site.
         seed: of draws and choices.
         chunk: how many pairs of a particle and a datum are scored at once; as `evaluate`'s.
 
@@ -89,6 +90,7 @@ class Plan:
     families: Sequence[str] = ()
     subset: int = 100
     steps: int = 1000
+    plate: str = ""
     seed: int = 0
     chunk: int | None = None
 
@@ -235,7 +237,7 @@ def compare(
         with _of(name):
             if chosen.numel():
                 started = plan.families or plan.start == "guide"
-                Density(model, tests[name].first, guide=guide if started else None)
+                Density(model, tests[name].first, guide=guide if started else None, plate=plan.plate)
     for name, pair in programs.items():
         with _of(name):
             data = tests[name], trains.get(name)
@@ -308,7 +310,8 @@ def _measure(
     told: Callable[[str], Callable[[int, int], None]],
 ) -> Measured:
     model, guide = programs
-    bounds = {"seed": plan.seed, "chunk": plan.chunk}
+    common = {"seed": plan.seed, "plate": plan.plate}
+    bounds = {**common, "chunk": plan.chunk}
     found = {
         "test": evaluate(
             *programs,
@@ -326,7 +329,7 @@ def _measure(
             *programs, *train, particles=plan.of_training, progress=told("training data"), **bounds
         )
     if plan.information:
-        options = {"samples": plan.information, "seed": plan.seed, "chunk": 2**17}
+        options = {"samples": plan.information, "chunk": 2**17, **common}
         try:
             found["information"] = mutual_information(guide, *test, model=model, **options)
         except NoInverse as error:
@@ -335,13 +338,13 @@ def _measure(
     log_p = None if exact is None else exact[chosen.to(exact.device)]
     if plan.annealing is not None:
         start = guide if plan.start == "guide" else None
-        given = {"annealing": plan.annealing, "seed": plan.seed, "progress": told("annealing, steps")}
+        given = {"annealing": plan.annealing, "progress": told("annealing, steps"), **common}
         found["annealed"] = ais(model, *few, guide=start, **given)
         log_p = found["annealed"] if log_p is None else log_p
     if plan.families:
         if log_p is None:
             raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
-        given = {"families": plan.families, "steps": plan.steps, "seed": plan.seed, "progress": told("guides, steps")}
+        given = {"families": plan.families, "steps": plan.steps, "progress": told("guides, steps"), **common}
         split = gap(*programs, *few, log_p=log_p, **given)
         # the ELBO that is reported, not one of other draws beside it
         test, rows = found["test"], chosen.cpu()

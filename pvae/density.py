@@ -63,10 +63,13 @@ class Density:
         data: its arguments: x (B, *shape), and labels if it takes any.
         particles: K.
         guide: q(z|x), to be the base in place of the prior.
+        plate: the plate of data, needed only where several hold every site.
+        first: what the first of the data is called where one is refused.
 
     Raises:
         InputError: a latent that is discrete, or whose guide is a point mass; programs without a bound for each datum
-            (see `pvae.weights.trace`).
+            (see `pvae.weights.trace`); a plate that subsamples; an observed value outside its site's support, unless a
+            mask leaves it out, or one that is not finite: a mask does not spare the gradient.
 
     >>> import pyro.distributions as dist
     >>> def model(x):
@@ -80,13 +83,22 @@ class Density:
     """
 
     def __init__(
-        self, model: Program, data: tuple[Tensor, ...], *, particles: int = 1, guide: Program | None = None
+        self,
+        model: Program,
+        data: tuple[Tensor, ...],
+        *,
+        particles: int = 1,
+        guide: Program | None = None,
+        plate: str = "",
+        first: int = 0,
     ) -> None:
         self.model, self.data, self.particles, self.guide = model, data, particles, guide
-        self.nesting = weights.inspect(model, guide or (lambda *_: None), *(part[:1] for part in data))
+        look = weights.whole(model, guide or (lambda *_: None), *data)
+        self.nesting = look.nesting
         with torch.no_grad(), forked(data[0].device):
             drawn, sites = self._run(slice(None))
-            self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting)
+            self._check(Traces(sites, drawn, particles, self.nesting, plate), look.validated, first)
+            self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting, plate)
             for name, site in drawn.items():
                 if spans.is_point(site["fn"]):
                     raise InputError(
@@ -153,6 +165,21 @@ class Density:
             (base_grad,) = torch.autograd.grad(base.sum(), u, retain_graph=True)
             (ratio_grad,) = torch.autograd.grad(ratio.sum(), u)
         return State(*(value.detach() for value in (u, base, ratio, base_grad, ratio_grad)))
+
+    def _check(self, traces: Traces, validated: frozenset[str], first: int) -> None:
+        """Refuse data that cannot be scored, or have no gradient."""
+        weights.check_whole(traces, len(self.data[0]))
+        if validated:
+            outside = weights.outside(traces, validated)
+            weights.check_supports(self.model, self.guide or (lambda *_: None), self.data, outside, first)
+        for name, site in weights.sites_of(traces.model, observed=True):
+            if site["is_observed"] and not site["value"].isfinite().all():
+                rows = site["value"].movedim(site["value"].dim() - site["fn"].event_dim + traces.dim, 0)
+                datum = int((~rows.isfinite()).flatten(1).any(1).nonzero()[0])
+                raise InputError(
+                    f"datum {first + datum}: site '{name}': found a value that is not finite, which has no gradient,"
+                    " under a mask either: expected finite ones: where a mask leaves them out, any such as 0"
+                )
 
     def _run(self, part: slice) -> tuple[dict[str, Site], dict[str, Site]]:
         """The latent sites as drawn from the base, and all the model's on what was drawn, for some of the data."""

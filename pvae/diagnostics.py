@@ -20,7 +20,7 @@ from torch import Tensor
 from . import weights
 from .errors import InputError
 from .masks import counted
-from .noise import Noise, forked
+from .noise import CELL, Noise, forked
 from .plates import data_plate
 from .weights import Program, Site
 
@@ -154,7 +154,8 @@ def mutual_information(
         chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory.
 
     Raises:
-        InputError: no data; samples below 1; several plates that the data could be in, or a latent outside.
+        InputError: no data; samples below 1; several plates that the data could be in, or a latent outside; a plate
+            that subsamples.
         NoInverse: a flow that scores only what it has just drawn.
 
     Hoffman and Johnson 2016.
@@ -170,8 +171,8 @@ def mutual_information(
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    first = tuple(part[:1] for part in data)
-    nesting = weights.inspect(lambda *_: None, guide, *first)
+    first = tuple(part[:CELL] for part in data)
+    nesting = weights.whole(lambda *_: None, guide, *first).nesting
     with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         pairs = _Pairs(guide, nesting, _plate_of(guide, model, first, plate))
         noise = Noise((seed,), 0, len(order), x.device)

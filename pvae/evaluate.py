@@ -20,7 +20,7 @@ from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
 from .noise import forked
-from .weights import LogWeights, Program
+from .weights import LogWeights, Look, Program
 
 BOUNDS = "bounds on log p(x)"
 NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log p(x, z) at its point"
@@ -150,6 +150,7 @@ def evaluate(
     *,
     particles: Sequence[int] = (1, 100),
     draws: int | None = None,
+    plate: str = "",
     seed: int = 0,
     chunk: int | None = None,
     khat: bool = False,
@@ -167,6 +168,7 @@ def evaluate(
         particles: every K to give the importance-weighted bound at.
         draws: how many draws for each datum, at least the largest K, which is the default; a bound at K is the mean
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
+        plate: the plate of data, needed only where several hold every site.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory. By
             default 4,096 on a CPU, 32,768 on CUDA.
@@ -180,8 +182,9 @@ def evaluate(
 
     Raises:
         InputError: no data; labels of another number, or that the programs do not take (the datum and the label); a K
-            below 1; fewer draws than the largest K, or than k-hat needs; a log-weight that is not
-            a number, or infinite; all weights of a datum zero (which datum, which term).
+            below 1; fewer draws than the largest K, or than k-hat needs; a value outside the support of its site, but
+            for those that a mask leaves out (which datum); a log-weight that is not a number, or infinite; all weights
+            of a datum zero (which datum, which term); a plate that subsamples.
 
     >>> import pvae
     >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
@@ -201,22 +204,26 @@ def evaluate(
         raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
-    parts, drawn, averages = [], [], []
+    parts, drawn, averages, held = [], [], [], []
     together = max(1, AT_ONCE // (CELL * draws))
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
         data = (x,) if y is None else (x, y)
         size = of_device(CHUNK, x) if chunk is None else chunk
-        nesting = _nesting(model, guide, *data)
-        cells = Cells(model, guide, nesting, (len(x), draws), chunk=size, compile=compile, kept=kept or Kept())
+        look = _look(model, guide, *data)
+        cells = Cells(model, guide, look, plate, (len(x), draws), chunk=size, compile=compile, kept=kept or Kept())
         for start in range(0, len(x), CELL):
             block = tuple(part[start : start + CELL] for part in data)
-            terms, averaged = cells.draw(block, (seed, start // CELL))
+            terms, (outside, *averaged) = cells.draw(block, (seed, start // CELL))
+            held.append(outside)
             drawn.append(terms)
             averages.append(averaged)
             done = start + len(block[0])
             if len(drawn) == together or done == len(x):
+                first = done - sum(map(len, held))
+                weights.check_supports(model, guide, [part[first:] for part in data], torch.cat(held), first)
                 parts.append(_reduced(drawn, ks, x[:done], khat))
                 drawn.clear()
+                held.clear()
             if progress is not None:
                 progress(done, len(x))
     layers = _layers(cells, averages)
@@ -232,19 +239,18 @@ def evaluate(
     )
 
 
-def _nesting(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> int:
-    """How deep the programs' plates go, by a look at the first datum, and at those of the least and largest label."""
+def _look(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> Look:
+    """A look at the first data, and at those of the least and largest label."""
     if y is not None and len(y) != len(x):
         raise InputError(f"y: found {len(y)} labels for {len(x)} data, expected one for each")
     if y is None or y.is_floating_point() or y.dim() != 1:
-        return weights.inspect(model, guide, *(part[:1] for part in (x, y) if part is not None))
-    nesting = 0
+        return weights.whole(model, guide, *(part[:CELL] for part in (x, y) if part is not None))
     for row in sorted({0, int(y.long().argmin()), int(y.long().argmax())}):
         try:
-            nesting = weights.inspect(model, guide, x[row : row + 1], y[row : row + 1])
+            weights.whole(model, guide, x[row : row + 1], y[row : row + 1])
         except (InputError, IndexError) as error:
             raise InputError(f"evaluate: datum {row}, label {y[row]}: {error}") from error
-    return nesting
+    return weights.whole(model, guide, x[:CELL], y[:CELL])
 
 
 def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:

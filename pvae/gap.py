@@ -72,6 +72,7 @@ def gap(
     rate: float = 0.05,
     particles: int = 16,
     draws: int = 1000,
+    plate: str = "",
     seed: int = 0,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -96,6 +97,7 @@ def gap(
         rate: Adam's, at the start, in units of the guide's scale.
         particles: draws of each step, for each datum.
         draws: fresh draws of each ELBO, rounded up to whole multiples of `particles`.
+        plate: the plate of data, needed only where several hold every site.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are worked on at once (at least a cell of 32 data); by default
             2,048 on a CPU and 16,384 on CUDA.
@@ -130,7 +132,7 @@ def gap(
     found: dict[str, list[Tensor]] = {name: [] for name in ("elbo", *families)}
     for start in range(0, len(x), size):
         data = tuple(part[start : start + size] for part in ((x,) if y is None else (x, y)))
-        fit = _Fit(model, guide, data, start, particles, seed, steps, rate, tick)
+        fit = _Fit(model, guide, data, start, particles, seed, steps, rate, tick, plate)
         rounds = math.ceil(draws / particles)
         found["elbo"].append(fit.amortized(rounds))
         for name in families:
@@ -155,14 +157,19 @@ class _Fit:
     steps: int
     rate: float
     tick: Callable[[], None]
+    plate: str
 
     def noise(self, purpose: int) -> Noise:
         return Noise((self.seed, purpose), self.first, len(self.data[0]), self.data[0].device)
 
+    def density(self, guide: Program | None = None) -> Density:
+        given = {"particles": self.particles, "plate": self.plate, "first": self.first}
+        return Density(self.model, self.data, guide=guide, **given)
+
     def amortized(self, rounds: int) -> Tensor:
         """Log-weights of the guide's own draws, (draws, B), float64, on the CPU."""
         noise, found = self.noise(0), []
-        nesting = weights.inspect(self.model, self.guide, *(part[:1] for part in self.data))
+        nesting = self.density(self.guide).nesting  # which looks at all that can be wrong
         with torch.no_grad(), forked(self.data[0].device):
             for _ in range(rounds):
                 parts = [
@@ -171,6 +178,7 @@ class _Fit:
                         self.guide,
                         *(part[cell] for part in self.data),
                         particles=self.particles,
+                        plate=self.plate,
                         max_plate_nesting=nesting,
                     ).log_w
                     for cell in noise.seeded()
@@ -181,10 +189,10 @@ class _Fit:
     def local(self, family: str, rounds: int) -> Tensor:
         """Log-weights of draws from guides of the family, one fitted to each datum: (draws, B), float64, on the CPU."""
         noise = self.noise(1)
-        start = Density(self.model, self.data, particles=self.particles, guide=self.guide)
+        start = self.density(self.guide)
         u = torch.cat([start.draw(noise) for _ in range(math.ceil(256 / self.particles))])
         mean, scale = u.mean(0), _scale(u)
-        density = Density(self.model, self.data, particles=self.particles)
+        density = self.density()
         kept = _kept(density, mean)
         parameters, flow = _FAMILIES[family](mean, noise, kept)
         like = mean.expand(self.particles, -1, -1)

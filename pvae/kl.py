@@ -32,12 +32,14 @@ def kl(traces: Traces) -> Tensor:
     found = closed(traces)
     with weights.unvalidated():
         terms = [
-            traces.by_datum(found[name])
+            traces.by_datum(traces.scaled(site, found[name]))
             if name in found
             else weights.log_prob(site, traces) - weights.log_prob(traces.model[name], traces)
             for name, site in weights.sites_of(traces.guide)
         ]
-    return weights.total(terms).mean(0)
+        every = weights.sites_of(traces.guide, observed=True)
+        factors = [weights.log_prob(site, traces) for _, site in every if site["is_observed"]]
+    return weights.total(terms + factors).mean(0)
 
 
 def closed(traces: Traces) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,13 @@ from .errors import InputError
 
 Site = dict[str, Any]
 """A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
-PARTICLES = "particles"
-"""The plate of the draws."""
+PARTICLES = "_particles"
+"""The plate of the draws; no program has one of that name."""
+
+
+def is_subsample(site: Site) -> bool:
+    """Whether it is the draw of a plate's indices."""
+    return type(site["fn"]).__name__ == "_Subsample"
 
 
 class Plate(PlateMessenger):
@@ -46,7 +51,7 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
     """The frame of the plate of data, checked to hold every site.
 
     Args:
-        guide: its latent sites.
+        guide: its sites, latent ones and others.
         model: its sites, latent and observed.
         plate: the name of the plate, needed only where several hold every site.
 
@@ -66,7 +71,8 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
         shared = [name for name in frames if all(name in each for each in names)]
         if len(shared) != 1:
             _check_inside(sites, next(iter(frames), ""))
-            raise InputError(f"plate: found {', '.join(shared)}, expected the name of the one that the data are in")
+            both = ", ".join(shared)
+            raise InputError(f"plate: found {both}, expected the name of the one that the data are in: pass plate=")
         plate = shared[0]
     plate = plate or next(iter(frames))
     if plate not in frames:
@@ -78,11 +84,11 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
 
 
 def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
-    latents = {name for name, site in model.items() if not site["is_observed"]}
-    if missing := sorted(latents ^ set(guide)):
-        where = "model" if missing[0] in guide else "guide"
+    latents, drawn = ({name for name, site in sites.items() if not site["is_observed"]} for sites in (model, guide))
+    if missing := sorted(latents ^ drawn):
+        where = "model" if missing[0] in drawn else "guide"
         raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
-    if not guide:
+    if not drawn:
         raise InputError("guide: no latent site: expected at least one pyro.sample")
     if len(latents) == len(model):
         raise InputError("model: no observed site: expected one with obs=")
@@ -113,6 +119,43 @@ def _check_scale(name: str, site: Site) -> None:
         )
 
 
+def check_log_prob(site: Site, shape: Sequence[int], particles: int, nesting: int) -> None:
+    """Refuse a log-probability that is not of the shape of its site's plates, as Pyro's validation does.
+
+    Args:
+        site: whose it is.
+        shape: its shape. A dimension of size 1 is taken for all of its plate.
+        particles: how many there are.
+        nesting: how deep the plates of programs go, on the left of which the particles are.
+    """
+    sizes = {}
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name == PARTICLES:
+            sizes[frame.dim] = particles
+        elif frame.vectorized:
+            sizes[frame.dim] = frame.size
+            if frame.dim < -nesting:
+                raise InputError(
+                    f"site '{site['name']}': plate '{frame.name}' is at dimension {frame.dim}, where plates go"
+                    f" {nesting} deep, as was said or found: give the objective max_plate_nesting={-frame.dim} or more"
+                )
+    if all(size in (1, sizes.get(dim, 1)) for dim, size in zip(range(-len(shape), 0), shape, strict=True)):
+        return
+    expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+    mask = site["mask"]
+    masked = f" and a mask of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else ""
+    raise InputError(
+        f"site '{site['name']}': found a log-probability of shape {tuple(shape)}, from a value of shape"
+        f" {tuple(site['value'].shape)}{masked}, where its plates have {expected}: expected no batch dimensions but the"
+        " plates': declare those of one draw by .to_event(1), or squeeze a column of data"
+    )
+
+
+def subsampling(name: str, what: str = "all of its elements are needed") -> InputError:
+    """The refusal of a plate that subsamples."""
+    return InputError(f"plate '{name}': it subsamples, where {what}: expected the programs without subsample_size")
+
+
 def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[], Any]) -> None:
     """Refuse a program that failed because of its plates; nothing where that was not why.
 
@@ -130,6 +173,13 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
         raise InputError(
             f"site '{name}': found {have} at dimension {dim} of its batch shape, where plate '{plate}' has {size}:"
             " expected no batch dimensions but the plates': declare those of one draw by .to_event(1)"
+        ) from error
+    collision = re.match(r'at plates "(.+)" and "(.+)", collide at dim=(-\d+)', str(error))
+    if collision and PARTICLES in collision.groups():
+        name, dim = collision[1 + (collision[1] == PARTICLES)], collision[3]
+        raise InputError(
+            f"plate '{name}': found at dimension {dim}, where the particles are: plates go deeper than was said or"
+            f" found: give the objective max_plate_nesting={-int(dim)} or more"
         ) from error
     last = next(reversed(sites), "")
     frames = sites[last]["cond_indep_stack"] if last else []

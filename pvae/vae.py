@@ -7,10 +7,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from . import weights
 from .base import Part, check_type, has_forward, loose_tensor, mean_of, members, path_of
 from .conditions import Condition
 from .errors import InputError
-from .weights import LogWeights, log_weights
+from .weights import LogWeights
 
 
 class Autoencoder(nn.Module):
@@ -82,14 +83,23 @@ class Autoencoder(nn.Module):
         They carry a gradient: wrap the call in `torch.no_grad()` for numbers alone.
 
         Raises:
-            InputError: with Pyro's validation, labels that the model does not take, which is looked up on the host.
+            InputError: with Pyro's validation, labels that the model does not take, data outside the likelihood's
+                support: both are looked up on the host.
         """
         check_labels(y, len(x))
-        if torch.distributions.Distribution._validate_args:
-            for condition in self.modules():
-                if isinstance(condition, Condition):
-                    condition(y)
-        return log_weights(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+        data = (x,) if y is None else (x, y)
+        names = self._held(data, y) if torch.distributions.Distribution._validate_args else frozenset()
+        traces = weights.trace(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+        if names:
+            weights.check_supports(self.model, self.guide, data, weights.outside(traces, names))
+        return weights.split(traces)
+
+    def _held(self, data: tuple[Tensor, ...], y: Tensor | None) -> frozenset[str]:
+        """The sites whose data are held against a support; labels are looked at here."""
+        for condition in self.modules():
+            if isinstance(condition, Condition):
+                condition(y)
+        return weights.whole(self.model, self.guide, *(part[:1] for part in data)).validated
 
 
 class VAE(Autoencoder):

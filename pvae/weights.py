@@ -6,25 +6,31 @@ sites it has. The values are unscaled, one a datum; nothing here waits for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pyro
-import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .collect import Collect as Collect
+from .collect import Enough as Enough
+from .collect import Look as Look
+from .collect import Program as Program
+from .collect import check_supports as check_supports
+from .collect import cuda_devices as cuda_devices
+from .collect import inspect as inspect
+from .collect import look as look
+from .collect import sites_of as sites_of
+from .collect import unvalidated as unvalidated
+from .collect import vectorized as vectorized
+from .collect import whole as whole
 from .errors import InputError
-from .plates import PARTICLES, Plate, Site, check_shapes, data_plate, written_at
-from .svi.calls import anew
-from .svi.faults import in_a_line
-from .svi.observed import outside
-
-Program = Callable[..., Any]
+from .plates import PARTICLES as PARTICLES
+from .plates import Site as Site
+from .plates import check_log_prob, data_plate
+from .plates import subsampling as subsampling
+from .svi.observed import inside_by_element
 
 
 class LogWeights(NamedTuple):
@@ -43,62 +49,6 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
-class Enough(Exception):
-    """A run has seen the sites that it is for."""
-
-
-class Collect(Messenger):
-    """Runs a program and collects its sample sites, with the values of another run where it has them.
-
-    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
-    detached as they are made, before later sites see them; the run may end with the last of some sites.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        values: dict[str, Site] | None = None,
-        detach: bool = False,
-        until: Set[str] = frozenset(),
-    ) -> None:
-        super().__init__()
-        self.program, self.values, self.detach, self.until = program, values or {}, detach, until
-        self.sites: dict[str, Site] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
-        """Run the program on these arguments; its sites by name."""
-        args, kwargs = anew(args, kwargs)
-        try:
-            with self:
-                self.program(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            check_shapes(error, dict(sites_of(self.sites, observed=True)), lambda: self._alone(*args, **kwargs))
-            if line := in_a_line(error):
-                before = [name for name, _ in sites_of(self.sites, observed=True)]
-                where = f"after site '{before[-1]}'" if before else "at the first site"
-                raise InputError(f"{where}{written_at(error)}: {line}") from error
-            raise
-        return self.sites
-
-    def _alone(self, *args: Any, **kwargs: Any) -> None:
-        """Run the program for one particle, unseen."""
-        with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
-            Collect(self.program)(*args, **kwargs)
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if msg["name"] in self.sites:
-            raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
-        if self.detach and not msg["is_observed"]:
-            msg["value"] = msg["value"].detach()
-        self.sites[msg["name"]] = msg
-        if self.until and self.until <= self.sites.keys():
-            raise Enough
-
-
 @dataclass(frozen=True)
 class Traces:
     """A guide's sites and the model's, run on what the guide drew, for K particles."""
@@ -108,30 +58,42 @@ class Traces:
     particles: int
     max_plate_nesting: int
     plate: str = ""
+    name: str = field(init=False)
     dim: int = field(init=False)
     size: int = field(init=False)
     scale: float = field(init=False)
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
+    shape: tuple[int, ...] = field(init=False)
+    """That of a value for each particle and datum, where there are no other plates."""
 
     def __post_init__(self) -> None:
-        frame = data_plate(dict(sites_of(self.guide)), dict(sites_of(self.model, observed=True)), self.plate)
+        guide, model = (dict(sites_of(sites, observed=True)) for sites in (self.guide, self.model))
+        frame = data_plate(guide, model, self.plate)
+        object.__setattr__(self, "name", frame.name)
         object.__setattr__(self, "dim", frame.dim)
         object.__setattr__(self, "size", frame.size)
         object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size)
+        shape = (self.size,) if self.particles == 1 else (self.particles, self.size)
+        object.__setattr__(self, "shape", shape if self.max_plate_nesting == 1 else ())
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
-        if self.max_plate_nesting == 1:
-            if value.shape == (self.particles, self.size):
-                return value
-            if self.particles == 1 and value.shape == (self.size,):
-                return value.unsqueeze(0)
+        if value.shape == self.shape:
+            return value if self.particles > 1 else value.unsqueeze(0)
         particle = -1 - self.max_plate_nesting
         kept = (particle, self.dim)
         others = [d for d in range(-value.dim(), 0) if d not in kept and value.shape[d] > 1]
         value = value.sum(others, keepdim=True) if others else value
         have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
         return value.reshape(have).expand(self.particles, self.size)
+
+    def scaled(self, site: Site, value: Tensor) -> Tensor:
+        """A site's log-probability, scaled for the plates that subsample, but for that of the data."""
+        return site["scale"] / self.scale * value if self.thins(site) else value
+
+    def thins(self, site: Site) -> bool:
+        """Whether a site is in a plate that subsamples, other than that of the data."""
+        return site["scale"] != self.scale and abs(site["scale"] / self.scale - 1) > 1e-9
 
     def spread(self, value: Tensor) -> Tensor:
         """A value for each particle and datum, (K, B), with a dimension for every plate: `by_datum` gives it back."""
@@ -170,13 +132,15 @@ class Drawn:
         if self.particles <= size:
             yield self
             return
-        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in sites_of(self.sites)}
+        sites = dict(sites_of(self.sites, observed=True))
+        log_q = {name: site["fn"].log_prob(site["value"]) for name, site in sites.items()}
         for start in range(0, self.particles, size):
             part = slice(start, min(start + size, self.particles))
             sub = dict(self.sites)
-            for name, site in sites_of(self.sites):
+            for name, site in sites.items():
                 value = self._slice(site["value"], part, site["fn"].event_dim)
-                sub[name] = {**site, "value": value, "log_prob": self._slice(log_q[name], part)}
+                mask = self._slice(site["mask"], part) if isinstance(site["mask"], Tensor) else site["mask"]
+                sub[name] = {**site, "value": value, "mask": mask, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
 
     def latent_means(self, dim: int) -> dict[str, Averaged]:
@@ -266,6 +230,9 @@ def log_weights(
 ) -> LogWeights:
     """The log-weights of K draws from the guide; arguments as for `trace`.
 
+    Raises:
+        InputError: as `trace` does; a plate, other than that of the data, that subsamples.
+
     >>> import pyro.distributions as dist
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
@@ -280,6 +247,10 @@ def log_weights(
     True
     """
     traces = trace(model, guide, *args, particles=particles, plate=plate, max_plate_nesting=max_plate_nesting, **kwargs)
+    for _, site in sites_of(traces.model, observed=True):
+        if traces.thins(site):
+            thin = next(f.name for f in site["cond_indep_stack"] if f.name != traces.name and f.full_size != f.size)
+            raise subsampling(thin, "weights of draws are wanted")
     return split(traces)
 
 
@@ -293,17 +264,22 @@ def split(traces: Traces) -> LogWeights:
 
 
 def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
-    """Log q(z|x) of a guide's sites, (K, B), nats."""
+    """Log q(z|x) of a guide's sites and of its factors, (K, B), nats."""
     with unvalidated():
-        return total([log_prob(site, traces) for _, site in sites_of(sites)])
+        return total([log_prob(site, traces) for _, site in sites_of(sites, observed=True)])
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
-    """One site's log-probability, (K, B), nats: masked, unscaled, summed over its other plates."""
+    """One site's log-probability, (K, B), nats: masked, summed over its other plates.
+
+    Scaled up where one of these subsamples, and not where the plate of data does.
+    """
     value = site["log_prob"] if "log_prob" in site else scored(site)
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
-    return traces.by_datum(value)
+    if value.shape != traces.shape:
+        check_log_prob(site, value.shape, traces.particles, traces.max_plate_nesting)
+    return traces.by_datum(traces.scaled(site, value))
 
 
 def scored(site: Site) -> Tensor:
@@ -325,59 +301,29 @@ def rates(traces: Traces) -> dict[str, Tensor]:
         }
 
 
+def outside(traces: Traces, names: Iterable[str]) -> Tensor:
+    """Which data have, in sites of these names, values outside the support, whatever is drawn: (B,), 1 or 0.
+
+    Those that a mask leaves out may be anything.
+    """
+    found = total([traces.by_datum((~inside_by_element(traces.model[name])).float()) for name in names])
+    return (found.amin(0) > 0).float()
+
+
+def check_whole(traces: Traces, size: int) -> None:
+    """Refuse programs whose plate of data does not hold as many as they are given."""
+    if traces.scale != 1:
+        raise subsampling(traces.name)
+    if traces.size != size:
+        raise InputError(
+            f"plate '{traces.name}': found {traces.size} elements for {size} data, expected one for each: name the"
+            " plate of data by plate=, and take its size from the data"
+        )
+
+
 def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
     return [site for _, site in sites_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
-
-
-def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
-    """Run both programs once with Pyro's validation as it is set: how deep their plates go.
-
-    Draws nothing from the generators that others see. Values and parameters outside their support are found here and
-    not in `trace`, because looking at values waits for the device.
-
-    Raises:
-        InputError: a value outside the support of its site, a parameter outside its constraint.
-    """
-    with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
-        drawn = Collect(guide)(*args, **kwargs)
-        sites = [*sites_of(drawn), *sites_of(Collect(model, drawn)(*args, **kwargs), observed=True)]
-        for name, site in sites:
-            try:
-                site["fn"].log_prob(site["value"])
-            except ValueError as error:
-                raise InputError(f"site '{name}': {outside(site) or in_a_line(error) or error}") from error
-    frames = [frame for _, site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-    return max((-frame.dim for frame in frames), default=0)
-
-
-def unvalidated() -> AbstractContextManager:
-    """Without Pyro's validation, to switch which takes long beside a look whether it is on."""
-    on = (
-        pyro.distributions.is_validation_enabled()
-        or pyro.infer.is_validation_enabled()
-        or pyro.poutine.is_validation_enabled()
-    )
-    return pyro.validation_enabled(False) if on else nullcontext()
-
-
-def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
-    """A plate of particles on the left of the programs' own; one particle needs no dimension."""
-    return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
-
-
-def cuda_devices() -> list[int]:
-    """The devices whose generator a run may draw from, beside the CPU's."""
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-
-
-def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
-    """The sites that are random or scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
-    for name, site in sites.items():
-        if type(site["fn"]).__name__ == "_Subsample" or site["infer"].get("_deterministic"):
-            continue
-        if observed or not site["is_observed"]:
-            yield name, site
 
 
 def total(terms: list[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, ref
 
 import pyro.infer
 import torch
@@ -34,7 +35,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     Args:
         num_particles: K, how many draws for each datum; always vectorized.
         plate: the plate of data, needed only where a program has several that hold every site.
-        max_plate_nesting: how deep the programs' plates go; found out at the first call if not given.
+        max_plate_nesting: how deep the programs' plates go; if not given, found out at the first call with programs
+            and with arguments of other shapes, by a run that also tells what is wrong with shapes and values.
         gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
@@ -102,7 +104,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         at_least(1, " particle", chunk=1 if chunk is None else chunk)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
-        self.max_plate_nesting = max_plate_nesting
+        self.max_plate_nesting, self._nesting_given = max_plate_nesting, max_plate_nesting is not None
         self.beta, self.warmup, self.free_bits = float(beta), warmup, free_bits
         self.chunk, self._at_once = chunk, 0
         self.clock: Tensor | None = None
@@ -194,8 +196,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         return model_trace, guide_trace
 
     def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, float]:
-        if self.max_plate_nesting is None:
-            self.max_plate_nesting = weights.inspect(model, guide, *args, **kwargs)
+        self._look(model, guide, args, kwargs)
         if not self._at_once:
             self._at_once = self.chunk or chunks.fitting(
                 model, guide, self.num_particles, self.max_plate_nesting, args, kwargs
@@ -204,11 +205,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
         )
         if torch.is_grad_enabled() and not self._looked:
-            step = replace(step, look=partial(self._look, pyro.distributions.is_validation_enabled()))
+            step = replace(step, look=partial(self._look_at_spans, pyro.distributions.is_validation_enabled()))
         with weights.unvalidated():
             return self.gradient.estimate(self, step)
 
-    def _look(self, validates: bool, step: Step, traces: Traces) -> None:
+    def _look_at_spans(self, validates: bool, step: Step, traces: Traces) -> None:
         """Refuse supports that the gradient is wrong for, at the first step."""
 
         def apart() -> dict[str, Site]:
@@ -221,6 +222,61 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         moves = isinstance(self.gradient, estimators.Reparameterized)
         spans.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
         self._looked = True
+
+    def _look(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+        """Look at programs that are new, or whose arguments are of new shapes."""
+        looked = _LOOKED.setdefault(self, {})
+        try:
+            key = _key(model, guide, args, kwargs)
+            nesting = looked.get(key)
+        except TypeError:  # programs that cannot be told from others
+            key = nesting = None
+        if nesting is None:
+            found = weights.look(model, guide, *args, plate=self.plate, **kwargs)
+            _check(found, self)
+            if len(looked) == MANY:
+                looked.clear()
+            nesting = looked[key] = found.nesting
+        if not self._nesting_given:
+            self.max_plate_nesting = nesting
+
+
+def _check(look: weights.Look, objective: Objective) -> None:
+    """Refuse programs for which an objective's value or gradient would be wrong."""
+    gradient = objective.gradient
+    named = f"{objective.name or type(objective).__name__} with gradient {gradient.name}"
+    if look.thin and (objective.power != 0 or gradient.scores):
+        raise InputError(
+            f"plate '{look.thin[0]}': it subsamples within the data, and then {named} is wrong: expected pvae.ELBO with"
+            " gradient reparam or stl, or a plate of all its elements"
+        )
+    plain = isinstance(gradient, estimators.Reparameterized) and not objective.apart
+    for site, reparameterized in look.factors.items():
+        if not (plain and reparameterized):
+            found = "a factor" if reparameterized else "a factor that is not one of reparameterized draws"
+            raise InputError(
+                f"site '{site}': found {found} in the guide, for which {named} is wrong: expected none, or one with"
+                " has_rsample=True under the gradient reparam, and one bound for model and guide"
+            )
+
+
+_LOOKED: WeakKeyDictionary[Objective, dict[Any, int]] = WeakKeyDictionary()
+"""How deep plates go, by objective and by `_key`: no objective holds programs, or is copied with them."""
+MANY = 10_000
+"""So many keys are known at once."""
+
+
+def _key(model: Program, guide: Program, args: Any, kwargs: Any) -> tuple:
+    """Which programs, and arguments of which shapes, but for the number of data, of which one alone broadcasts."""
+    shapes = [
+        (len(arg.shape), arg.shape[:1] == (1,), arg.shape[1:]) if isinstance(arg, Tensor) else arg is True
+        for arg in (*args, *kwargs.values())
+    ]
+    return _weak(model), _weak(guide), *shapes
+
+
+def _weak(program: Program) -> tuple:
+    return ref(getattr(program, "__self__", program)), getattr(program, "__func__", None)
 
 
 def _signature(member: type[Objective]) -> inspect.Signature:

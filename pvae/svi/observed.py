@@ -47,7 +47,7 @@ class Observed(Messenger):
                 sites = poutine.trace(poutine.replay(model, drawn)).get_trace(*args, **kwargs).nodes
         except Exception:  # a loss may run programs in a way of its own
             return
-        self.names = frozenset(name for name, site in sites.items() if _validated(site))
+        self.names = frozenset(name for name, site in sites.items() if validated(site))
 
     def __enter__(self) -> Observed:
         self._inside.clear()
@@ -71,11 +71,16 @@ def _all_inside(fn: Any, value: Tensor) -> Tensor:
     return fn.support.check(value).all()
 
 
-def outside(site: dict[str, Any]) -> str:
-    """The first of a site's values that is outside its support, and where; empty where all are inside."""
+def outside(site: dict[str, Any], masked: bool = True) -> str:
+    """The first of a site's values that is outside its support, and where; empty where all are inside.
+
+    Args:
+        site: whose they are.
+        masked: whether those that a mask leaves out are looked at too.
+    """
     fn, value = site["fn"], site["value"]
     support = _elements(fn)
-    if support is None or (inside := support.check(value)).all():
+    if support is None or (inside := support.check(value) if masked else counted_inside(site, support)).all():
         return ""
     at = (~inside).nonzero()[0].tolist()
     found = f"{value[tuple(at)].item():.7g}" if inside.shape == value.shape else "a value outside"
@@ -83,7 +88,32 @@ def outside(site: dict[str, Any]) -> str:
     return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {support}, as {scores} scores"
 
 
-def _validated(site: dict[str, Any]) -> bool:
+def counted_inside(site: dict[str, Any], support: constraints.Constraint | None = None) -> Tensor:
+    """Whether a site's values are inside its support; those that a mask leaves out are."""
+    fn = site["fn"]
+    support = support or _elements(fn)
+    inside, masks = support.check(site["value"]), [(site["mask"], fn.event_dim)]
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    for mask, event_dim in masks:
+        if isinstance(mask, Tensor):
+            inside = inside | ~mask.reshape(*mask.shape, *[1] * (event_dim - support.event_dim))
+        elif mask is False:
+            inside = torch.ones_like(inside)
+    return inside
+
+
+def inside_by_element(site: dict[str, Any]) -> Tensor:
+    """`counted_inside`, in a site's batch shape."""
+    inside = counted_inside(site)
+    right = site["fn"].event_dim - _elements(site["fn"]).event_dim
+    return inside.flatten(-right).all(-1) if right else inside
+
+
+def validated(site: dict[str, Any]) -> bool:
+    """Whether it is observed, with a support that is looked at, and validation on as it was made."""
     if site["type"] != "sample" or not site["is_observed"] or not isinstance(site["value"], Tensor):
         return False
     fn = inner(site["fn"])

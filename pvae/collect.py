@@ -1,0 +1,267 @@
+"""Runs of Pyro programs: their sample sites, and a look at them before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+
+from .errors import InputError
+from .plates import (
+    PARTICLES,
+    Plate,
+    Site,
+    check_log_prob,
+    check_shapes,
+    data_plate,
+    is_subsample,
+    subsampling,
+    written_at,
+)
+from .svi.calls import anew
+from .svi.faults import in_a_line
+from .svi.observed import outside, validated
+
+Program = Callable[..., Any]
+
+
+class Enough(Exception):
+    """A run has seen the sites that it is for."""
+
+
+class Collect(Messenger):
+    """Runs a program and collects its sample sites, with the values of another run where it has them.
+
+    What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
+    detached as they are made, before later sites see them; the run may end with the last of some sites.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        values: dict[str, Site] | None = None,
+        detach: bool = False,
+        until: Set[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.program, self.values, self.detach, self.until = program, values or {}, detach, until
+        self.sites: dict[str, Site] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
+        """Run the program on these arguments; its sites by name."""
+        args, kwargs = anew(args, kwargs)
+        try:
+            with self:
+                self.program(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            check_shapes(error, dict(sites_of(self.sites, observed=True)), lambda: self._alone(*args, **kwargs))
+            if line := in_a_line(error):
+                before = [name for name, _ in sites_of(self.sites, observed=True)]
+                where = f"after site '{before[-1]}'" if before else "at the first site"
+                raise InputError(f"{where}{written_at(error)}: {line}") from error
+            raise
+        return self.sites
+
+    def _alone(self, *args: Any, **kwargs: Any) -> None:
+        """Run the program for one particle, unseen."""
+        with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
+            Collect(self.program)(*args, **kwargs)
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["name"] in self.sites:
+            raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
+        if self.detach and not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
+        self.sites[msg["name"]] = msg
+        if self.until and self.until <= self.sites.keys():
+            raise Enough
+
+
+class Look(NamedTuple):
+    """What a run of both programs tells of them."""
+
+    nesting: int
+    """How deep their plates go."""
+    validated: frozenset[str]
+    """The observed sites whose values are held against a support."""
+    factors: dict[str, bool]
+    """The guide's sites that are not drawn, as of `pyro.factor`, and whether they are as those of reparameterized
+    draws."""
+    thin: tuple[str, ...] = ()
+    """The plates that subsample, all but that of the data."""
+
+
+class _Subsampling(Messenger):
+    """Notes the plates that subsample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if is_subsample(msg) and len(msg["value"]) < msg["fn"].size and msg["name"] not in self.names:
+            self.names.append(msg["name"])
+
+
+def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: Any) -> Look:
+    """Run both programs once for one particle, with Pyro's validation as it is set.
+
+    Draws nothing from the generators that others see. Values and parameters outside their support, and batch dimensions
+    that are no plate's, are found here and not in `pvae.weights.trace`: looking at values waits for the device, and of
+    as many particles as data shapes do not tell.
+
+    Raises:
+        InputError: a value outside the support of its site, a parameter outside its constraint; a log-probability that
+            is not of the shape of its plates.
+    """
+    seen = _Subsampling()
+    found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
+    names = set(seen.names)
+    if names:
+        names.discard(data_plate(drawn, sites, plate).name)
+    return found._replace(thin=tuple(sorted(names)))
+
+
+def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
+    """How deep the plates of both programs go; as `look`."""
+    return look(model, guide, *args, **kwargs).nesting
+
+
+def whole(model: Program, guide: Program, *data: Any) -> Look:
+    """As `look` at the first of some data, for programs that are to see all of them; masked values may be anything.
+
+    Of the others the shapes alone are looked at.
+
+    Raises:
+        InputError: as `look` does; a plate that subsamples.
+    """
+    seen = _Subsampling()
+    try:
+        for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
+            found, *_ = _look(model, guide, tuple(part), {}, seen, _fits if part is data else _scores_unmasked)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if seen.names and not isinstance(error, InputError):
+            raise subsampling(seen.names[0]) from error
+        raise
+    if seen.names:
+        raise subsampling(seen.names[0])
+    return found
+
+
+def check_supports(
+    model: Program, guide: Program, data: Sequence[torch.Tensor], outside: torch.Tensor, first: int = 0
+) -> None:
+    """Refuse the first of the data that is outside a support at every draw; waits for the device.
+
+    Args:
+        model: the program.
+        guide: its guide.
+        data: their arguments.
+        outside: (B,): 1 for such data.
+        first: the number of the first datum.
+    """
+    if not (found := outside == 1).any():
+        return
+    datum = int(found.nonzero()[0])
+    try:
+        whole(model, guide, *(part[datum : datum + 1] for part in data))
+        what = "a value outside the support of its site"
+    except InputError as error:
+        what = str(error)
+    raise InputError(f"datum {first + datum}: {what}")
+
+
+def _look(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seen: _Subsampling,
+    shape_of: Callable[[Site], Sequence[int]],
+) -> tuple[Look, dict[str, Site], dict[str, Site]]:
+    """What there is to see but for `thin`, and the sites of guide and model."""
+    with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad(), seen:
+        drawn = Collect(guide)(*args, **kwargs)
+        scored = dict(sites_of(drawn, observed=True))
+        sites = dict(sites_of(Collect(model, drawn)(*args, **kwargs), observed=True))
+        each = [*scored.values(), *sites.values()]
+        nesting = max(
+            (-frame.dim for site in each for frame in site["cond_indep_stack"] if frame.vectorized), default=0
+        )
+        for site in each:
+            check_log_prob(site, shape_of(site), 1, nesting)
+    factors = {name: getattr(site["fn"], "has_rsample", False) for name, site in scored.items() if site["is_observed"]}
+    names = frozenset(name for name, site in sites.items() if validated(site))
+    return Look(nesting, names, factors), scored, sites
+
+
+def _scores(site: Site, masked: bool = True) -> Sequence[int]:
+    """The shape of a site's log-probability, whose value validation looks at."""
+    try:
+        shape = site["fn"].log_prob(site["value"]).shape
+    except ValueError as error:
+        if not masked and outside(site) and not outside(site, masked=False):
+            return _fits(site)
+        raise InputError(f"site '{site['name']}': {outside(site) or in_a_line(error) or error}") from error
+    return _masked(site, shape)
+
+
+def _scores_unmasked(site: Site) -> Sequence[int]:
+    """As `_scores`; what a mask leaves out may be anything."""
+    return _scores(site, masked=False)
+
+
+def _fits(site: Site) -> Sequence[int]:
+    """The shape that a site's log-probability is to have, by those of its value and its distribution."""
+    fn, value = site["fn"], site["value"].shape
+    return _masked(site, fn.batch_shape, value[: len(value) - fn.event_dim])
+
+
+def _masked(site: Site, *shapes: Sequence[int]) -> Sequence[int]:
+    mask = [site["mask"].shape] if isinstance(site["mask"], torch.Tensor) else []
+    try:
+        return torch.broadcast_shapes(*shapes, *mask)
+    except RuntimeError as error:
+        found = ", ".join(str(tuple(shape)) for shape in (*shapes, *mask))
+        raise InputError(
+            f"site '{site['name']}': its distribution, value or mask have batch shapes {found}, expected ones that"
+            " broadcast: those of its plates"
+        ) from error
+
+
+def unvalidated() -> AbstractContextManager:
+    """Without Pyro's validation, to switch which takes long beside a look whether it is on."""
+    on = (
+        pyro.distributions.is_validation_enabled()
+        or pyro.infer.is_validation_enabled()
+        or pyro.poutine.is_validation_enabled()
+    )
+    return pyro.validation_enabled(False) if on else nullcontext()
+
+
+def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
+    """A plate of particles on the left of the programs' own; one particle needs no dimension."""
+    return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
+
+
+def cuda_devices() -> list[int]:
+    """The devices whose generator a run may draw from, beside the CPU's."""
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+
+
+def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
+    """The sites that are random or scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
+    for name, site in sites.items():
+        if is_subsample(site) or site["infer"].get("_deterministic"):
+            continue
+        if observed or not site["is_observed"]:
+            yield name, site
