@@ -21,6 +21,7 @@ from .collect import Look as Look
 from .collect import Program as Program
 from .collect import check_supports as check_supports
 from .collect import cuda_devices as cuda_devices
+from .collect import glance as glance
 from .collect import inspect as inspect
 from .collect import look as look
 from .collect import sites_of as sites_of
