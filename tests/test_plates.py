@@ -140,10 +140,10 @@ def test_an_inner_plate_that_subsamples_is_scaled_in_the_elbo(gradient, chunk):
             found.append(torch.stack([loss.detach(), grad]))
         return torch.stack(found)
 
-    some, every = of(4, 400), of(None, 100)
+    some, every = of(4, 150), of(None, 50)
     error = (some.var(0) / len(some) + every.var(0) / len(every)).sqrt()
     assert ((some.mean(0) - every.mean(0)).abs() < 4 * error).all()
-    assert (some.mean(0)[0] - every.mean(0)[0] / 3).abs() > 10 * error[0]  # what it was
+    assert (some.mean(0)[0] - every.mean(0)[0] / 3).abs() > 6 * error[0]  # what it was
 
 
 def test_the_elbo_of_an_inner_plate_is_pyros():
@@ -261,10 +261,10 @@ def test_a_column_is_seen_after_other_data():
         objective.bounds(model, guide, x.unsqueeze(1))
 
 
-@pytest.mark.parametrize("k", [1, 4])
-def test_log_weights_of_a_known_nesting_are_held_against_the_plates(k):
-    with pytest.raises(InputError, match=r"found a log-probability of shape \((4, )?5, 5\)"):
-        pvae.log_weights(model, guide, torch.randn(1, 5, 1), particles=k, max_plate_nesting=1)
+@pytest.mark.parametrize(("k", "message"), [(1, r"a log-probability of shape \(5, 5\)"), (4, r"\(4, 5\), \(5, 1\)")])
+def test_log_weights_of_a_known_nesting_are_held_against_the_plates(k, message):
+    with pytest.raises(InputError, match=rf"^site 'x': .*{message}"):
+        pvae.log_weights(model, guide, torch.randn(5, 1), particles=k, max_plate_nesting=1)
 
 
 def test_data_and_distributions_that_do_not_broadcast():
@@ -463,7 +463,7 @@ def test_evaluation_slices_a_factor_that_differs_by_draw():
     ],
 )
 def test_a_factor_that_a_gradient_does_not_see_is_refused(objective, has_rsample):
-    with pytest.raises(InputError, match="site 'f': found a factor .*in the guide, for which .* is wrong: expected"):
+    with pytest.raises(InputError, match=r"site 'f': found a factor .*in the guide, for which .* is wrong: expected"):
         objective.loss(model, lambda x: factored(x, has_rsample), torch.randn(4))
 
 
