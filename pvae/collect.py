@@ -123,8 +123,25 @@ def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: 
         InputError: a value outside the support of its site, a parameter outside its constraint; a log-probability that
             is not of the shape of its plates.
     """
+    return _told(model, guide, args, kwargs, plate, _scores)
+
+
+def glance(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: Any) -> Look:
+    """As `look`, without a look at shapes and values."""
+    with pyro.validation_enabled(False):
+        return _told(model, guide, args, kwargs, plate, lambda site: ())
+
+
+def _told(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str,
+    shape_of: Callable[[Site], Sequence[int]],
+) -> Look:
     seen = _Subsampling()
-    found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
+    found, drawn, sites = _look(model, guide, args, kwargs, seen, shape_of)
     names = set(seen.names)
     if names:
         names.discard(data_plate(drawn, sites, plate).name)
@@ -147,7 +164,7 @@ def whole(model: Program, guide: Program, *data: Any) -> Look:
     seen = _Subsampling()
     try:
         for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
-            found, *_ = _look(model, guide, tuple(part), {}, seen, _fits if part is data else _scores_unmasked)
+            found, *_ = _look(model, guide, tuple(part), {}, seen, fits if part is data else _scores_unmasked)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if seen.names and not isinstance(error, InputError):
             raise subsampling(seen.names[0]) from error
@@ -209,8 +226,9 @@ def _scores(site: Site, masked: bool = True) -> Sequence[int]:
     try:
         shape = site["fn"].log_prob(site["value"]).shape
     except ValueError as error:
+        shape = fits(site)
         if not masked and outside(site) and not outside(site, masked=False):
-            return _fits(site)
+            return shape
         raise InputError(f"site '{site['name']}': {outside(site) or in_a_line(error) or error}") from error
     return _masked(site, shape)
 
@@ -220,7 +238,7 @@ def _scores_unmasked(site: Site) -> Sequence[int]:
     return _scores(site, masked=False)
 
 
-def _fits(site: Site) -> Sequence[int]:
+def fits(site: Site) -> Sequence[int]:
     """The shape that a site's log-probability is to have, by those of its value and its distribution."""
     fn, value = site["fn"], site["value"].shape
     return _masked(site, fn.batch_shape, value[: len(value) - fn.event_dim])

@@ -19,6 +19,8 @@ from .collect import Look as Look
 from .collect import Program as Program
 from .collect import check_supports as check_supports
 from .collect import cuda_devices as cuda_devices
+from .collect import fits
+from .collect import glance as glance
 from .collect import inspect as inspect
 from .collect import look as look
 from .collect import sites_of as sites_of
@@ -274,7 +276,12 @@ def log_prob(site: Site, traces: Traces) -> Tensor:
 
     Scaled up where one of these subsamples, and not where the plate of data does.
     """
-    value = site["log_prob"] if "log_prob" in site else scored(site)
+    try:
+        value = site["log_prob"] if "log_prob" in site else scored(site)
+    except RuntimeError:  # shapes that do not broadcast, mostly
+        check_log_prob(site, (), traces.particles, traces.max_plate_nesting)
+        check_log_prob(site, fits(site), traces.particles, traces.max_plate_nesting)
+        raise
     if site["mask"] is not None:
         value = scale_and_mask(value, mask=site["mask"])
     if value.shape != traces.shape:

@@ -571,7 +571,7 @@ def test_a_mask_and_an_inner_plate(gradient):
         with pyro.plate("data", 5, dim=-1):
             with pyro.plate("inner", 3, dim=-2), poutine.mask(mask=mask):
                 z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z.sum(-2), 1.0).mask(mask), obs=x.sum(-1))
+            pyro.sample("x", dist.Normal(z.sum(-2, keepdim=True), 1.0).mask(mask), obs=x.sum(-1))
 
     def guide(x):
         with pyro.plate("data", 5, dim=-1), pyro.plate("inner", 3, dim=-2), poutine.mask(mask=mask):

@@ -36,7 +36,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         num_particles: K, how many draws for each datum; always vectorized.
         plate: the plate of data, needed only where a program has several that hold every site.
         max_plate_nesting: how deep the programs' plates go; if not given, found out at the first call with programs
-            and with arguments of other shapes, by a run that also tells what is wrong with shapes and values.
+            and with arguments of other shapes, by a run that looks at shapes and values too.
         gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
@@ -232,7 +232,10 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         except TypeError:  # programs that cannot be told from others
             key = nesting = None
         if nesting is None:
-            found = weights.look(model, guide, *args, plate=self.plate, **kwargs)
+            # of programs whose nesting was said, or is a resumed fit's, shapes and values are not looked at
+            known = self._nesting_given or (self.max_plate_nesting is not None and not looked)
+            look = weights.glance if known else weights.look
+            found = look(model, guide, *args, plate=self.plate, **kwargs)
             _check(found, self)
             if len(looked) == MANY:
                 looked.clear()
