@@ -32,7 +32,7 @@ from watching import never_waiting
 
 import pvae
 from pvae import bounds, estimators
-from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Renyi
+from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Objective, Renyi
 
 # Every bound with every estimator -------------------------------------------------------------------------------------
 
@@ -782,8 +782,9 @@ def test_gradients_are_finite_where_weights_are_far_apart(member, options, offse
     assert programs.gradient(bound.sum()).isfinite().all()
 
 
-def test_the_path_of_a_group_far_below_the_best_is_there():
+def test_the_path_of_a_group_far_below_the_best_is_there(monkeypatch):
     """Under PIWAE a draw whose weight in the model's bound underflows still weighs in its own group."""
+    monkeypatch.setattr(Objective, "_look", lambda *_: None)  # the guide is for four particles alone
     loc = torch.zeros(4, 1, requires_grad=True)
 
     def model(x):
