@@ -97,45 +97,33 @@ class Beside(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        fills = _filled(func, args, kwargs) if func._schema.is_mutable else []
-        if not self.draws or self.at_a_site or not _random(func):
-            return self._watched(func, args, kwargs, fills)
+        kind = _kind(func)
+        if not kind.random or self.at_a_site or not self.draws:
+            return func(*args, **kwargs) if self._left is not None else self._watched(func, args, kwargs)
         given = tree_map_only(Tensor, lambda tensor: tensor.shape, args)
         if self._left is not None:
             # those passed over were drawn by what a program does once, as it sets itself up
             note = next((note for note in self._left if (note.op, note.given) == (func, given)), None)
-            return func(*args, **kwargs) if note is None and self.partly else self._as_noted(note, func, fills)
-        result = self._watched(func, args, kwargs, fills)
+            return func(*args, **kwargs) if note is None and self.partly else _as_noted(note, func, args, kwargs)
+        result = self._watched(func, args, kwargs)
         # copies, for the program may change the arrays themselves
-        self._notes.append(_Note(func, given, _copy(result) if _makes(func) else None, _copy(fills)))
+        filled = _copy(_written(func, args, kwargs)) if kind.writes else []
+        self._notes.append(_Note(func, given, _copy(result) if kind.makes else None, filled))
         return result
 
-    def _watched(self, func: Any, args: Sequence[Any], kwargs: Any, fills: list[Tensor]) -> Any:
+    def _watched(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
         """What an operation gives; of state that it changes a copy is kept."""
-        if self._left is not None:
-            return func(*args, **kwargs)
-        silent = func.overloadpacket.__name__ in SILENT and args[5]
-        for state in [array for array in args[3:5] if array is not None] if silent else fills:
+        kind = _kind(func)
+        for state in _written(func, args, kwargs) if kind.writes else ():
             if (name := memory(state)) and name not in self._made:
                 layout = (name, state.shape, state.stride(), state.storage_offset())
                 if layout not in self._before:
                     self._before[layout] = state, state.clone()
         result = func(*args, **kwargs)
-        if _makes(func):
-            self._made.update(memory(made) for made in tree_leaves(result) if isinstance(made, Tensor))
+        if kind.makes:
+            made = (result,) if isinstance(result, Tensor) else tree_leaves(result)
+            self._made.update([memory(tensor) for tensor in made if isinstance(tensor, Tensor)])
         return result
-
-    def _as_noted(self, note: _Note | None, func: Any, fills: list[Tensor]) -> Any:
-        if note is None:
-            raise InputError(
-                f"guide: run again at its own draws it drew by {func} beside its sites, as it had not before: expected"
-                " the same random numbers in each run: pass the gradient reparam or score, which run it once"
-            )
-        for array, value in zip(fills, note.filled, strict=True):
-            array.copy_(value)
-        if _makes(func):
-            return _copy(note.result)
-        return fills[0] if len(func._schema.returns) == 1 else tuple(fills)
 
 
 class _Sites(Messenger):
@@ -152,22 +140,48 @@ class _Sites(Messenger):
         self.beside.at_a_site = False
 
 
+class _Kind(NamedTuple):
+    """What an operation is."""
+
+    random: bool
+    writes: bool
+    """Whether it changes what it is given, or may."""
+    makes: bool
+    """Whether what it returns is in memory of its own."""
+
+
 @cache
-def _random(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags or func.overloadpacket.__name__ in UNTAGGED
+def _kind(func: Any) -> _Kind:
+    name = func.overloadpacket.__name__
+    return _Kind(
+        torch.Tag.nondeterministic_seeded in func.tags or name in UNTAGGED,
+        func._schema.is_mutable or name in SILENT,
+        name == "lift_fresh" or not views(func),
+    )
 
 
-def _filled(func: Any, args: Sequence[Any], kwargs: Any) -> list[Tensor]:
+def _written(func: Any, args: Sequence[Any], kwargs: Any) -> list[Tensor]:
     """The arrays that an operation writes to."""
-    given = {**dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)), **kwargs}
-    values = [given.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
+    if func.overloadpacket.__name__ in SILENT:
+        return [array for array in args[3:5] if array is not None and args[5]]
+    arguments = func._schema.arguments
+    given = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
+    values = [given.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write]
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-@cache
-def _makes(func: Any) -> bool:
-    """Whether what an operation returns is in memory of its own."""
-    return func.overloadpacket.__name__ == "lift_fresh" or not views(func)
+def _as_noted(note: _Note | None, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    if note is None:
+        raise InputError(
+            f"guide: run again at its own draws it drew by {func} beside its sites, as it had not before: expected"
+            " the same random numbers in each run: pass the gradient reparam or score, which run it once"
+        )
+    filled = _written(func, args, kwargs)
+    for array, value in zip(filled, note.filled, strict=True):
+        array.copy_(value)
+    if _kind(func).makes:
+        return _copy(note.result)
+    return filled[0] if len(func._schema.returns) == 1 else tuple(filled)
 
 
 def _copy(values: Any) -> Any:

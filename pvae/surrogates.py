@@ -66,10 +66,10 @@ class Step:
             **self.kwargs,
         )
 
-    def draws(self, detach: bool) -> Draws:
-        """K draws from the guide, which has to be run at them again unless they are detached."""
+    def draws(self, detach: bool, again: bool) -> Draws:
+        """K draws from the guide, which is then run at them again if it has several sites, and if it is to be."""
         beside = Beside()
-        with nullcontext() if detach else beside.first():
+        with beside.first() if again else nullcontext():
             return Draws(self, self.draw(detach), beside)
 
     def score(self, drawn: Drawn) -> Traces:
@@ -91,15 +91,20 @@ class Draws:
     model: Beside = field(default_factory=lambda: Beside(partly=True))
     """Likewise the model."""
 
+    @cached_property
+    def several(self) -> bool:
+        """Whether there are several latent sites."""
+        return len(dict(weights.sites_of(self.drawn.sites))) > 1
+
     def redraw(self, change: Callable[[Site], Tensor]) -> Drawn:
         """The guide at other values, each what `change` makes of a site's own.
 
         Where there are several sites the guide runs again: the distributions of later ones depend on earlier values.
         """
         drawn, step = self.drawn, self.step
-        latents = dict(weights.sites_of(drawn.sites))
-        sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents.items()}}
-        if len(latents) > 1:
+        latents = weights.sites_of(drawn.sites)
+        sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents}}
+        if self.several:
             with (
                 weights.unvalidated(),
                 weights.vectorized(drawn.particles, drawn.max_plate_nesting),

@@ -157,6 +157,37 @@ def test_the_mean_gradient_is_that_of_automatic_differentiation(gradient, x):
     assert t.abs().max() < 4.5
 
 
+def test_a_guide_of_one_site_is_watched_until_that_is_seen(x, monkeypatch):
+    class One(Two):
+        sites = 1
+
+        def model(self, x):
+            if self.sites > 1:
+                return super().model(x)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("a", dist.Normal(self.loc, 1.0))
+                pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([*z.shape, 4]).to_event(1), obs=x)
+
+        def guide(self, x):
+            if self.sites > 1:
+                return super().guide(x)
+            with pyro.plate("data", len(x)):
+                pyro.sample("a", dist.Normal(self.out(self.between(self.into(x)))[..., 0], 0.3))
+
+    watched, real = [], Beside.first
+    monkeypatch.setattr(Beside, "first", lambda self: watched.append(self) or real(self))
+    programs, objective = seeded(lambda: One(nn.Dropout(0.5))), IWAE(4, gradient="dreg", **FLAT)
+    for sites, runs in ((1, 1), (1, 0), (2, 1), (2, 1), (1, 1), (1, 0)):
+        programs.sites = sites
+        watched.clear()
+        found(objective, programs, x)
+        assert len(watched) == runs
+    programs.sites = 2  # a guide that is drawn from once more has other draws
+    many = x.repeat(4000, 1)
+    once, again = (found(o, programs, many)[0] / len(many) for o in (IWAE(4, **FLAT), objective))
+    torch.testing.assert_close(again, once, rtol=0.02, atol=0)
+
+
 def hierarchy(rate=0.3):
     def net(i, o):
         return nn.Sequential(nn.Linear(i, 16), nn.ReLU(), nn.Dropout(rate), Average(16), nn.Linear(16, o))

@@ -80,6 +80,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     """s, where the bound is 1/s log 1/K sum_k w_k^s (the mean log-weight at 0)."""
     apart: ClassVar[bool] = False
     """Whether the guide climbs another bound, `guide_bound`, than the model."""
+    several = True
+    """Whether the guide was last seen to have several latent sites, or has not been seen."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
