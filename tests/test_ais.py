@@ -13,6 +13,7 @@ import pvae
 from pvae import exact
 from pvae.ais import Annealing, ais, bdmc, transition
 from pvae.density import Density, State, simulate
+from pvae.masks import counted
 from pvae.noise import CELL, Noise, block_size
 
 WEIGHT = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype=torch.float64)
@@ -240,6 +241,15 @@ def test_masked_latents_count_nowhere(particles):
     rate = dist.Gamma(2.0, 1.0).log_prob(u[..., 3].exp()) + u[..., 3]
     torch.testing.assert_close(terms[0], base.sum(-1) + rate * expected[:, 3])
     assert Density(angle, (torch.zeros(1).double(),)).counted is None
+
+
+def test_what_counts_is_left_out_by_neither_mask():
+    inner, outer = torch.tensor([True, True, False]), torch.tensor([[True], [False]])
+    fn = dist.Normal(torch.zeros(2, 4, 3), 1.0).mask(inner).to_event(1).mask(torch.tensor([1, 1, 1, 0]).bool())
+    found = counted({"fn": fn, "mask": outer, "value": fn.sample()})
+    expected = outer[..., None] & torch.tensor([1, 1, 1, 0]).bool()[:, None] & inner
+    assert torch.equal(found.expand(2, 4, 3), expected)
+    assert counted({"fn": dist.Normal(0.0, 1.0), "mask": None, "value": torch.zeros(())}) is None
 
 
 def test_annealing_with_masked_latents_is_of_the_others():

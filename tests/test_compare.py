@@ -656,6 +656,24 @@ def test_the_table_for_a_paper_is_well_formed(whole, one):
     assert not re.search(r"(?<!\\)[%#]", "\n".join(text.splitlines()[1:]))
 
 
+def test_the_plate_of_the_data_is_the_models():
+    """Two hold every latent, and the model's data are in one."""
+
+    def guide(x):
+        with pyro.plate("dims", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", dist.Normal(x.T, 1e-3))
+
+    def model(x):
+        data = pyro.plate("data", len(x), dim=-1)
+        with pyro.plate("dims", 3, dim=-2), data:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with data:
+            pyro.sample("x", dist.Normal(z.mT, 1.0).to_event(1), obs=x)
+
+    found = compare({"one": (model, guide)}, Data(torch.arange(15.0).reshape(5, 3)), plan=Plan((1, 4)))
+    assert found.estimates("one")["test"]["information"].mean == pytest.approx(math.log(5))
+
+
 def test_a_guide_without_an_inverse_has_all_but_the_mutual_information():
     flow = dist.transforms.Planar(2)
     vae = LinearVAE(4, 2)
