@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 import pvae
 from pvae.ais import Annealing, ais
@@ -46,7 +46,7 @@ def step(prior, guide, objective, x=X):
 
 NORMAL = dist.Normal(0.0, 1.0)
 UNIT = dist.Uniform(0.0, 1.0)
-INTO = biject_to(constraints.interval(-1.0, 1.0))
+INTO = T.biject_to(constraints.interval(-1.0, 1.0))
 SPANS = {
     "normal": (NORMAL, (-INF, INF)),
     "vector": (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), (-INF, INF)),
@@ -329,7 +329,7 @@ WITHIN = {
     "counts": (dist.Binomial(50, 0.1), lambda m, w: dist.Poisson(0.5 * w)),
     "rounded": (
         dist.Uniform(1.2, 1.3),
-        lambda m, w: dist.TransformedDistribution(dist.Normal(m, w), biject_to(constraints.interval(1.2, 1.3))),
+        lambda m, w: dist.TransformedDistribution(dist.Normal(m, w), T.biject_to(constraints.interval(1.2, 1.3))),
     ),
     "masked": (BETWEEN.mask(False), lambda m, w: dist.TransformedDistribution(NORMAL, INTO).mask(False)),
 }
