@@ -241,11 +241,11 @@ LEAVING = {
         "between 0 and inf (LogNormal)",
         "between 0 and 1 (Beta)",
     ),
-    "of the first datum alone": (
-        dist.Uniform(torch.tensor([0.5, 0.0]), 1.0),
+    "of one datum alone": (
+        dist.Uniform(torch.tensor([0.0, 0.5]), 1.0),
         lambda m, w: dist.Beta(w, w),
         "between 0 and 1 (Beta)",
-        "between 0.5 and 1 (Uniform)",
+        "between 0..0.5 and 1 (Uniform)",
     ),
 }
 
