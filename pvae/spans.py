@@ -38,8 +38,7 @@ class Span(NamedTuple):
     def __str__(self) -> str:
         if _same(self, REAL):
             return "the real numbers"
-        ends = (end.detach().flatten()[0].item() if isinstance(end, Tensor) else end for end in self)
-        return "numbers between " + " and ".join(f"{end:.4g}" for end in ends)
+        return "numbers between " + " and ".join(map(_said, self))
 
 
 REAL = Span(-inf, inf)
@@ -51,7 +50,7 @@ def span(fn: Any) -> Span | None:
     >>> print(span(dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.AffineTransform(2.0, 3.0))))
     the real numbers
     >>> print(span(dist.Uniform(-1.0, torch.tensor([2.0, 3.0])).to_event(1)))
-    numbers between -1 and 2
+    numbers between -1 and 2..3
     """
     fn = inner(fn)
     if is_point(fn):
@@ -169,6 +168,13 @@ def _discrete(site: Site) -> bool:
         return bool(site["fn"].support.is_discrete)
     except (NotImplementedError, ValueError):
         return True
+
+
+def _said(end: Tensor | float) -> str:
+    """A bound in words: of one that differs from datum to datum the least and the largest."""
+    ends = torch.as_tensor(end).detach()
+    found = dict.fromkeys(f"{value.item():.4g}" for value in (ends.amin(), ends.amax()))
+    return "..".join(found)
 
 
 def _same(one: Span, other: Span) -> bool:

@@ -11,6 +11,7 @@ from torch.distributions import biject_to, constraints
 
 import pvae
 from pvae.testing import ContractError, check_guide, check_likelihood, check_prior
+from pvae.testing.separable import separate
 
 SKIP = ("fast", "state", "copies")
 
@@ -171,6 +172,27 @@ class ZeroOr(dist.TorchDistribution):
         return (-self.logits).sigmoid() * (self.logits + 0.5).exp()
 
 
+class FarHurdle(Hurdle):
+    """Mostly zero, else far from it."""
+
+    def forward(self, z, y=None):
+        return FarZeroOr(self.decode(z, y))
+
+
+class FarZeroOr(ZeroOr):
+    other = dist.Normal(500.0, 0.1)
+    share = torch.tensor(0.9)
+    mean = property(lambda self: torch.full_like(self.logits, 50.0))
+
+    def log_prob(self, x):
+        zero, other = self.share.log(), (1 - self.share).log()
+        return torch.where(x == 0, zero, other + self.other.log_prob(x)).sum(-1) + 0 * self.logits.sum(-1)
+
+    def sample(self, shape=()):
+        shape = self._extended_shape(torch.Size(shape))
+        return self.other.sample(shape).where(torch.rand(shape) > self.share, 0.0)
+
+
 class HalfHurdle(Hurdle):
     """Its density is a tenth too large."""
 
@@ -211,6 +233,14 @@ def likelihood(kind):
 def test_columns_of_different_kinds_and_point_masses_beside_a_density_are_integrated(kind, seed):
     report = check_likelihood(likelihood(kind), skip=SKIP, seed=seed)
     assert report.clauses["integrates"] == report.clauses["samples"] == "ok"
+
+
+def test_a_point_mass_far_from_the_density_beside_it():
+    p = likelihood(FarHurdle)(torch.zeros(2))
+    with torch.no_grad(), pyro.validation_enabled(False):
+        found = separate(p, p.expand((8000,)).sample(), "real")
+    assert found.total.exp().item() == pytest.approx(1, abs=1e-3)
+    assert found.mass[0].tolist() == pytest.approx([0.9] * 3, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def step(prior, guide, objective, x=X):
 
 NORMAL = dist.Normal(0.0, 1.0)
 UNIT = dist.Uniform(0.0, 1.0)
-INTO = torch.distributions.biject_to(constraints.interval(-1.0, 1.0))
+INTO = T.biject_to(constraints.interval(-1.0, 1.0))
 SPANS = {
     "normal": (NORMAL, (-INF, INF)),
     "vector": (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), (-INF, INF)),
@@ -145,11 +145,24 @@ def test_it_is_refused_in_parts_after_a_look_without_a_gradient_and_by_a_replaye
     assert math.isfinite(parts.loss(model, guide, X))
     with pytest.raises(InputError, match="moves with"):
         parts.differentiable_loss(model, guide, X)
+    model, guide, _ = programs(NORMAL, MOVING["exponentiated"])
+    with pytest.raises(InputError, match="moves with"):
+        pvae.IWAE(6, gradient="dreg", chunk=2).differentiable_loss(model, guide, X)
     svi = pvae.SVI(
         model, guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO(gradient="stl", max_plate_nesting=1), compile="graph"
     )
     with pytest.raises(InputError, match="moves with"):
         svi.step(X)
+
+
+def test_supports_are_looked_at_once(monkeypatch):
+    looks, check = [], pvae.spans.check
+    monkeypatch.setattr(pvae.spans, "check", lambda *args, **kwargs: looks.append(1) or check(*args, **kwargs))
+    model, guide, _ = programs(NORMAL, STAYING["fixed"])
+    objective = pvae.IWAE(4, gradient="dreg")
+    for _ in range(3):
+        objective.differentiable_loss(model, guide, X)
+    assert len(looks) == 1
 
 
 class Own(dist.Normal):
@@ -228,11 +241,11 @@ LEAVING = {
         "between 0 and inf (LogNormal)",
         "between 0 and 1 (Beta)",
     ),
-    "of the first datum alone": (
-        dist.Uniform(torch.tensor([0.5, 0.0]), 1.0),
+    "of one datum alone": (
+        dist.Uniform(torch.tensor([0.0, 0.5]), 1.0),
         lambda m, w: dist.Beta(w, w),
         "between 0 and 1 (Beta)",
-        "between 0.5 and 1 (Uniform)",
+        "between 0..0.5 and 1 (Uniform)",
     ),
 }
 
@@ -313,6 +326,11 @@ WITHIN = {
         lambda m, w: dist.Uniform(m - w, m + w),
         lambda m, w: dist.TransformedDistribution(dist.Normal(0.0, 1.0), [T.TanhTransform(), T.AffineTransform(m, w)]),
     ),
+    "counts": (dist.Binomial(50, 0.1), lambda m, w: dist.Poisson(0.5 * w)),
+    "rounded": (
+        dist.Uniform(1.2, 1.3),
+        lambda m, w: dist.TransformedDistribution(dist.Normal(m, w), T.biject_to(constraints.interval(1.2, 1.3))),
+    ),
     "masked": (BETWEEN.mask(False), lambda m, w: dist.TransformedDistribution(NORMAL, INTO).mask(False)),
 }
 
@@ -320,7 +338,7 @@ WITHIN = {
 @pytest.mark.parametrize("name", WITHIN)
 def test_a_support_within_the_priors_is_taken(name):
     prior, guide = WITHIN[name]
-    found = step(prior, guide, pvae.IWAE(3, gradient="vimco" if name == "round the circle" else "reparam"))
+    found = step(prior, guide, pvae.IWAE(3, gradient="vimco" if name in ("round the circle", "counts") else "reparam"))
     assert all(g is None or g.isfinite() for g in found)
 
 

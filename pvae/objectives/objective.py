@@ -46,7 +46,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     Raises:
         InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
-            `pvae.weights.trace`); a site of the guide that is not reparameterized, where the gradient needs it.
+            `pvae.weights.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
+            first step with a gradient, supports for which that would be wrong (see `pvae.spans.check`).
 
     The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
@@ -215,8 +216,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         """Refuse supports that the gradient is wrong for, at the first step."""
 
         def apart() -> dict[str, Site]:
-            hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-            with torch.random.fork_rng(devices=weights.cuda_devices()), hooks:
+            with torch.random.fork_rng(devices=weights.cuda_devices()):
                 return step.draw(detach=True).sites
 
         path = self.gradient.reparameterized
