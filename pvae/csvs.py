@@ -87,8 +87,6 @@ def _numbers(path: Path, top: _Top) -> np.ndarray:
         warnings.simplefilter("ignore", UserWarning)  # of no data; said where they are counted
         try:
             return np.loadtxt(path, skiprows=top.lines, **_OPTIONS)
-        except UnicodeDecodeError:
-            raise
         except ValueError as error:
             _refuse(path, top, error)
 
@@ -99,8 +97,8 @@ def _header(path: Path, top: _Top, rest: np.ndarray) -> tuple[list[str], str, bo
     if any(cell and not _is_number(cell) for cell in row):
         names, how = row, "with a header"
     elif rest.size and len(row) == rest.shape[1] and _are_names(row, rest):
-        whole = [cell for cell in row if cell]
-        names, how = row, f"with its first row, {whole[0]} to {whole[-1]}, as a header"
+        shown = " to ".join(dict.fromkeys([row[0] or row[1], row[-1]]))
+        names, how = row, f"with its first row, {shown}, as a header"
     elif len(row) > 1 and len(row) == len(top.comment) and not all(map(_is_number, top.comment)):
         names, how = top.comment, "with a comment as a header"
     else:

@@ -315,4 +315,6 @@ def test_too_many_classes_are_a_line():
         InputError, match=r"found 3 labels up to 199,000,000, .* at most 10,000, from 0 on: number them"
     ):
         pvae.conditions.Label.of(torch.tensor([0, 5, 5, 199_000_000]))
+    with pytest.raises(InputError, match="found 1 labels up to 10,000"):
+        pvae.conditions.Label.of(torch.tensor([10_000]))
     assert pvae.conditions.Label.of(torch.tensor([0, 9_999])).size == 10_000

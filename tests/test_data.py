@@ -305,6 +305,7 @@ def test_csv(tmp_path):
 # What a file begins with, above these rows; what is said of it; how many data and which columns are read.
 ROWS = {
     "decimals": "{}0.5,1.5\n1,2.25\n0.75,2\n",
+    "one": "{}0.5\n1.25\n0.75\n",
     "counts": "{}4,2\n3,0\n4,1\n",
     "five": "{}4,2,0,7,1\n3,0,1,0,1\n4,1,4,5,6\n",
     "rows": "{}0,0.5,1\n1,1,2\n2,3,4.5\n",
@@ -324,6 +325,8 @@ TOPS = [
     ("decimals", "7,7\n", "2 columns without a header", 4, 2),
     ("decimals", "-1,7\n", "2 columns without a header", 4, 2),
     ("decimals", "3,4\n8,9\n", "2 columns without a header", 5, 2),
+    ("one", "5\n", "1 column without a header", 4, 1),
+    ("one", "0\n", "1 column with its first row, 0, as a header", 3, 1),
     ("counts", "0,1\n", "2 columns without a header", 4, 2),
     ("counts", "2001,2002\n", "2 columns without a header", 4, 2),
     ("five", "0,1,2,3,4\n", "5 columns with its first row, 0 to 4, as a header", 3, 5),
@@ -534,6 +537,14 @@ def test_images_of_16_bits(tmp_path):
     Image.fromarray(grey().astype(np.uint16)[0]).save(tmp_path / "deep.png")
     with refused("deep.png: found I;16 pixels, expected 8 bits a channel"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("largest", [255, 256])
+def test_images_of_other_types_than_uint8(tmp_path, largest):
+    np.save(tmp_path / "mine.npy", np.array([[3, 0], [largest, 1]]))
+    with refused("all data are counts: pass") as error:
+        load(str(tmp_path / "mine.npy"), support="unit_interval")
+    assert str(error.value).endswith("; images: store them as uint8") == (largest == 255)
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvae import checkpoints, cli, fit, load, locks, report, runs, sample
+from pvae import InputError, checkpoints, cli, fit, load, locks, report, runs, sample
 
 SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
 SMALL += ["--compile", "off"]
@@ -111,12 +112,19 @@ def test_a_folder_that_is_filled_while_data_are_read_is_refused(here, run, capsy
     assert content("new") == content(run)
 
 
+def test_a_folder_that_is_filled_before_it_is_held_is_refused(here, run, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "_made", lambda *_: shutil.copytree(run, here / "new"))
+    assert go(*SMALL, "--out", "new") == 2
+    assert "choose another folder" in capsys.readouterr().err
+    assert content("new") == content(run)
+
+
 def test_a_run_holds_its_folder_until_it_ends(here, run, capsys, monkeypatch):
     tried = []
 
     def again(*_):
         who = f"process {os.getpid()} on .* trains in it: later"
-        with pytest.raises(locks.InputError, match=who), locks.locked(Path(tried[-1]), "later"):
+        with pytest.raises(InputError, match=who), locks.locked(Path(tried[-1]), "later"):
             pass
 
     monkeypatch.setattr(report, "figures", again)
@@ -138,6 +146,12 @@ def test_a_killed_run_leaves_no_lock(run, holder):
     assert go(*SMALL, "--epochs", "1", "--out", run / "new") == 0
 
 
+def test_a_lock_says_who_holds_it(here):
+    (here / locks.LOCK).write_text("process 123 on a machine with a name " * 9)
+    with locks.locked(here, "later"):
+        assert (here / locks.LOCK).read_text() == f"process {os.getpid()} on {platform.node()}"
+
+
 def test_a_lock_that_was_deleted_as_it_was_given_up_holds_nothing(here, monkeypatch):
     """Who waited at the old file takes the new one."""
     real, opened = fcntl.flock, []
@@ -152,7 +166,7 @@ def test_a_lock_that_was_deleted_as_it_was_given_up_holds_nothing(here, monkeypa
     with locks.locked(here, "later"):
         monkeypatch.undo()
         assert len(opened) == 2
-        with pytest.raises(locks.InputError), locks.locked(here, "later"):
+        with pytest.raises(InputError), locks.locked(here, "later"):
             pass
 
 
@@ -170,10 +184,11 @@ def test_a_checkpoint_is_resumed_from_within(run, finished, name, monkeypatch):
     at = run / "checkpoints" / name
     if name == "best":
         shutil.copytree(run / "checkpoints" / "step-000000022", at)
-    before = load.load(at)[0].state_dict()
+    before = checkpoints.load(at).weights
     monkeypatch.chdir(at)
     found = load.load(".")[0].state_dict()
     assert all(torch.equal(found[key], before[key]) for key in before)
+    assert not all(torch.equal(found[key], value) for key, value in runs.Run.open(run).best().weights.items())
     assert go("--resume", ".") == 0
     assert runs.Run.open(run).names() == ["step-000000022", "step-000000033"]
     for part in ("metrics.jsonl", "summary.json"):
@@ -192,6 +207,8 @@ def test_a_run_in_a_folder_of_that_name_is_read(run, here, folder):
     assert runs.Run.at(folder)[1].state["steps"] == 33
     assert go(folder, "-n", "3", "-o", "x.npy", main=sample.main, command="sample") == 0
     assert go("--resume", folder) == 0
+    with pytest.raises(InputError, match="checkpoints/nosuch: no such run folder"):
+        runs.Run.at("checkpoints/nosuch")
     assert runs.Run.at(Path(folder, "checkpoints", "step-000000022"))[1].state["steps"] == 22
 
 

@@ -54,7 +54,7 @@ def test_the_first_line_says_what_was_read(name, tmp_path, capsys, monkeypatch):
     (tmp_path / name).write_text(content) if isinstance(content, str) else np.savez(tmp_path / name, **content)
     monkeypatch.setattr(fit, "_train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fit.main([*QUICK, "--data", f"{tmp_path}/{name}", "--out", f"{tmp_path}/run"])
+        fit.main([*QUICK, "--validation", "0", "--data", f"{tmp_path}/{name}", "--out", f"{tmp_path}/run"])
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith(f"{tmp_path}/{begins}")
     assert line.endswith(f" test; a datum: {datum}; binarization: none)")
