@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..comparison import Comparison, Estimate, Measured
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS, UNUSED
+from ..evaluate import BOUNDS, UNUSED, bits_per_dim
 
 
 class Row(NamedTuple):
@@ -79,12 +79,34 @@ def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
             for key in _shown(values.values())
         ]
         if part == "test":
-            rows.append(Row("", "active units", {name: [units(each)] for name, each in found.models.items()}))
+            rows += _of_test(found, protocol)
             rows = [*([Row("", "bounds on", {name: [about[name]] for name in names})] if about else []), *rows]
         yield Table(part, title, names, rows)
     if len(names) > 1:
         title = f"less {names[0]}, paired by datum; below it wins/losses, and p of a two-sided sign test"
         yield Table("paired", title, names[1:], list(_pairs(found, about)))
+
+
+def bits(found: Comparison, protocol: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Bits a dimension at the largest K of each model that has them: mean, se, K."""
+    volumes = protocol.get("level_volume", {})
+    every = {
+        name: bits_per_dim(each.test, volumes.get(name), protocol.get("dimensions", 1))
+        for name, each in found.models.items()
+    }
+    return {name: each["bits_per_dim"] for name, each in every.items() if each}
+
+
+def _of_test(found: Comparison, protocol: dict[str, Any]) -> Iterator[Row]:
+    """What is no estimate over the test data alone: bits, active units, and the epoch of the weights."""
+    if levels := bits(found, protocol):
+        cells = {
+            name: [" +- ".join(plus_minus(Estimate(v["mean"], v["se"], found.size)))] for name, v in levels.items()
+        }
+        yield Row("", f"bits / dim, K={max(found.plan.particles)}", cells)
+    yield Row("", "active units", {name: [units(each)] for name, each in found.models.items()})
+    if epochs := protocol.get("epoch"):
+        yield Row("", "epoch", {name: [f"{epoch:,}"] for name, epoch in epochs.items()})
 
 
 def bounds_on(found: Comparison, protocol: dict[str, Any]) -> dict[str, str]:
