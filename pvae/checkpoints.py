@@ -11,10 +11,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,20 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def as_json(value: Any, indent: int | None = 1) -> str:
+    r"""A value as JSON, and the end of its line; what is no finite number is null, for which JSON has no other word.
+
+    >>> as_json({"mean": 1.5, "se": float("nan")}, None)
+    '{"mean": 1.5, "se": null}\n'
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False) + "\n"

@@ -183,10 +183,12 @@ def whole(text: str, where: str, least: int) -> int:
 
 
 def numbers(text: str, where: str) -> tuple[int, ...]:
-    """Whole numbers with commas, each at least 1."""
+    """Whole numbers with commas, each at least 1 and there once."""
     found = convert(text, Sequence[int], where)
     if not found or min(found) < 1:
         raise InputError(f"{where}: found '{text}', expected numbers of draws, each at least 1")
+    if len(set(found)) < len(found):
+        raise InputError(f"{where}: found '{text}', expected each K once")
     return found
 
 

@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from . import cli, plots, tables
 from .ais import Annealing
-from .checkpoints import RETRY, whole
+from .checkpoints import RETRY, as_json, whole
 from .comparison import Comparison, Data, Plan, choose, compare, estimate
 from .config import Config
 from .data import Dataset, binarize, dequantize, pixels
@@ -66,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
     shared["bounds_on"] = {name: bounds_on(run.config) for name, (_, _, run) in loaded.items()}
+    shared["epoch"] = {name: Run.chosen(path)[1].state["epoch"] for name, path in _names(found.runs).items()}
+    shared["level_volume"] = {name: run.config.level_volume for name, (_, _, run) in loaded.items()}
+    shared["dimensions"] = prod(next(iter(loaded.values()))[1].shape)
     shared["notes"] = [note for name, (_, _, run) in loaded.items() for note in notes(name, run.config)]
     # the data were looked at; what is not a number is found in the sums, and named
     with pyro.validation_enabled(False):
@@ -101,9 +105,10 @@ def check_protocols(protocols: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """
     (first, expected), *rest = protocols.items()
     for name, found in rest:
-        if differing := [key for key, value in expected.items() if found[key] != value]:
-            if "data" in differing:  # of other data these differ too
-                differing = [key for key in differing if key not in ("sha256", "sizes")]
+        # the name of the data is but the path to them, which can be written in many ways
+        if differing := [key for key, value in expected.items() if found[key] != value and key != "data"]:
+            if "sha256" in differing and found["data"] != expected["data"]:  # of other data these differ too
+                differing = ["data", *(key for key in differing if key not in ("sha256", "sizes"))]
             shown = [(key.replace("_", " "), *(str(each[key])[:80] for each in (expected, found))) for key in differing]
             what = ", ".join(f"{key} '{one}' and '{other}'" for key, one, other in shown)
             again = " and ".join(dict.fromkeys(AGAIN[key] for key in differing))
@@ -155,8 +160,6 @@ def _plan(found: argparse.Namespace) -> Plan:
     def particles(option: str) -> tuple[int, ...] | None:
         text = getattr(found, option.replace("-", "_"))
         ks = None if text is None else cli.numbers(text, f"--{option}")
-        if ks is not None and len(set(ks)) < len(ks):
-            raise InputError(f"--{option}: found '{text}', expected each K once")
         return None if ks is None else tuple(sorted(ks))
 
     def whole(option: str, least: int = 1) -> int:
@@ -187,6 +190,8 @@ def _plan(found: argparse.Namespace) -> Plan:
 
 def _check_idle(found: argparse.Namespace) -> None:
     """Refuse options of something that is not asked for."""
+    if found.train_particles is not None and found.train == "0":
+        raise InputError("--train-particles: found it with --train 0, which leaves training data out: drop one of them")
     parser = _parser()
     for option, wanted in IDLE.items():
         if getattr(found, option) != parser.get_default(option) and not any(getattr(found, name) for name in wanted):
@@ -240,7 +245,7 @@ def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
         return
     with whole(path, RETRY) as aside:
         if ending == ".json":
-            aside.write_text(json.dumps(tables.summary(found, shared, versions()), indent=1) + "\n")
+            aside.write_text(as_json(tables.summary(found, shared, versions())))
         elif ending == ".csv":
             aside.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found, shared))
         elif ending == ".tex":

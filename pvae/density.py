@@ -102,8 +102,8 @@ class Density:
             for name, site in drawn.items():
                 if spans.is_point(site["fn"]):
                     raise InputError(
-                        f"site '{name}': the guide is a point mass, which has no density to start from: expected one"
-                        " with a density; annealing can start from the prior"
+                        f"site '{name}': the guide is a point mass, which has no density to start from, expected one"
+                        " with a density: start annealing from the prior, and leave the inference gap out"
                     )
                 if sites[name]["fn"].support.is_discrete:
                     raise InputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,6 +140,22 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     value = value.double()
     se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
     return {"mean": value.mean().item(), "se": se}
+
+
+def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str, Any]:
+    """Of the bound at the largest K: -(bound + D volume) / (D log 2), and its standard error; nothing without levels.
+
+    Args:
+        found: bounds in nats for each datum of D dimensions.
+        volume: the log of a level's volume in each dimension: 0 of a log-probability of levels, -log 256 of a
+            log-density of levels that were dequantized into (0, 1); None where there are no levels.
+        dims: D.
+    """
+    if volume is None:
+        return {}
+    k = max(found.iw)
+    bound, unit = found.summary()[f"iw.{k}"], dims * math.log(2)
+    return {"bits_per_dim": {"mean": -(bound["mean"] + dims * volume) / unit, "se": bound["se"] / unit, "K": k}}
 
 
 def evaluate(

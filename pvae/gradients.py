@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 
 from . import cli, plots
 from .base import lookup
-from .checkpoints import RETRY, whole
+from .checkpoints import RETRY, as_json, whole
 from .data import pixels
 from .errors import InputError
 from .load import load
@@ -80,6 +79,8 @@ def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Ten
         both = "both a run and --toy" if found.toy else "neither a run nor --toy"
         raise InputError(f"found {both}, expected one of them, as in: pvae gradients runs/NAME")
     if found.toy:
+        if found.batch_size != _parser().get_default("batch_size"):
+            raise InputError("--batch-size: found it with --toy, which has data of its own: leave it out")
         toy = Toy(perturbation=0.01).to(device)
         return toy.model, toy.guide, toy.groups(), (toy.x.to(device),), "the Gaussian toy"
     vae, dataset, run = load(found.run, device)
@@ -130,7 +131,7 @@ def _floor(results: Found) -> float:
 def _slope(by_k: dict[int, dict[str, Signal]], group: str, number: str) -> str:
     """Over the `LARGEST` largest K, with its standard error: what theory says of slopes it says of many particles."""
     values = {k: by_k[k][group].summary()[number] for k in sorted(by_k)[-LARGEST:]}
-    if len(values) < 2 or min(values.values()) <= 0:
+    if len(values) < 2 or not all(0 < value < math.inf for value in values.values()):
         return "-"
     found, error = slope(list(values), list(values.values()))
     return f"{found:+.2f} +- {error:.2f}" if len(values) > 2 else f"{found:+.2f}"
@@ -143,9 +144,12 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
         for k, groups in by_k.items()
         for group, one in groups.items()
     ]
+    lines = {} if path.suffix in (".json", ".csv") else _drawn(path, _lines(results, ks))
+    if not lines and path.suffix not in (".json", ".csv"):
+        return _say(f"not written: {path}: no gradient has both signal and noise")
     with whole(path, RETRY) as aside:
         if path.suffix == ".json":
-            aside.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            aside.write_text(as_json({**about, "rows": rows}))
         elif path.suffix == ".csv":
             text = io.StringIO()
             writer = csv.DictWriter(text, list(rows[0]))
@@ -153,11 +157,19 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
             writer.writerows(rows)
             aside.write_text(text.getvalue())
         else:
-            lines = _lines(results, ks)
             options = {"floor": _floor(results), "title": about["of"]}
             dashed = [name for name in lines if name.endswith(": model")]
             plots.save(plots.signal_against_k(ks, lines, dashed=dashed, **options), aside)
     print(f"\nwritten: {path}")
+
+
+def _drawn(path: Path, lines: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Those lines that have a point: a gradient without noise, as of a point mass, has no ratio of signal to it."""
+    shown = {name: values for name, values in lines.items() if any(0 < value < math.inf for value in values)}
+    for name, values in lines.items():
+        if name not in shown:
+            _say(f"{path}: without {name}: its gradient has no {'noise' if math.inf in values else 'signal'}")
+    return shown
 
 
 def _lines(results: Found, ks: Sequence[int]) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ import torch
 from . import build, data
 from .base import lookup
 from .config import Config
-from .data import Dataset
+from .data import NAMED, Dataset
 from .errors import InputError
 from .runs import Run, load_weights
 from .vae import Autoencoder
@@ -81,14 +81,22 @@ def run_data(run: Run) -> Dataset:
     Raises:
         InputError: the data are gone, or have changed.
     """
-    dataset = read_data(run.config)
-    expected = run.fitted_on()["sha256"]
+    fitted = run.fitted_on()
+    dataset = replace(read_data(_there(run.config, fitted.get("directory"))), name=run.config.data)
+    expected = fitted["sha256"]
     if dataset.sha256 != expected:
         raise InputError(
             f"{run.folder}: the data '{run.config.data}' have changed since the run began: found SHA-256 "
             f"{dataset.sha256[:12]}, expected {expected[:12]}: restore them, or start a new run"
         )
     return dataset
+
+
+def _there(settings: Config, directory: str | None) -> Config:
+    """With relative paths of data from the directory where the run began, if they are there: it may not be this one."""
+    paths = {name: value for name in ("data", "data_dir") if (value := getattr(settings, name)) and value not in NAMED}
+    there = {name: Path(directory, value) for name, value in paths.items()} if directory else {}
+    return replace(settings, **{name: str(path) for name, path in there.items() if path.exists()})
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoencoder, Dataset, Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from functools import partial
-from math import isnan, log, prod
+from math import isnan, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .checkpoints import disk, whole
 from .config import Config
 from .data import Dataset, Split, pixels
 from .errors import InputError
-from .evaluate import UNUSED, Evaluation, evaluate
+from .evaluate import UNUSED, Evaluation, bits_per_dim, evaluate
 from .kl import closed
 from .noise import forked
 from .pace import pace
@@ -123,22 +123,6 @@ def nested(found: Evaluation) -> dict[str, Any]:
         for name, rate in found.rates().items()
     }
     return {**rest, "iw": iw, "active_units": found.active_units, **({"layers": layers} if layers else {})}
-
-
-def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str, Any]:
-    """Of the bound at the largest K: -(bound + D volume) / (D log 2), and its standard error; nothing without levels.
-
-    Args:
-        found: bounds in nats for each datum of D dimensions.
-        volume: the log of a level's volume in each dimension: 0 of a log-probability of levels, -log 256 of a
-            log-density of levels that were dequantized into (0, 1); None where there are no levels.
-        dims: D.
-    """
-    if volume is None:
-        return {}
-    k = max(found.iw)
-    bound, unit = found.summary()[f"iw.{k}"], dims * log(2)
-    return {"bits_per_dim": {"mean": -(bound["mean"] + dims * volume) / unit, "se": bound["se"] / unit, "K": k}}
 
 
 def attributes(summary: dict[str, Any]) -> dict[str, Any]:
@@ -362,4 +346,5 @@ def _or_dash(count: int | None) -> int | str:
 
 
 def _with_error(value: dict[str, float]) -> str:
-    return f"{value['mean']:>10.3f} +- {'-' if isnan(value['se']) else format(value['se'], '.3f')}"
+    se = value["se"]  # null where there is none, NaN in runs of earlier versions
+    return f"{value['mean']:>10.3f} +- {'-' if se is None or isnan(se) else format(se, '.3f')}"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoints, config
-from .checkpoints import RESUME, RETRY, Checkpoint, disk, whole
+from .checkpoints import RESUME, RETRY, Checkpoint, as_json, disk, whole
 from .config import Config
 from .data import Dataset
 from .errors import InputError
@@ -151,7 +151,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        self._write(name, json.dumps(value, indent=1) + "\n")
+        self._write(name, as_json(value))
 
     def _write(self, name: str, text: str) -> None:
         with whole(self.folder / name, self._then) as aside:
@@ -191,7 +191,7 @@ class Run:
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
         with disk(self.folder, self._then), open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(as_json(record, None))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`.
@@ -364,7 +364,12 @@ def _environment(config_: Config, dataset: Dataset, device: torch.device) -> dic
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "commit": _commit(),
         "seed": config_.seed,
-        "data": {"name": dataset.name, "sha256": dataset.sha256, "sizes": dataset.sizes},
+        "data": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "sizes": dataset.sizes,
+            "directory": str(Path.cwd()),
+        },
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 

@@ -712,6 +712,38 @@ def test_a_latent_that_is_not_used_is_told_of():
     assert tables.summary(found, PROTOCOL, {})["runs"]["b"]["test"]["active_units"] is None
 
 
+def test_wide_numbers_stand_apart():
+    found = comparison(a=[-33.0, -34.0, -32.0], b=[-3e14, 1e13, 3.0])
+    out = tables.text(found, PROTOCOL)
+    lines = [line for line in out.splitlines() if line.startswith("  ELBO ")]
+    assert len(re.split(" {2,}", lines[0].strip())) == 3, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [(1e-40, r"$p = 10^{-40}$"), (3.2e-5, r"$p = 3 \cdot 10^{-5}$"), (0.25, "p=0.25"), (0.0, r"$p < 10^{-300}$")],
+)
+def test_small_p_values_are_powers_of_ten(p, shown):
+    written = tables.tex.escape(f"3/4, {rows._p(p)}")
+    assert written == f"3/4, {shown}"
+    for formula in re.findall(r"\$[^$]+\$", written):
+        MathTextParser("path").parse(formula)
+
+
+def test_levels_are_in_bits_as_well():
+    found = comparison(a=[-1.0, -3.0], b=[-1.0, -2.0])
+    protocol = PROTOCOL | {"level_volume": {"a": 0.0, "b": None}, "dimensions": 4, "epoch": {"a": 1200, "b": 7}}
+    out = tables.text(found, protocol)
+    (bits,) = [line.split() for line in out.splitlines() if "bits / dim" in line]
+    assert bits[:3] == ["bits", "/", "dim,"]
+    mean = -(-2.0 + 1) / (4 * math.log(2))
+    assert bits[4:] == [f"{mean:.2f}", "+-", f"{1 / (4 * math.log(2)):.2f}"]
+    assert [line.split() for line in out.splitlines() if "epoch" in line] == [["epoch", "1,200", "7"]]
+    written = tables.summary(found, protocol, {})["runs"]
+    assert written["a"]["test"]["bits_per_dim"]["mean"] == pytest.approx(mean)
+    assert "bits_per_dim" not in written["b"]["test"]
+
+
 def test_annealing_and_fits_that_are_too_short_are_said():
     low, zero = Estimate(-1.0, 0.1, 9), Estimate(-0.1, 0.1, 9)
     parts = {

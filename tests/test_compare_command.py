@@ -257,6 +257,57 @@ def test_other_data_are_said_once():
         compare.check_protocols({"A": one, "B": {**one, "sha256": "2" * 64}})
 
 
+def test_a_path_can_be_written_in_many_ways(conditioned, capsys, monkeypatch):
+    one = {"data": "a.npz", "sha256": "1" * 64, "sizes": {"test": 1}, "data_seed": 0}
+    assert compare.check_protocols({"A": one, "B": {**one, "data": "./a.npz"}}) == one
+    expected = "sizes '{'test': 1}' and '{'test': 2}', expected the same"
+    with pytest.raises(pvae.InputError, match=re.escape(expected)):
+        compare.check_protocols({"A": one, "B": {**one, "data": "./a.npz", "sizes": {"test": 2}}})
+    with pytest.raises(pvae.InputError, match="data seed '0' and '1', expected the same"):
+        compare.check_protocols({"A": one, "B": {**one, "data": "./a.npz", "data_seed": 1}})
+    monkeypatch.setattr(report, "figures", lambda *_: None)
+    same = ["--data", f"../{conditioned.name}/counts.npz", "--likelihood", "poisson", "--condition", "covariates"]
+    monkeypatch.chdir(conditioned)
+    assert fit.main([*SMALL, *same, "--compile", "off", "--out", "again"]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir("/")  # where no such path leads to the data
+    assert go(conditioned / "covariates", conditioned / "again", "--train", "0", "--particles", "1") == 0
+    *_, paired = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ELBO")]
+    assert float(paired[1]) == 0  # the same data, seeds and settings
+
+
+def test_data_are_where_the_run_began_or_else_here(here, monkeypatch):
+    np.savez("mine.npz", x=np.random.default_rng(0).random((40, 3)))
+    monkeypatch.setattr(report, "figures", lambda *_: None)
+    argv = ["--data", "mine.npz", "--likelihood", "gaussian", "--compile", "off", "--out", "run"]
+    assert fit.main([*SMALL, *argv]) == 0
+    (there := here / "there").mkdir()
+    np.savez(there / "mine.npz", x=np.zeros((40, 3)))  # others, of the same name
+    monkeypatch.chdir(there)
+    _, dataset, run = load(here / "run")
+    assert (dataset.name, run.config.data) == ("mine.npz", "mine.npz")
+    (here / "mine.npz").rename(there / "mine.npz")  # both were moved
+    assert load(here / "run")[1].sha256 == dataset.sha256
+    monkeypatch.chdir(here)
+    with pytest.raises(pvae.InputError, match=r"mine.npz: no such file or folder"):
+        load("run")
+
+
+def test_the_epoch_of_the_weights_and_bits_are_shown(runs, capsys):
+    argv = ["--particles", "1,4", "--train", "0", "--out", "x.json"]
+    checkpoints = sorted((runs["vae"] / "checkpoints").iterdir())
+    assert go(checkpoints[0], runs["vae"], *argv) == 0
+    out = capsys.readouterr().out
+    (epochs,) = [line.split() for line in out.splitlines() if line.startswith("  epoch")]
+    best = json.loads((runs["vae"] / "summary.json").read_text())["epoch"]
+    assert epochs == ["epoch", "1", str(best)]
+    found = json.loads(Path("x.json").read_text())
+    assert found["protocol"]["epoch"] == {checkpoints[0].name: 1, "vae": best}
+    bits = found["runs"]["vae"]["test"].get("bits_per_dim")
+    volume = config.Config().level_volume
+    assert (bits is None) == (volume is None) == ("bits / dim" not in out)
+
+
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_it_fits_the_terminal(runs, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -294,6 +345,7 @@ WRONG = {
     "VAE --particles 1,0": "--particles: found '1,0', expected numbers of draws, each at least 1",
     "VAE --particles 5,5": "--particles: found '5,5', expected each K once",
     "VAE --train-particles 2,2": "--train-particles: found '2,2', expected each K once",
+    "VAE --train 0 --train-particles 2": "--train-particles: found it with --train 0, which leaves training data out",
     "VAE --particles 50 --draws 49": "--draws: found 49, expected at least the largest K, 50",
     "VAE --draws 0": "--draws: found 0, expected at least 1",
     "VAE --train -1": "--train: found -1, expected at least 0",

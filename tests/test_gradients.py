@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import types
 from pathlib import Path
 
@@ -43,6 +44,29 @@ def test_a_run(run, tmp_path, capsys):
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_gradient_without_noise_has_no_ratio(tmp_path, capsys, monkeypatch):
+    small = ["--epochs", 1, "--latent", 2, "--encoder.hidden", 8, "--decoder.hidden", 8, "--eval-particles", 2]
+    assert go(fit.main, "fit", *small, "--guide", "delta", "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    outs = [word for ending in ("json", "png", "csv") for word in ("--out", tmp_path / f"x.{ending}")]
+    argv = ["--particles", "1,2,4", "--gradient", "reparam", "--samples", 5]
+    assert go(gradients.main, "gradients", tmp_path / "run", *argv, *outs) == 0
+    out, err = capsys.readouterr()
+    assert "nan" not in out
+    assert f"{tmp_path / 'x.png'}: without reparam: guide: its gradient has no noise\n" in err
+    assert f"not written: {tmp_path / 'x.png'}: no gradient has both signal and noise\n" in err
+    assert {path.suffix for path in tmp_path.glob("x.*")} == {".json", ".csv"}
+
+    def refuse(word):
+        raise ValueError(word)
+
+    rows = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)["rows"]
+    assert {row["snr"] for row in rows} == {None}
+    some = gradients._drawn(Path("x.png"), {"a: guide": [math.inf, math.inf], "b: guide": [math.inf, 2.0], "c": [0.0]})
+    assert some == {"b: guide": [math.inf, 2.0]}
+    assert "without c: its gradient has no signal" in capsys.readouterr().err
+
+
 def test_estimators_that_coincide_are_one_line():
     def found(guide, model):
         return {k: {"guide": g, "model": m} for k, g, m in zip((1, 4, 16), guide, model, strict=True) if g}
@@ -79,6 +103,8 @@ def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
         (["--toy", "--gradient", "drag"], "--gradient: unknown gradient 'drag': did you mean 'dreg'?"),
         (["--toy", "--objective", "chi", "--gradient", "gdreg"], "error: --gradient: gdreg does not fit chi"),
         (["--toy", "--particles", "0"], "--particles: found '0'"),
+        (["--toy", "--particles", "2,4,4"], "--particles: found '2,4,4', expected each K once"),
+        (["--toy", "--batch-size", "3"], "--batch-size: found it with --toy, which has data of its own: leave it out"),
         (["--toy", "--gradient", ","], "--gradient: found ',', expected estimators"),
         (["--toy", "--samples", "1"], "--samples"),
         (["--toy", "--out", "x.txt"], "--out x.txt: found the ending '.txt'"),

@@ -151,6 +151,12 @@ def test_one_test_datum_has_no_standard_error(tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"  ELBO +-?\d+\.\d{3} \+- -\n", said)
     assert "of one test datum there is no standard error" in said
+
+    def refuse(word):
+        raise ValueError(word)
+
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=refuse)
+    assert summary["test"]["elbo"]["se"] is None
     assert "nan" not in said.partition("\ntest, 1 data")[2]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..comparison import Comparison, Measured
 from ..diagnostics import FEWEST, khat_threshold
+from .rows import bits
 
 Arrays = dict[str, dict[str, tuple[tuple[str, ...], Any]]]
 
@@ -32,13 +33,15 @@ def summary(found: Comparison, protocol: dict[str, Any], versions: dict[str, Any
         "guides": {"families": list(plan.families), "steps": plan.steps} if plan.families else None,
         "subset": len(found.chosen),
     }
-    runs = {}
+    runs, levels = {}, bits(found, protocol)
     for name, each in found.models.items():
         parts = {
             part: {key: _plain(value._asdict()) for key, value in values.items()}
             for part, values in found.estimates(name).items()
         }
         parts["test"]["active_units"] = each.test.active_units
+        if name in levels:
+            parts["test"]["bits_per_dim"] = _plain(levels[name])
         runs[name] = parts
     pairs = [
         {"a": a, "b": b, "quantity": key, **_plain(pair._asdict()), "n": found.size}

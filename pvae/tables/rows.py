@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..comparison import Comparison, Estimate
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS, UNUSED, units
+from ..evaluate import BOUNDS, UNUSED, bits_per_dim, units
 
 
 class Row(NamedTuple):
@@ -79,17 +79,7 @@ def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
             for key in _shown(values.values())
         ]
         if part == "test":
-            rows = _with_left_out(rows, found)
-            rows.append(
-                Row(
-                    "",
-                    "active units",
-                    {
-                        name: [units(each.test.latent_variance, each.test.latent_se)]
-                        for name, each in found.models.items()
-                    },
-                )
-            )
+            rows = [*_with_left_out(rows, found), *_of_test(found, protocol)]
             rows = [*([Row("", "bounds on", {name: [about[name]] for name in names})] if about else []), *rows]
         yield Table(part, title, names, rows)
     if len(names) > 1:
@@ -103,6 +93,29 @@ def _with_left_out(rows: list[Row], found: Comparison) -> list[Row]:
     if none and not any(row.quantity == "information" for row in rows):
         rows = [*rows, Row("information", label("information"), {})]
     return [row._replace(cells={**row.cells, **none}) if row.quantity == "information" else row for row in rows]
+
+
+def bits(found: Comparison, protocol: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Bits a dimension at the largest K of each model that has them: mean, se, K."""
+    volumes = protocol.get("level_volume", {})
+    every = {
+        name: bits_per_dim(each.test, volumes.get(name), protocol.get("dimensions", 1))
+        for name, each in found.models.items()
+    }
+    return {name: each["bits_per_dim"] for name, each in every.items() if each}
+
+
+def _of_test(found: Comparison, protocol: dict[str, Any]) -> Iterator[Row]:
+    """What is no estimate over the test data alone: bits, active units, and the epoch of the weights."""
+    if levels := bits(found, protocol):
+        cells = {
+            name: [" +- ".join(plus_minus(Estimate(v["mean"], v["se"], found.size)))] for name, v in levels.items()
+        }
+        yield Row("", f"bits / dim, K={max(found.plan.particles)}", cells)
+    active = {name: [units(each.test.latent_variance, each.test.latent_se)] for name, each in found.models.items()}
+    yield Row("", "active units", active)
+    if epochs := protocol.get("epoch"):
+        yield Row("", "epoch", {name: [f"{epoch:,}"] for name, epoch in epochs.items()})
 
 
 def bounds_on(found: Comparison, protocol: dict[str, Any]) -> dict[str, str]:

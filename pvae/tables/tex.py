@@ -124,10 +124,21 @@ def escape(words: str) -> str:
     >>> print(escape("log p(x) - L_10, 50% of run_1: raise --steps"))
     $\log p(x)$ $-$ $L_{10}$, 50\% of run\_1: raise -{}-steps
     """
-    parts = re.split(r"(\bL_(?:\d+|K)\b|\+-|--| - |\bk-hat\b|\blog p\(x(?:\|y)?\)|\blog N\b)", words)
+    parts = re.split(
+        r"(\bL_(?:\d+|K)\b|\+-|--| - |\bk-hat\b|\blog p\(x(?:\|y)?\)|\blog N\b|\bp[=<][\d.]+e[+-]\d+)", words
+    )
     known = {"+-": r"$\pm$", "--": "-{}-", " - ": " $-$ ", "k-hat": r"$\hat{k}$", "log N": r"$\log N$"}
     known |= {words: rf"$\{words}$" for words in ("log p(x)", "log p(x|y)")}
     return "".join(
-        (known.get(part) or f"$L_{{{part[2:]}}}$") if i % 2 else part.translate(_ESCAPED)
+        (known.get(part) or _power(part) or f"$L_{{{part[2:]}}}$") if i % 2 else part.translate(_ESCAPED)
         for i, part in enumerate(parts)
     )
+
+
+def _power(words: str) -> str:
+    """A p-value such as p=3e-40 as a formula; else nothing."""
+    found = re.fullmatch(r"p([=<])([\d.]+)e([+-]\d+)", words)
+    if not found:
+        return ""
+    sign, factor, power = found[1], "" if found[2] == "1" else rf"{found[2]} \cdot ", int(found[3])
+    return f"$p {sign} {factor}10^{{{power}}}$"
