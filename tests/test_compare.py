@@ -668,7 +668,7 @@ def test_the_plate_of_the_data_is_the_models():
         with pyro.plate("dims", 3, dim=-2), data:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
         with data:
-            pyro.sample("x", dist.Normal(z.mT, 1.0).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(z.mT.unsqueeze(-3), 1.0).to_event(1), obs=x)
 
     found = compare({"one": (model, guide)}, Data(torch.arange(15.0).reshape(5, 3)), plan=Plan((1, 4)))
     assert found.estimates("one")["test"]["information"].mean == pytest.approx(math.log(5))

@@ -329,7 +329,7 @@ def conditioned():
         (torch.zeros(5), r"y: found float32 of shape \(5,\), expected whole numbers below 3"),
         (
             torch.zeros(5, 2, dtype=torch.int64),
-            r"y: found labels of shape \(5, 2\) for \(5,\) data, expected one for ea",
+            r"y: found labels of shape \(\d, 2\) for \(\d,\) data, expected one for ea",
         ),
     ],
     ids=["none", "few", "scalar", "list", "float", "two"],
