@@ -15,6 +15,7 @@ import pvae
 from pvae.beside import Beside
 from pvae.errors import InputError
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Renyi
+from pvae.weights import Collect
 
 NUMBERS = count()
 
@@ -329,6 +330,22 @@ def test_what_is_drawn_once_for_good_is_passed_over():
         first = program()
     with beside.again():
         assert torch.equal(program(), first)
+
+
+def test_what_sites_draw_is_passed_by():
+    beside, seen = Beside(), []
+
+    def program():
+        noise = dist.Normal(torch.zeros(3), 1.0)
+        pyro.sample("z", noise)
+        seen.append(noise.rsample())
+
+    with beside.first():
+        sites = Collect(program)()
+    with beside.again():
+        Collect(program, sites)()
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], sites["z"]["value"])
 
 
 def test_a_run_that_draws_more_is_refused(x):
