@@ -19,8 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .errors import InputError
 from .svi.simplify import memory, views
 
-UNTAGGED = ("_standard_gamma", "_sample_dirichlet", "binomial")
-"""Random operations that not every torch says are."""
 SILENT = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
 """Operations that in training change the arrays at places 3 and 4, though they don't say so."""
 
@@ -154,7 +152,7 @@ class _Kind(NamedTuple):
 def _kind(func: Any) -> _Kind:
     name = func.overloadpacket.__name__
     return _Kind(
-        torch.Tag.nondeterministic_seeded in func.tags or name in UNTAGGED,
+        torch.Tag.nondeterministic_seeded in func.tags,
         func._schema.is_mutable or name in SILENT,
         name == "lift_fresh" or not views(func),
     )

@@ -110,7 +110,7 @@ class Gradient(Member, family="gradient"):
         self, objective: Bounded, step: Step, choose: Callable[[LogWeights], tuple[Coefficients, float | Tensor]]
     ) -> tuple[LogWeights, Pairs, Traces]:
         """The log-weights of a step's particles, the surrogate of their gradient, and the traces both came from."""
-        draws = self.draws(objective, step)
+        draws = step.draws(objective, detach=not self.reparameterized)
         self.check_sites(draws.drawn, objective)
         gate = self.gate(objective, draws)
         traces = draws.score(draws.redraw(gate) if gate else draws.drawn)
@@ -127,15 +127,6 @@ class Gradient(Member, family="gradient"):
             pairs.append((s, terms.posterior))
         pairs += self.more(objective, draws, traces, beta * a)
         return terms, pairs, traces
-
-    def draws(self, objective: Bounded, step: Step) -> Draws:
-        """A step's draws; what the guide does beside its sites is noted if it had several, or has not been seen yet."""
-        if not self.reparameterized:
-            return step.draws(detach=True, again=False)
-        noted = objective.several
-        draws = step.draws(detach=False, again=noted)
-        objective.several = draws.several
-        return draws if noted or not draws.several else step.draws(detach=False, again=True)
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse sites that lack what the gradient needs, naming the estimators that don't need it."""

@@ -66,11 +66,15 @@ class Step:
             **self.kwargs,
         )
 
-    def draws(self, detach: bool, again: bool) -> Draws:
-        """K draws from the guide, which is then run at them again if it has several sites, and if it is to be."""
-        beside = Beside()
-        with beside.first() if again else nullcontext():
-            return Draws(self, self.draw(detach), beside)
+    def draws(self, objective: Any, detach: bool) -> Draws:
+        """K draws; what the guide does beside its sites is noted if it had several, or has not been seen yet."""
+        if detach:
+            return Draws(self, self.draw(detach=True), Beside())
+        noted, beside = objective.several, Beside()
+        with beside.first() if noted else nullcontext():
+            draws = Draws(self, self.draw(), beside)
+        objective.several = draws.several
+        return draws if noted or not draws.several else self.draws(objective, detach)
 
     def score(self, drawn: Drawn) -> Traces:
         """The model at what the guide drew."""

@@ -15,6 +15,7 @@ import pvae
 from pvae.beside import Beside
 from pvae.errors import InputError
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Renyi
+from pvae.weights import Collect
 
 NUMBERS = count()
 
@@ -221,6 +222,22 @@ def test_in_parts_state_moves_once(gradient, chunk, x):
     torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
 
+def test_parts_draw_what_is_beside_each_for_itself_and_again_for_the_gradient(x):
+    drawn = []
+
+    class Spy(Noise):
+        def forward(self, h):
+            out = super().forward(h)
+            drawn.append((out - h).detach())
+            return out
+
+    found(IWAE(2, chunk=1, **FLAT), seeded(lambda: Two(Spy())), x)
+    first, second, *again = drawn[::2]  # the other half are the runs at fixed draws
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.stack(again), torch.stack([second, first]))
+    assert torch.equal(torch.stack(drawn[1::2]), torch.stack(drawn[::2]))
+
+
 def test_in_parts_the_value_is_that_of_one_run(x):
     programs = seeded(lambda: Two(nn.Dropout(0.5)))
     once, again = (found(IWAE(5, gradient=g, chunk=2), programs, x) for g in ("reparam", "dreg"))
@@ -306,13 +323,29 @@ def test_what_is_drawn_once_for_good_is_passed_over():
 
     def program():
         if not kept:
-            kept.append(torch.randn(2))
+            kept.append(torch.randn(2) + torch.rand(2))
         return torch.rand(3) + kept[0].sum()
 
     with beside.first():
         first = program()
     with beside.again():
         assert torch.equal(program(), first)
+
+
+def test_what_sites_draw_is_passed_by():
+    beside, seen = Beside(), []
+
+    def program():
+        noise = dist.Normal(torch.zeros(3), 1.0)
+        pyro.sample("z", noise)
+        seen.append(noise.rsample())
+
+    with beside.first():
+        sites = Collect(program)()
+    with beside.again():
+        Collect(program, sites)()
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], sites["z"]["value"])
 
 
 def test_a_run_that_draws_more_is_refused(x):
@@ -328,6 +361,17 @@ def test_a_run_that_draws_more_is_refused(x):
     message = r"guide: run again at its own draws it drew by aten\.rand.* pass the gradient reparam or score"
     with pytest.raises(InputError, match=message):
         found(IWAE(2, gradient="dreg", **FLAT), Fickle(), x)
+
+
+def test_nothing_is_kept_of_what_a_program_makes_itself():
+    beside, norm, x = Beside(), nn.BatchNorm1d(3).eval(), torch.ones(2, 3)
+    with beside.first():
+        torch.tensor([1.0, 2.0]).mul_(3)
+        norm(torch.empty(2, 3).copy_(x)).unsqueeze(0)[0].add_(1)
+    assert not beside._before
+    with beside.first():
+        x.view(-1)[:2].add_(1)
+    assert len(beside._before) == 1
 
 
 def test_views_of_state_are_put_back():
