@@ -116,7 +116,7 @@ class Averaged(NamedTuple):
     mean: Tensor
     """(B, L): averaged over them"""
     square: Tensor
-    """(B, L): of its squares, float64"""
+    """(B, L): of its squares; float64, where it is drawn"""
     drawn: bool
     """Whether it differs between them, by their draws of this site or of those before it."""
 
@@ -162,11 +162,10 @@ class Drawn:
             particle = mean.dim() - right - self.max_plate_nesting
             if self.particles > 1:
                 drawn = particle > 0 and mean.shape[particle] > 1 and mean.stride(particle) > 0
-                mean = mean.double() if drawn else mean
-            square = mean.double().square()
-            if self.particles > 1 and particle > 0:
-                mean, square = mean.mean(particle), square.mean(particle)
-            means[name] = Averaged(*(value.reshape(len(value), -1) for value in (mean, square)), drawn)
+            mean = mean.double() if drawn else mean  # far from 0 squares in float32 tell no small differences
+            average = mean.mean(particle) if self.particles > 1 and particle > 0 else mean
+            square = mean.square().mean(particle) if self.particles > 1 and drawn else average.square()
+            means[name] = Averaged(*(value.reshape(len(value), -1) for value in (average, square)), drawn)
         return means
 
     def _slice(self, value: Tensor, part: slice, right: int = 0) -> Tensor:

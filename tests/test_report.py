@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import resource
@@ -12,7 +13,7 @@ import pytest
 import torch
 from pictures import refused
 
-from pvae import fit, plots
+from pvae import fit, plots, report
 from pvae.data import Split
 from pvae.load import load
 from pvae.networks import ConvEncoder, ResNetEncoder
@@ -192,6 +193,13 @@ def test_a_latent_that_is_not_used_is_told_of(run, active):
     text = table(found.config, summary)
     assert text.count("no latent unit is active") == (active == 0)
     assert ("active units           - of " in text) == (active is None)
+
+
+def test_active_units_are_drawn_as_they_are_counted():
+    figure = report._units(torch.tensor([-1e-4, 0.5, 0.03]), torch.tensor([0.0, 0.1, 0.02]))
+    assert figure.axes[0].get_title() == "1 of 3 latent units active"
+    with refused("one draw says nothing of posterior means: expected a larger K of --eval-particles"):
+        report._units(torch.tensor([math.nan]), torch.zeros(1))
 
 
 class Told(torch.nn.Linear):
