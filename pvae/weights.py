@@ -325,8 +325,6 @@ def outside(traces: Traces, names: Iterable[str]) -> Tensor:
 
 def check_whole(traces: Traces, size: int) -> None:
     """Refuse programs whose plate of data does not hold as many as they are given."""
-    if traces.scale != 1:
-        raise subsampling(traces.name)
     if traces.size != size:
         raise InputError(
             f"plate '{traces.name}': found {traces.size} elements for {size} data, expected one for each: name the"
