@@ -163,7 +163,7 @@ def mutual_information(
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    nesting = weights.whole(lambda *_: None, guide, *(part[:CELL] for part in data)).nesting
+    nesting = weights.whole(lambda *_: None, guide, *(part[: max(CELL, chunk // len(order))] for part in data)).nesting
     cells = []
     with torch.no_grad(), forked(x.device):
         for cell in Noise((seed,), 0, len(order), x.device).seeded():
@@ -223,8 +223,6 @@ def _data_dim(site: Site, plate: str) -> int:
         raise InputError(
             f"site '{site['name']}': outside the plate of data{named}, which alone says what z tells apart"
         )
-    if frame.size != frame.full_size:
-        raise weights.subsampling(frame.name)
     return frame.dim
 
 

@@ -32,8 +32,7 @@ from .collect import whole as whole
 from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
-from .plates import check_log_prob, data_plate
-from .plates import subsampling as subsampling
+from .plates import check_log_prob, data_plate, subsampling
 from .svi.observed import inside_by_element
 
 
