@@ -302,6 +302,14 @@ def test_an_objective_looks_again_at_other_programs(k, explicit):
     pickle.loads(pickle.dumps(objective))
 
 
+def test_other_programs_of_the_same_arguments_are_looked_at():
+    x, objective = torch.randn(4, 3), pvae.IWAE(3)
+    flat = [lambda x, run=run: run(x[:, 0]) for run in (model, guide)]
+    torch.testing.assert_close(objective.bounds(*flat, x), LOG_P.log_prob(x[:, 0]))
+    truth = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x)
+    torch.testing.assert_close(objective.bounds(*deep(False), x), truth)
+
+
 def test_a_program_whose_depth_depends_on_its_argument():
     flat, x = torch.randn(4), torch.randn(4, 3)
     either = [lambda x, at=at: (deep(True) if x.dim() > 1 else (model, guide))[at](x) for at in (0, 1)]
