@@ -220,6 +220,7 @@ def log_weights(
     Raises:
         InputError: as `trace` does; a plate, other than that of the data, that subsamples.
 
+    >>> import torch
     >>> import pyro.distributions as dist
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
