@@ -220,7 +220,7 @@ def log_weights(
     Raises:
         InputError: as `trace` does; a plate, other than that of the data, that subsamples.
 
-    >>> import torch
+    >>> import pyro, torch
     >>> import pyro.distributions as dist
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
@@ -237,7 +237,9 @@ def log_weights(
     traces = trace(model, guide, *args, particles=particles, plate=plate, max_plate_nesting=max_plate_nesting, **kwargs)
     for _, site in sites_of(traces.model, observed=True):
         if traces.thins(site):
-            thin = next(f.name for f in site["cond_indep_stack"] if f.name != traces.name and f.full_size != f.size)
+            thin = next(
+                f.name for f in site["cond_indep_stack"] if f.name != traces.name and f.full_size not in (None, f.size)
+            )
             raise subsampling(thin, "weights of draws are wanted")
     return split(traces)
 
