@@ -171,7 +171,7 @@ def mutual_information(
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    first = tuple(part[:CELL] for part in data)
+    first = tuple(part[: max(CELL, chunk // len(order))] for part in data)
     nesting = weights.whole(lambda *_: None, guide, *first).nesting
     with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         pairs = _Pairs(guide, nesting, _plate_of(guide, model, first, plate))

@@ -30,8 +30,7 @@ from .collect import whole as whole
 from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
-from .plates import check_log_prob, data_plate
-from .plates import subsampling as subsampling
+from .plates import check_log_prob, data_plate, subsampling
 from .svi.observed import inside_by_element
 
 
@@ -234,6 +233,7 @@ def log_weights(
     Raises:
         InputError: as `trace` does; a plate, other than that of the data, that subsamples.
 
+    >>> import pyro, torch
     >>> import pyro.distributions as dist
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
@@ -250,7 +250,9 @@ def log_weights(
     traces = trace(model, guide, *args, particles=particles, plate=plate, max_plate_nesting=max_plate_nesting, **kwargs)
     for _, site in sites_of(traces.model, observed=True):
         if traces.thins(site):
-            thin = next(f.name for f in site["cond_indep_stack"] if f.name != traces.name and f.full_size != f.size)
+            thin = next(
+                f.name for f in site["cond_indep_stack"] if f.name != traces.name and f.full_size not in (None, f.size)
+            )
             raise subsampling(thin, "weights of draws are wanted")
     return split(traces)
 
@@ -318,8 +320,6 @@ def outside(traces: Traces, names: Iterable[str]) -> Tensor:
 
 def check_whole(traces: Traces, size: int) -> None:
     """Refuse programs whose plate of data does not hold as many as they are given."""
-    if traces.scale != 1:
-        raise subsampling(traces.name)
     if traces.size != size:
         raise InputError(
             f"plate '{traces.name}': found {traces.size} elements for {size} data, expected one for each: name the"
