@@ -36,9 +36,9 @@ class _SameElements(Messenger):
     They are drawn nevertheless: a run that is run again has the same random numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drawn: dict[str, Any]) -> None:
         super().__init__()
-        self.drawn: dict[str, Any] = {}
+        self.drawn = drawn
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if is_subsample(msg):
@@ -48,14 +48,18 @@ class _SameElements(Messenger):
 class _Part:
     """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
 
-    def __init__(self, gradient: Estimator, objective: Any, step: Step, same: _SameElements, beside: Beside) -> None:
-        self.gradient, self.objective, self.step, self.same, self.beside = gradient, objective, step, same, beside
+    def __init__(
+        self, gradient: Estimator, objective: Any, step: Step, elements: dict[str, Any], beside: Beside
+    ) -> None:
+        self.gradient, self.objective, self.step, self.beside = gradient, objective, step, beside
+        self.elements = elements
+        """Of plates that subsample, what the first run has drawn."""
         self.chosen: tuple[Coefficients, Any] | None = None
         """The coefficients of these particles, and beta; known once the log-weights of all are."""
         self.scale = 1.0
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with self.beside.once(), self.same:
+        with self.beside.once(), _SameElements(self.elements):
             terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
         self.scale = traces.scale
         nothing = torch.zeros_like(terms.likelihood[0])
@@ -76,9 +80,9 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     beside = Beside(draws=False)
     starts = range(0, step.particles, step.chunk)
     sizes = [min(step.chunk, step.particles - start) for start in starts]
-    same = _SameElements()
+    elements: dict[str, Any] = {}
     parts = [
-        _Part(gradient, objective, replace(step, particles=size, path={}, aside={}), same, beside) for size in sizes
+        _Part(gradient, objective, replace(step, particles=size, path={}, aside={}), elements, beside) for size in sizes
     ]
     found = [checkpoint(part, use_reentrant=False) for part in parts]
     terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))

@@ -126,12 +126,6 @@ def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: 
     return _told(model, guide, args, kwargs, plate, _scores)
 
 
-def glance(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: Any) -> Look:
-    """As `look`, without a look at shapes and values."""
-    with pyro.validation_enabled(False):
-        return _told(model, guide, args, kwargs, plate, lambda site: ())
-
-
 def _told(
     model: Program,
     guide: Program,

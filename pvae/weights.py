@@ -20,7 +20,6 @@ from .collect import Program as Program
 from .collect import check_supports as check_supports
 from .collect import cuda_devices as cuda_devices
 from .collect import fits
-from .collect import glance as glance
 from .collect import inspect as inspect
 from .collect import look as look
 from .collect import sites_of as sites_of
@@ -307,6 +306,16 @@ def rates(traces: Traces) -> dict[str, Tensor]:
         return {
             name: log_prob(site, traces) - log_prob(traces.model[name], traces) for name, site in sites_of(traces.guide)
         }
+
+
+def told(traces: Traces) -> Look:
+    """What the sites of a run tell of its programs, but for which are validated."""
+    guide = dict(sites_of(traces.guide, observed=True))
+    thinned = [site for site in (*guide.values(), *traces.model.values()) if traces.thins(site)]
+    frames = [frame for site in thinned for frame in site["cond_indep_stack"] if frame.name != traces.name]
+    thin = {frame.name for frame in frames if (frame.full_size or 0) > frame.size}
+    factors = {name: getattr(site["fn"], "has_rsample", False) for name, site in guide.items() if site["is_observed"]}
+    return Look(traces.max_plate_nesting, frozenset(), factors, tuple(sorted(thin)))
 
 
 def outside(traces: Traces, names: Iterable[str]) -> Tensor:

@@ -393,7 +393,7 @@ def test_mutual_information_of_a_plate_that_is_not_the_first():
     x = torch.arange(5.0).unsqueeze(1).expand(5, 3) * 10
     found = diagnostics.mutual_information(guide, x, plate="data")
     torch.testing.assert_close(found, torch.full((5,), math.log(5)).double())
-    with pytest.raises(InputError, match="outside the plate of data 'other'"):
+    with pytest.raises(InputError, match="no plate 'other' in the programs: found pixels, data"):
         diagnostics.mutual_information(guide, x, plate="other")
 
 

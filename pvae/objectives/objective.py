@@ -207,13 +207,16 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         step = surrogates.Step(
             model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
         )
-        if torch.is_grad_enabled() and not self._looked:
-            step = replace(step, look=partial(self._look_at_spans, pyro.distributions.is_validation_enabled()))
+        if not self._looked:
+            step = replace(step, look=partial(self._look_at_sites, pyro.distributions.is_validation_enabled()))
         with weights.unvalidated():
             return self.gradient.estimate(self, step)
 
-    def _look_at_spans(self, validates: bool, step: Step, traces: Traces) -> None:
-        """Refuse supports that the gradient is wrong for, at the first step."""
+    def _look_at_sites(self, validates: bool, step: Step, traces: Traces) -> None:
+        """Refuse plates, factors and supports that the gradient is wrong for, at the first step with a gradient."""
+        _check(weights.told(traces), self)
+        if not torch.is_grad_enabled():
+            return
 
         def apart() -> dict[str, Site]:
             with torch.random.fork_rng(devices=weights.cuda_devices()):
@@ -233,11 +236,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             nesting = looked.get(key)
         except TypeError:  # programs that cannot be told from others
             key = nesting = None
+        if nesting is None and (self._nesting_given or (self.max_plate_nesting is not None and not looked)):
+            # said, or a resumed fit's: to run programs once more may move what they keep, as running statistics
+            nesting = looked[key] = self.max_plate_nesting
         if nesting is None:
-            # of programs whose nesting was said, or is a resumed fit's, shapes and values are not looked at
-            known = self._nesting_given or (self.max_plate_nesting is not None and not looked)
-            look = weights.glance if known else weights.look
-            found = look(model, guide, *args, plate=self.plate, **kwargs)
+            found = weights.look(model, guide, *args, plate=self.plate, **kwargs)
             _check(found, self)
             if len(looked) == MANY:
                 looked.clear()
