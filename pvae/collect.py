@@ -123,19 +123,8 @@ def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: 
         InputError: a value outside the support of its site, a parameter outside its constraint; a log-probability that
             is not of the shape of its plates.
     """
-    return _told(model, guide, args, kwargs, plate, _scores)
-
-
-def _told(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plate: str,
-    shape_of: Callable[[Site], Sequence[int]],
-) -> Look:
     seen = _Subsampling()
-    found, drawn, sites = _look(model, guide, args, kwargs, seen, shape_of)
+    found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
     names = set(seen.names)
     if names:
         names.discard(data_plate(drawn, sites, plate).name)
