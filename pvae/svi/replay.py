@@ -35,8 +35,8 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         warnings.simplefilter("ignore")  # of torch's own making
         import torch._inductor.config as inductor
 
-        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order; results
-        # that are put in the place of what they are made of can be wrong (benchmarks/NOTES.md)
+        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order;
+        # results that are put in the place of what they are made of can be wrong (benchmarks/NOTES.md)
         chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
         chosen["inplace_buffers"] = False
         if any(value.is_cuda for value in constants(graph)):
