@@ -37,8 +37,8 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
 
         # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order;
         # results that are put in the place of what they are made of can be wrong (benchmarks/NOTES.md)
-        chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
-        chosen["inplace_buffers"] = False
+        chosen = {"fallback_random": True, "inplace_buffers": False}
+        chosen |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
         if any(value.is_cuda for value in constants(graph)):
             # a capture can hold no graphs of inductor's own, which a user may have asked for
             chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
