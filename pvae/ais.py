@@ -391,4 +391,7 @@ def _join(parts: list[Annealed]) -> Annealed:
 def _check(log_w: Tensor, first: int) -> None:
     if log_w.isnan().any():
         chain, datum = log_w.isnan().nonzero()[0].tolist()
-        raise InputError(f"ais: the log-weight of datum {first + datum}, chain {chain}, is not a number")
+        raise InputError(
+            f"ais: the log-weight of datum {first + datum}, chain {chain}, is not a number, expected one: look at that"
+            " datum, and whether the model's parameters are finite"
+        )

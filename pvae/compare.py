@@ -23,13 +23,13 @@ from torch import Tensor
 
 from . import cli, plots, tables
 from .ais import Annealing
-from .checkpoints import RETRY, as_json, whole
 from .comparison import Comparison, Data, Plan, choose, compare, estimate
 from .config import Config
 from .data import Dataset, binarize, dequantize, pixels
 from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
 from .exact import linear_gaussian
+from .files import RETRY, as_json, whole
 from .load import load
 from .pace import pace
 from .runs import Run, protocol, versions, write_results

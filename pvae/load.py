@@ -13,9 +13,10 @@ import torch
 from . import build, data
 from .base import lookup
 from .config import Config
-from .data import NAMED, Dataset
+from .data import Dataset
 from .errors import InputError
 from .runs import Run, load_weights
+from .sources import NAMED
 from .vae import Autoencoder
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from pictures import refused
 
-from pvae import fit, plots, report
+from pvae import figures, fit, plots
 from pvae.data import Split
+from pvae.figures import picture, sample
 from pvae.load import load
 from pvae.networks import ConvEncoder, ResNetEncoder
-from pvae.report import picture, sample, table
+from pvae.report import table
 from pvae.runs import Run, write_results
 from pvae.sample import main as main_of_sample
 from pvae.weights import log_weights
@@ -196,10 +197,10 @@ def test_a_latent_that_is_not_used_is_told_of(run, active):
 
 
 def test_active_units_are_drawn_as_they_are_counted():
-    figure = report._units(torch.tensor([-1e-4, 0.5, 0.03]), torch.tensor([0.0, 0.1, 0.02]))
+    figure = figures._units(torch.tensor([-1e-4, 0.5, 0.03]), torch.tensor([0.0, 0.1, 0.02]))
     assert figure.axes[0].get_title() == "1 of 3 latent units active"
     with refused("one draw says nothing of posterior means: expected a larger K of --eval-particles"):
-        report._units(torch.tensor([math.nan]), torch.zeros(1))
+        figures._units(torch.tensor([math.nan]), torch.zeros(1))
 
 
 class Told(torch.nn.Linear):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pvae.plots.style import FAINT, INK, LINES, formatted, settled
+from .style import FAINT, INK, LINES, formatted, settled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
