@@ -122,14 +122,10 @@ def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
 
 def _check_parts(data: str, parts: Parts) -> None:
     def kind(arrays: Arrays) -> str:
-        labels = (
-            "without labels"
-            if arrays.y is None
-            else "with labels"
-            if arrays.y.ndim == 1
-            else f"with {arrays.y.shape[1]} covariates"
-        )
-        return f"{arrays.x.dtype} of shape {arrays.x.shape[1:]} {labels}"
+        beside = "without labels"
+        if arrays.y is not None:
+            beside = "with labels" if arrays.y.ndim == 1 else f"with {arrays.y.shape[1]} covariates"
+        return f"{arrays.x.dtype} of shape {arrays.x.shape[1:]} {beside}"
 
     (first, model), *_ = parts.items()
     for part, arrays in parts.items():

@@ -568,7 +568,7 @@ def test_killed_at_any_moment(finished):
     """`kill -9` wherever it falls: what is left resumes, or starts cleanly under the same name."""
     draw = random.Random(0)
     body = """if True:
-        import os, sys, h5netcdf, xarray
+        import os, sys, h5netcdf, sklearn.datasets, torch._dynamo, xarray  # once for all children
         import pvae.fit as fit, pvae.checkpoints as c, pvae.runs as runs, pvae.report as report
         report.figures.draw = lambda *_: None
         left = [int(sys.argv[1])]
