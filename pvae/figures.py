@@ -102,7 +102,7 @@ def suffix(vae: Autoencoder, site: str) -> str:
 def curves(run: Run) -> tuple[list[int], dict[str, list[float]]]:
     """Epochs, and the learning curves over them by name; NaN where nothing was measured."""
     records = run.metrics()
-    objective = run.config.objective.upper()
+    objective = run.config.objective.rpartition(":")[2].upper()
     names = {
         "train": f"training {objective}" + (f" (K={run.config.particles})" if run.config.particles > 1 else ""),
         "validation.elbo": "validation ELBO",

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +111,12 @@ def test_the_results_draws_are_the_guides(run):
 def test_the_figures_are_drawn(run):
     names = {path.stem for path in (run / "figures").iterdir()}
     assert names == {"active_units", "latent_plane", "latent_space", "learning_curves", "reconstructions", "samples"}
+
+
+def test_a_curve_has_the_name_of_an_objective_of_ones_own_without_its_module():
+    config = SimpleNamespace(objective="mylab.bounds:Mine", particles=5)
+    _, found = figures.curves(SimpleNamespace(config=config, metrics=lambda: [{"epoch": 1, "train": -9.0}]))
+    assert next(iter(found)) == "training MINE (K=5)"
 
 
 def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
