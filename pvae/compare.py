@@ -207,7 +207,7 @@ def _outs(names: Sequence[str]) -> list[Path]:
     return outs
 
 
-def _progress(every: float = 5.0) -> Callable[[str, int, int], None]:
+def _progress() -> Callable[[str, int, int], None]:
     """Says on standard error how far each part of the work is."""
     began = time.monotonic()
     parts: dict[str, Callable[[int, int], None]] = {}
@@ -218,7 +218,7 @@ def _progress(every: float = 5.0) -> Callable[[str, int, int], None]:
     def progress(what: str, done: int, total: int) -> None:
         nonlocal began
         if what not in parts:
-            parts[what] = pace(say, f"{what}:", every=every, began=began)
+            parts[what] = pace(say, f"{what}:", every=5.0, began=began)
         parts[what](done, total)
         if done == total:
             began = time.monotonic()

@@ -42,7 +42,7 @@ def against(x: np.ndarray, model: np.ndarray, names: tuple[str, str]) -> Figure:
     return settled(figure)
 
 
-def histograms(sets: Mapping[str, np.ndarray], title: str = "") -> Figure:
+def histograms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
     """Each column's values in one or two sets (N, D), the first filled; of two columns alone a dot for each row."""
     first, *_ = sets.values()
     if first.shape[1] == 2:
