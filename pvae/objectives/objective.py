@@ -34,7 +34,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     Args:
         num_particles: K, how many draws for each datum; always vectorized.
-        plate: the plate of data, needed only where a program has several that hold every site.
+        plate: the plate of data, needed only where a program has several that hold every site; None for one bound, on
+            log p of all data, as where they share latents.
         max_plate_nesting: how deep the programs' plates go; if not given, found out at the first call with programs
             and with arguments of other shapes, by a run that looks at shapes and values too.
         gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
@@ -92,7 +93,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self,
         num_particles: int = 1,
         *,
-        plate: str = "",
+        plate: str | None = "",
         max_plate_nesting: int | None = None,
         gradient: str | Gradient = "reparam",
         beta: float = 1.0,
