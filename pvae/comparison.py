@@ -21,7 +21,7 @@ from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_infor
 from .errors import InputError, at_least
 from .evaluate import Evaluation, evaluate, mean_and_se
 from .gap import Gap, check_families, gap
-from .weights import Program
+from .weights import Program, check_named
 
 QUANTILES = (10, 50, 90)
 """Of k-hat over the data, in percent."""
@@ -101,6 +101,7 @@ class Plan:
                 raise InputError(f"{name}: found {list(ks)}, expected different numbers of draws, each at least 1")
         if self.total < max(self.particles):
             raise InputError(f"draws: found {self.total}, expected at least the largest K, {max(self.particles)}")
+        check_named(self.plate)
         check_families(self.families)
         if self.start not in ("prior", "guide"):
             raise InputError(f"start: found '{self.start}', expected prior or guide")

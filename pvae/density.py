@@ -13,7 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
-from . import spans, weights
+from . import weights
 from .errors import InputError
 from .masks import counted
 from .noise import Noise, forked
@@ -92,6 +92,7 @@ class Density:
         plate: str = "",
         first: int = 0,
     ) -> None:
+        weights.check_named(plate)
         self.model, self.data, self.particles, self.guide = model, data, particles, guide
         look = weights.whole(model, guide or (lambda *_: None), *data)
         self.nesting = look.nesting
@@ -100,10 +101,11 @@ class Density:
             self._check(Traces(sites, drawn, particles, self.nesting, plate), look.validated, first)
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting, plate)
             for name, site in drawn.items():
-                if spans.is_point(site["fn"]):
+                if weights.is_point(site["fn"]):
+                    is_what = "made of auxiliary draws" if site["made"] else "a point mass"
                     raise InputError(
-                        f"site '{name}': the guide is a point mass, which has no density to start from, expected one"
-                        " with a density: start annealing from the prior, and leave the inference gap out"
+                        f"site '{name}': the guide's is {is_what}, and has no density of its own to start from:"
+                        " expected one with a density: start annealing from the prior, and leave the inference gap out"
                     )
                 if sites[name]["fn"].support.is_discrete:
                     raise InputError(

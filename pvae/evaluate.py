@@ -78,7 +78,10 @@ class Evaluation:
     """(L,): Monte Carlo standard errors of `latent_variance`, 0 where posterior means are known; None: all are."""
 
     def __repr__(self) -> str:
-        rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
+        errors = {name: se.item() for name, se in self.se.items() if len(se) == 1}  # of one datum: of its draws
+        rows = [
+            f"{name:<12}{v['mean']:>12.3f} +- {errors.get(name, v['se']):.3f}" for name, v in self.summary().items()
+        ]
         rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
         shown = units(self.latent_variance, self.latent_se)
         return "\n".join([*rows, f"active units {shown}; {len(self.elbo)} data, {self.draws} draws each"])
@@ -166,7 +169,7 @@ def evaluate(
     *,
     particles: Sequence[int] = (1, 100),
     draws: int | None = None,
-    plate: str = "",
+    plate: str | None = "",
     seed: int = 0,
     chunk: int | None = None,
     khat: bool = False,
@@ -184,7 +187,8 @@ def evaluate(
         particles: every K to give the importance-weighted bound at.
         draws: how many draws for each datum, at least the largest K, which is the default; a bound at K is the mean
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
-        plate: the plate of data, needed only where several hold every site.
+        plate: the plate of data, needed only where several hold every site; None for one number of each kind, N = 1,
+            of the whole program, as where data share latents: bounds on log p of all data.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory. By
             default 4,096 on a CPU, 32,768 on CUDA.
@@ -225,11 +229,13 @@ def evaluate(
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
         data = (x,) if y is None else (x, y)
         size = of_device(CHUNK, x) if chunk is None else chunk
-        look = _look(model, guide, *data)
-        cells = Cells(model, guide, look, plate, (len(x), draws), chunk=size, compile=compile, kept=kept or Kept())
-        for start in range(0, len(x), CELL):
-            block = tuple(part[start : start + CELL] for part in data)
-            terms, (outside, *averaged) = cells.draw(block, (seed, start // CELL))
+        look = _look_at_all(model, guide, *data) if plate is None else _look(model, guide, *data)
+        cell = len(x) if plate is None else CELL
+        counts = len(x), draws
+        cells = Cells(model, guide, look, plate, counts, cell=cell, chunk=size, compile=compile, kept=kept or Kept())
+        for start in range(0, len(x), cell):
+            block = tuple(part[start : start + cell] for part in data)
+            terms, (outside, *averaged) = cells.draw(block, (seed, start // cell))
             held.append(outside)
             drawn.append(terms)
             averages.append(averaged)
@@ -237,12 +243,14 @@ def evaluate(
             if len(drawn) == together or done == len(x):
                 first = done - sum(map(len, held))
                 weights.check_supports(model, guide, [part[first:] for part in data], torch.cat(held), first)
-                parts.append(_reduced(drawn, ks, x[:done], khat))
+                parts.append(_reduced(drawn, ks, x[:done] if plate is not None else None, khat))
                 drawn.clear()
                 held.clear()
             if progress is not None:
                 progress(done, len(x))
     layers = _layers(cells, averages)
+    if plate is None:  # means of one datum vary over none
+        layers = {name: layer._replace(variance=torch.full_like(layer.se, math.nan)) for name, layer in layers.items()}
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
@@ -253,6 +261,14 @@ def evaluate(
         draws=draws,
         **columns,
     )
+
+
+def _look_at_all(model: Program, guide: Program, *data: Tensor) -> Look:
+    """A look at programs of all the data; their supports with it."""
+    found = weights.look(model, guide, *data, plate=None)
+    if found.thin:
+        raise weights.subsampling(found.thin[0])
+    return found._replace(validated=frozenset())
 
 
 def _look(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> Look:
@@ -298,11 +314,10 @@ def _spread(mean: Tensor, square: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     return variance - (1 - 1 / n) * noise.mean(0), 2 * ((apart * noise).mean(0) / n).sqrt().nan_to_num(0.0)
 
 
-def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor, khat: bool) -> dict[str, Tensor]:
-    """The columns of the last of the data x, from the log-weights of one cell after another."""
+def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor | None, khat: bool) -> dict[str, Tensor]:
+    """The columns of the last of the data x, or of a whole program, from the log-weights of one cell after another."""
     terms = LogWeights(*map(_joined, zip(*drawn, strict=True)))
-    start = len(x) - terms.prior.shape[1]
-    _check_numbers(terms, start, x[start:])
+    _check_numbers(terms, x)
     return _reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {})
 
 
@@ -343,21 +358,30 @@ def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found[0], ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sqrt()
 
 
-def _check_numbers(terms: LogWeights, start: int, x: Tensor) -> None:
+def _check_numbers(terms: LogWeights, x: Tensor | None) -> None:
+    """Refuse weights of the last of the data x, or of a whole program, that are no numbers, infinite or all zero."""
     log_w = terms.log_w
     none = (log_w == -math.inf).all(0).any()
     if not (none | ~(log_w < math.inf).all()):  # one wait for the device
         return
     for name, term in {**terms._asdict(), "weight": log_w}.items():
         if term.isnan().any():
-            place = int(term.isnan().any(0).nonzero()[0])
-            why = "the model has diverged" if x[place].isfinite().all() else "the datum has values that are not finite"
-            raise InputError(f"evaluate: the log-{name} of datum {start + place} is not a number: {why}")
+            of, row = _named(x, term.isnan().any(0))
+            why = "the datum has values that are not finite" if row is not None and not row.isfinite().all() else ""
+            raise InputError(f"evaluate: the log-{name} of {of} is not a number: {why or 'the model has diverged'}")
     for bad, what in (((log_w == -math.inf).all(0), "zero, all of them"), ((log_w == math.inf).any(0), "infinite")):
         if bad.any():
-            datum = int(bad.nonzero()[0])
-            name = next(name for name, term in terms._asdict().items() if term[:, datum].isinf().any())
+            first = int(bad.nonzero()[0])
+            name = next(name for name, term in terms._asdict().items() if term[:, first].isinf().any())
             raise InputError(
-                f"evaluate: the weights of datum {start + datum} are {what}: its log-{name} is infinite: "
+                f"evaluate: the weights of {_named(x, bad)[0]} are {what}: its log-{name} is infinite: "
                 "the model gives it no probability, or has diverged"
             )
+
+
+def _named(x: Tensor | None, bad: Tensor) -> tuple[str, Tensor | None]:
+    """What the first of the bad columns (B,) is of, the last B of the data x, and that datum."""
+    if x is None:
+        return "the program", None
+    datum = len(x) - len(bad) + int(bad.nonzero()[0])
+    return f"datum {datum}", x[datum]

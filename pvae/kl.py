@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from . import weights
-from .plates import is_auxiliary
 from .weights import Traces
 
 
@@ -39,7 +38,9 @@ def kl(traces: Traces) -> Tensor:
             for name, site in weights.sites_of(traces.guide)
         ]
         every = weights.sites_of(traces.guide, observed=True)
-        factors = [weights.log_prob(site, traces) for _, site in every if site["is_observed"] or is_auxiliary(site)]
+        factors = [
+            weights.log_prob(site, traces) for _, site in every if site["is_observed"] or weights.is_auxiliary(site)
+        ]
     return weights.total(terms + factors).mean(0)
 
 

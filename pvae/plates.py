@@ -92,6 +92,15 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
     return frames[plate]
 
 
+def check_named(plate: str | None) -> None:
+    """Refuse to be asked about a whole program where values for each datum are the answer."""
+    if plate is None:
+        raise InputError(
+            "plate: found None, expected the name of the plate of data, for values are of each datum: bounds of a whole"
+            " program are given by pvae.evaluate.evaluate"
+        )
+
+
 def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
     latents, drawn = ({name for name, site in sites.items() if not site["is_observed"]} for sites in (model, guide))
     drawn -= {name for name, site in guide.items() if is_auxiliary(site)}

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from . import weights
-from .collect import is_point
 from .errors import InputError
 from .svi.observed import inner, single
 from .weights import Drawn, Site, Traces
@@ -54,7 +53,7 @@ def span(fn: Any) -> Span | None:
     numbers between -1 and 2..3
     """
     fn = inner(fn)
-    if is_point(fn):
+    if weights.is_point(fn):
         return None
     if isinstance(fn, td.MixtureSameFamily):
         return _widest(fn.component_distribution)
@@ -71,7 +70,7 @@ def span(fn: Any) -> Span | None:
 
 def points(drawn: Drawn) -> list[Site]:
     """The guide's sites that are point masses: they have no density."""
-    return [site for _, site in weights.drawn_of(drawn.sites) if is_point(site["fn"])]
+    return [site for _, site in weights.drawn_of(drawn.sites) if weights.is_point(site["fn"])]
 
 
 def kind(site: Site) -> str:

@@ -273,9 +273,9 @@ class Gate:
         carrier = model.masked_fill((model.abs() < SMALL) & (path != 0), SMALL)
         divisor = carrier.masked_fill(carrier == 0, 1.0)
         for name, (draw, event_dim) in self._events.items():
-            self._path[name] = traces.like(path / divisor, draw, event_dim)
+            self._path[name] = traces.like(path / divisor, draw, event_dim).to(draw.dtype)
             if name in self._beside:
-                self._aside[name] = traces.like((model - path) / divisor, draw, event_dim)
+                self._aside[name] = traces.like((model - path) / divisor, draw, event_dim).to(draw.dtype)
         return carrier
 
 

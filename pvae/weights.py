@@ -23,6 +23,7 @@ from .collect import cuda_devices as cuda_devices
 from .collect import drawn_of as drawn_of
 from .collect import fits
 from .collect import inspect as inspect
+from .collect import is_point as is_point
 from .collect import look as look
 from .collect import sites_of as sites_of
 from .collect import unvalidated as unvalidated
@@ -31,7 +32,10 @@ from .collect import whole as whole
 from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
-from .plates import check_log_prob, data_plate, is_auxiliary, subsampling
+from .plates import check_log_prob, data_plate
+from .plates import check_named as check_named
+from .plates import is_auxiliary as is_auxiliary
+from .plates import subsampling as subsampling
 from .svi.observed import inside_by_element
 
 
@@ -147,8 +151,8 @@ class Drawn:
                 sub[name] = {**site, "value": value, "mask": mask, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
 
-    def latent_means(self, dim: int) -> dict[str, Averaged]:
-        """The posterior mean of every latent number, by site, for data in the plate at dimension `dim`.
+    def latent_means(self, dim: int | None) -> dict[str, Averaged]:
+        """The posterior mean of every latent number, by site, for data in the plate at dimension `dim`; or for all.
 
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
@@ -160,8 +164,8 @@ class Drawn:
             except NotImplementedError:
                 mean, drawn = site["value"], True
             right = site["fn"].event_dim
-            mean = mean.movedim(mean.dim() - right + dim, 0)
             particle = mean.dim() - right - self.max_plate_nesting
+            mean = mean.unsqueeze(0) if dim is None else mean.movedim(mean.dim() - right + dim, 0)
             if self.particles > 1:
                 drawn = particle > 0 and mean.shape[particle] > 1 and mean.stride(particle) > 0
             drawn = drawn or bool(site.get("made"))

@@ -48,7 +48,7 @@ ROOMS = {
     "guides": {"errors", "base", "conditions", "discrete", "distributions", "flows", "sphere"},
     "noise": set(),
     "frozen": set(),
-    "density": {"errors", "masks", "noise", "spans", "weights"},
+    "density": {"errors", "masks", "noise", "weights"},
     "ais": {"errors", "bounds", "density", "frozen", "noise", "weights"},
     "gap": {"errors", "ais", "density", "frozen", "noise", "weights"},
     "diagnostics": {"errors", "masks", "noise", "plates", "weights"},
