@@ -102,10 +102,10 @@ class Density:
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting, plate)
             for name, site in drawn.items():
                 if weights.is_point(site["fn"]):
-                    is_what = "made of auxiliary draws" if site["made"] else "a point mass"
+                    what = "makes it of auxiliary draws" if site["made"] else "is a point mass"
                     raise InputError(
-                        f"site '{name}': the guide's is {is_what}, and has no density of its own to start from:"
-                        " expected one with a density: start annealing from the prior, and leave the inference gap out"
+                        f"site '{name}': the guide {what}, which has no density to start from, expected one"
+                        " with a density: start annealing from the prior, and leave the inference gap out"
                     )
                 if sites[name]["fn"].support.is_discrete:
                     raise InputError(

@@ -79,10 +79,11 @@ class Evaluation:
 
     def __repr__(self) -> str:
         errors = {name: se.item() for name, se in self.se.items() if len(se) == 1}  # of one datum: of its draws
-        rows = [
-            f"{name:<12}{v['mean']:>12.3f} +- {errors.get(name, v['se']):.3f}" for name, v in self.summary().items()
-        ]
-        rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
+        found = self.summary() | {f"rate {name}": value for name, value in self.rates().items()}
+        rows = []
+        for name, value in found.items():
+            error = errors.get(name, value["se"])
+            rows.append(f"{name:<12}{value['mean']:>12.3f}" + ("" if math.isnan(error) else f" +- {error:.3f}"))
         shown = units(self.latent_variance, self.latent_se)
         return "\n".join([*rows, f"active units {shown}; {len(self.elbo)} data, {self.draws} draws each"])
 

@@ -81,7 +81,7 @@ class Traces:
         object.__setattr__(self, "size", frame.size if frame else 1)
         object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size if frame else 1.0)
         shape = (self.size,) if self.particles == 1 else (self.particles, self.size)
-        object.__setattr__(self, "shape", shape if frame and self.max_plate_nesting == 1 else ())
+        object.__setattr__(self, "shape", shape if self.max_plate_nesting == 1 else ())
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""

@@ -21,7 +21,10 @@ from pyro.infer.autoguide import (
 import pvae
 from pvae import weights
 from pvae.bounds import iwae
+from pvae.cells import Kept
 from pvae.errors import InputError
+from pvae.kl import closed
+from pvae.spans import points
 
 AUTOGUIDES = [
     AutoNormal,
@@ -200,6 +203,55 @@ def samples(objective, x, seed, parts=40):
     return torch.stack([torch.stack(gradient) for gradient in each])
 
 
+class Two(torch.nn.Module):
+    """A latent drawn itself, one that is made of an auxiliary draw, and a factor."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(torch.zeros_like(x), 1.0))
+            b = pyro.sample("b", dist.LogNormal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(a, b), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(x / 2, 0.5))
+            u = pyro.sample("u", dist.Normal(0 * x, 0.3), infer={"is_auxiliary": True})
+            pyro.sample("b", dist.Delta(u.exp(), log_density=-u))
+
+
+def test_a_closed_kl_is_of_the_latents_that_are_drawn_themselves():
+    x, two = torch.tensor([0.3, -1.0], dtype=torch.float64), Two()
+    torch.manual_seed(0)
+    traces = weights.trace(two.model, two.guide, x, particles=5)
+    torch.manual_seed(0)
+    found = pvae.ELBO(5, analytic_kl=True).bounds(two.model, two.guide, x)
+    terms, rates = weights.split(traces), weights.rates(traces)
+    assert list(closed(traces)) == ["a"]
+    torch.testing.assert_close(sum(rates.values()), terms.posterior - terms.prior)
+    exact = torch.distributions.kl_divergence(dist.Normal(x / 2, 0.5), dist.Normal(0 * x, 1.0))
+    torch.testing.assert_close(found, (terms.likelihood - rates["b"]).mean(0) - exact)
+
+
+def test_posterior_means_of_latents_that_are_made_are_of_their_draws():
+    x, two = torch.tensor([0.3, -1.0], dtype=torch.float64), Two()
+    found = pvae.evaluate.evaluate(two.model, two.guide, x, particles=[1])
+    assert found.layers["b"].variance.isnan().all()
+    assert not found.layers["a"].variance.isnan().any()
+
+
+def test_a_factor_is_no_auxiliary_draw():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.factor("factor", 0 * x, has_rsample=True)
+            pyro.sample("rate", dist.Delta(pyro.param("rate", torch.ones(4, dtype=torch.float64))))
+
+    x = torch.tensor([0.0, 1.0, 2.0, 5.0], dtype=torch.float64)
+    pyro.clear_param_store()
+    drawn = weights.draw(guide, x, max_plate_nesting=1)
+    assert not weights.made_of(drawn)
+    assert [site["name"] for site in points(drawn)] == ["rate"]
+
+
 # One bound for a whole program ----------------------------------------------------------------------------------------
 
 
@@ -238,6 +290,9 @@ def test_with_the_exact_posterior_every_weight_of_a_regression_is_its_evidence(l
     found = pvae.log_weights(regression, guide, *linear, particles=7, plate=None)
     torch.testing.assert_close(found.log_w, evidence(*linear).expand(7, 1), rtol=1e-9, atol=1e-9)
     found = pvae.evaluate.evaluate(regression, guide, *linear, particles=[1, 50], plate=None)
+    assert found.active_units is None
+    assert len(found.elbo) == 1
+    assert "+- nan" not in repr(found)
     for bound in found.iw.values():
         torch.testing.assert_close(bound, evidence(*linear).reshape(1), rtol=1e-9, atol=1e-9)
 
@@ -345,6 +400,49 @@ def test_mean_field_and_point_mass_in_one_guide(linear):
 def refused(match, run):
     with pytest.raises(InputError, match=match):
         run()
+
+
+def test_a_point_mass_is_one_also_where_latents_are_made_of_it(linear):
+    guide = AutoLaplaceApproximation(regression)
+    torch.manual_seed(0)
+    found = [pvae.ELBO(plate=None, gradient=name).loss(regression, guide, *linear) for name in ("reparam", "stl")]
+    assert found[0] == found[1]
+    refused("Delta is a point mass", lambda: pvae.ELBO(plate=None, gradient="dreg").loss(regression, guide, *linear))
+
+
+def test_auxiliary_draws_are_held_to_what_latents_are():
+    bound = torch.nn.Parameter(torch.tensor(2.0))
+
+    def guide(x, draw):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", draw().expand([len(x)]), infer={"is_auxiliary": True})
+            pyro.sample("rate", dist.Delta(u.exp(), log_density=-u))
+
+    x, model = torch.tensor([0.0, 1.0, 2.0]), lambda x, draw: Rates.model(program, x)
+    program = Rates(True)
+    moves, steps = (lambda: dist.Uniform(-bound, bound)), (lambda: dist.Poisson(bound))
+    dreg = pvae.IWAE(4, gradient="dreg")
+    refused("site 'u': the guide's support.*moves", lambda: dreg.differentiable_loss(model, guide, x, moves))
+    refused("site 'u'.*reparameterized", lambda: pvae.ELBO().differentiable_loss(model, guide, x, steps))
+
+
+def test_a_whole_program_is_replayed_however_many_data_it_has():
+    x = torch.randn(300, 3)
+    guide, kept = AutoNormal(regression), Kept()
+    found = pvae.evaluate.evaluate(regression, guide, x, x.sum(-1), particles=[2000], plate=None, kept=kept)
+    assert [graph for graph in kept.graphs.values() if graph]
+    assert found.iw[2000].isfinite().all()
+
+
+def test_numbers_that_are_none_name_the_program(linear):
+    x, y = linear
+    refused("of the program is not a number", lambda: whole(x.masked_fill(x == x[0, 0], torch.nan), y))
+    refused("plate 'data': it subsamples", lambda: whole(x, y, lambda x, y: regression(x, y, 5)))
+
+
+def whole(x, y, model=regression):
+    with pyro.validation_enabled(False):
+        return pvae.evaluate.evaluate(model, AutoNormal(model), x, y, particles=[5], plate=None)
 
 
 def test_what_needs_a_density_elsewhere_is_refused(pair, linear):

@@ -431,7 +431,7 @@ def test_terms_that_only_together_are_no_number():
     none = torch.full((3, 2), -math.inf, dtype=torch.float64)
     zero = torch.zeros_like(none)
     with pytest.raises(pvae.InputError, match="the log-weight of datum 7 is not a number"):
-        evaluate_room._check_numbers(pvae.LogWeights(none, zero, none), 7, torch.zeros(2, 1))
+        evaluate_room._check_numbers(pvae.LogWeights(none, zero, none), torch.zeros(9, 1))
 
 
 def test_a_few_weights_of_zero_are_no_error():
