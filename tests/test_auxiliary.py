@@ -232,11 +232,29 @@ def test_a_closed_kl_is_of_the_latents_that_are_drawn_themselves():
     torch.testing.assert_close(found, (terms.likelihood - rates["b"]).mean(0) - exact)
 
 
-def test_posterior_means_of_latents_that_are_made_are_of_their_draws():
+def test_posterior_means_of_latents_that_are_made_are_of_their_draws(pair):
+    program, _, counts = pair
+    found = pvae.evaluate.evaluate(program.model, program.guide, counts, particles=[1])
+    assert found.latent_variance.isnan().all()
     x, two = torch.tensor([0.3, -1.0], dtype=torch.float64), Two()
     found = pvae.evaluate.evaluate(two.model, two.guide, x, particles=[1])
     assert found.layers["b"].variance.isnan().all()
     assert not found.layers["a"].variance.isnan().any()
+
+
+def test_each_auxiliary_draw_is_in_one_rate(linear):
+    guide = AutoNormal(positives)
+    traces = weights.trace(positives, guide, torch.ones(3), particles=4, plate=None)
+    terms, rates = weights.split(traces), weights.rates(traces)
+    assert list(rates) == ["one", "other"]
+    torch.testing.assert_close(sum(rates.values()), terms.posterior - terms.prior)
+
+
+def positives(y):
+    one = pyro.sample("one", dist.LogNormal(0.0, 1.0))
+    other = pyro.sample("other", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.LogNormal(one, other), obs=y)
 
 
 def test_a_factor_is_no_auxiliary_draw():
