@@ -142,14 +142,19 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     return look(model, guide, *args, **kwargs).nesting
 
 
-def whole(model: Program, guide: Program, *data: Any) -> Look:
+def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") -> Look:
     """As `look` at the first of some data, for programs that are to see all of them; masked values may be anything.
 
-    Of the others the shapes alone are looked at.
+    Of the others the shapes alone are looked at. A program of one weight, plate None, is looked at as it is.
 
     Raises:
         InputError: as `look` does; a plate that subsamples.
     """
+    if plate is None:
+        found = look(model, guide, *data, plate=None)
+        if found.thin:
+            raise subsampling(found.thin[0])
+        return found._replace(validated=frozenset())  # all values have just been looked at
     seen = _Subsampling()
     try:
         for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):

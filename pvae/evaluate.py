@@ -230,7 +230,7 @@ def evaluate(
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
         data = (x,) if y is None else (x, y)
         size = of_device(CHUNK, x) if chunk is None else chunk
-        look = _look_at_all(model, guide, *data) if plate is None else _look(model, guide, *data)
+        look = weights.whole(model, guide, *data, plate=None) if plate is None else _look(model, guide, *data)
         cell = len(x) if plate is None else CELL
         counts = len(x), draws
         cells = Cells(model, guide, look, plate, counts, cell=cell, chunk=size, compile=compile, kept=kept or Kept())
@@ -262,14 +262,6 @@ def evaluate(
         draws=draws,
         **columns,
     )
-
-
-def _look_at_all(model: Program, guide: Program, *data: Tensor) -> Look:
-    """A look at programs of all the data; their supports with it."""
-    found = weights.look(model, guide, *data, plate=None)
-    if found.thin:
-        raise weights.subsampling(found.thin[0])
-    return found._replace(validated=frozenset())
 
 
 def _look(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> Look:

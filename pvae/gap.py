@@ -116,6 +116,7 @@ def gap(
     >>> bool((approximation.mean() - truth.gap()).abs() < 0.1)
     True
     """
+    weights.check_named(plate)
     check_families(families)
     if min(len(x), steps, particles, draws) < 1:
         raise InputError(

@@ -97,7 +97,7 @@ def check_named(plate: str | None) -> None:
     if plate is None:
         raise InputError(
             "plate: found None, expected the name of the plate of data, for values are of each datum: bounds of a whole"
-            " program are given by pvae.evaluate.evaluate"
+            " program are given by pvae.evaluate.evaluate and pvae.ais.ais"
         )
 
 

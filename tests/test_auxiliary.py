@@ -20,6 +20,7 @@ from pyro.infer.autoguide import (
 
 import pvae
 from pvae import weights
+from pvae.ais import Annealing, ais
 from pvae.bounds import iwae
 from pvae.cells import Kept
 from pvae.errors import InputError
@@ -412,6 +413,44 @@ def test_mean_field_and_point_mass_in_one_guide(linear):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("chains", [1, 2, 40])
+def test_annealing_a_whole_program_finds_its_evidence(linear, chains, guided):
+    """Of a regression, within four of its standard errors and a little bias; exactly, from the exact posterior."""
+
+    def exactly(x, y):
+        mean, covariance = posterior(x, y)
+        pyro.sample("weight", dist.MultivariateNormal(mean, covariance))
+
+    annealing = Annealing(temperatures=100, chains=chains)
+    found = ais(regression, *linear, annealing=annealing, plate=None, guide=exactly if guided else None)
+    assert found.log_w.shape == (chains, 1)
+    if guided:
+        torch.testing.assert_close(found.log_w, evidence(*linear).expand(chains, 1))
+    if chains > 2:
+        assert abs(found.log_p - evidence(*linear)) < 4 * found.se + 0.05
+        assert found.acceptance > 0.4
+
+
+def test_annealing_plates_and_latents_between_bounds_of_a_whole_program():
+    """Group levels that share a scale: against an integral over the scale."""
+    y = torch.tensor([[0.5, 1.0], [-0.7, -0.2], [1.5, 1.1]], dtype=torch.float64)
+
+    def groups(y):
+        scale = pyro.sample("scale", dist.Exponential(torch.ones((), dtype=y.dtype)))
+        with pyro.plate("groups", 3, dim=-1):
+            level = pyro.sample("level", dist.Normal(0.0, scale))
+        with pyro.plate("in_group", 2, dim=-2), pyro.plate("groups_again", 3, dim=-1):
+            pyro.sample("y", dist.Normal(level, 0.5), obs=y.T)
+
+    grid = torch.linspace(1e-4, 30, 100_001, dtype=torch.float64)
+    covariance = grid[:, None, None] ** 2 * torch.ones(2, 2) + 0.25 * torch.eye(2)
+    given = sum(dist.MultivariateNormal(torch.zeros(2, dtype=y.dtype), covariance).log_prob(row) for row in y)
+    expected = torch.logsumexp(given - grid, 0) + (grid[1] - grid[0]).log()
+    found = ais(groups, y, annealing=Annealing(temperatures=300, chains=60), plate=None)
+    assert abs(found.log_p - expected) < 4 * found.se + 0.05
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -472,7 +511,8 @@ def test_what_needs_a_density_elsewhere_is_refused(pair, linear):
     refused("site 'rate'.*auxiliary", lambda: pvae.diagnostics.mutual_information(program.guide, x))
     refused("site 'rate'.*auxiliary", lambda: pvae.ais.ais(*given[:1], x, guide=program.guide))
     refused("plate=None", lambda: pvae.IWAE(4).loss(regression, AutoNormal(regression), *linear))
-    refused("plate: found None", lambda: pvae.ais.ais(program.model, x, plate=None))
+    refused("plate: found None", lambda: pvae.ais.bdmc(program.model, x, plate=None))
+    refused("plate: found None", lambda: pvae.gap.gap(program.model, program.guide, x, log_p=x, plate=None))
     refused("plate: found None", lambda: pvae.comparison.Plan(plate=None))
     refused("plate: found None", lambda: pvae.diagnostics.mutual_information(program.guide, x, plate=None))
     whole = pvae.IWAE(4, plate=None)
