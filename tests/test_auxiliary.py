@@ -432,6 +432,26 @@ def test_annealing_a_whole_program_finds_its_evidence(linear, chains, guided):
         assert found.acceptance > 0.4
 
 
+def test_a_whole_program_has_latents_of_data_too():
+    """The exact posterior of each; more data than are annealed, or evaluated, at once where each has its own."""
+    x = torch.linspace(-1, 1, 150, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.25, 0.2**0.5))
+
+    expected = dist.Normal(0.0, 1.25**0.5).log_prob(x).sum().reshape(1)
+    found = ais(model, x, annealing=Annealing(2, chains=3), guide=guide, plate=None, chunk=32)
+    torch.testing.assert_close(found.log_w, expected.expand(3, 1))
+    torch.testing.assert_close(pvae.evaluate.evaluate(model, guide, x, particles=[5], plate=None).iw[5], expected)
+    assert ais(model, x, annealing=Annealing(2, chains=3), plate=None, chunk=32).log_w.isfinite().all()
+
+
 def test_annealing_plates_and_latents_between_bounds_of_a_whole_program():
     """Group levels that share a scale: against an integral over the scale."""
     y = torch.tensor([[0.5, 1.0], [-0.7, -0.2], [1.5, 1.1]], dtype=torch.float64)
