@@ -18,6 +18,7 @@ from .bounds import iwae
 from .density import Density, State, simulate
 from .errors import InputError, at_least, nearest
 from .frozen import frozen
+from .means import mean_and_se, with_error
 from .noise import Noise, block_size
 from .weights import Program, check_named
 
@@ -103,9 +104,8 @@ class Annealed:
         return ((len(self.log_w) / self.ess - 1).clamp(min=0) / (len(self.log_w) - 1)).sqrt()
 
     def __repr__(self) -> str:
-        found, error = self.log_p.mean(), self.log_p.std() / math.sqrt(len(self.log_p))
         chains = f"{len(self.log_w)} chains, acceptance {self.acceptance.mean():.2f}, ess {self.ess.mean():.1f}"
-        return f"log p(x) {found:.3f} +- {error:.3f}; {len(self.log_p)} data, {chains}"
+        return f"log p(x) {with_error(mean_and_se(self.log_p))}; {len(self.acceptance)} data, {chains}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,10 +130,8 @@ class Bidirectional:
         return -self.reverse.log_p
 
     def __repr__(self) -> str:
-        gap = self.upper - self.lower
-        error = gap.std() / math.sqrt(len(gap))
-        low, high = self.lower.mean(), self.upper.mean()
-        return f"log p(x) in [{low:.3f}, {high:.3f}], gap {gap.mean():.3f} +- {error:.3f}; {len(gap)} simulated data"
+        low, high, gap = self.lower.mean(), self.upper.mean(), with_error(mean_and_se(self.upper - self.lower))
+        return f"log p(x) in [{low:.3f}, {high:.3f}], gap {gap}; {len(self.lower)} simulated data"
 
 
 @frozen()

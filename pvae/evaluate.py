@@ -19,6 +19,8 @@ from .cells import CELL, CHUNK, Cells, Kept, of_device
 from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
+from .means import mean_and_se as mean_and_se
+from .means import with_error
 from .noise import forked
 from .weights import LogWeights, Look, Program
 
@@ -27,6 +29,8 @@ NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log 
 """What the numbers are, with a guide that has a density and without."""
 UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.warmup"
 """What is said of a model that has none."""
+SEVERAL = 20
+"""Groups whose spread alone tells the error of their mean."""
 AT_ONCE = 2**16
 """Log-weights that are reduced at once, if they are of more than one cell: each reduction is many small operations."""
 
@@ -68,7 +72,8 @@ class Evaluation:
     NaN."""
     se: dict[str, Tensor]
     """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
-    the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
+    the draws, or of the groups of K; of fewer than 20 groups, which mostly spread too little, at least what the weights
+    in each say (delta method). That alone, of one group, is too low where few of its weights count: see `ess`."""
     draws: int
     khat: Tensor | None = None
     """(N,): Pareto k-hat of all the weights (`pvae.diagnostics.khat`), where it was asked for."""
@@ -80,10 +85,10 @@ class Evaluation:
     def __repr__(self) -> str:
         errors = {name: se.item() for name, se in self.se.items() if len(se) == 1}  # of one datum: of its draws
         found = self.summary() | {f"rate {name}": value for name, value in self.rates().items()}
-        rows = []
-        for name, value in found.items():
-            error = errors.get(name, value["se"])
-            rows.append(f"{name:<12}{value['mean']:>12.3f}" + ("" if math.isnan(error) else f" +- {error:.3f}"))
+        rows = [
+            f"{name:<12}{with_error({**value, 'se': errors.get(name, value['se'])}, 12)}"
+            for name, value in found.items()
+        ]
         shown = units(self.latent_variance, self.latent_se)
         return "\n".join([*rows, f"active units {shown}; {len(self.elbo)} data, {self.draws} draws each"])
 
@@ -133,17 +138,6 @@ def units(variance: Tensor, se: Tensor | None = None) -> str:
     if active is None:
         return f"- of {len(variance)}"
     return f"{active} of {len(variance) - without}" + (f", {without} without a mean" if without else "")
-
-
-def mean_and_se(value: Tensor) -> dict[str, float]:
-    """The mean of (N,) values and its standard error, NaN where N = 1.
-
-    >>> mean_and_se(torch.tensor([0.0, 4.0]))
-    {'mean': 2.0, 'se': 2.0}
-    """
-    value = value.double()
-    se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
-    return {"mean": value.mean().item(), "se": se}
 
 
 def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str, Any]:
@@ -344,11 +338,13 @@ def _se(value: Tensor) -> Tensor:
 def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The bound at K from all draws: the mean over disjoint groups of K, so that it has the bound's expectation."""
     groups = log_w.shape[0] // k
-    found = bounds.iwae(bounds.grouped(log_w[: groups * k], groups))
-    if groups > 1 or k == 1:
+    each = bounds.grouped(log_w[: groups * k], groups)
+    found = bounds.iwae(each)
+    if k == 1 or groups >= SEVERAL:
         return _mean(found)
-    inverse_ess = log_w[:k].softmax(0).square().sum(0)
-    return found[0], ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sqrt()
+    inverse_ess = each.softmax(0).square().sum(0)
+    within = ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sum(0).sqrt() / groups
+    return found.mean(0), within.fmax(_se(found))  # which is NaN of one group
 
 
 def _check_numbers(terms: LogWeights, x: Tensor | None) -> None:
