@@ -400,4 +400,7 @@ def _check(log_w: Tensor, block: _Block) -> None:
     if log_w.isnan().any():
         chain, datum = log_w.isnan().nonzero()[0].tolist()
         of = "" if block.whole else f"datum {block.first + datum}, "
-        raise InputError(f"ais: the log-weight of {of}chain {chain} is not a number")
+        raise InputError(
+            f"ais: the log-weight of {of}chain {chain} is not a number, expected one: look at the data, and whether the"
+            " model's parameters are finite"
+        )

@@ -197,7 +197,7 @@ def check_call(who: str, function: Any, args: Any, kwargs: dict[str, Any], error
         more = "".join(f", {name}=" for name in kwargs)
         found = str(signature).partition(" -> ")[0]
         raise InputError(
-            f"{who}: found the arguments {found}, expected to be called with {len(args)} of them{more}: {misfit}"
+            f"{who}: found that it takes {found}, expected {len(args)} argument{'s' * (len(args) != 1)}{more}: {misfit}"
         ) from error
 
 
@@ -346,6 +346,11 @@ def leading(module: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Te
             check_type(x, kinds.pop() if len(kinds) == 1 else x.dtype)
         raise
     return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
+
+
+def full_precision(value: Tensor) -> Tensor:
+    """A network's numbers as densities take them: float32 where the network runs in bfloat16, under autocast."""
+    return value.float() if value.dtype == torch.bfloat16 else value
 
 
 def check_type(x: Tensor, expected: torch.dtype) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -146,11 +147,18 @@ def condition(config: Config, dataset: Dataset) -> Condition | None:
     """
     parts = [getattr(dataset, name).y for name in dataset.sizes]
     y = None if any(part is None for part in parts) else torch.cat(parts)
-    try:
+    with told_of_condition(config, dataset):
         made = lookup("condition", config.condition).of(y, **config.options.get("condition", {}))  # type: ignore[attr-defined]
+    return made if made.size else None
+
+
+@contextmanager
+def told_of_condition(config: Config, dataset: Dataset) -> Iterator[None]:
+    """In what a condition refuses of data, name the option and the data in place of its class."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"--condition {config.condition}: {dataset.name}: {str(error).partition(': ')[2]}") from error
-    return made if made.size else None
 
 
 def _condition_of_prior(prior: type[Member], given: Condition | None) -> dict[str, Condition]:

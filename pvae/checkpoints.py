@@ -6,16 +6,12 @@ runs no code) and `manifest.json`, the SHA-256 of the two, written last.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +20,11 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .files import RESUME, RETRY, disk
 
 FORMAT = "pvae checkpoint 1"
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 NAME = re.compile(r"step-\d+")
-RESUME, RETRY = "resume; what was saved stays", "run it again"
-"""What to do where a disk was full and there is space now: of a run, and of what writes one file."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,9 @@ def load(path: Path) -> Checkpoint:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         return Checkpoint(path, load_file(path / WEIGHTS), state)
     except Exception as error:  # the parsers raise a dozen unrelated types
-        raise InputError(f"{path}: foreign: its manifest holds, but it is not what this program writes") from error
+        raise InputError(
+            f"{path}: foreign: found files that agree with its manifest, but are not what this program writes"
+        ) from error
 
 
 def _is_whole(path: Path) -> bool:
@@ -169,58 +166,16 @@ def _offer(path: Path) -> str:
     return f": the newest whole one is {found}: name it in place of the run" if found else ""
 
 
-@contextlib.contextmanager
-def whole(path: Path, then: str = RESUME) -> Iterator[Path]:
-    """Where to write a file, which is put in its place when all is written, or removed; errors as of `disk`."""
-    aside = path.with_name(f".{path.stem}.writing{path.suffix}")  # by its ending some writers know what to write
-    with disk(path, then):
-        try:
-            yield aside
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk(where: Path, then: str = RESUME) -> Iterator[None]:
-    """Say it in one line where a disk is full or a folder cannot be written to, and what to do then."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"the disk is full: free some space, then {then}"
-        elif error.errno == errno.EFBIG:
-            text = f"the limit on a file's size is too low: raise it (ulimit -f), then {then}"
-        else:
-            text = f"cannot be written to ({error.strerror or error}): choose another place"
-        raise InputError(f"{where}: {text}") from error
-
-
 def _sum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def as_json(value: Any, indent: int | None = 1) -> str:
-    r"""A value as JSON, and the end of its line; what is no finite number is null, for which JSON has no other word.
-
-    >>> as_json({"mean": 1.5, "se": float("nan")}, None)
-    '{"mean": 1.5, "se": null}\n'
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(plain(value), indent=indent, allow_nan=False) + "\n"

@@ -21,6 +21,8 @@ SHARE = 0.25
 """Of the free memory, that one part may take for its gradient; as much again comes and goes beside it."""
 FEW = 64
 """So many particles are taken at once without a look at the memory."""
+UNKNOWN = 2**31
+"""Bytes that are taken to be free where the system does not say: macOS, Windows."""
 
 
 class Estimator(Protocol):
@@ -131,4 +133,6 @@ def _free(args: Any) -> int:
         return (
             min(free + torch.cuda.memory_reserved(), int(torch.cuda.get_per_process_memory_fraction() * total)) - used
         )
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return UNKNOWN
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

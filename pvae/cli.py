@@ -66,7 +66,7 @@ def _normal(word: str) -> str:
     return "--" + first.replace("_", "-") + dot + own.replace("-", "_") + equals + value
 
 
-def add_config_options(parser: Parser, argv: Sequence[str] = ()) -> None:
+def add_config_options(parser: Parser, argv: Sequence[str]) -> None:
     """An option for each field of the configuration and each option of a member.
 
     Of classes that `argv` names by import path too, so that `--help` shows theirs.

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from . import cli, plots, tables
 from .ais import Annealing
-from .checkpoints import RETRY, as_json, whole
 from .comparison import Comparison, Data, Plan, choose, compare, estimate
 from .config import Config
 from .data import Dataset, binarize, dequantize, pixels
 from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
 from .exact import linear_gaussian
+from .files import RETRY, as_json, whole
 from .load import load
 from .pace import pace
 from .runs import Run, protocol, versions, write_results
@@ -207,7 +207,7 @@ def _outs(names: Sequence[str]) -> list[Path]:
     return outs
 
 
-def _progress(every: float = 5.0) -> Callable[[str, int, int], None]:
+def _progress() -> Callable[[str, int, int], None]:
     """Says on standard error how far each part of the work is."""
     began = time.monotonic()
     parts: dict[str, Callable[[int, int], None]] = {}
@@ -218,7 +218,7 @@ def _progress(every: float = 5.0) -> Callable[[str, int, int], None]:
     def progress(what: str, done: int, total: int) -> None:
         nonlocal began
         if what not in parts:
-            parts[what] = pace(say, f"{what}:", every=every, began=began)
+            parts[what] = pace(say, f"{what}:", every=5.0, began=began)
         parts[what](done, total)
         if done == total:
             began = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -311,47 +311,43 @@ def _measure(
     exact: Tensor | None,
     told: Callable[[str], Callable[[int, int], None]],
 ) -> Measured:
-    model, guide = programs
+    known = _checked(exact, len(test.x))
     common = {"seed": plan.seed, "plate": plan.plate}
     bounds = {**common, "chunk": plan.chunk}
-    found = {
-        "test": evaluate(
-            *programs,
-            *test,
-            particles=plan.particles,
-            draws=plan.draws,
-            khat=plan.total >= FEWEST,
-            progress=told("test data"),
-            **bounds,
-        ),
-        "exact": _checked(exact, len(test.x)),
-    }
+    own = {"particles": plan.particles, "draws": plan.draws, "khat": plan.total >= FEWEST}
+    of_test = evaluate(*programs, *test, progress=told("test data"), **own, **bounds)
+    of_train = None
     if train is not None:
-        found["train"] = evaluate(
-            *programs, *train, particles=plan.of_training, progress=told("training data"), **bounds
-        )
-    if plan.information:
-        options = {"samples": plan.information, "chunk": 2**17, **common}
-        try:
-            found["information"] = mutual_information(guide, *test, model=model, **options)
-        except NoInverse as error:
-            found["left_out"] = str(error)
-    few = test.chosen(chosen)
-    log_p = None if exact is None else exact[chosen.to(exact.device)]
+        of_train = evaluate(*programs, *train, particles=plan.of_training, progress=told("training data"), **bounds)
+    information, left_out = _information(programs, test, plan, common) if plan.information else (None, "")
+    model, guide = programs
+    few, annealed = test.chosen(chosen), None
     if plan.annealing is not None:
         start = guide if plan.start == "guide" else None
         given = {"annealing": plan.annealing, "progress": told("annealing, steps"), **common}
-        found["annealed"] = ais(model, *few, guide=start, **given)
-        log_p = found["annealed"] if log_p is None else log_p
-    if plan.families:
-        if log_p is None:
-            raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
-        given = {"families": plan.families, "steps": plan.steps, "progress": told("guides, steps"), **common}
-        split = gap(*programs, *few, log_p=log_p, **given)
-        # the ELBO that is reported, not one of other draws beside it
-        test, rows = found["test"], chosen.cpu()
-        found["gap"] = replace(split, elbo=test.elbo[rows], se={**split.se, "elbo": test.se["elbo"][rows]})
-    return Measured(**found)
+        annealed = ais(model, *few, guide=start, **given)
+    found = Measured(of_test, of_train, information, left_out, known, annealed)
+    if not plan.families:
+        return found
+    log_p = annealed if exact is None else exact[chosen.to(exact.device)]
+    if log_p is None:
+        raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
+    given = {"families": plan.families, "steps": plan.steps, "progress": told("guides, steps"), **common}
+    split, rows = gap(*programs, *few, log_p=log_p, **given), chosen.cpu()
+    # the ELBO that is reported, not one of other draws beside it
+    split = replace(split, elbo=of_test.elbo[rows], se={**split.se, "elbo": of_test.se["elbo"][rows]})
+    return replace(found, gap=split)
+
+
+def _information(
+    programs: tuple[Program, Program], test: Data, plan: Plan, common: dict[str, Any]
+) -> tuple[Tensor | None, str]:
+    """The mutual information by draw, or why there is none."""
+    model, guide = programs
+    try:
+        return mutual_information(guide, *test, model=model, samples=plan.information, chunk=2**17, **common), ""
+    except NoInverse as error:
+        return None, str(error)
 
 
 def _checked(exact: Tensor | None, n: int) -> Tensor | None:

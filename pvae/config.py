@@ -16,11 +16,11 @@ from math import log
 from typing import Any, Literal
 
 from .base import Member, lookup, members, root
-from .data import has_levels, is_discrete
 from .errors import InputError, nearest
 from .flat import dump
 from .flat import read as read
 from .networks import Activation
+from .supports import has_levels, is_discrete
 from .values import convert
 
 FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "hierarchy", "condition", "objective", "gradient")

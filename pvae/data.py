@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.errors import InputError, at_least, nearest
-from pvae.sources import NAMED as NAMED
-from pvae.sources import PARTS, Arrays, Parts, read
-from pvae.supports import check_part, pixels, supports_to
-from pvae.supports import has_levels as has_levels
-from pvae.supports import is_discrete as is_discrete
+from .errors import InputError, at_least, nearest
+from .sources import NAMED as NAMED
+from .sources import PARTS, Arrays, Parts, read
+from .supports import check_part, pixels, supports_to
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 DEQUANTIZATIONS = ("uniform", "none")

@@ -117,7 +117,8 @@ def paired(a: Tensor, b: Tensor) -> Paired:
         raise InputError(f"paired: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (N,) twice, N above 0")
     difference = a.double() - b.double()
     if difference.isnan().any():
-        raise InputError(f"paired: the difference of datum {int(difference.isnan().nonzero()[0])} is not a number")
+        datum = int(difference.isnan().nonzero()[0])
+        raise InputError(f"paired: the difference of datum {datum} is not a number, expected one: leave that datum out")
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
     se = difference.std().item() / math.sqrt(len(a)) if len(a) > 1 else math.nan
     return Paired(difference.mean().item(), se, wins, losses, _sign_test(wins, losses))

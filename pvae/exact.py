@@ -72,7 +72,7 @@ class LinearGaussian:
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2:
-            raise InputError(f"weight: expected shape (D, k), found {tuple(self.weight.shape)}")
+            raise InputError(f"weight: found shape {tuple(self.weight.shape)}, expected (D, k)")
         _require_shape(self.mean, (len(self.weight),), "mean")
         _require_shape(self.variance, (), "variance")
         _require_positive(self.variance, "variance")
@@ -244,7 +244,7 @@ def fit_ppca(
     if rotation is not None:
         _require_shape(rotation, (latent, latent), "rotation")
         if not torch.allclose(rotation.mT @ rotation, torch.eye(latent).to(rotation), atol=1e-5):
-            raise InputError("rotation: expected R'R = I, found a matrix that is not orthogonal")
+            raise InputError("rotation: found a matrix that is not orthogonal, expected R'R = I")
         weight = weight @ rotation.to(weight)
     return LinearGaussian(weight, x.double().mean(0), s2)
 
@@ -345,9 +345,9 @@ class LinearVAE(nn.Module):
 def _spectrum(x: Tensor, latent: int, variance: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues (D,), descending, and eigenvectors (D, D) of the covariance of x, and s2 (), in float64."""
     if x.ndim != 2 or len(x) < 2:
-        raise InputError(f"x: expected shape (N, D) with N of 2 or more, found {tuple(x.shape)}")
+        raise InputError(f"x: found shape {tuple(x.shape)}, expected (N, D) with N of 2 or more")
     if not x.isfinite().all():
-        raise InputError("x: expected finite values, found NaN or infinity")
+        raise InputError("x: found NaN or infinity, expected finite values: leave those data out")
     most = x.shape[1] - (variance is None)
     if not 1 <= latent <= most:
         raise InputError(f"latent: found {latent}, expected 1 to {most} for data of {x.shape[1]} dimensions")
@@ -357,7 +357,9 @@ def _spectrum(x: Tensor, latent: int, variance: float | None) -> tuple[Tensor, T
     s2 = values[latent:].mean() if variance is None else values.new_tensor(variance)
     # Below this an eigenvalue is rounding error, and the likelihood grows without end as s2 falls.
     if variance is None and s2 <= len(values) * torch.finfo(values.dtype).eps * values[0]:
-        raise InputError(f"x: no variance beyond {latent} dimensions: give more data, or fewer latents")
+        raise InputError(
+            f"x: found no variance beyond {latent} dimensions, expected some: give more data, or fewer latents"
+        )
     _require_positive(s2, "variance")
     return values, vectors, s2
 
@@ -367,20 +369,20 @@ def _cholesky(matrix: Tensor, name: str) -> Tensor:
     # Cholesky reads one triangle only: without this a factor passed for its covariance would go unseen.
     symmetric = torch.allclose(matrix, matrix.mT, rtol=1e-4, atol=1e-4 * matrix.abs().max().item())
     if failed.any() or not symmetric:
-        raise InputError(f"{name}: expected symmetric positive definite, found a matrix that is not")
+        raise InputError(f"{name}: found a matrix that is not symmetric positive definite, expected a covariance")
     return root
 
 
 def _require_shape(value: Tensor, shape: tuple, name: str) -> None:
     if tuple(value.shape) != shape:
-        raise InputError(f"{name}: expected shape {shape}, found {tuple(value.shape)}")
+        raise InputError(f"{name}: found shape {tuple(value.shape)}, expected {shape}")
 
 
 def _require_data(x: Tensor, dim: int) -> None:
     if x.ndim != 2 or x.shape[1] != dim:
-        raise InputError(f"x: expected shape (N, {dim}), found {tuple(x.shape)}")
+        raise InputError(f"x: found shape {tuple(x.shape)}, expected (N, {dim})")
 
 
 def _require_positive(value: Tensor, name: str) -> None:
     if not bool((value > 0).all()):
-        raise InputError(f"{name}: expected above 0, found {value.min().item():.4g}")
+        raise InputError(f"{name}: found {value.min().item():.4g}, expected above 0")

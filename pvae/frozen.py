@@ -45,10 +45,9 @@ def once(owner: object, make: Callable[[], Tensor]) -> Tensor:
     found, before = kept
     if owner not in found:
         value, place = make().detach(), before.get(owner)
-        fits = place is not None and (place.shape, place.dtype, place.device) == (
-            value.shape,
-            value.dtype,
-            value.device,
-        )
-        found[owner] = place.copy_(value) if fits else value
+        found[owner] = place.copy_(value) if place is not None and _kind(place) == _kind(value) else value
     return found[owner]
+
+
+def _kind(value: Tensor) -> tuple[object, ...]:
+    return value.shape, value.dtype, value.device

@@ -18,9 +18,9 @@ import torch
 
 from . import cli, plots
 from .base import lookup
-from .checkpoints import RETRY, as_json, whole
 from .data import pixels
 from .errors import InputError
+from .files import RETRY, as_json, whole
 from .load import load
 from .pace import pace
 from .snr import Signal, Toy, measure, slope

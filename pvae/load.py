@@ -13,9 +13,10 @@ import torch
 from . import build, data
 from .base import lookup
 from .config import Config
-from .data import NAMED, Dataset
+from .data import Dataset
 from .errors import InputError
 from .runs import Run, load_weights
+from .sources import NAMED
 from .vae import Autoencoder
 
 
@@ -66,13 +67,9 @@ def _advised(settings: Config) -> Iterator[None]:
 def _with_known(dataset: Dataset, settings: Config) -> Dataset:
     """The data with what their model is conditioned on beside them, where that is made of them."""
     known = lookup("condition", settings.condition).beside  # type: ignore[attr-defined]
-    try:
+    with build.told_of_condition(settings, dataset):
         parts = {part: getattr(dataset, part) for part in dataset.sizes}
         return replace(dataset, **{part: split._replace(y=known(*split)) for part, split in parts.items()})
-    except InputError as error:
-        raise InputError(
-            f"--condition {settings.condition}: {dataset.name}: {str(error).partition(': ')[2]}"
-        ) from error
 
 
 def run_data(run: Run) -> Dataset:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .checkpoints import RETRY, disk
 from .errors import InputError
+from .files import RETRY, disk
+
+try:
+    import fcntl
+except ImportError:  # as on Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 
@@ -19,7 +23,7 @@ LOCK = ".lock"
 def locked(folder: Path, then: str) -> Iterator[None]:
     """Hold a folder; what is left of a process that was killed holds nothing.
 
-    On file systems without locks it goes on without.
+    On file systems, and systems, without such locks it goes on without.
 
     Args:
         folder: one that is there.
@@ -28,6 +32,9 @@ def locked(folder: Path, then: str) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or it cannot be written to.
     """
+    if fcntl is None:
+        yield
+        return
     path = folder / LOCK
     with disk(folder, RETRY):
         descriptor = _open(path, then)

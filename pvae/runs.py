@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from . import checkpoints, config
-from .checkpoints import RESUME, RETRY, Checkpoint, as_json, disk, whole
+from .checkpoints import Checkpoint
 from .config import Config
 from .data import Dataset
 from .errors import InputError
 from .evaluate import BOUNDS, NO_BOUNDS
+from .files import RESUME, RETRY, as_json, disk, whole
 from .locks import LOCK, locked
 
 BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}
@@ -173,7 +174,7 @@ class Run:
         except FileNotFoundError as error:
             raise InputError(f"{self.folder / name}: missing: finish the run with --resume {self.folder}") from error
         except ValueError as error:
-            raise InputError(f"{self.folder / name}: damaged: not JSON") from error
+            raise InputError(f"{self.folder / name}: damaged: not JSON: restore it, or fit again") from error
 
     def fitted_on(self) -> dict[str, Any]:
         """Of `environment.json` what it says of the data: their name, SHA-256 and sizes.
@@ -203,7 +204,9 @@ class Run:
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: missing or damaged: expected a line of JSON for each epoch") from error
+            raise InputError(
+                f"{path}: missing or damaged: expected a line of JSON for each epoch: restore it, or fit again"
+            ) from error
 
     def save(self, vae: torch.nn.Module, state: dict[str, Any]) -> None:
         """Write a checkpoint; keep the last two and the best."""

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from . import cli, plots
-from .checkpoints import RETRY, whole
 from .config import Config
 from .data import Dataset, Split, pixels
 from .errors import InputError
+from .figures import picture, sample
+from .files import RETRY, whole
 from .load import load
-from .report import picture, sample
 
 ENDINGS = (".png", ".pdf", ".svg", ".npy")
 

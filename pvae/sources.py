@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pvae.csvs import read_csv
-from pvae.errors import InputError, nearest
+from .csvs import read_csv
+from .errors import InputError, nearest
 
 PARTS = ("train", "validation", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -122,14 +122,10 @@ def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
 
 def _check_parts(data: str, parts: Parts) -> None:
     def kind(arrays: Arrays) -> str:
-        labels = (
-            "without labels"
-            if arrays.y is None
-            else "with labels"
-            if arrays.y.ndim == 1
-            else f"with {arrays.y.shape[1]} covariates"
-        )
-        return f"{arrays.x.dtype} of shape {arrays.x.shape[1:]} {labels}"
+        beside = "without labels"
+        if arrays.y is not None:
+            beside = "with labels" if arrays.y.ndim == 1 else f"with {arrays.y.shape[1]} covariates"
+        return f"{arrays.x.dtype} of shape {arrays.x.shape[1:]} {beside}"
 
     (first, model), *_ = parts.items()
     for part, arrays in parts.items():

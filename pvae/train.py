@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import cos, pi
 from typing import Any
 
@@ -33,7 +33,7 @@ class Position:
     """The sum of the loss over them, nats; on CUDA on the device until it is asked for."""
     count: int = 0
     """The number of data in them."""
-    best: dict[str, Any] | None = field(default=None)
+    best: dict[str, Any] | None = None
     """Where the best validation bound was seen: {"steps", "epoch", "bound"}."""
 
 

@@ -140,7 +140,8 @@ class VAE(Autoencoder):
         sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
         if len(set(sizes.values())) > 1:
             raise InputError(
-                f"latent: found size {sizes['prior']} of the prior, {sizes['guide']} of the guide: expected one"
+                f"latent: found size {sizes['prior']} of the prior, {sizes['guide']} of the guide, expected the same of"
+                " both"
             )
         self.prior = prior
         self.likelihood = likelihood

@@ -67,13 +67,8 @@ def _as(value: Any, kind: Any) -> Any:
             return value
         raise ValueError
     if typing.get_origin(kind) is not None:
-        items = (
-            [v for v in value.split(",") if v.strip()]
-            if text
-            else value
-            if isinstance(value, list | tuple)
-            else [value]
-        )
+        items = value if isinstance(value, list | tuple) else [value]
+        items = [v for v in value.split(",") if v.strip()] if text else items
         return tuple(_as(item, typing.get_args(kind)[0]) for item in items)
     if kind is type(None):
         if value is None or (text and value.lower() in ("none", "null")):

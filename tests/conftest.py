@@ -1,14 +1,16 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from commands import SMALL, quick
 from emulated_cuda import emulated
 
 import pvae
-from pvae import base
+from pvae import base, fit
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and workers would fight
 
@@ -63,6 +65,36 @@ def real_data():
         if path and Path(path).is_dir():
             return Path(path)
     pytest.skip("no real data: neither $PVAE_DATA nor ../shared/data is a folder")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of the user's, to be in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # slow where others write to the same disk
+    return tmp_path
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Fits that draw no figures."""
+    quick(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A small run on the digits that was not interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        assert fit.main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, here):
+    """A copy of it, to harm."""
+    return Path(shutil.copytree(finished, here / "run"))
 
 
 @pytest.fixture

@@ -169,6 +169,14 @@ def test_what_fits_is_found_from_the_free_memory(vae, x, monkeypatch):
     assert chunks.fitting(vae.model, vae.guide, chunks.FEW, 1, (x,), {}) == chunks.FEW
 
 
+def test_the_free_memory_of_a_cpu_is_known_or_guessed(monkeypatch):
+    assert chunks._free(()) > 2**20
+    monkeypatch.delitem(chunks.os.sysconf_names, "SC_AVPHYS_PAGES")  # as on macOS
+    assert chunks._free(()) == chunks.UNKNOWN
+    monkeypatch.delattr(chunks.os, "sysconf_names")  # as on Windows
+    assert chunks._free(()) == chunks.UNKNOWN
+
+
 def test_bad_chunks():
     with pytest.raises(InputError, match="chunk: found 0, expected at least 1"):
         pvae.IWAE(5, chunk=0)

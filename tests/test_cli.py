@@ -19,69 +19,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import SMALL, go, refused
 from rich.console import Console
 
 import pvae
-from pvae import checkpoints, cli, compare, config, fit, load, report, runs, sample, svi
+from pvae import checkpoints, cli, config, fit, load, report, runs, svi
 
-SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
-COMMANDS = {"fit": fit.main, "compare": compare.main, "sample": sample.main}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # slow where others write to the same disk
-    return tmp_path
-
-
-@pytest.fixture
-def plain(monkeypatch):
-    """Without figures: they take most of a small run's time."""
-    monkeypatch.setattr(report, "figures", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run that was not interrupted."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figures", lambda *_: None)
-        assert fit.main([*SMALL, "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture
-def run(finished, here):
-    """A copy of it, to harm."""
-    return Path(shutil.copytree(finished, here / "run"))
-
-
-def go(*argv, command="fit"):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(COMMANDS[command], command, [str(word) for word in argv])
-    return ended.value.code
-
-
-def refused(capsys, *argv, command="fit"):
-    """The one line that a command refuses with; nothing was written."""
-    before = sorted(Path().rglob("*"))
-    capsys.readouterr()
-    assert go(*argv, command=command) == 2
-    out, err = capsys.readouterr()
-    assert out.count("\n") in (0, 2, 3)  # at most what is about to happen
-    assert err.count("\n") == 1
-    assert err.startswith(f"pvae {command}: error: ")
-    assert sorted(path for path in Path().rglob("*") if "__pycache__" not in str(path)) == before
-    return err
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def same(a, b):
@@ -624,9 +568,9 @@ def test_killed_at_any_moment(finished):
     """`kill -9` wherever it falls: what is left resumes, or starts cleanly under the same name."""
     draw = random.Random(0)
     body = """if True:
-        import os, sys, h5netcdf, xarray
+        import os, sys, h5netcdf, sklearn.datasets, torch._dynamo, xarray  # once for all children
         import pvae.fit as fit, pvae.checkpoints as c, pvae.runs as runs, pvae.report as report
-        report.figures = lambda *_: None
+        report.figures.draw = lambda *_: None
         left = [int(sys.argv[1])]
         os.fsync = lambda _: None
         def deadly(where, name):
@@ -771,7 +715,7 @@ def test_help_lists_every_option(capsys):
                 assert f"--{family}.{option} " in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["fit", "compare", "sample"])
 def test_the_console_script(command):
     done = subprocess.run([sys.executable, "-m", "pvae", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -10,25 +10,29 @@ import signal
 import subprocess
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
 
 import pvae
-from pvae import cli, compare, comparison, config, fit, plots, report
+from pvae import compare, comparison, config, fit, plots
 from pvae.load import load
 
 SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
 QUICK = ["--subset", "2", "--temperatures", "5", "--chains", "2", "--leapfrog", "1"]
 
 
+go, refused = partial(commands.go, command="compare"), partial(commands.refused, command="compare")
+
+
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def here(here, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    return tmp_path
+    return here
 
 
 @pytest.fixture(scope="module")
@@ -36,32 +40,12 @@ def runs(tmp_path_factory):
     """Three runs on the digits: ELBO, IWAE, and a linear one of grey pixels, which has an exact answer."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figures", lambda *_: None)
-        patch.setattr(os, "fsync", lambda _: None)
+        commands.quick(patch)
         assert fit.main([*SMALL, "--out", str(folder / "vae")]) == 0
         assert fit.main([*SMALL, "--objective", "iwae", "--particles", "3", "--out", str(folder / "iwae")]) == 0
         linear = ["--likelihood", "gaussian", "--decoder.hidden", "", "--epochs", "2", "--out", str(folder / "linear")]
         assert fit.main([*SMALL, *linear]) == 0
     return {name: folder / name for name in ("vae", "iwae", "linear")}
-
-
-def go(*argv):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(compare.main, "compare", [str(word) for word in argv])
-    return ended.value.code
-
-
-def refused(capsys, *argv):
-    """The one line that it refuses with; nothing was written."""
-    before = sorted(Path().rglob("*"))
-    capsys.readouterr()
-    assert go(*argv) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("pvae compare: error: ")
-    assert sorted(Path().rglob("*")) == before
-    return err
 
 
 def test_two_runs_in_every_form(runs, capsys):
@@ -112,8 +96,7 @@ def conditioned(tmp_path_factory):
     x = r.poisson(r.gamma(2.0, 5.0, (120, 1)) * np.ones(5))
     np.savez(folder / "counts.npz", x=x, y=r.normal(50, 5, (120, 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figures", lambda *_: None)
-        patch.setattr(os, "fsync", lambda _: None)
+        commands.quick(patch)
         for name, *own in (("library", "--likelihood.library"), ("covariates",)):
             argv = ["--data", str(folder / "counts.npz"), "--likelihood", "poisson", "--condition", name, *own]
             assert fit.main([*SMALL, *argv, "--compile", "off", "--out", str(folder / name)]) == 0
@@ -265,7 +248,7 @@ def test_a_path_can_be_written_in_many_ways(conditioned, capsys, monkeypatch):
         compare.check_protocols({"A": one, "B": {**one, "data": "./a.npz", "sizes": {"test": 2}}})
     with pytest.raises(pvae.InputError, match="data seed '0' and '1', expected the same"):
         compare.check_protocols({"A": one, "B": {**one, "data": "./a.npz", "data_seed": 1}})
-    monkeypatch.setattr(report, "figures", lambda *_: None)
+    commands.quick(monkeypatch)
     same = ["--data", f"../{conditioned.name}/counts.npz", "--likelihood", "poisson", "--condition", "covariates"]
     monkeypatch.chdir(conditioned)
     assert fit.main([*SMALL, *same, "--compile", "off", "--out", "again"]) == 0
@@ -278,7 +261,7 @@ def test_a_path_can_be_written_in_many_ways(conditioned, capsys, monkeypatch):
 
 def test_data_are_where_the_run_began_or_else_here(here, monkeypatch):
     np.savez("mine.npz", x=np.random.default_rng(0).random((40, 3)))
-    monkeypatch.setattr(report, "figures", lambda *_: None)
+    commands.quick(monkeypatch)
     argv = ["--data", "mine.npz", "--likelihood", "gaussian", "--compile", "off", "--out", "run"]
     assert fit.main([*SMALL, *argv]) == 0
     (there := here / "there").mkdir()
@@ -394,7 +377,7 @@ def test_where_nothing_can_be_written(runs, capsys, here, monkeypatch):
 
 
 def test_data_that_are_gone(capsys, monkeypatch):
-    monkeypatch.setattr(report, "figures", lambda *_: None)
+    commands.quick(monkeypatch)
     np.savez("mine.npz", x=np.random.default_rng(0).random((40, 5)).round())
     assert fit.main([*SMALL, "--data", "mine.npz", "--out", "run"]) == 0
     Path("mine.npz").rename("moved.npz")

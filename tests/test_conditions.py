@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import build, compare, config, fit, load, report, sample
+from pvae import build, compare, config, fit, load, sample
 from pvae.conditions import Condition
 from pvae.data import pixels
 from pvae.errors import InputError
@@ -56,12 +56,6 @@ def exact():
         encoder.layers[0].bias.copy_(torch.cat([torch.zeros(LATENT).double(), share.logit() + guide.scale._shift]))
     covariance = weight @ weight.T + s2 * torch.eye(SIZE)
     return vae, lambda x, y: torch.distributions.MultivariateNormal(b.T[y], covariance).log_prob(x)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures take most of a small fit's time."""
-    monkeypatch.setattr(report, "figures", lambda *_: None)
 
 
 @pytest.fixture
@@ -132,7 +126,7 @@ def test_covariates_are_brought_to_scale():
 # What is used ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_right_label_beats_a_wrong_one(tmp_path, undrawn):
+def test_the_right_label_beats_a_wrong_one(tmp_path, plain):
     argv = ["--condition", "label", "--epochs", "30", "--eval-particles", "1,10", "--out", str(tmp_path / "r")]
     assert fit.main(argv) == 0
     vae, dataset, _ = load.load(tmp_path / "r")
@@ -151,7 +145,7 @@ def test_the_right_label_beats_a_wrong_one(tmp_path, undrawn):
             sample.main([str(tmp_path / "r"), f"--label={label}", "-o", str(tmp_path / "s.npy")])
 
 
-def test_a_fit_on_covariates(tmp_path, covariates, undrawn):
+def test_a_fit_on_covariates(tmp_path, covariates, plain):
     argv = [*QUIET, "--data", str(covariates), "--likelihood", "gaussian", "--latent", "2"]
     argv += ["--likelihood.scale", "shared"]
     numbers = {}
@@ -294,7 +288,7 @@ def test_a_condition_that_nothing_takes_is_refused():
     assert not config.Config(**label, conditioned=("prior", "guide")).of_model  # the normal takes none
 
 
-def test_labels_to_sample_are_those_of_the_data(tmp_path, undrawn):
+def test_labels_to_sample_are_those_of_the_data(tmp_path, plain):
     rng, run, out = np.random.default_rng(0), str(tmp_path / "r"), str(tmp_path / "s.npy")
     np.savez(tmp_path / "d.npz", x=rng.random((60, 5)), y=rng.choice([0, 2, 5], 60))
     plain = [*QUIET, "--data", str(tmp_path / "d.npz"), "--likelihood", "gaussian", "--condition", "label"]

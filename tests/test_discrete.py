@@ -7,7 +7,6 @@ import pyro
 import pytest
 import scipy.stats
 import torch
-from programs import assert_replayed
 from torch import nn
 
 import pvae
@@ -286,16 +285,6 @@ def test_the_relaxed_gradient_is_that_of_quadrature(t):
 
 
 # In whole models ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_replayed_step_is_the_eager_step(name):
-    def program():
-        vae, x = vae_of(*PAIRS[name]), torch.bernoulli(torch.rand(8, 4))
-        gradient = "reparam" if vae.encode(x).has_rsample else "vimco"
-        return vae.model, vae.guide, pvae.IWAE(3, gradient=gradient), (x,)
-
-    assert_replayed(program)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -714,6 +714,8 @@ def test_refusals(call, message):
 # The step -------------------------------------------------------------------------------------------------------------
 
 ALL = {
+    "elbo": (ELBO, {}),
+    "analytic": (ELBO, {"analytic_kl": True}),
     **{f"{g}-iwae": (IWAE, {"gradient": g}) for g in GRADIENTS},
     "rws-sleep": (IWAE, {"gradient": estimators.ReweightedWakeSleep("both")}),
     "dreg-tvo": (TVO, {"gradient": "dreg"}),

@@ -495,64 +495,67 @@ def test_gradient_fitting_reaches_ppca(guide):
 ERRORS = {
     "scale": (
         lambda: gaussian_kl(torch.ones(2), torch.tensor([1.0, -2.0]), torch.ones(2), torch.ones(2)),
-        "scale_q: expected above 0, found -2",
+        "scale_q: found -2, expected above 0",
     ),
     "scale of p": (
         lambda: gaussian_kl(torch.ones(2), torch.ones(2), torch.ones(2), torch.zeros(2)),
-        "scale_p: expected above 0, found 0",
+        "scale_p: found 0, expected above 0",
     ),
     "indefinite": (
         lambda: gaussian_kl_full(torch.ones(2), torch.eye(2), torch.ones(2), -torch.eye(2)),
-        "cov_p: expected symmetric positive definite, found a matrix that is not",
+        "cov_p: found a matrix that is not symmetric positive definite, expected a covariance",
     ),
     "asymmetric": (
         lambda: gaussian_kl_full(torch.ones(2), torch.eye(2) + torch.ones(2, 2).tril(), torch.ones(2), torch.eye(2)),
-        "cov_q: expected symmetric positive definite, found a matrix that is not",
+        "cov_q: found a matrix that is not symmetric positive definite, expected a covariance",
     ),
     "weight": (
         lambda: LinearGaussian(torch.ones(3), torch.ones(3), torch.tensor(1.0)),
-        "weight: expected shape (D, k), found (3,)",
+        "weight: found shape (3,), expected (D, k)",
     ),
     "mean": (
         lambda: LinearGaussian(torch.ones(3, 2), torch.ones(2), torch.tensor(1.0)),
-        "mean: expected shape (3,), found (2,)",
+        "mean: found shape (2,), expected (3,)",
     ),
     "variance": (
         lambda: LinearGaussian(torch.ones(3, 2), torch.ones(3), torch.ones(3)),
-        "variance: expected shape (), found (3,)",
+        "variance: found shape (3,), expected ()",
     ),
     "no variance": (
         lambda: LinearGaussian(torch.ones(3, 2), torch.ones(3), torch.tensor(0.0)),
-        "variance: expected above 0, found 0",
+        "variance: found 0, expected above 0",
     ),
-    "x": (lambda: linear_gaussian().log_prob(randn(N, 2)), "x: expected shape (N, 5), found (7, 2)"),
-    "one x": (lambda: linear_gaussian().posterior(randn(D)), "x: expected shape (N, 5), found (5,)"),
+    "x": (lambda: linear_gaussian().log_prob(randn(N, 2)), "x: found shape (7, 2), expected (N, 5)"),
+    "one x": (lambda: linear_gaussian().posterior(randn(D)), "x: found shape (5,), expected (N, 5)"),
     "x of an elbo": (
         lambda: linear_gaussian().elbo(randn(D), randn(N, K), covariance()),
-        "x: expected shape (N, 5), found (5,)",
+        "x: found shape (5,), expected (N, 5)",
     ),
     "guide's mean": (
         lambda: linear_gaussian().elbo(randn(N, D), randn(N, 2), covariance()),
-        "mean: expected shape (7, 3), found (7, 2)",
+        "mean: found shape (7, 2), expected (7, 3)",
     ),
     "guide's covariance": (
         lambda: linear_gaussian().iwae_limit(randn(N, D), randn(N, K), randn(N, K)),
-        "covariance: expected shape (3, 3), found (7, 3)",
+        "covariance: found shape (7, 3), expected (3, 3)",
     ),
     "guide's covariances": (
         lambda: linear_gaussian().elbo(randn(N, D), randn(N, K), covariance(2)),
-        "covariance: expected shape (7, 3, 3), found (2, 3, 3)",
+        "covariance: found shape (2, 3, 3), expected (7, 3, 3)",
     ),
     "guide's variance": (
         lambda: linear_gaussian().elbo(randn(N, D), randn(N, K), -torch.ones(K)),
-        "covariance: expected symmetric positive definite, found a matrix that is not",
+        "covariance: found a matrix that is not symmetric positive definite, expected a covariance",
     ),
-    "one datum": (lambda: fit_ppca(randn(1, D), K), "x: expected shape (N, D) with N of 2 or more, found (1, 5)"),
+    "one datum": (lambda: fit_ppca(randn(1, D), K), "x: found shape (1, 5), expected (N, D) with N of 2 or more"),
     "images": (
         lambda: ppca_log_likelihood(randn(3, 1, 8, 8), K),
-        "x: expected shape (N, D) with N of 2 or more, found (3, 1, 8, 8)",
+        "x: found shape (3, 1, 8, 8), expected (N, D) with N of 2 or more",
     ),
-    "NaN": (lambda: fit_ppca(torch.full((3, 4), math.nan), 2), "x: expected finite values, found NaN or infinity"),
+    "NaN": (
+        lambda: fit_ppca(torch.full((3, 4), math.nan), 2),
+        "x: found NaN or infinity, expected finite values: leave those data out",
+    ),
     "too many latents": (
         lambda: fit_ppca(data(), D),
         "latent: found 5, expected 1 to 4 for data of 5 dimensions",
@@ -564,20 +567,20 @@ ERRORS = {
     "no latent": (lambda: fit_ppca(data(), 0), "latent: found 0, expected 1 to 4 for data of 5 dimensions"),
     "too few data": (
         lambda: fit_ppca(randn(4, D), K),
-        "x: no variance beyond 3 dimensions: give more data, or fewer latents",
+        "x: found no variance beyond 3 dimensions, expected some: give more data, or fewer latents",
     ),
     "constant data": (
         lambda: fit_ppca(torch.ones(9, D), K),
-        "x: no variance beyond 3 dimensions: give more data, or fewer latents",
+        "x: found no variance beyond 3 dimensions, expected some: give more data, or fewer latents",
     ),
-    "fixed variance": (lambda: fit_ppca(data(), K, variance=-1.0), "variance: expected above 0, found -1"),
+    "fixed variance": (lambda: fit_ppca(data(), K, variance=-1.0), "variance: found -1, expected above 0"),
     "rotation's shape": (
         lambda: fit_ppca(data(), K, rotation=torch.eye(2)),
-        "rotation: expected shape (3, 3), found (2, 2)",
+        "rotation: found shape (2, 2), expected (3, 3)",
     ),
     "rotation": (
         lambda: fit_ppca(data(), K, rotation=2 * torch.eye(K)),
-        "rotation: expected R'R = I, found a matrix that is not orthogonal",
+        "rotation: found a matrix that is not orthogonal, expected R'R = I",
     ),
     "covariance": (
         lambda: LinearVAE(D, K, covariance="diag"),
@@ -585,14 +588,14 @@ ERRORS = {
     ),
     "decoder's mean": (
         lambda: LinearVAE(D, K, mean=torch.ones(2)),
-        "mean: expected shape (5,), found (2,)",
+        "mean: found shape (2,), expected (5,)",
     ),
     "other model": (
         lambda: LinearVAE(D, 2).set_(linear_gaussian()),
-        "weight: expected shape (5, 2), found (5, 3)",
+        "weight: found shape (5, 3), expected (5, 2)",
     ),
-    "model's x": (lambda: LinearVAE(D, K).model(torch.ones(2, 4)), "x: expected shape (N, 5), found (2, 4)"),
-    "guide's x": (lambda: LinearVAE(D, K).guide(torch.ones(5)), "x: expected shape (N, 5), found (5,)"),
+    "model's x": (lambda: LinearVAE(D, K).model(torch.ones(2, 4)), "x: found shape (2, 4), expected (N, 5)"),
+    "guide's x": (lambda: LinearVAE(D, K).guide(torch.ones(5)), "x: found shape (5,), expected (N, 5)"),
 }
 
 

@@ -13,36 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import SMALL, go
 
-from pvae import InputError, checkpoints, cli, fit, load, locks, report, runs, sample
+from pvae import InputError, checkpoints, fit, load, locks, report, runs
 
-SMALL = ["--epochs", "3", "--encoder.hidden", "16", "--decoder.hidden", "16", "--latent", "2", "--eval-particles", "2"]
-SMALL += ["--compile", "off"]
+pytestmark = pytest.mark.usefixtures("here", "plain")
 HOLD = (
     "import fcntl, time; f = open('{}', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(99)"
 )
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(report, "figures", lambda *_: None)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figures", lambda *_: None)
-        assert fit.main([*SMALL, "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture
-def run(finished, here):
-    return Path(shutil.copytree(finished, here / "run"))
 
 
 @pytest.fixture
@@ -61,12 +39,6 @@ def holder(here):
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def go(*argv, main=fit.main, command="fit"):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(main, command, [str(word) for word in argv])
-    return ended.value.code
 
 
 def content(folder):
@@ -127,7 +99,7 @@ def test_a_run_holds_its_folder_until_it_ends(here, run, capsys, monkeypatch):
         with pytest.raises(InputError, match=who), locks.locked(Path(tried[-1]), "later"):
             pass
 
-    monkeypatch.setattr(report, "figures", again)
+    monkeypatch.setattr(report.figures, "draw", again)
     for argv, folder in (([*SMALL, "--out", "new"], "new"), (["--resume", run], run)):
         tried.append(folder)
         assert go(*argv) == 0
@@ -170,12 +142,18 @@ def test_a_lock_that_was_deleted_as_it_was_given_up_holds_nothing(here, monkeypa
             pass
 
 
-def test_without_locks_a_run_goes_on(here, monkeypatch):
+def test_without_locks_a_run_goes_on(monkeypatch):
+    """On a file system that has none, and on a system that has none."""
+
     def flock(*_):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert go(*SMALL, "--epochs", "1", "--out", "new") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        assert go(*SMALL, "--epochs", "1", "--out", "new") == 0
+    monkeypatch.setattr(locks, "fcntl", None)
+    assert go(*SMALL, "--epochs", "1", "--out", "other") == 0
+    assert not Path("other", locks.LOCK).exists()
 
 
 @pytest.mark.parametrize("name", ["step-000000022", "best"])
@@ -205,7 +183,7 @@ def test_a_run_in_a_folder_of_that_name_is_read(run, here, folder):
     Path("checkpoints").mkdir()
     run.rename(folder)
     assert runs.Run.at(folder)[1].state["steps"] == 33
-    assert go(folder, "-n", "3", "-o", "x.npy", main=sample.main, command="sample") == 0
+    assert go(folder, "-n", "3", "-o", "x.npy", command="sample") == 0
     assert go("--resume", folder) == 0
     with pytest.raises(InputError, match="checkpoints/nosuch: no such run folder"):
         runs.Run.at("checkpoints/nosuch")

@@ -7,29 +7,24 @@ import types
 from pathlib import Path
 
 import pytest
+from commands import go
 
 import pvae
-from pvae import cli, fit, gradients, snr
-
-
-def go(main, name, *argv):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(main, name, [str(word) for word in argv])
-    return ended.value.code
+from pvae import gradients, snr
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients") / "run"
     small = ["--epochs", 1, "--latent", 2, "--encoder.hidden", 8, "--decoder.hidden", 8, "--eval-particles", 2]
-    assert go(fit.main, "fit", *small, "--out", folder) == 0
+    assert go(*small, "--out", folder) == 0
     return folder
 
 
 def test_a_run(run, tmp_path, capsys):
     files = [tmp_path / f"found{ending}" for ending in (".json", ".csv", ".png")]
     options = ["--particles", "1,4", "--gradient", "reparam,vimco", "--samples", 5]
-    assert go(gradients.main, "gradients", run, *options, *(word for file in files for word in ("--out", file))) == 0
+    assert go(run, *options, *(word for file in files for word in ("--out", file)), command="gradients") == 0
     text = capsys.readouterr().out
     assert "signal-to-noise ratio, guide" in text
     assert "run, 20 test data, iwae, 5 gradients each" in text
@@ -46,11 +41,11 @@ def test_a_run(run, tmp_path, capsys):
 
 def test_a_gradient_without_noise_has_no_ratio(tmp_path, capsys, monkeypatch):
     small = ["--epochs", 1, "--latent", 2, "--encoder.hidden", 8, "--decoder.hidden", 8, "--eval-particles", 2]
-    assert go(fit.main, "fit", *small, "--guide", "delta", "--out", tmp_path / "run") == 0
+    assert go(*small, "--guide", "delta", "--out", tmp_path / "run") == 0
     capsys.readouterr()
     outs = [word for ending in ("json", "png", "csv") for word in ("--out", tmp_path / f"x.{ending}")]
     argv = ["--particles", "1,2,4", "--gradient", "reparam", "--samples", 5]
-    assert go(gradients.main, "gradients", tmp_path / "run", *argv, *outs) == 0
+    assert go(tmp_path / "run", *argv, *outs, command="gradients") == 0
     out, err = capsys.readouterr()
     assert "nan" not in out
     assert f"{tmp_path / 'x.png'}: without reparam: guide: its gradient has no noise\n" in err
@@ -112,7 +107,7 @@ def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
     ],
 )
 def test_bad_input(argv, message, capsys):
-    assert go(gradients.main, "gradients", *argv) == 2
+    assert go(*argv, command="gradients") == 2
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1

@@ -17,7 +17,6 @@ from pyro.infer.autoguide import AutoNormal
 from torch.distributions import transform_to
 
 import pvae
-from pvae import base
 from pvae.svi import graphs
 
 MODES = ["off", "graph", pytest.param("full", marks=pytest.mark.slow)]
@@ -483,30 +482,6 @@ def test_a_resumed_fit_takes_numbers_as_the_whole_one_does():
 
 
 # Others in the same process -------------------------------------------------------------------------------------------
-
-
-def test_two_fits_in_turn_are_two_fits_one_after_the_other():
-    def vae(seed):
-        base._scopes.clear()
-        torch.manual_seed(seed)
-        decoder, encoder = pvae.MLPDecoder(3, (4, 5), [16]), pvae.MLPEncoder((4, 5), 6, [16])
-        parts = pvae.VAE(pvae.Normal(3), pvae.Bernoulli(decoder, (4, 5)), pvae.MeanField(encoder, 3))
-        return pvae.SVI(parts.model, parts.guide, pyro.optim.Adam({"lr": 0.01}), pvae.ELBO(), compile="graph")
-
-    x = torch.rand(6, 4, 5).round()
-    alone = []
-    for seed in (1, 2):
-        svi = vae(seed)
-        alone.append([])
-        for step in range(12):
-            torch.manual_seed(step)
-            alone[-1].append(svi.step(x))
-    pair, together = [vae(1), vae(2)], [[], []]
-    for step in range(12):
-        for svi, losses in zip(pair, together, strict=True):
-            torch.manual_seed(step)
-            losses.append(svi.step(x))
-    assert together == alone
 
 
 def test_two_fits_that_share_a_module():

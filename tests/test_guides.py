@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import os
 import pickle
 from types import SimpleNamespace
 
@@ -12,13 +11,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from closeness import close, leaf, matches, positive
+from commands import quick, refused
 from programs import assert_replayed
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pvae
-from pvae import cli, compare, fit, guides, report
+from pvae import compare, fit, guides, report
 from pvae.base import members
 from pvae.conditions import ConditionedDecoder, ConditionedEncoder, Label
 from pvae.distributions import DiagonalNormal
@@ -234,8 +234,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guides")
     small = ["--epochs=1", "--encoder.hidden=8", "--decoder.hidden=8", "--latent=3", "--eval-particles=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figures", lambda *_: None)
-        patch.setattr(os, "fsync", lambda _: None)
+        quick(patch)
         for name in ("mean_field", "delta", "semi_amortized"):
             assert fit.main([*small, "--guide", name, "--out", str(folder / name)]) == 0
     return folder
@@ -253,11 +252,7 @@ def test_a_run_says_that_a_points_numbers_are_no_bounds(runs):
 
 
 def test_a_points_numbers_do_not_stand_beside_bounds(runs, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(compare.main, "compare", [str(runs / "mean_field"), str(runs / "delta")])
-    assert ended.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+    err = refused(capsys, runs / "mean_field", runs / "delta", command="compare")
     assert "numbers 'bounds on log p(x)' and 'no bounds" in err
     assert "again with the other's --guide" in err
     assert compare.main([str(runs / "delta"), "--particles", "1,30", "--train", "0"]) == 0

@@ -626,12 +626,6 @@ def test_the_protocol_of_burda_is_expressed():
 SMALL = ["--encoder.hidden", "16", "--decoder.hidden", "16", "--layer-hidden", "8", "--epochs", "2"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("kind", [pytest.param("bottom_up", marks=pytest.mark.slow), "ladder"])
 def test_the_commands(here, capsys, kind):
     xarray = pytest.importorskip("xarray")
@@ -689,9 +683,8 @@ def test_saying_so_leaves_the_model_and_the_generators_as_they_are(mode):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_resumed_run_is_the_run(here, monkeypatch):
+def test_a_resumed_run_is_the_run(here, plain):
     options = [*SMALL, "--latent", "4,3", "--hierarchy", "ladder", "--eval-particles", "2"]
-    monkeypatch.setattr("pvae.report.figures", lambda *_: None)
     assert fit.main([*options, "--save-every", "1", "--out", "whole"]) == 0
     assert fit.main([*options, "--save-every", "1", "--out", "again"]) == 0
     first = sorted((here / "again" / "checkpoints").iterdir())[0]

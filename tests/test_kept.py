@@ -10,10 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from commands import quick
 from torch import nn
 
 import pvae
-from pvae import fit, report
+from pvae import fit
 from pvae.cells import CELL, TRACED_AFTER, Kept
 from pvae.evaluate import evaluate
 from pvae.priors import Energy, Resampled, Vamp
@@ -314,8 +315,7 @@ FIT += [
 @pytest.mark.parametrize("prior", ["vamp", pytest.param("resampled", marks=pytest.mark.slow)])
 def test_a_fit_validates_alike_with_kept_graphs_without_and_resumed(prior, traced, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "figures", lambda *_: None)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    quick(monkeypatch)
     np.savez("some.npz", x=np.random.default_rng(0).integers(0, 2, (1000, 4)).astype(np.uint8))
     made = [*FIT, "--prior", prior, "--device", "cuda"]
 

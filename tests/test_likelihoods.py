@@ -17,10 +17,10 @@ from pvae.config import Config, from_flat
 from pvae.data import Dataset, Split
 from pvae.distributions import IndependentBernoulli
 from pvae.errors import InputError
-from pvae.evaluate import Evaluation
+from pvae.evaluate import Evaluation, bits_per_dim
 from pvae.load import read_data
-from pvae.report import bits_per_dim
 from pvae.runs import protocol
+from pvae.supports import is_discrete
 from pvae.train import Training, svi
 
 LOGITS = torch.tensor([-50.0, -10.0, -1.2, -1.0, -0.3, -1e-4, 0.0, 1e-9, 1e-3, 0.9999, 1.0001, 4.0, 50.0])
@@ -397,7 +397,8 @@ def test_a_likelihood_starts_at_the_training_data(member, options, tolerance, de
     part = start(member, x, decoder, **options)
     p = part(torch.zeros(2))
     assert (p.mean - x.mean(0)).abs().max() < tolerance
-    found = p.expand([2000]).log_prob(x).mean().item() - (0 if data.is_discrete(part.support) else 6 * math.log(255))
+    levels = 0 if is_discrete(part.support) else 6 * math.log(255)
+    found = p.expand([2000]).log_prob(x).mean().item() - levels
     assert -found / 6 / math.log(2) < (8 if member is likelihoods.ContinuousBernoulli else 7.1)
 
 

@@ -1,4 +1,4 @@
-"""Gated and residual networks: their formulas, any image size, contexts, and that a datum depends on no other."""
+"""Gated networks and those of images: formulas, any image size, contexts, and that a datum depends on no other."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 import pvae
 from pvae.base import members
-from pvae.networks import GatedDecoder, GatedEncoder, ResNetDecoder, ResNetEncoder, gated_mlp
+from pvae.networks import ConvDecoder, ConvEncoder, GatedDecoder, GatedEncoder, ResNetDecoder, ResNetEncoder, gated_mlp
 from pvae.networks.residual import Residual
 
 IMAGES = [(8, 8), (7, 5), (28, 20), (3, 9, 32), (1, 1), (1, 3, 9)]
@@ -76,10 +76,15 @@ def test_groups_have_about_sixteen_channels(channels, groups):
 
 
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-@pytest.mark.parametrize("channels", [(4,), (4, 3), (2, 3, 2, 3)], ids=str)
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_residual_networks_fit_images_of_any_size(shape, channels, blocks):
-    encoder, decoder = ResNetEncoder(shape, 7, channels, blocks), ResNetDecoder(2, shape, channels[::-1], blocks)
+@pytest.mark.parametrize("channels", [(), (4,), (4, 3), (2, 3, 2, 3)], ids=str)
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_networks_of_images_fit_any_size(shape, channels, blocks):
+    """With no residual blocks, plain convolutions."""
+    if blocks and not channels:
+        pytest.skip("residual networks have a layer at least")
+    own = {"blocks": blocks} if blocks else {}
+    encoder, decoder = (ResNetEncoder, ResNetDecoder) if blocks else (ConvEncoder, ConvDecoder)
+    encoder, decoder = encoder(shape, 7, channels, **own), decoder(2, shape, channels[::-1], **own)
     for lead in ((), (4,), (2, 3)):
         assert encoder(torch.rand(*lead, *shape)).shape == (*lead, 7)
         assert decoder(torch.rand(*lead, 2)).shape == lead + shape
@@ -90,13 +95,15 @@ def test_residual_networks_fit_images_of_any_size(shape, channels, blocks):
 
 
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-def test_every_pixel_of_a_residual_network_depends_on_the_latent(shape):
+@pytest.mark.parametrize(
+    ("encoder", "decoder"), [(ConvEncoder, ConvDecoder), (ResNetEncoder, ResNetDecoder)], ids=["conv", "resnet"]
+)
+def test_every_pixel_depends_on_the_latent(shape, encoder, decoder):
     """And every pixel has its say in the encoder: no row or column is cut off."""
     torch.manual_seed(1)
-    decoder = ResNetDecoder(3, shape, (8, 8))
-    assert (decoder(torch.randn(16, 3)).std(0) > 0).all()
-    encoder, x = ResNetEncoder(shape, 7, (8, 8)), torch.rand(shape, requires_grad=True)
-    encoder(x).square().sum().backward()
+    assert (decoder(3, shape, (8, 8), activation="tanh")(torch.randn(16, 3)).std(0) > 0).all()
+    x = torch.rand(shape, requires_grad=True)
+    encoder(shape, 7, (8, 8), activation="tanh")(x).square().sum().backward()
     assert (x.grad != 0).all()
 
 

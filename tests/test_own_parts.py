@@ -11,10 +11,10 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from commands import go, refused
 from torch import nn
 
 import pvae
-from pvae import cli, fit, sample
 
 SMALL = [
     "--data=data.npz",
@@ -38,11 +38,9 @@ class Right(pvae.Prior):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """A folder of the user's."""
-    monkeypatch.chdir(tmp_path)
+def here(here):
     arrays("data.npz", (4, 4))
-    return tmp_path
+    return here
 
 
 def arrays(name, shape=(6,), **more):
@@ -51,22 +49,6 @@ def arrays(name, shape=(6,), **more):
 
 def write(source, name="mylab"):
     Path(f"{name}.py").write_text(HEAD + textwrap.dedent(source))
-
-
-def go(*argv, main=fit.main, name="fit"):
-    with pytest.raises(SystemExit) as found:
-        cli.run(main, name, list(map(str, argv)))
-    return found.value.code
-
-
-def refused(capsys, *argv, **command):
-    assert go(*argv, **command) == 2
-    text = capsys.readouterr().err
-    assert text.startswith("pvae ")
-    assert text.count("\n") == 1
-    assert "Traceback" not in text
-    assert not list(Path().glob("runs/*"))
-    return text
 
 
 def prior(body, init=""):
@@ -133,11 +115,11 @@ CLASSES = [
     ("class Bad(pvae.Prior): pass", "prior mylab:Bad: found no forward, expected one: return a distribution"),
     (
         "class Bad(Right):\n    def forward(self):\n        return 1",
-        r"prior mylab:Bad: forward: found the arguments \(\), expected to be called with 1 of them: too many",
+        r"prior mylab:Bad: forward: found that it takes \(\), expected 1 argument: too many",
     ),
     (
         "class Bad(Right):\n    def __init__(self):\n        super().__init__(2)",
-        r"--prior mylab:Bad: __init__: found the arguments \(\), expected to be called with 1 of them: too many",
+        r"--prior mylab:Bad: __init__: found that it takes \(\), expected 1 argument: too many",
     ),
     (
         "class Bad(Right):\n    def __init__(self, latent):\n        self.scale = nn.Linear(2, 2)",
@@ -145,7 +127,7 @@ CLASSES = [
     ),
     (
         "class Bad(Right):\n    def __init__(self, latent):\n        super().__init__(latent + 1)",
-        "latent: found size 3 of the prior, 2 of the guide: expected one",
+        "latent: found size 3 of the prior, 2 of the guide, expected the same of both",
     ),
     ("class Bad: pass", "--prior mylab:Bad: found <class 'mylab.Bad'>, expected a subclass of pvae.Prior"),
     ("class Bad(pvae.MeanField): pass", "--prior mylab:Bad: found <class 'mylab.Bad'>, expected a subclass of pvae.Pr"),
@@ -248,7 +230,7 @@ def test_a_prior_that_cannot_be_sampled_is_fitted_and_says_so(capsys):
     names = {path.stem for path in Path("run/figures").iterdir()}
     assert "samples" not in names
     assert {"reconstructions", "latent_space", "learning_curves"} <= names
-    assert refused(capsys, "run", main=sample.main, name="sample") == f"pvae sample: error: {line}\n"
+    assert refused(capsys, "run", command="sample") == f"pvae sample: error: {line}\n"
 
 
 def test_a_likelihood_and_a_guide_without_a_mean(capsys):
@@ -305,7 +287,7 @@ def test_a_conditioned_fit_from_beginning_to_end(condition):
     options = ["--likelihood", "gaussian", "--condition", condition, "--data", "d.npz", "--out", "run"]
     assert go(*SMALL, *options) == 0
     assert Path("run/figures/samples.png").exists()
-    assert go("run", "-n", "5", "-o", "x.npy", main=sample.main, name="sample") == 0
+    assert go("run", "-n", "5", "-o", "x.npy", command="sample") == 0
     assert np.load("x.npy").shape == (5, 4, 4)
 
 

@@ -79,42 +79,6 @@ def test_a_density_integrates_to_one(name, latent):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_draws_have_the_moments_of_the_density(name):
-    """Mean, second moment and the mean log-density, by quadrature."""
-    z, cell = grid(2)
-    p = made(name, 2)(torch.tensor(1))
-    weight = p.log_prob(z).exp() * cell
-    x = p.expand([10_000]).sample()
-    assert not x.requires_grad
-    for f in (lambda z: z[..., 0], lambda z: z[..., 1].abs(), lambda z: z[..., 0] * z[..., 1], p.log_prob):
-        found = f(x)
-        error = found.std() / math.sqrt(len(found))
-        assert abs(found.mean() - (weight * f(z)).sum() / weight.sum()) < 4 * error
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_wider_batch_scores_as_each_alone(name):
-    y = torch.tensor([0, 2, 1])
-    part = made(name, 2)
-    value = torch.randn(4, 3, 2).double()
-    wide = part(y).expand([4, 3])
-    assert (wide.batch_shape, wide.sample().shape, wide.sample((5,)).shape) == ((4, 3), (4, 3, 2), (5, 4, 3, 2))
-    found = wide.log_prob(value)
-    for i in range(3):
-        torch.testing.assert_close(found[:, i], part(y[i]).log_prob(value[:, i]))
-    one = wide.log_prob(value[0, 0])  # a value without the batch
-    torch.testing.assert_close(one, torch.stack([part(c).log_prob(value[0, 0]) for c in y]).expand(4, 3))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("resampled", "energy")])
-def test_a_mean_is_that_of_the_density(name):
-    z, cell = grid(2)
-    p = made(name, 2)(torch.tensor(1))
-    expected = (p.log_prob(z).exp()[:, None] * z * cell).sum(0)
-    torch.testing.assert_close(p.mean, expected, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_the_model_can_dream(name):
     """Reweighted wake-sleep draws from the prior within the step."""
     part = made(name, 2).float()

@@ -7,17 +7,19 @@ import os
 import re
 import resource
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pictures import refused
 
-from pvae import fit, plots, report
+from pvae import figures, fit, plots
 from pvae.data import Split
+from pvae.figures import picture, sample
 from pvae.load import load
 from pvae.networks import ConvEncoder, ResNetEncoder
-from pvae.report import picture, sample, table
+from pvae.report import table
 from pvae.runs import Run, write_results
 from pvae.sample import main as main_of_sample
 from pvae.weights import log_weights
@@ -111,6 +113,12 @@ def test_the_figures_are_drawn(run):
     assert names == {"active_units", "latent_plane", "latent_space", "learning_curves", "reconstructions", "samples"}
 
 
+def test_a_curve_has_the_name_of_an_objective_of_ones_own_without_its_module():
+    config = SimpleNamespace(objective="mylab.bounds:Mine", particles=5)
+    _, found = figures.curves(SimpleNamespace(config=config, metrics=lambda: [{"epoch": 1, "train": -9.0}]))
+    assert next(iter(found)) == "training MINE (K=5)"
+
+
 def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32))
     command = f"--data {tmp_path}/rows.npy --likelihood gaussian --latent 2 --epochs 1 --out {tmp_path}/run"
@@ -196,10 +204,10 @@ def test_a_latent_that_is_not_used_is_told_of(run, active):
 
 
 def test_active_units_are_drawn_as_they_are_counted():
-    figure = report._units(torch.tensor([-1e-4, 0.5, 0.03]), torch.tensor([0.0, 0.1, 0.02]))
+    figure = figures._units(torch.tensor([-1e-4, 0.5, 0.03]), torch.tensor([0.0, 0.1, 0.02]))
     assert figure.axes[0].get_title() == "1 of 3 latent units active"
     with refused("one draw says nothing of posterior means: expected a larger K of --eval-particles"):
-        report._units(torch.tensor([math.nan]), torch.zeros(1))
+        figures._units(torch.tensor([math.nan]), torch.zeros(1))
 
 
 class Told(torch.nn.Linear):

@@ -70,10 +70,7 @@ PROGRAMS = {
 }
 OPTIMIZERS = {
     "Adam": lambda: pyro.optim.Adam({"lr": 0.05}),
-    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9, "clip_norm": 0.5}),
     "SGD": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9}),
-    "AdagradRMSProp": lambda: pyro.optim.AdagradRMSProp({"eta": 0.1}),
-    "per-tensor clipping": lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.1}),
 }
 
 
@@ -88,7 +85,7 @@ def run(svi_class, program, optim, loss, steps=5):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("optim", ["Adam", "SGD"])
+@pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_pyros_programs_train_as_under_pyro(program, optim):
     expected, expected_params = run(pyro.infer.SVI, program, optim, Trace_ELBO())
     found, params = run(pvae.SVI, program, optim, Trace_ELBO())
@@ -96,13 +93,6 @@ def test_pyros_programs_train_as_under_pyro(program, optim):
     assert params.keys() == expected_params.keys()
     for name in params:
         torch.testing.assert_close(params[name], expected_params[name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_pyros_optimizers_take_the_same_steps(optim):
-    expected, _ = run(pyro.infer.SVI, "param", optim, Trace_ELBO())
-    found, _ = run(pvae.SVI, "param", optim, Trace_ELBO())
-    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +133,6 @@ def test_arguments_by_parameter_become_groups(vae, x):
     svi.step(x)
     assert [(group["lr"], len(group["params"])) for group in svi.optimizer.param_groups] == [(1e-3, 4), (1e-2, 4)]
     assert "likelihood.decoder.layers.0.weight" in names
-
-
-@pytest.mark.parametrize("make", [lambda p: torch.optim.AdamW(p, lr=1e-2), None])
-def test_torch_optimizers_are_taken(vae, x, make):
-    optim = make or torch.optim.SGD(vae.parameters(), lr=1e-3)
-    svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
-    losses = [svi.step(x) for _ in range(50)]
-    assert losses[-1] < losses[0]
 
 
 def test_parameters_left_out_of_a_torch_optimizer_are_named(vae, x):
@@ -194,14 +176,6 @@ def test_a_schedule_scales_the_rates(vae, x):
     assert rates == pytest.approx([0.1, 0.05, 0.1 / 3])
 
 
-def test_a_pyro_scheduler_goes_on_working(vae, x):
-    optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.5})
-    svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
-    svi.step(x)
-    optim.step()
-    assert float(svi.optimizer.param_groups[0]["lr"]) == pytest.approx(0.05)
-
-
 def test_momentum_that_has_decayed_to_nothing_is_zero(vae, x):
     svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pvae.ELBO())
     for step in range(1, 201):
@@ -213,40 +187,6 @@ def test_momentum_that_has_decayed_to_nothing_is_zero(vae, x):
             vae.likelihood.requires_grad_(False)
     assert state.view(-1)[0] == 0
     assert state.view(-1)[1] == kept != 0
-
-
-def test_two_fits_in_one_process_do_not_disturb_each_other(new_vae, x):
-    one, two = new_vae(1), new_vae(2)
-    first = pvae.SVI(one.model, one.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO())
-    second = pvae.SVI(two.model, two.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO())
-    before = [p.detach().clone() for p in two.parameters()]
-    first.step(x)
-    assert all(torch.equal(p, q) for p, q in zip(two.parameters(), before, strict=True))
-    second.step(x)
-    assert not any(torch.equal(p, q) for p, q in zip(two.parameters(), before, strict=True))
-    assert len(pyro.get_param_store()) == 0
-
-
-def test_state_continues_bit_for_bit(new_vae, x):
-    def fit(steps, state=None, weights=None):
-        vae = new_vae()
-        svi = pvae.SVI(
-            vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pvae.ELBO(), schedule=lambda step: 0.9**step
-        )
-        if state is not None:
-            vae.load_state_dict(weights)
-            svi.load_state_dict(state["svi"])
-            torch.set_rng_state(state["random"])
-        else:
-            torch.manual_seed(5)
-        losses = [svi.step(x) for _ in range(steps)]
-        return losses, vae, {"svi": svi.state_dict(), "random": torch.get_rng_state()}
-
-    whole, vae, _ = fit(6)
-    half, half_vae, state = fit(3)
-    rest, resumed, _ = fit(3, state, half_vae.state_dict())
-    assert half + rest == whole
-    assert all(torch.equal(p, q) for p, q in zip(vae.parameters(), resumed.parameters(), strict=True))
 
 
 # Steps that are not finite --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, linear
 
+from ..base import full_precision
 from ..networks.network import check_sizes
 
 START = 1e-2
@@ -81,7 +82,7 @@ class Conditioner(nn.Module):
             out = first if weight is None else linear(x, weight) + first
             for weights, bias in later:
                 out = linear(elu(out), weights, bias)
-            out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
+            out = full_precision(out)
             return out.expand(*torch.broadcast_shapes(x.shape[:-1], out.shape[:-1]), -1).unflatten(-1, self.outputs)
 
         return numbers

@@ -72,7 +72,7 @@ class _Planar(OfVectors):
         return torch.log1p(self.stretch * (1 - moved.square())).squeeze(-1)
 
     @staticmethod
-    def _solve(along: Tensor, stretch: Tensor, steps: int = 20) -> Tensor:
+    def _solve(along: Tensor, stretch: Tensor) -> Tensor:
         """The root a of a + stretch tanh(a) = along.
 
         Newton's steps, from where none goes too far: at positive numbers the left side bends down for a positive
@@ -80,7 +80,7 @@ class _Planar(OfVectors):
         """
         far = along.abs()
         a = torch.where(stretch < 0, far - stretch, 0.0)
-        for _ in range(steps):
+        for _ in range(20):
             moved = torch.tanh(a)
             a = a - (a + stretch * moved - far) / (1 + stretch * (1 - moved.square()))
         return along.sign() * a

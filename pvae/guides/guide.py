@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
-from ..base import Part, check_distribution, leading, mean_of
+from ..base import Part, check_distribution, full_precision, leading, mean_of
 from ..conditions import ConditionedEncoder
 from ..errors import InputError
 
@@ -62,7 +61,7 @@ class Guide(Part, family="guide"):
                 f"encoder: found {out.shape[-1]} outputs, expected {self.outputs} for each of {self.latent} latent"
                 f" dimensions of {type(self).__name__}"
             )
-        return out.float() if out.dtype == torch.bfloat16 else out  # under autocast
+        return full_precision(out)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x) or q(z|x, y): batch shape (...), event shape (latent,)."""

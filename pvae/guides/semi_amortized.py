@@ -51,7 +51,8 @@ class SemiAmortized(Guide, name="semi_amortized"):
     """
 
     points: Tensor
-    _met: tuple[Part, Part] | None
+    _prior: Part | None
+    _likelihood: Part | None
 
     def __init__(
         self,

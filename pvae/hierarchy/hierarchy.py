@@ -145,4 +145,6 @@ def _check(prior: Part, layers: Sequence[Part], likelihood: Part, posterior: Inf
     for number, (made, inferred) in enumerate(zip([*layers, prior], posterior.guides, strict=True), 1):
         have = getattr(made, "latent", None), getattr(inferred, "latent", None)
         if None not in have and have[0] != have[1]:
-            raise InputError(f"z{number}: found size {have[0]} in the model, {have[1]} in the guide: expected one")
+            raise InputError(
+                f"z{number}: found size {have[0]} in the model, {have[1]} in the guide, expected the same of both"
+            )

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base import Part, check_distribution, leading
+from ..base import Part, check_distribution, full_precision, leading
 from ..conditions import ConditionedDecoder
 from ..errors import InputError
 from ..networks import Decoder
@@ -64,8 +64,7 @@ class Likelihood(Part, family="likelihood"):
                 f"decoder: found an output of shape {tuple(out.shape[z.dim() - 1 :])} for each latent, expected {shape}"
                 f" for {type(self).__name__} data of shape {tuple(self.shape)}"
             )
-        out = out.float() if out.dtype == torch.bfloat16 else out  # under autocast
-        whole = (*z.shape[:-1], *shape)
+        out, whole = full_precision(out), (*z.shape[:-1], *shape)
         return out if out.shape == whole else out.reshape(whole)
 
     def _applied(self, network: Callable[..., Tensor], z: Tensor, y: Tensor | None) -> Tensor:

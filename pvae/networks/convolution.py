@@ -33,7 +33,42 @@ def doubling(planes: Sequence[int], sizes: Sequence[Sequence[int]], bias: bool) 
     return nn.ConvTranspose2d(*planes, 3, stride=2, padding=1, output_padding=extra, bias=bias)
 
 
-class ConvEncoder(Encoder, name="conv"):
+class ImageEncoder(Encoder):
+    """Convolutions of stride 2, then one linear layer, for images of any size.
+
+    Args:
+        shape: of one image, (height, width) or (channels, height, width).
+        outputs: how many numbers it gives.
+        context: size of the context, each number of which is a constant channel of its own; 0 for none.
+        channels: of each convolution; each halves height and width, rounding up.
+        after: of so many channels, what comes after a convolution.
+        last: what comes before the linear layer.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        context: int,
+        channels: Sequence[int],
+        after: Callable[[int], list[nn.Module]],
+        last: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__(shape, outputs, context=context)
+        planes = [prod(self.shape[:-2]) + context, *channels]
+        layers: list[nn.Module] = []
+        for taken, given in pairwise(planes):
+            layers += [nn.Conv2d(taken, given, 3, stride=2, padding=1), *after(given)]
+        smallest = halvings(self.shape[-2:], len(channels))[-1]
+        layers += [*last, nn.Flatten(), nn.Linear(planes[-1] * prod(smallest), outputs)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
+        return leading(self.layers, images(x, self.shape, context), event_dim=3)
+
+
+class ConvEncoder(ImageEncoder, name="conv"):
     """Convolutions of stride 2, then one linear layer, for images of any size.
 
     Args:
@@ -57,20 +92,10 @@ class ConvEncoder(Encoder, name="conv"):
         *,
         context: int = 0,
     ) -> None:
-        super().__init__(shape, outputs, context=context)
-        check_image("conv", self.shape)
-        check_order("conv", self.shape)
+        check_image("conv", tuple(shape))
+        check_order("conv", tuple(shape))
         check_sizes("channels", channels)
-        planes = [prod(self.shape[:-2]) + context, *channels]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(planes):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation_of(activation)]
-        smallest = halvings(self.shape[-2:], len(channels))[-1]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(planes[-1] * prod(smallest), outputs))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
-        return leading(self.layers, images(x, self.shape, context), event_dim=3)
+        super().__init__(shape, outputs, context, channels, lambda planes: [activation_of(activation)])
 
 
 class ImageDecoder(Decoder):

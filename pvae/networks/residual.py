@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from math import gcd, prod
+from math import gcd
 
 import torch
 from torch import Tensor, nn
 
-from ..base import leading
 from ..errors import InputError, at_least
-from .convolution import ImageDecoder, check_image, check_order, halvings, images
-from .network import Activation, Encoder, activation_of, check_sizes
+from .convolution import ImageDecoder, ImageEncoder, check_image, check_order
+from .network import Activation, activation_of, check_sizes
 
 
 class Residual(nn.Module):
@@ -41,7 +39,7 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-class ResNetEncoder(Encoder, name="resnet"):
+class ResNetEncoder(ImageEncoder, name="resnet"):
     """Residual blocks between convolutions of stride 2, then one linear layer: h + f(h), for images of any size.
 
     Normalization is over groups of channels of one datum (Wu and He 2018): what comes out for a datum depends on no
@@ -71,20 +69,13 @@ class ResNetEncoder(Encoder, name="resnet"):
         *,
         context: int = 0,
     ) -> None:
-        super().__init__(shape, outputs, context=context)
-        _check(self.shape, channels, blocks)
-        check_order("resnet", self.shape)
-        planes = [prod(self.shape[:-2]) + context, *channels]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(planes):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_blocks(after, blocks, channels, activation)]
-        smallest = halvings(self.shape[-2:], len(channels))[-1]
-        layers += [activation_of(activation), nn.Flatten()]
-        self.layers = nn.Sequential(*layers, nn.Linear(planes[-1] * prod(smallest), outputs))
+        _check(tuple(shape), channels, blocks)
+        check_order("resnet", tuple(shape))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(..., *shape), and (..., context) where there is one, to (..., outputs)."""
-        return leading(self.layers, images(x, self.shape, context), event_dim=3)
+        def after(planes: int) -> list[nn.Module]:
+            return _blocks(planes, blocks, channels, activation)
+
+        super().__init__(shape, outputs, context, channels, after, [activation_of(activation)])
 
 
 class ResNetDecoder(ImageDecoder, name="resnet"):

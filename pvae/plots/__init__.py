@@ -4,7 +4,7 @@ Nothing here touches pyplot: no backend starts, no figure outlives its last refe
 look is one (`style`) and owes nothing to the settings of whoever runs it.
 """
 
-from pvae.plots.charts import (
+from .charts import (
     active_units,
     bound_against_k,
     khat_quantiles,
@@ -12,9 +12,9 @@ from pvae.plots.charts import (
     learning_curves,
     signal_against_k,
 )
-from pvae.plots.columns import is_table
-from pvae.plots.pictures import image_grid, is_drawn, latent_plane, reconstructions, samples
-from pvae.plots.style import save
+from .columns import is_table
+from .pictures import image_grid, is_drawn, latent_plane, reconstructions, samples
+from .style import save
 
 __all__ = [
     "active_units",

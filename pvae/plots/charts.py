@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pvae.errors import InputError
-from pvae.plots.style import CLASSES, FAINT, INK, LINES, formatted, numbers, page, settled, styled, vector
+from ..errors import InputError
+from .style import CLASSES, FAINT, INK, LINES, formatted, numbers, page, settled, styled, vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

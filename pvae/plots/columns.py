@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pvae.plots.style import FAINT, INK, LINES, formatted, settled
+from .style import FAINT, INK, LINES, formatted, settled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def against(x: np.ndarray, model: np.ndarray, names: tuple[str, str]) -> Figure:
     return settled(figure)
 
 
-def histograms(sets: Mapping[str, np.ndarray], title: str = "") -> Figure:
+def histograms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
     """Each column's values in one or two sets (N, D), the first filled; of two columns alone a dot for each row."""
     first, *_ = sets.values()
     if first.shape[1] == 2:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pvae.errors import InputError
-from pvae.plots.columns import against, histograms, is_table
-from pvae.plots.style import DPI, formatted, numbers, styled, vector
+from ..errors import InputError
+from .columns import against, histograms, is_table
+from .style import DPI, formatted, numbers, styled, vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pvae.errors import InputError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

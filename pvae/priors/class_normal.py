@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ..base import full_precision
 from ..distributions import DiagonalNormal
-from .prior import Prior, full_precision
+from .prior import Prior
 
 
 class ClassNormal(Prior, name="class_normal"):

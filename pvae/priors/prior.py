@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ..base import Part, check_distribution
@@ -36,8 +35,3 @@ class Prior(Part, family="prior"):
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z) or p(z|y): batch shape () or that of y, event shape (latent,)."""
         raise NotImplementedError
-
-
-def full_precision(value: Tensor) -> Tensor:
-    """A network's numbers as densities take them: float32 where the network runs in bfloat16, under autocast."""
-    return value.float() if value.dtype == torch.bfloat16 else value

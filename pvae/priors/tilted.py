@@ -9,13 +9,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..base import leading
+from ..base import full_precision, leading
 from ..distributions import Unexpanded
 from ..errors import at_least, more_than
 from ..frozen import once
 from ..mixtures import choose, pick
 from ..networks import mlp
-from .prior import Prior, full_precision
+from .prior import Prior
 
 TRAINING, EVALUATION = 1024, 2**16
 """How many draws of N(0, I) an expectation is estimated by."""

@@ -42,12 +42,11 @@ class SVI(Trained):
         loss_and_grads: as in Pyro, with a loss that is a function.
         clip_norm: clip the gradient to this global norm.
         schedule: a function from the number of steps taken to a factor of the learning rates.
-        compile: `off`: eager. `graph`: operations of the traced step, replayed (on CUDA as a captured graph); built in
-            under a second for some hundred operations. `full`: compiled by inductor as well, in some seconds. `auto`:
-            one of the two, by what compiling would save in the `steps` to come.
+        compile: `off`: eager. `graph`: the traced step's operations, replayed (on CUDA as a captured graph). `full`:
+            compiled by inductor as well. `auto`: one of these two, by what compiling would save in the `steps` to come.
         steps: how many steps are to come; only `auto` asks.
-        precision: of products and convolutions: `float32`, which is as torch is set (its own choice for convolutions
-            on CUDA is tf32: `torch.backends.cudnn.allow_tf32`), `tf32` (CUDA), or `bf16` (autocast).
+        precision: of products and convolutions: `float32`, as torch is set (which does convolutions on CUDA in tf32),
+            `tf32` (CUDA), or `bf16` (autocast).
         check_every: steps between two looks whether all losses were finite (default: 1 on a CPU, 1,000 on CUDA).
         notice: called with a line of text when a graph is built, and why.
 
@@ -55,16 +54,10 @@ class SVI(Trained):
         ValueError: an unknown mode or precision.
         NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
 
-    What a program does in Python is fixed when it is traced: tensors are its inputs. Arguments of another shape, and
-    numbers, flags, functions and small arrays that change in attributes, classes, closures, globals, modules of one's
-    own and in what these hold, six deep, get a graph of their own or run eagerly. Not looked at are environment and
-    context variables, settings of torch and Pyro, iterators, weak references, lists and arrays of 1,000 numbers and
-    more, memory that NumPy shares with a tensor, which names are in Pyro's store, lists and dicts in a module's private
-    attributes, what is imported within a function or asked for by its name's text (`getattr`): pass such values as
-    tensors. The 1st, 10th, 100th, 1,000th ... step of a graph is taken eagerly too and compared; steps in between may
-    use what such a value was before. A program that cannot be traced runs eagerly, with one warning. Where Pyro's
-    validation is on, what `step` observes is held against the supports of its sites in a replay, too (those that are
-    looked at number by number); what `run` takes of data that stay is not, nor are parameters of distributions.
+    What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
+    a function that it reaches has changed, the step is traced anew; now and then a step is taken eagerly too, and
+    compared. A program that cannot be traced runs eagerly, with one warning. `notebooks/any-pyro-program.md` says what
+    is looked at, what is not, and what is refused.
 
     >>> import pyro
     >>> import pyro.distributions as dist

@@ -196,8 +196,7 @@ class Graphs:
     def give_up(self, reason: str) -> None:
         """Run eagerly from here on, and say why, once."""
         self.eager_only = reason
-        self._graphs.clear()
-        self._aside.clear()
+        self.forget()
         self._warn(f"the program runs eagerly: {reason}")
 
     def out_of_memory(self) -> None:

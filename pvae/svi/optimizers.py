@@ -54,7 +54,9 @@ class ClippedAdam(Optimizer):
         """Take one step."""
         result = None if closure is None else closure()
         for group in self.param_groups:
-            group["lr"] = group["lr"].mul_(group["lrd"]) if _is_tensor(group["lr"]) else group["lr"] * group["lrd"]
+            group["lr"] = (
+                group["lr"].mul_(group["lrd"]) if isinstance(group["lr"], Tensor) else group["lr"] * group["lrd"]
+            )
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
                 if not self.state[p]:
@@ -205,7 +207,7 @@ def hold(optimizer: Optimizer, rates: Tensor | None) -> None:
         return
     for index, group in enumerate(optimizer.param_groups):
         lr = group["lr"]
-        if not (_is_tensor(lr) and lr.data_ptr() == rates.data_ptr() + index * rates.itemsize):
+        if not (isinstance(lr, Tensor) and lr.data_ptr() == rates.data_ptr() + index * rates.itemsize):
             group["lr"] = rates[index].fill_(lr)
 
 
@@ -240,7 +242,7 @@ def state_tensors(optimizer: Optimizer) -> list[Tensor]:
     """All that a step changes beside the parameters."""
     rates = [group.get("lr") for group in optimizer.param_groups]
     held = [value for state in optimizer.state.values() for value in state.values()]
-    return [value for value in (*rates, *held) if _is_tensor(value)]
+    return [value for value in (*rates, *held) if isinstance(value, Tensor)]
 
 
 def flush(optimizer: Optimizer, done: int, more: int) -> None:
@@ -283,7 +285,8 @@ class Share:
             steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
             values = {**found, **steps}.items()
             self.whole.state[self.parameter] = {
-                key: value.to(self.parameter.device, copy=True) if _is_tensor(value) else value for key, value in values
+                key: value.to(self.parameter.device, copy=True) if isinstance(value, Tensor) else value
+                for key, value in values
             }
 
 
@@ -352,7 +355,3 @@ def _fuses(constructor: Callable[..., Optimizer], device: str) -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

@@ -303,6 +303,6 @@ def _asserted() -> bool:
     frame = _asking()
     after = (found for found in dis.get_instructions(frame.f_code) if found.offset > frame.f_lasti)
     following = next((found for found in after if found.opname not in ("CACHE", "NOT_TAKEN")), None)
-    return following is not None and "AssertionError" in f"{following.opname} {following.argrepr}".replace(
-        "LOAD_ASSERTION_ERROR", "AssertionError"
+    return following is not None and (
+        following.opname == "LOAD_ASSERTION_ERROR" or "AssertionError" in following.argrepr
     )

@@ -161,24 +161,25 @@ def _cell(key: str, values: Mapping[str, Estimate], found: Comparison, protocol:
 
 
 def _titles(found: Comparison) -> dict[str, str]:
-    plan, annealing, size = found.plan, found.plan.annealing, next(iter(found.models.values())).train
+    """What is above each part that a comparison may have."""
+    plan, annealing, train = found.plan, found.plan.annealing, next(iter(found.models.values())).train
     few = f"{len(found.chosen):,} of the test data"
-    known = any(each.exact is not None for each in found.models.values())
-    return {
-        "test": "test",
-        "train": ""
-        if size is None
-        else f"training, {len(size.elbo):,} data, {size.draws:,} draw{'s' * (size.draws != 1)} each",
-        "difference": "training less test",
-        "exact": "exact",
-        "ais": ""
-        if annealing is None
-        else f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures, "
-        f"{annealing.chains} chains, {annealing.leapfrog} leapfrog steps; log p(x) from below, bounds of these data",
-        "gap": f"inference gap: {few}; ELBO* is that of a guide fitted to each datum alone,"
-        " approximation log p(x) - ELBO*, amortization ELBO* - ELBO"
-        + ("; log p(x) is the exact one where it is known" if known else ""),
-    }
+    titles = {"test": "test", "train": "", "difference": "training less test", "exact": "exact", "ais": ""}
+    if train is not None:
+        titles["train"] = f"training, {len(train.elbo):,} data, {train.draws:,} draw{'s' * (train.draws != 1)} each"
+    if annealing is not None:
+        titles["ais"] = (
+            f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures,"
+            f" {annealing.chains} chains, {annealing.leapfrog} leapfrog steps; log p(x) from below, bounds of these"
+            " data"
+        )
+    titles["gap"] = (
+        f"inference gap: {few}; ELBO* is that of a guide fitted to each datum alone, approximation log p(x) - ELBO*,"
+        " amortization ELBO* - ELBO"
+    )
+    if any(each.exact is not None for each in found.models.values()):
+        titles["gap"] += "; log p(x) is the exact one where it is known"
+    return titles
 
 
 def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:

@@ -51,14 +51,11 @@ def _label(names: list[str], protocol: dict[str, Any]) -> str:
 
 
 def _section(found: Comparison, table: Table) -> str:
-    columns = 1 + len(found.models)
-    head = (
-        []
-        if table.part == "test"
-        else [rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(_short(table.title))}}}}} \\"]
-    )
     lines = [line for row in table.rows for line in _lines(found, table.part, row)]
-    return "\n".join([*head, *lines])
+    if table.part != "test":
+        columns = 1 + len(found.models)
+        lines.insert(0, rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(_short(table.title))}}}}} \\")
+    return "\n".join(lines)
 
 
 def _short(title: str) -> str:
