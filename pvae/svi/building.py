@@ -27,6 +27,8 @@ from .values import Known, Untraceable
 if TYPE_CHECKING:
     from .engine import SVI
 
+EVERY = 5.0
+"""Seconds between two lines of how far a trace is."""
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -65,7 +67,7 @@ class Build:
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
-        self._traces = progress(svi.notice)
+        self._traces = _progress(svi.notice)
         self._having: list[Tensor] = []
         self._read: list[Tensor] = []
 
@@ -186,20 +188,15 @@ class Build:
         return _without_gradient(replay.compiled(traced, outputs) if wide else traced), True
 
 
-def progress(notice: Callable[[str], None], every: float = 5.0) -> Callable[[], None]:
-    """Says every so many seconds how far a trace is; to be called at each operation.
-
-    >>> traces = progress(print, every=0.0)
-    >>> traces()
-    tracing: 1 operations in 0 s
-    """
+def _progress(notice: Callable[[str], None]) -> Callable[[], None]:
+    """Says now and then how far a trace is; to be called at each operation."""
     start, numbers = perf_counter(), count(1)
     said = start
 
     def traces() -> None:
         nonlocal said
         number, now = next(numbers), perf_counter()
-        if now - said >= every:
+        if now - said >= EVERY:
             said = now
             notice(f"tracing: {number:,} operations in {now - start:.0f} s")
 

@@ -283,7 +283,7 @@ class SVI(Trained):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.replaced:
             self._replace()
-        if self._used.new:
+        if self._used.new or (self.optimizer is None and isinstance(self.optim, torch.optim.Optimizer)):
             self._take(self._used.taken())
         if not (torch.is_grad_enabled() or self._graded()):
             raise ValueError(WITHOUT)

@@ -189,7 +189,7 @@ class Trained(pyro.infer.SVI):
             self._restore_optimizer(state["optimizer"])
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
         optimizers.aligned(self.optimizer, self._names)
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = optimizers.prepare(self.optimizer)
