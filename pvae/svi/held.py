@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -12,8 +13,38 @@ from .calls import CONSTANTS
 CONTAINERS = (list, dict, set, deque)
 
 
-def holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:
-    """Whether a dict still has the very objects that it had."""
+class Members:
+    """Dicts, as of a module's layers, that are to have the very objects that they had; all are looked at at once."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        """What they are called, and what they had."""
+        self._holders: list[dict[str, Any]] = []
+        self._values: list[Any] = []
+        self._lengths: list[int] = []
+
+    def add(self, name: str, holder: dict[str, Any]) -> None:
+        """Note one as it is."""
+        self.parts.append((name, holder, dict(holder)))
+        self._holders.append(holder)
+        self._values += holder.values()
+        self._lengths.append(len(holder))
+
+    def changed(self) -> str:
+        """The name of one that has others now; empty if none."""
+        values = chain.from_iterable(map(dict.values, self._holders))
+        if [*map(len, self._holders)] == self._lengths and all(map(is_, values, self._values)):
+            return ""
+        return next(name for name, holder, members in self.parts if not _holds(holder, members))
+
+    def restore(self) -> None:
+        """Put back what they had."""
+        for _, holder, members in self.parts:
+            if not _holds(holder, members):
+                refill(holder, members)
+
+
+def _holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:
     return len(holder) == len(members) and all(map(is_, holder.values(), members.values()))
 
 

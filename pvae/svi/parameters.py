@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn import Module
 
-from .held import holds
+from .held import Members
 
 
 class Parameters(Messenger):
@@ -106,13 +106,15 @@ class Layers:
     """Which layers and parameters a module has, and which of these are frozen."""
 
     def __init__(self, module: Module) -> None:
-        held = [part for child in module.modules() for part in (child._modules, child._parameters)]
-        self._held = [(part, dict(part)) for part in held]
+        self._members = Members()
+        for name, child in module.named_modules():
+            for members in (child._modules, child._parameters):
+                self._members.add(f"layer {name}", members)
         self._frozen = [p for p in module.parameters() if not p.requires_grad]
 
     def changed(self) -> bool:
         """Whether it has others now, or one that was frozen is trained."""
-        return any(p.requires_grad for p in self._frozen) or not all(holds(*pair) for pair in self._held)
+        return bool(self._members.changed()) or any(p.requires_grad for p in self._frozen)
 
 
 class Snapshot:

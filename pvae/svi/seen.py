@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import hooks
 from .calls import CONSTANTS
-from .held import CONTAINERS, holds, now, of_class, plain, refill, same
+from .held import CONTAINERS, Members, now, of_class, plain, refill, same
 from .named import library, named
 from .optimizers import replayable
 from .simplify import memory
@@ -47,7 +47,7 @@ class Seen:
         """The entries' parts, so that an unchanged step looks at all at once."""
         self._contents: list[tuple[str, Any, Any]] = []
         self._lengths: tuple[list[Any], list[int]] = ([], [])
-        self._members: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._members = Members()
         self._arrays: list[tuple[str, np.ndarray, bytes]] = []
         self._places: tuple[list[str], list[Tensor], list[int]] = ([], [], [])
         """Tensors, and where their memory is."""
@@ -92,10 +92,8 @@ class Seen:
             for name, holder, was in self._contents:
                 if len(holder) != len(was):
                     return f"the length of {name} (was {len(was)}, is {len(holder)})"
-        for name, holder, members in self._members:
-            if not holds(holder, members):
-                return f"a module, parameter or buffer of {name}"
-        return ""
+        name = self._members.changed()
+        return f"a module, parameter or buffer of {name}" if name else ""
 
     def _other(self) -> str:
         """What is another now: constants are compared by value, all else is to be the same object."""
@@ -141,9 +139,7 @@ class Seen:
         for _, holder, was in self._contents:
             if len(holder) != len(was):
                 refill(holder, was)
-        for _, holder, members in self._members:
-            if not holds(holder, members):
-                refill(holder, members)
+        self._members.restore()
         for _, read, holder, key, was in self._entries.values():
             if now(read, holder, key) is not was:
                 if was is None and key == "forward":  # it was the class's
@@ -158,7 +154,7 @@ class Seen:
 
     def restore_buffers(self) -> None:
         """Put back the buffers of modules alone, where programs have put others in their place."""
-        for _, holder, members in self._members:
+        for _, holder, members in self._members.parts:
             for key, was in members.items():
                 if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
                     holder[key] = was
@@ -349,8 +345,8 @@ class Seen:
                 continue
             self.modules.append(child)
             full = f"{name}.{path}" if path else name
-            held = (child._modules, child._parameters, child._buffers)
-            self._members += [(full, members, dict(members)) for members in held]
+            for members in (child._modules, child._parameters, child._buffers):
+                self._members.add(full, members)
             for key, parameter in child._parameters.items():
                 if parameter is not None:
                     yield from self._parameter(f"{full}.{key}", parameter)
