@@ -18,8 +18,9 @@ from .bounds import iwae
 from .density import Density, State, simulate
 from .errors import InputError, at_least, nearest
 from .frozen import frozen
+from .means import mean_and_se, with_error
 from .noise import Noise, block_size
-from .weights import Program
+from .weights import Program, check_named
 
 Progress = Callable[[int, int], None]
 _DATA, _PILOT, _FORWARD, _REVERSE = range(4)  # each has random numbers of its own
@@ -103,9 +104,8 @@ class Annealed:
         return ((len(self.log_w) / self.ess - 1).clamp(min=0) / (len(self.log_w) - 1)).sqrt()
 
     def __repr__(self) -> str:
-        found, error = self.log_p.mean(), self.log_p.std() / math.sqrt(len(self.log_p))
         chains = f"{len(self.log_w)} chains, acceptance {self.acceptance.mean():.2f}, ess {self.ess.mean():.1f}"
-        return f"log p(x) {found:.3f} +- {error:.3f}; {len(self.log_p)} data, {chains}"
+        return f"log p(x) {with_error(mean_and_se(self.log_p))}; {len(self.acceptance)} data, {chains}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,10 +130,8 @@ class Bidirectional:
         return -self.reverse.log_p
 
     def __repr__(self) -> str:
-        gap = self.upper - self.lower
-        error = gap.std() / math.sqrt(len(gap))
-        low, high = self.lower.mean(), self.upper.mean()
-        return f"log p(x) in [{low:.3f}, {high:.3f}], gap {gap.mean():.3f} +- {error:.3f}; {len(gap)} simulated data"
+        low, high, gap = self.lower.mean(), self.upper.mean(), with_error(mean_and_se(self.upper - self.lower))
+        return f"log p(x) in [{low:.3f}, {high:.3f}], gap {gap}; {len(self.lower)} simulated data"
 
 
 @frozen()
@@ -144,7 +142,7 @@ def ais(
     *,
     guide: Program | None = None,
     annealing: Annealing | None = None,
-    plate: str = "",
+    plate: str | None = "",
     seed: int = 0,
     chunk: int | None = None,
     progress: Progress | None = None,
@@ -164,7 +162,8 @@ def ais(
         y: labels (N,) or None.
         guide: q(z|x), to start from in place of p(z).
         annealing: temperatures, chains, steps; `Annealing()` if not given.
-        plate: the plate of data, needed only where several hold every site.
+        plate: the plate of data, needed only where several hold every site; None for one estimate of log p of all
+            data, N = 1, as where they share latents.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a chain and a datum move at once (at least a cell of 32 data): it bounds the memory;
             by default what is fast, 2,048 on a CPU and 16,384 on CUDA. The numbers depend on it by rounding alone.
@@ -183,7 +182,7 @@ def ais(
     """
     job = _Job(model, guide, annealing or Annealing(), seed, plate)
     parts = []
-    for block in _blocks(x, y, job.annealing, chunk, progress):
+    for block in _blocks(x, y, job.annealing, chunk, progress, whole=plate is None):
         steps = job.step_sizes(block)
         parts.append(job.forward(block, steps))
     return _join(parts)
@@ -231,6 +230,7 @@ def bdmc(
     >>> bool((found.lower - log_p).abs().max() < 1), bool((found.upper - log_p).abs().max() < 1)
     (True, True)
     """
+    check_named(plate)
     job = _Job(model, guide, annealing or Annealing(), seed, plate)
     data, forward, reverse = [], [], []
     for block in _blocks(x, y, job.annealing, chunk, progress, directions=2):
@@ -298,9 +298,11 @@ class _Block(NamedTuple):
     data: tuple[Tensor, ...]
     first: int
     tick: Callable[[], None]
+    whole: bool = False
+    """Whether they have one weight."""
 
     def noise(self, seed: int, purpose: int) -> Noise:
-        return Noise((seed, purpose), self.first, len(self.data[0]), self.data[0].device)
+        return Noise((seed, purpose), self.first, 1 if self.whole else len(self.data[0]), self.data[0].device)
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class _Job:
     guide: Program | None
     annealing: Annealing
     seed: int
-    plate: str
+    plate: str | None
 
     def density(self, block: _Block, particles: int) -> Density:
         return Density(
@@ -335,7 +337,7 @@ class _Job:
                 state, probability = self._move(density, state, betas[t + 1], steps[t + 1], noise)
                 accepted += probability
             block.tick()
-        _check(log_w, block.first)
+        _check(log_w, block)
         return Annealed(log_w.cpu(), (accepted.mean(0) / (len(moves) - 1)).cpu())
 
     def step_sizes(self, block: _Block) -> Tensor:
@@ -368,12 +370,18 @@ class _Job:
 
 
 def _blocks(
-    x: Tensor, y: Tensor | None, annealing: Annealing, chunk: int | None, progress: Progress | None, directions: int = 1
+    x: Tensor,
+    y: Tensor | None,
+    annealing: Annealing,
+    chunk: int | None,
+    progress: Progress | None,
+    directions: int = 1,
+    whole: bool = False,
 ) -> Iterator[_Block]:
     if not len(x):
         raise InputError("ais: found no data, expected at least one datum")
     data = (x,) if y is None else (x, y)
-    size = block_size(x.device, annealing.chains, chunk)
+    size = len(x) if whole else block_size(x.device, annealing.chains, chunk)
     done, total = count(1), directions * annealing.temperatures * math.ceil(len(x) / size)
 
     def tick() -> None:
@@ -381,17 +389,18 @@ def _blocks(
             progress(next(done), total)
 
     for start in range(0, len(x), size):
-        yield _Block(tuple(part[start : start + size] for part in data), start, tick)
+        yield _Block(tuple(part[start : start + size] for part in data), start, tick, whole)
 
 
 def _join(parts: list[Annealed]) -> Annealed:
     return Annealed(torch.cat([part.log_w for part in parts], 1), torch.cat([part.acceptance for part in parts]))
 
 
-def _check(log_w: Tensor, first: int) -> None:
+def _check(log_w: Tensor, block: _Block) -> None:
     if log_w.isnan().any():
         chain, datum = log_w.isnan().nonzero()[0].tolist()
+        of = "" if block.whole else f"datum {block.first + datum}, "
         raise InputError(
-            f"ais: the log-weight of datum {first + datum}, chain {chain}, is not a number, expected one: look at that"
-            " datum, and whether the model's parameters are finite"
+            f"ais: the log-weight of {of}chain {chain} is not a number, expected one: look at the data, and whether the"
+            " model's parameters are finite"
         )

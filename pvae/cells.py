@@ -77,8 +77,9 @@ class Cells:
         model: p(x, z).
         guide: q(z|x).
         look: what was seen of them.
-        plate: the name of the plate of data, where there are several.
+        plate: the name of the plate of data, where there are several; None where the whole program has one weight.
         size: how many data there are, and draws for each.
+        cell: how many data come at once.
         chunk: how many pairs of a particle and a datum are scored at once.
         compile: as for `evaluate`.
         kept: graphs that there are.
@@ -89,15 +90,16 @@ class Cells:
         model: Program,
         guide: Program,
         look: Look,
-        plate: str,
+        plate: str | None,
         size: tuple[int, int],
         *,
+        cell: int,
         chunk: int,
         compile: str,
         kept: Kept,
     ) -> None:
         self.model, self.guide, self.look, self.plate, self.size = model, guide, look, plate, size
-        self.chunk, self.compile, self.kept = chunk, compile, kept
+        self.cell, self.chunk, self.compile, self.kept = cell, chunk, compile, kept
         kept.look((model, guide))
         self._runs: dict[Any, Forward] = {}
         self.sites: list[str] = []
@@ -112,7 +114,7 @@ class Cells:
             particles = min(size, draws - start)
             found, *averages = self._cell(particles, data, int(state))
             if not start:  # room for all at once: what is kept would else pin the heap between the cells' large arrays
-                terms = found.new_empty(3, draws, len(data[0]))
+                terms = found.new_empty(3, draws, found.shape[-1])
                 sums = [0.0] * len(averages)
             terms[:, start : start + particles] = found
             sums = [total + particles * value.double() for total, value in zip(sums, averages, strict=True)]
@@ -131,7 +133,7 @@ class Cells:
     def _often(self, particles: int, x: Tensor) -> bool:
         """Whether so many cells of this shape are to come that a graph is worth it."""
         n, draws = self.size
-        like = _sizes(n, CELL)[len(x)] * _sizes(draws, of_device(PARTICLES, x))[particles]
+        like = _sizes(n, self.cell)[len(x)] * _sizes(draws, of_device(PARTICLES, x))[particles]
         return self.compile != "off" and like > TRACED_AFTER
 
     def _graph(self, key: Any, program: Forward, data: tuple[Tensor, ...], seed: int) -> Forward | None:
@@ -170,7 +172,8 @@ class Cells:
         for part in drawn.parts(max(1, self.chunk // len(data[0]))):
             traces = weights.score(self.model, part, *data, plate=self.plate)
             if not parts:
-                weights.check_whole(traces, len(data[0]))
+                if self.plate is not None:
+                    weights.check_whole(traces, len(data[0]))
                 outside = [weights.outside(traces, self.look.validated)] if self.look.validated else []
             parts.append(torch.stack(weights.split(traces)))
             if several:

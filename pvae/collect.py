@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+import torch.distributions as td
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
@@ -19,13 +20,14 @@ from .plates import (
     check_log_prob,
     check_shapes,
     data_plate,
+    is_auxiliary,
     is_subsample,
     subsampling,
     written_at,
 )
 from .svi.calls import anew
 from .svi.faults import in_a_line
-from .svi.observed import outside, validated
+from .svi.observed import inner, outside, validated
 
 Program = Callable[..., Any]
 
@@ -51,6 +53,7 @@ class Collect(Messenger):
         super().__init__()
         self.program, self.values, self.detach, self.until = program, values or {}, detach, until
         self.sites: dict[str, Site] = {}
+        self._auxiliary = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
         """Run the program on these arguments; its sites by name."""
@@ -79,7 +82,10 @@ class Collect(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] in self.sites:
             raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
-        if self.detach and not msg["is_observed"]:
+        auxiliary = is_auxiliary(msg)
+        msg["made"] = self._auxiliary and not (auxiliary or msg["is_observed"]) and is_point(msg["fn"])
+        self._auxiliary = self._auxiliary or auxiliary
+        if self.detach and not msg["is_observed"] and not msg["made"]:
             msg["value"] = msg["value"].detach()
         self.sites[msg["name"]] = msg
         if self.until and self.until <= self.sites.keys():
@@ -112,7 +118,7 @@ class _Subsampling(Messenger):
             self.names.append(msg["name"])
 
 
-def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: Any) -> Look:
+def look(model: Program, guide: Program, *args: Any, plate: str | None = "", **kwargs: Any) -> Look:
     """Run both programs once for one particle, with Pyro's validation as it is set.
 
     Draws nothing from the generators that others see. Values and parameters outside their support, and batch dimensions
@@ -126,7 +132,7 @@ def look(model: Program, guide: Program, *args: Any, plate: str = "", **kwargs: 
     seen = _Subsampling()
     found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
     names = set(seen.names)
-    if names:
+    if names and plate is not None:
         names.discard(data_plate(drawn, sites, plate).name)
     return found._replace(thin=tuple(sorted(names)))
 
@@ -136,14 +142,19 @@ def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
     return look(model, guide, *args, **kwargs).nesting
 
 
-def whole(model: Program, guide: Program, *data: Any) -> Look:
+def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") -> Look:
     """As `look` at the first of some data, for programs that are to see all of them; masked values may be anything.
 
-    Of the others the shapes alone are looked at.
+    Of the others the shapes alone are looked at. A program of one weight, plate None, is looked at as it is.
 
     Raises:
         InputError: as `look` does; a plate that subsamples.
     """
+    if plate is None:
+        found = look(model, guide, *data, plate=None)
+        if found.thin:
+            raise subsampling(found.thin[0])
+        return found._replace(validated=frozenset())  # all values have just been looked at
     seen = _Subsampling()
     try:
         for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
@@ -259,10 +270,29 @@ def cuda_devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass, whatever is wrapped round it.
+
+    >>> Delta = pyro.distributions.Delta
+    >>> is_point(Delta(torch.zeros(2)).to_event(1).mask(torch.tensor(True)))
+    True
+    """
+    while isinstance(fn := inner(fn), td.TransformedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, pyro.distributions.Delta)
+
+
 def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
-    """The sites that are random or scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
+    """The latent sites, or all that are scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
     for name, site in sites.items():
         if is_subsample(site) or site["infer"].get("_deterministic"):
             continue
-        if observed or not site["is_observed"]:
+        if observed or not (site["is_observed"] or is_auxiliary(site)):
+            yield name, site
+
+
+def drawn_of(sites: dict[str, Site]) -> Iterator[tuple[str, Site]]:
+    """The sites at which a guide draws: auxiliary ones and latents, but for those made of auxiliary ones."""
+    for name, site in sites_of(sites, observed=True):
+        if not (site["is_observed"] or site.get("made")):
             yield name, site

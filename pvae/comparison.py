@@ -21,7 +21,7 @@ from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_infor
 from .errors import InputError, at_least
 from .evaluate import Evaluation, evaluate, mean_and_se
 from .gap import Gap, check_families, gap
-from .weights import Program
+from .weights import Program, check_named
 
 QUANTILES = (10, 50, 90)
 """Of k-hat over the data, in percent."""
@@ -101,6 +101,7 @@ class Plan:
                 raise InputError(f"{name}: found {list(ks)}, expected different numbers of draws, each at least 1")
         if self.total < max(self.particles):
             raise InputError(f"draws: found {self.total}, expected at least the largest K, {max(self.particles)}")
+        check_named(self.plate)
         check_families(self.families)
         if self.start not in ("prior", "guide"):
             raise InputError(f"start: found '{self.start}', expected prior or guide")
@@ -168,9 +169,10 @@ class Comparison:
         if found.exact is not None:
             parts["exact"] = _log_p(found.exact, found.test)
         if found.annealed is not None:
-            acceptance, ess = found.annealed.acceptance, found.annealed.ess
             parts["ais"] = _log_p(found.annealed.log_p, found.test, self.chosen)
-            parts["ais"] |= {"ess": estimate(ess), "acceptance": estimate(acceptance)}
+            parts["ais"]["ess"] = estimate(found.annealed.ess)
+            if not found.annealed.acceptance.isnan().all():  # of one temperature there are no transitions
+                parts["ais"]["acceptance"] = estimate(found.annealed.acceptance)
         if found.gap is not None:
             parts["gap"] = {key: estimate(value) for key, (value, _) in found.gap.columns().items()}
         return {part: values for part, values in parts.items() if values}
@@ -361,16 +363,25 @@ def _evaluation(found: Evaluation) -> dict[str, Estimate]:
 
 
 def _khat(value: Tensor, draws: int) -> dict[str, Estimate]:
-    """Its quantiles, whose errors are from order statistics, and the share above the threshold."""
-    n, threshold, found = len(value), khat_threshold(draws), {}
-    ordered = value.sort().values
-    for percent in QUANTILES:
-        p = percent / 100
-        half = math.sqrt(p * (1 - p) / n)
-        low, at, high = (ordered[min(max(math.ceil(n * q) - 1, 0), n - 1)].item() for q in (p - half, p, p + half))
-        found[f"khat.{percent}"] = Estimate(at, (high - low) / 2 if n > 1 else math.nan, n)
-    share = share_above(value, threshold)
-    return {**found, "khat.above": Estimate(share, math.sqrt(share * (1 - share) / n), n)}
+    """Its quantiles, and the share above the threshold."""
+    found = {f"khat.{percent}": _quantile(value.sort().values, percent / 100) for percent in QUANTILES}
+    n, share = len(value), share_above(value, khat_threshold(draws))
+    near = (n * share + 2) / (n + 4)  # none of n is no proof that there are none: at most 3 of n, twice this error
+    return {**found, "khat.above": Estimate(share, math.sqrt(near * (1 - near) / n) if n > 1 else math.nan, n)}
+
+
+def _quantile(ordered: Tensor, p: float) -> Estimate:
+    """A quantile; its error is a quarter of its 95% interval, whose ends are order statistics too, if there are such.
+
+    Of the 10% and 90% quantiles there are from 37 data on.
+    """
+    n = len(ordered)
+    half = 2 * math.sqrt(p * (1 - p) / n)
+    at = ordered[math.ceil(n * p) - 1].item()
+    if not 0 < p - half < p + half < 1:
+        return Estimate(at, math.nan, n)
+    low, high = (ordered[math.ceil(n * q) - 1].item() for q in (p - half, p + half))
+    return Estimate(at, (high - low) / 4, n)
 
 
 def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -13,7 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
-from . import spans, weights
+from . import weights
 from .errors import InputError
 from .masks import counted
 from .noise import Noise, forked
@@ -63,7 +63,8 @@ class Density:
         data: its arguments: x (B, *shape), and labels if it takes any.
         particles: K.
         guide: q(z|x), to be the base in place of the prior.
-        plate: the plate of data, needed only where several hold every site.
+        plate: the plate of data, needed only where several hold every site; None for one density of the whole
+            program, B = 1.
         first: what the first of the data is called where one is refused.
 
     Raises:
@@ -89,20 +90,22 @@ class Density:
         *,
         particles: int = 1,
         guide: Program | None = None,
-        plate: str = "",
+        plate: str | None = "",
         first: int = 0,
     ) -> None:
         self.model, self.data, self.particles, self.guide = model, data, particles, guide
-        look = weights.whole(model, guide or (lambda *_: None), *data)
+        self.plate = plate
+        look = weights.whole(model, guide or (lambda *_: None), *data, plate=plate)
         self.nesting = look.nesting
         with torch.no_grad(), forked(data[0].device):
             drawn, sites = self._run(slice(None))
             self._check(Traces(sites, drawn, particles, self.nesting, plate), look.validated, first)
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting, plate)
             for name, site in drawn.items():
-                if spans.is_point(site["fn"]):
+                if weights.is_point(site["fn"]):
+                    what = "makes it of auxiliary draws" if site["made"] else "is a point mass"
                     raise InputError(
-                        f"site '{name}': the guide is a point mass, which has no density to start from, expected one"
+                        f"site '{name}': the guide {what}, which has no density to start from, expected one"
                         " with a density: start annealing from the prior, and leave the inference gap out"
                     )
                 if sites[name]["fn"].support.is_discrete:
@@ -113,6 +116,11 @@ class Density:
             self.counted = self._counted(sites)
         self.sizes = [prod(slot.rest) for slot in self.slots]
         self.circles = [name for name in drawn if _is_circle(sites[name]["fn"])]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is one density of the whole program."""
+        return self.plate is None
 
     def draw(self, noise: Noise) -> Tensor:
         """Points from the base, (K, B, d)."""
@@ -129,11 +137,14 @@ class Density:
         found = {}
         for slot, part in zip(self.slots, u.split(self.sizes, -1), strict=True):
             part = part.reshape(*u.shape[:2], *slot.rest)
-            data = slot.batch + self.traces.dim
             if self.particles == 1:
-                found[slot.name] = part.squeeze(0).movedim(0, data)
+                part = part.squeeze(0)
+                found[slot.name] = part.squeeze(0) if self.whole else part.movedim(0, slot.batch + self.traces.dim)
+            elif self.whole:
+                found[slot.name] = part.squeeze(1).movedim(0, slot.batch - 1 - self.nesting)
             else:
-                found[slot.name] = part.movedim((0, 1), (slot.batch - 1 - self.nesting, data))
+                to = (slot.batch - 1 - self.nesting, slot.batch + self.traces.dim)
+                found[slot.name] = part.movedim((0, 1), to)
         return found
 
     def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,22 +179,25 @@ class Density:
 
     def _check(self, traces: Traces, validated: frozenset[str], first: int) -> None:
         """Refuse data that cannot be scored, or have no gradient."""
-        weights.check_whole(traces, len(self.data[0]))
+        if not self.whole:
+            weights.check_whole(traces, len(self.data[0]))
         if validated:
             outside = weights.outside(traces, validated)
             weights.check_supports(self.model, self.guide or (lambda *_: None), self.data, outside, first)
         for name, site in weights.sites_of(traces.model, observed=True):
             if site["is_observed"] and not site["value"].isfinite().all():
-                rows = site["value"].movedim(site["value"].dim() - site["fn"].event_dim + traces.dim, 0)
-                datum = int((~rows.isfinite()).flatten(1).any(1).nonzero()[0])
+                datum = ""
+                if traces.dim is not None:
+                    rows = site["value"].movedim(site["value"].dim() - site["fn"].event_dim + traces.dim, 0)
+                    datum = f"datum {first + int((~rows.isfinite()).flatten(1).any(1).nonzero()[0])}: "
                 raise InputError(
-                    f"datum {first + datum}: site '{name}': found a value that is not finite, which has no gradient,"
+                    f"{datum}site '{name}': found a value that is not finite, which has no gradient,"
                     " under a mask either: expected finite ones: where a mask leaves them out, any such as 0"
                 )
 
     def _run(self, part: slice) -> tuple[dict[str, Site], dict[str, Site]]:
         """The latent sites as drawn from the base, and all the model's on what was drawn, for some of the data."""
-        data = tuple(value[part] for value in self.data)
+        data = self.data if self.whole else tuple(value[part] for value in self.data)
         with pyro.validation_enabled(False), weights.vectorized(self.particles, self.nesting):
             drawn = dict(weights.sites_of(weights.Collect(self.guide)(*data))) if self.guide is not None else {}
             sites = weights.Collect(self.model, drawn)(*data)
@@ -202,6 +216,8 @@ class Density:
 
     def _first(self, value: Tensor, batch: int, particles: int) -> Tensor:
         """A value with so many batch dimensions, particles and data first: (K, B, ...)."""
+        if self.whole:
+            return (value.unsqueeze(0) if particles == 1 else value.movedim(batch - 1 - self.nesting, 0)).unsqueeze(1)
         data = batch + self.traces.dim
         if particles == 1:
             return value.movedim(data, 0).unsqueeze(0)

@@ -170,6 +170,7 @@ def mutual_information(
     """
     if not len(x) or samples < 1:
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
+    weights.check_named(plate)
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
     first = tuple(part[: max(CELL, chunk // len(order))] for part in data)
@@ -210,6 +211,12 @@ class _Pairs:
     def draw(self, *data: Tensor) -> dict[str, Site]:
         """The guide's sites for some data; with which of their numbers count."""
         sites = dict(weights.sites_of(weights.Collect(self.guide)(*data)))
+        for name, site in sites.items():
+            if site["made"]:
+                raise NoInverse(
+                    f"site '{name}': made of auxiliary draws, so that it is not known how it scores for one datum what"
+                    " it has drawn for another: expected a guide that draws it itself"
+                )
         return {name: {**site, "counted": _counted(site)} for name, site in sites.items()}
 
     def joined(self, name: str, cells: list[dict[str, Site]]) -> Site:

@@ -24,7 +24,7 @@ from . import bounds, chunks, spans, weights
 from .base import Member, members
 from .errors import InputError
 from .surrogates import Coefficients, Draws, Gate, Pairs, Step, dream, weigh, weighted
-from .weights import Drawn, LogWeights, Traces
+from .weights import Drawn, LogWeights, Site, Traces
 
 
 class Bounded(Protocol):
@@ -120,9 +120,13 @@ class Gradient(Member, family="gradient"):
             found = found._replace(model=gate.fill(found.model, found.path, traces))
         a, s = found.model, found.score
         pairs: Pairs = [(a, terms.likelihood), (beta * a, terms.prior)]
-        if self.reparameterized:
+        if self.reparameterized or draws.made:
             # log q with all its gradient, and with the part that leaves the draws alone taken back
-            pairs += [(-beta * a, terms.posterior), (s + beta * a, weights.log_q(traces, draws.fixed.sites))]
+            fixed = draws.fixed if self.reparameterized else draws.drawn
+            pairs += [
+                (-beta * a, terms.posterior),
+                (s + beta * a, weights.log_q(traces, fixed.sites, made=False)),
+            ]
         else:
             pairs.append((s, terms.posterior))
         pairs += self.more(objective, draws, traces, beta * a)
@@ -223,6 +227,12 @@ class GeneralizedDReG(Gradient, name="gdreg"):
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """As `dreg`."""
         return _doubly(objective, log_w, beta)
+
+    def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
+        """Refuse latents made of auxiliary draws, too."""
+        super().check_sites(drawn, objective)
+        for site in weights.made_of(drawn):
+            raise _made(site, "pulls at it by itself", "dreg, which is unbiased for these too")
 
     def gate(self, objective: Bounded, draws: Draws) -> Gate:
         """It lets the gradient at each draw through to the prior's parameters too."""
@@ -353,6 +363,22 @@ class ReweightedWakeSleep(Gradient, name="rws"):
         found = dream(step.model, step.guide, traces, *step.args, **step.kwargs)
         share = traces.particles / objective.num_particles  # each part of the particles dreams anew
         return [(torch.full_like(found, share * (1 - self.wake)), found)]
+
+    def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
+        """Refuse latents made of auxiliary draws, too, but for the phase wake where no parameter makes them."""
+        super().check_sites(drawn, objective)
+        for site in weights.made_of(drawn):
+            if self.wake < 1 or site["value"].requires_grad:
+                raise _made(
+                    site, "rests on it where the model draws, or holds it fixed", "vimco, or for draws with a path dreg"
+                )
+
+
+def _made(site: Site, why: str, instead: str) -> InputError:
+    return InputError(
+        f"site '{site['name']}': made of auxiliary draws, so that its density is not known by itself, and the gradient"
+        f" {why}: expected {instead}"
+    )
 
 
 def check(gradient: Gradient, objective: Bounded) -> None:

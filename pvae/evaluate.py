@@ -19,6 +19,8 @@ from .cells import CELL, CHUNK, Cells, Kept, of_device
 from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
+from .means import mean_and_se as mean_and_se
+from .means import with_error
 from .noise import forked
 from .weights import LogWeights, Look, Program
 
@@ -27,6 +29,8 @@ NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log 
 """What the numbers are, with a guide that has a density and without."""
 UNUSED = "no latent unit is active: fit with more --epochs, or try --objective.warmup"
 """What is said of a model that has none."""
+SEVERAL = 20
+"""Groups whose spread alone tells the error of their mean."""
 AT_ONCE = 2**16
 """Log-weights that are reduced at once, if they are of more than one cell: each reduction is many small operations."""
 
@@ -68,7 +72,8 @@ class Evaluation:
     NaN."""
     se: dict[str, Tensor]
     """(N,) by column: Monte Carlo standard errors of elbo, iw.K, rate and distortion for each datum, from the spread of
-    the draws, or of the groups of K; where there is one group, from the spread of its weights (delta method)."""
+    the draws, or of the groups of K; of fewer than 20 groups, which mostly spread too little, at least what the weights
+    in each say (delta method). That alone, of one group, is too low where few of its weights count: see `ess`."""
     draws: int
     khat: Tensor | None = None
     """(N,): Pareto k-hat of all the weights (`pvae.diagnostics.khat`), where it was asked for."""
@@ -78,8 +83,12 @@ class Evaluation:
     """(L,): Monte Carlo standard errors of `latent_variance`, 0 where posterior means are known; None: all are."""
 
     def __repr__(self) -> str:
-        rows = [f"{name:<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.summary().items()]
-        rows += [f"{f'rate {name}':<12}{v['mean']:>12.3f} +- {v['se']:.3f}" for name, v in self.rates().items()]
+        errors = {name: se.item() for name, se in self.se.items() if len(se) == 1}  # of one datum: of its draws
+        found = self.summary() | {f"rate {name}": value for name, value in self.rates().items()}
+        rows = [
+            f"{name:<12}{with_error({**value, 'se': errors.get(name, value['se'])}, 12)}"
+            for name, value in found.items()
+        ]
         shown = units(self.latent_variance, self.latent_se)
         return "\n".join([*rows, f"active units {shown}; {len(self.elbo)} data, {self.draws} draws each"])
 
@@ -131,17 +140,6 @@ def units(variance: Tensor, se: Tensor | None = None) -> str:
     return f"{active} of {len(variance) - without}" + (f", {without} without a mean" if without else "")
 
 
-def mean_and_se(value: Tensor) -> dict[str, float]:
-    """The mean of (N,) values and its standard error, NaN where N = 1.
-
-    >>> mean_and_se(torch.tensor([0.0, 4.0]))
-    {'mean': 2.0, 'se': 2.0}
-    """
-    value = value.double()
-    se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
-    return {"mean": value.mean().item(), "se": se}
-
-
 def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str, Any]:
     """Of the bound at the largest K: -(bound + D volume) / (D log 2), and its standard error; nothing without levels.
 
@@ -166,7 +164,7 @@ def evaluate(
     *,
     particles: Sequence[int] = (1, 100),
     draws: int | None = None,
-    plate: str = "",
+    plate: str | None = "",
     seed: int = 0,
     chunk: int | None = None,
     khat: bool = False,
@@ -184,7 +182,8 @@ def evaluate(
         particles: every K to give the importance-weighted bound at.
         draws: how many draws for each datum, at least the largest K, which is the default; a bound at K is the mean
             over the draws' disjoint groups of K, so more draws mean less Monte Carlo noise.
-        plate: the plate of data, needed only where several hold every site.
+        plate: the plate of data, needed only where several hold every site; None for one number of each kind, N = 1,
+            of the whole program, as where data share latents: bounds on log p of all data.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory. By
             default 4,096 on a CPU, 32,768 on CUDA.
@@ -225,11 +224,13 @@ def evaluate(
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
         data = (x,) if y is None else (x, y)
         size = of_device(CHUNK, x) if chunk is None else chunk
-        look = _look(model, guide, *data)
-        cells = Cells(model, guide, look, plate, (len(x), draws), chunk=size, compile=compile, kept=kept or Kept())
-        for start in range(0, len(x), CELL):
-            block = tuple(part[start : start + CELL] for part in data)
-            terms, (outside, *averaged) = cells.draw(block, (seed, start // CELL))
+        look = weights.whole(model, guide, *data, plate=None) if plate is None else _look(model, guide, *data)
+        cell = len(x) if plate is None else CELL
+        counts = len(x), draws
+        cells = Cells(model, guide, look, plate, counts, cell=cell, chunk=size, compile=compile, kept=kept or Kept())
+        for start in range(0, len(x), cell):
+            block = tuple(part[start : start + cell] for part in data)
+            terms, (outside, *averaged) = cells.draw(block, (seed, start // cell))
             held.append(outside)
             drawn.append(terms)
             averages.append(averaged)
@@ -237,12 +238,14 @@ def evaluate(
             if len(drawn) == together or done == len(x):
                 first = done - sum(map(len, held))
                 weights.check_supports(model, guide, [part[first:] for part in data], torch.cat(held), first)
-                parts.append(_reduced(drawn, ks, x[:done], khat))
+                parts.append(_reduced(drawn, ks, x[:done] if plate is not None else None, khat))
                 drawn.clear()
                 held.clear()
             if progress is not None:
                 progress(done, len(x))
     layers = _layers(cells, averages)
+    if plate is None:  # means of one datum vary over none
+        layers = {name: layer._replace(variance=torch.full_like(layer.se, math.nan)) for name, layer in layers.items()}
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
@@ -298,11 +301,10 @@ def _spread(mean: Tensor, square: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     return variance - (1 - 1 / n) * noise.mean(0), 2 * ((apart * noise).mean(0) / n).sqrt().nan_to_num(0.0)
 
 
-def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor, khat: bool) -> dict[str, Tensor]:
-    """The columns of the last of the data x, from the log-weights of one cell after another."""
+def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor | None, khat: bool) -> dict[str, Tensor]:
+    """The columns of the last of the data x, or of a whole program, from the log-weights of one cell after another."""
     terms = LogWeights(*map(_joined, zip(*drawn, strict=True)))
-    start = len(x) - terms.prior.shape[1]
-    _check_numbers(terms, start, x[start:])
+    _check_numbers(terms, x)
     return _reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {})
 
 
@@ -336,28 +338,39 @@ def _se(value: Tensor) -> Tensor:
 def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The bound at K from all draws: the mean over disjoint groups of K, so that it has the bound's expectation."""
     groups = log_w.shape[0] // k
-    found = bounds.iwae(bounds.grouped(log_w[: groups * k], groups))
-    if groups > 1 or k == 1:
+    each = bounds.grouped(log_w[: groups * k], groups)
+    found = bounds.iwae(each)
+    if k == 1 or groups >= SEVERAL:
         return _mean(found)
-    inverse_ess = log_w[:k].softmax(0).square().sum(0)
-    return found[0], ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sqrt()
+    inverse_ess = each.softmax(0).square().sum(0)
+    within = ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sum(0).sqrt() / groups
+    return found.mean(0), within.fmax(_se(found))  # which is NaN of one group
 
 
-def _check_numbers(terms: LogWeights, start: int, x: Tensor) -> None:
+def _check_numbers(terms: LogWeights, x: Tensor | None) -> None:
+    """Refuse weights of the last of the data x, or of a whole program, that are no numbers, infinite or all zero."""
     log_w = terms.log_w
     none = (log_w == -math.inf).all(0).any()
     if not (none | ~(log_w < math.inf).all()):  # one wait for the device
         return
     for name, term in {**terms._asdict(), "weight": log_w}.items():
         if term.isnan().any():
-            place = int(term.isnan().any(0).nonzero()[0])
-            why = "the model has diverged" if x[place].isfinite().all() else "the datum has values that are not finite"
-            raise InputError(f"evaluate: the log-{name} of datum {start + place} is not a number: {why}")
+            of, row = _named(x, term.isnan().any(0))
+            why = "the datum has values that are not finite" if row is not None and not row.isfinite().all() else ""
+            raise InputError(f"evaluate: the log-{name} of {of} is not a number: {why or 'the model has diverged'}")
     for bad, what in (((log_w == -math.inf).all(0), "zero, all of them"), ((log_w == math.inf).any(0), "infinite")):
         if bad.any():
-            datum = int(bad.nonzero()[0])
-            name = next(name for name, term in terms._asdict().items() if term[:, datum].isinf().any())
+            first = int(bad.nonzero()[0])
+            name = next(name for name, term in terms._asdict().items() if term[:, first].isinf().any())
             raise InputError(
-                f"evaluate: the weights of datum {start + datum} are {what}: its log-{name} is infinite: "
+                f"evaluate: the weights of {_named(x, bad)[0]} are {what}: its log-{name} is infinite: "
                 "the model gives it no probability, or has diverged"
             )
+
+
+def _named(x: Tensor | None, bad: Tensor) -> tuple[str, Tensor | None]:
+    """What the first of the bad columns (B,) is of, the last B of the data x, and that datum."""
+    if x is None:
+        return "the program", None
+    datum = len(x) - len(bad) + int(bad.nonzero()[0])
+    return f"datum {datum}", x[datum]

@@ -18,6 +18,7 @@ from .ais import Annealed
 from .density import Density
 from .errors import InputError, nearest
 from .frozen import frozen
+from .means import mean_and_se, with_error
 from .noise import Noise, block_size, forked
 from .weights import Program
 
@@ -52,10 +53,7 @@ class Gap:
         return {name: (terms[a] - terms[b], torch.hypot(self.se[a], self.se[b])) for name, (a, b) in pairs.items()}
 
     def __repr__(self) -> str:
-        rows = [
-            f"{name:<26}{value.mean():>10.3f} +- {value.std() / math.sqrt(len(value)):.3f}"
-            for name, (value, _) in self.columns().items()
-        ]
+        rows = [f"{name:<26}{with_error(mean_and_se(value), 10)}" for name, (value, _) in self.columns().items()]
         return "\n".join([*rows, f"nats, {len(self.log_p)} data"])
 
 
@@ -116,6 +114,7 @@ def gap(
     >>> bool((approximation.mean() - truth.gap()).abs() < 0.1)
     True
     """
+    weights.check_named(plate)
     check_families(families)
     if min(len(x), steps, particles, draws) < 1:
         raise InputError(

@@ -130,11 +130,12 @@ def _floor(results: Found) -> float:
 
 def _slope(by_k: dict[int, dict[str, Signal]], group: str, number: str) -> str:
     """Over the `LARGEST` largest K, with its standard error: what theory says of slopes it says of many particles."""
-    values = {k: by_k[k][group].summary()[number] for k in sorted(by_k)[-LARGEST:]}
-    if len(values) < 2 or not all(0 < value < math.inf for value in values.values()):
+    at = {k: by_k[k][group].summary() for k in sorted(by_k)[-LARGEST:]}
+    values, errors = ([one[name] for one in at.values()] for name in (number, f"{number}_se"))
+    if len(values) < 2 or not all(0 < value < math.inf for value in values):
         return "-"
-    found, error = slope(list(values), list(values.values()))
-    return f"{found:+.2f} +- {error:.2f}" if len(values) > 2 else f"{found:+.2f}"
+    found, error = slope(list(at), values, errors)
+    return f"{found:+.2f} +- {'-' if math.isnan(error) else format(error, '.2f')}"
 
 
 def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any]) -> None:

@@ -38,7 +38,9 @@ def kl(traces: Traces) -> Tensor:
             for name, site in weights.sites_of(traces.guide)
         ]
         every = weights.sites_of(traces.guide, observed=True)
-        factors = [weights.log_prob(site, traces) for _, site in every if site["is_observed"]]
+        factors = [
+            weights.log_prob(site, traces) for _, site in every if site["is_observed"] or weights.is_auxiliary(site)
+        ]
     return weights.total(terms + factors).mean(0)
 
 
@@ -51,7 +53,7 @@ def closed(traces: Traces) -> dict[str, Tensor]:
     order = [name for name, _ in weights.sites_of(traces.model)]
     found, drawn = {}, set()
     for name, site in weights.sites_of(traces.guide):
-        if drawn.issuperset(order[: order.index(name)]):
+        if not site.get("made") and drawn.issuperset(order[: order.index(name)]):
             with weights.unvalidated(), suppress(NotImplementedError):
                 value = kl_divergence(site["fn"], traces.model[name]["fn"])
                 found[name] = value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])

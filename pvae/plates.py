@@ -29,6 +29,11 @@ def is_subsample(site: Site) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
 
 
+def is_auxiliary(site: Site) -> bool:
+    """Whether it is a draw of the guide's that the model has no use for, but what latents are made of."""
+    return bool(site["infer"].get("is_auxiliary")) and not site["is_observed"]
+
+
 class Plate(PlateMessenger):
     """A `pyro.plate` of all its elements, of which no indices are drawn: what that takes is most of a plate's time.
 
@@ -47,19 +52,23 @@ class Plate(PlateMessenger):
             super()._process_message(msg)
 
 
-def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str = "") -> Any:
-    """The frame of the plate of data, checked to hold every site.
+def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str | None = "") -> Any:
+    """The frame of the plate of data, checked to hold every site; None where the whole program has one weight.
 
     Args:
         guide: its sites, latent ones and others.
         model: its sites, latent and observed.
-        plate: the name of the plate, needed only where several hold every site.
+        plate: the name of the plate, needed only where several hold every site; None for one weight of all.
 
     Raises:
         InputError: sites that do not match or lie outside; several plates to choose from; a scaled log-probability.
     """
     _check_match(guide, model)
     sites = {**{f"{name} (guide)": site for name, site in guide.items()}, **model}
+    if plate is None:
+        for name, site in sites.items():
+            _check_scale(name, site)
+        return None
     frames = {
         frame.name: frame
         for site in sites.values()
@@ -83,8 +92,18 @@ def data_plate(guide: Mapping[str, Site], model: Mapping[str, Site], plate: str 
     return frames[plate]
 
 
+def check_named(plate: str | None) -> None:
+    """Refuse to be asked about a whole program where values for each datum are the answer."""
+    if plate is None:
+        raise InputError(
+            "plate: found None, expected the name of the plate of data, for values are of each datum: bounds of a whole"
+            " program are given by pvae.evaluate.evaluate and pvae.ais.ais"
+        )
+
+
 def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
     latents, drawn = ({name for name, site in sites.items() if not site["is_observed"]} for sites in (model, guide))
+    drawn -= {name for name, site in guide.items() if is_auxiliary(site)}
     if missing := sorted(latents ^ drawn):
         where = "model" if missing[0] in drawn else "guide"
         raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
@@ -103,7 +122,7 @@ def _check_inside(sites: Mapping[str, Site], plate: str) -> None:
 def _outside(name: str, plate: str = "") -> str:
     return (
         f"site '{name}': outside the plate of data{plate}: weights belong to data, so a latent shared by all of them"
-        " has no bound for each: use pyro.infer.Trace_ELBO, or move the site into the plate"
+        " has no bound for each: move the site into the plate, or pass plate=None for one bound on log p of all data"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from math import isnan, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .config import Config
 from .data import Dataset, Split, pixels
 from .evaluate import UNUSED, Evaluation, bits_per_dim, evaluate
 from .kl import closed
+from .means import with_error
 from .noise import forked
 from .pace import pace
 from .runs import Run, protocol, write_results
@@ -175,16 +176,16 @@ def table(config: Config, summary: dict[str, Any]) -> str:
     rows += [(f"IW bound, K={k}", value) for k, value in test["iw"].items()]
     rows += [("rate", test["rate"]), ("distortion", test["distortion"])]
     lines = [f"\ntest, {protocol_['sizes']['test']:,} data, nats / datum, epoch {summary['epoch']}"]
-    lines += [f"  {name:<18}{_with_error(value)}" for name, value in rows]
+    lines += [f"  {name:<18}{with_error(value, 10)}" for name, value in rows]
     lines += [] if protocol_["sizes"]["test"] > 1 else ["  of one test datum there is no standard error"]
     lines += [f"  {'active units':<18}{_or_dash(test['active_units']):>6} of {sum(config.layers)}"]
     lines += [f"  {UNUSED}"] if test["active_units"] == 0 else []
     lines += [] if config.bounded else [f"  the numbers are {protocol_['numbers']}"]
     if bits := test.get("bits_per_dim"):
-        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{_with_error(bits)}"]
+        lines += [f"  {'bits / dim, K=' + str(bits['K']):<18}{with_error(bits, 10)}"]
     for name, layer in test.get("layers", {}).items():
         units = f"{_or_dash(layer['active_units'])} of {layer['units']} active"
-        lines += [f"  {f'{name}: rate':<18}{_with_error(layer['rate'])}, {units}"]
+        lines += [f"  {f'{name}: rate':<18}{with_error(layer['rate'], 10)}, {units}"]
     return "\n".join(lines)
 
 
@@ -200,8 +201,3 @@ def closing(run: Run) -> str:
 
 def _or_dash(count: int | None) -> int | str:
     return "-" if count is None else count
-
-
-def _with_error(value: dict[str, float]) -> str:
-    se = value["se"]  # null where there is none, NaN in runs of earlier versions
-    return f"{value['mean']:>10.3f} +- {'-' if se is None or isnan(se) else format(se, '.3f')}"

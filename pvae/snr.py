@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from .svi.precision import tolerance
 from .svi.replay import replayed
 from .svi.values import Untraceable
 
+BLOCKS = 20
+"""Blocks of samples that are left out in turn, where there are twice as many: standard errors are from these."""
 Groups = Mapping[str, Sequence[Tensor]]
 """Parameters by what they belong to, as `guide` and `model`."""
 
@@ -32,8 +34,11 @@ class Signal:
     variance: Tensor
     """(P,): the variance of one estimate."""
     dsnr: float
-    """The mean of ||parallel|| / ||perpendicular||, each estimate split along the mean one."""
+    """The mean of ||parallel|| / ||perpendicular||, each estimate split along the mean one; infinite of one parameter.
+    """
     samples: int
+    se: dict[str, float] = field(default_factory=dict)
+    """Standard errors of snr, dsnr and the mean of `variance`; NaN of fewer than 4 samples, or of what is infinite."""
 
     @property
     def snr(self) -> float:
@@ -43,17 +48,18 @@ class Signal:
 
     @property
     def floor(self) -> float:
-        """What `snr` is in the mean where there is no signal: sqrt(2 / (pi samples))."""
+        """What `snr` is in the mean where there is no signal: sqrt(2 / (pi samples)), if these are tens or more."""
         return math.sqrt(2 / (math.pi * self.samples))
 
     def summary(self) -> dict[str, float]:
-        """Its numbers by name."""
+        """Its numbers by name, and their standard errors."""
         return {
             "snr": self.snr,
             "dsnr": self.dsnr,
             "variance": self.variance.mean().item(),
             "norm": self.mean.norm().item(),
             "floor": self.floor,
+            **{f"{name}_se": error for name, error in self.se.items()},
         }
 
 
@@ -154,24 +160,66 @@ def _chosen(group: Sequence[Tensor], coordinates: int, seed: int) -> list[Tensor
 
 
 def _statistics(values: Tensor) -> Signal:
-    mean = values.mean(0)
-    direction = mean / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)
+    mean, tiny = values.mean(0), torch.finfo(values.dtype).tiny
+    direction = mean / mean.norm().clamp(min=tiny)
     parallel = values @ direction
     perpendicular = (values - parallel.unsqueeze(1) * direction).norm(dim=1)
-    ratio = parallel.abs() / perpendicular.clamp(min=torch.finfo(mean.dtype).tiny)
-    return Signal(mean, values.var(0), ratio.mean().item(), len(values))
+    dsnr = (parallel.abs() / perpendicular.clamp(min=tiny)).mean().item() if values.shape[1] > 1 else math.inf
+    return Signal(mean, values.var(0), dsnr, len(values), _errors(values, mean))
 
 
-def slope(ks: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
+def _errors(values: Tensor, mean: Tensor) -> dict[str, float]:
+    """By the jackknife: from what is found without one of some blocks of the samples (S, P), for each of them.
+
+    Near the floor it is too large, by a half at most: the size of a mean has a kink at 0.
+    """
+    away = values - mean
+    blocks = away.tensor_split(min(BLOCKS, len(values) // 2))
+    if len(blocks) < 2:
+        return dict.fromkeys(("snr", "dsnr", "variance"), math.nan)
+    left = torch.tensor([[len(values) - len(block)] for block in blocks])
+    sums, squares = (torch.stack([block.pow(power).sum(0) for block in blocks]) for power in (1, 2))
+    means = mean - sums / left
+    variance = (squares.sum(0) - squares - sums.square() / left).clamp(min=0) / (left - 1)
+    ratios = _directional(values, away, means).split([len(block) for block in blocks])
+    rest = [torch.cat(ratios[:i] + ratios[i + 1 :])[:, i].mean() for i in range(len(blocks))]
+    snr = (means.abs() / variance.sqrt())[:, away.any(0)].mean(1)
+    dsnr = torch.stack(rest) if values.shape[1] > 1 else snr.new_full((), math.nan)
+    found = {"snr": snr, "dsnr": dsnr, "variance": variance.mean(1)}
+    return {name: math.sqrt(len(left) - 1) * value.std(correction=0).item() for name, value in found.items()}
+
+
+def _directional(values: Tensor, away: Tensor, means: Tensor) -> Tensor:
+    """||parallel|| / ||perpendicular|| of values (S, P), split along each of some means (B, P): (S, B).
+
+    `away` (S, P) is the values less their own mean: in what a mean leaves of a value nothing cancels.
+    """
+    tiny = torch.finfo(values.dtype).tiny
+    directions = (means / means.norm(dim=1, keepdim=True).clamp(min=tiny)).T
+    off = values.mean(0) - means  # (B, P): from each of the means to that of all
+    whole = away.square().sum(1, keepdim=True) + 2 * away @ off.T + off.square().sum(1)
+    along = away @ directions + (off.T * directions).sum(0)
+    return (values @ directions).abs() / (whole - along.square()).clamp(min=tiny).sqrt()
+
+
+def slope(ks: Sequence[int], values: Sequence[float], errors: Sequence[float] | None = None) -> tuple[float, float]:
     """The slope of log value against log K by least squares, and its standard error.
 
-    >>> found, error = slope([1, 4, 16], [8.0, 4.0, 2.0])
-    >>> round(found, 6)
-    -0.5
+    Args:
+        ks: K, at least two.
+        values: above 0.
+        errors: their standard errors, from which that of the slope is. Without them it is from how far values are off
+            the line, which of three or four says little.
+
+    >>> found, error = slope([1, 4, 16], [8.0, 4.0, 2.0], [0.8, 0.4, 0.2])
+    >>> round(found, 3), round(error, 3)  # of values that are 10% off
+    (-0.5, 0.051)
     """
     x, y = np.log(np.asarray(ks, float)), np.log(np.asarray(values, float))
     x = x - x.mean()
     found = float(x @ y / (x @ x))
+    if errors is not None:
+        return found, float(np.linalg.norm(x * np.asarray(errors, float) / np.exp(y)) / (x @ x))
     rest = y - y.mean() - found * x
     error = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x)) if len(x) > 2 else math.nan
     return found, error

@@ -53,7 +53,7 @@ def span(fn: Any) -> Span | None:
     numbers between -1 and 2..3
     """
     fn = inner(fn)
-    if is_point(fn):
+    if weights.is_point(fn):
         return None
     if isinstance(fn, td.MixtureSameFamily):
         return _widest(fn.component_distribution)
@@ -68,20 +68,9 @@ def span(fn: Any) -> Span | None:
         return None
 
 
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a point mass, whatever is wrapped round it.
-
-    >>> is_point(dist.Delta(torch.zeros(2)).to_event(1).mask(torch.tensor(True)))
-    True
-    """
-    while isinstance(fn := inner(fn), td.TransformedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
-
-
 def points(drawn: Drawn) -> list[Site]:
     """The guide's sites that are point masses: they have no density."""
-    return [site for _, site in weights.sites_of(drawn.sites) if is_point(site["fn"])]
+    return [site for _, site in weights.drawn_of(drawn.sites) if weights.is_point(site["fn"])]
 
 
 def kind(site: Site) -> str:
@@ -105,7 +94,7 @@ def check(
     Raises:
         InputError: the site and both supports.
     """
-    spans = {name: span(site["fn"]) for name, site in weights.sites_of(traces.guide)}
+    spans = {name: span(site["fn"]) for name, site in weights.drawn_of(traces.guide)}
     if not moves and any(found and any(map(_has_gradient, found)) for found in spans.values()):
         _stay(apart(), by)  # bounds that move with the draws before them alone do no harm
     for name, found in spans.items() if narrow else ():
@@ -115,7 +104,7 @@ def check(
 
 
 def _stay(sites: dict[str, Site], by: str) -> None:
-    for name, site in weights.sites_of(sites):
+    for name, site in weights.drawn_of(sites):
         if (found := span(site["fn"])) and any(map(_depends, found)):
             raise InputError(
                 f"site '{name}': the guide's support, {found}, moves with its parameters, and {by} takes it to stay:"

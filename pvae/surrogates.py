@@ -44,7 +44,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     particles: int
-    plate: str
+    plate: str | None
     max_plate_nesting: int
     chunk: int
     """How many particles are taken at once."""
@@ -97,8 +97,13 @@ class Draws:
 
     @cached_property
     def several(self) -> bool:
-        """Whether there are several latent sites."""
-        return len(dict(weights.sites_of(self.drawn.sites))) > 1
+        """Whether the guide draws at several sites, or makes latents of what it draws."""
+        return len(dict(weights.drawn_of(self.drawn.sites))) > 1 or bool(self.made)
+
+    @cached_property
+    def made(self) -> list[Site]:
+        """See `weights.made_of`. Whatever moves the draws that they are made of moves them too."""
+        return weights.made_of(self.drawn)
 
     def redraw(self, change: Callable[[Site], Tensor]) -> Drawn:
         """The guide at other values, each what `change` makes of a site's own.
@@ -106,8 +111,10 @@ class Draws:
         Where there are several sites the guide runs again: the distributions of later ones depend on earlier values.
         """
         drawn, step = self.drawn, self.step
-        latents = weights.sites_of(drawn.sites)
+        latents = weights.drawn_of(drawn.sites)
         sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents}}
+        for site in self.made:
+            del sites[site["name"]]
         if self.several:
             with (
                 weights.unvalidated(),
@@ -266,9 +273,9 @@ class Gate:
         carrier = model.masked_fill((model.abs() < SMALL) & (path != 0), SMALL)
         divisor = carrier.masked_fill(carrier == 0, 1.0)
         for name, (draw, event_dim) in self._events.items():
-            self._path[name] = traces.like(path / divisor, draw, event_dim)
+            self._path[name] = traces.like(path / divisor, draw, event_dim).to(draw.dtype)
             if name in self._beside:
-                self._aside[name] = traces.like((model - path) / divisor, draw, event_dim)
+                self._aside[name] = traces.like((model - path) / divisor, draw, event_dim).to(draw.dtype)
         return carrier
 
 

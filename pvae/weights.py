@@ -1,7 +1,8 @@
 """Log-weights from Pyro traces: log p(x|z), log p(z) and log q(z|x) for each particle and each datum.
 
 Everything else is a function of these. Any (model, guide) pair with a plate of data will do, however many latent
-sites it has. The values are unscaled, one a datum; nothing here waits for the device.
+sites it has; or any at all, with one weight for the whole program. The values are unscaled, one a datum; nothing here
+waits for the device.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from .collect import Look as Look
 from .collect import Program as Program
 from .collect import check_supports as check_supports
 from .collect import cuda_devices as cuda_devices
+from .collect import drawn_of as drawn_of
 from .collect import fits
 from .collect import inspect as inspect
+from .collect import is_point as is_point
 from .collect import look as look
 from .collect import sites_of as sites_of
 from .collect import unvalidated as unvalidated
@@ -29,7 +32,10 @@ from .collect import whole as whole
 from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
-from .plates import check_log_prob, data_plate, subsampling
+from .plates import check_log_prob, data_plate
+from .plates import check_named as check_named
+from .plates import is_auxiliary as is_auxiliary
+from .plates import subsampling as subsampling
 from .svi.observed import inside_by_element
 
 
@@ -57,9 +63,10 @@ class Traces:
     guide: dict[str, Site]
     particles: int
     max_plate_nesting: int
-    plate: str = ""
-    name: str = field(init=False)
-    dim: int = field(init=False)
+    plate: str | None = ""
+    name: str | None = field(init=False)
+    """That of the plate of data; None, as its dimension, where the whole program has one weight: B is 1 then."""
+    dim: int | None = field(init=False)
     size: int = field(init=False)
     scale: float = field(init=False)
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
@@ -69,10 +76,10 @@ class Traces:
     def __post_init__(self) -> None:
         guide, model = (dict(sites_of(sites, observed=True)) for sites in (self.guide, self.model))
         frame = data_plate(guide, model, self.plate)
-        object.__setattr__(self, "name", frame.name)
-        object.__setattr__(self, "dim", frame.dim)
-        object.__setattr__(self, "size", frame.size)
-        object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size)
+        object.__setattr__(self, "name", frame and frame.name)
+        object.__setattr__(self, "dim", frame and frame.dim)
+        object.__setattr__(self, "size", frame.size if frame else 1)
+        object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size if frame else 1.0)
         shape = (self.size,) if self.particles == 1 else (self.particles, self.size)
         object.__setattr__(self, "shape", shape if self.max_plate_nesting == 1 else ())
 
@@ -81,11 +88,11 @@ class Traces:
         if value.shape == self.shape:
             return value if self.particles > 1 else value.unsqueeze(0)
         particle = -1 - self.max_plate_nesting
-        kept = (particle, self.dim)
+        kept = (particle,) if self.dim is None else (particle, self.dim)
         others = [d for d in range(-value.dim(), 0) if d not in kept and value.shape[d] > 1]
         value = value.sum(others, keepdim=True) if others else value
         have = [value.shape[d] if value.dim() >= -d else 1 for d in kept]
-        return value.reshape(have).expand(self.particles, self.size)
+        return value.reshape(have if self.dim is not None else (*have, 1)).expand(self.particles, self.size)
 
     def scaled(self, site: Site, value: Tensor) -> Tensor:
         """A site's log-probability, scaled for the plates that subsample, but for that of the data."""
@@ -98,7 +105,8 @@ class Traces:
     def spread(self, value: Tensor) -> Tensor:
         """A value for each particle and datum, (K, B), with a dimension for every plate: `by_datum` gives it back."""
         shape = [self.particles, *[1] * self.max_plate_nesting]
-        shape[self.dim] = self.size
+        if self.dim is not None:
+            shape[self.dim] = self.size
         return value.reshape(shape)
 
     def like(self, value: Tensor, draw: Tensor, event_dim: int) -> Tensor:
@@ -143,8 +151,8 @@ class Drawn:
                 sub[name] = {**site, "value": value, "mask": mask, "log_prob": self._slice(log_q[name], part)}
             yield Drawn(sub, part.stop - part.start, self.max_plate_nesting)
 
-    def latent_means(self, dim: int) -> dict[str, Averaged]:
-        """The posterior mean of every latent number, by site, for data in the plate at dimension `dim`.
+    def latent_means(self, dim: int | None) -> dict[str, Averaged]:
+        """The posterior mean of every latent number, by site, for data in the plate at dimension `dim`; or for all.
 
         Averaged over the particles, on which later sites depend; of the draws where a distribution knows no mean.
         """
@@ -156,10 +164,11 @@ class Drawn:
             except NotImplementedError:
                 mean, drawn = site["value"], True
             right = site["fn"].event_dim
-            mean = mean.movedim(mean.dim() - right + dim, 0)
             particle = mean.dim() - right - self.max_plate_nesting
+            mean = mean.unsqueeze(0) if dim is None else mean.movedim(mean.dim() - right + dim, 0)
             if self.particles > 1:
                 drawn = particle > 0 and mean.shape[particle] > 1 and mean.stride(particle) > 0
+            drawn = drawn or bool(site.get("made"))
             mean = mean.double() if drawn else mean  # far from 0 squares in float32 tell no small differences
             average = mean.mean(particle) if self.particles > 1 and particle > 0 else mean
             square = mean.square().mean(particle) if self.particles > 1 and drawn else average.square()
@@ -181,7 +190,7 @@ def draw(
         return Drawn(Collect(guide, detach=detach)(*args, **kwargs), particles, max_plate_nesting)
 
 
-def score(model: Program, drawn: Drawn, *args: Any, plate: str = "", **kwargs: Any) -> Traces:
+def score(model: Program, drawn: Drawn, *args: Any, plate: str | None = "", **kwargs: Any) -> Traces:
     """Run the model on what a guide drew; arguments as for `trace`."""
     with unvalidated(), vectorized(drawn.particles, drawn.max_plate_nesting):
         sites = Collect(model, drawn.sites)(*args, **kwargs)
@@ -193,7 +202,7 @@ def trace(
     guide: Program,
     *args: Any,
     particles: int = 1,
-    plate: str = "",
+    plate: str | None = "",
     max_plate_nesting: int | None = None,
     **kwargs: Any,
 ) -> Traces:
@@ -204,7 +213,8 @@ def trace(
         guide: q(z|x), a Pyro program with the same arguments.
         *args: theirs.
         particles: K, how many draws for each datum.
-        plate: the plate whose elements the weights belong to; needed only where there are several.
+        plate: the plate whose elements the weights belong to, needed only where there are several; None where the
+            whole program is to have one weight, B = 1, as it must where data share a latent.
         max_plate_nesting: how deep the programs' plates go; found out by a run of both if not given.
         **kwargs: theirs.
 
@@ -223,7 +233,7 @@ def log_weights(
     guide: Program,
     *args: Any,
     particles: int = 1,
-    plate: str = "",
+    plate: str | None = "",
     max_plate_nesting: int | None = None,
     **kwargs: Any,
 ) -> LogWeights:
@@ -265,10 +275,19 @@ def split(traces: Traces) -> LogWeights:
     return LogWeights(total(likelihood), total(prior), log_q(traces, traces.guide))
 
 
-def log_q(traces: Traces, sites: dict[str, Site]) -> Tensor:
-    """Log q(z|x) of a guide's sites and of its factors, (K, B), nats."""
+def log_q(traces: Traces, sites: dict[str, Site], made: bool = True) -> Tensor:
+    """Log q(z|x) of a guide's sites and of its factors, (K, B), nats.
+
+    Latents that are made of auxiliary draws may be left out, which leaves the density of these draws.
+    """
     with unvalidated():
-        return total([log_prob(site, traces) for _, site in sites_of(sites, observed=True)])
+        scored = [site for _, site in sites_of(sites, observed=True) if made or not site.get("made")]
+        return total([log_prob(site, traces) for site in scored])
+
+
+def made_of(drawn: Drawn) -> list[Site]:
+    """The latents that are made of auxiliary draws: point masses, with the density of what makes them."""
+    return [site for _, site in sites_of(drawn.sites) if site.get("made")]
 
 
 def log_prob(site: Site, traces: Traces) -> Tensor:
@@ -301,11 +320,19 @@ def scored(site: Site) -> Tensor:
 
 
 def rates(traces: Traces) -> dict[str, Tensor]:
-    """Each latent site's log q - log p, (K, B), nats: what they sum to is log q(z|x) - log p(z)."""
+    """Each latent site's log q - log p, (K, B), nats: what they sum to is log q(z|x) - log p(z).
+
+    That of an auxiliary draw is in the rate of the next latent, as it is made of it.
+    """
+    found, before = {}, []
     with unvalidated():
-        return {
-            name: log_prob(site, traces) - log_prob(traces.model[name], traces) for name, site in sites_of(traces.guide)
-        }
+        for name, site in sites_of(traces.guide, observed=True):
+            if is_auxiliary(site):
+                before.append(log_prob(site, traces))
+            elif not site["is_observed"]:
+                found[name] = total([*before, log_prob(site, traces)]) - log_prob(traces.model[name], traces)
+                before.clear()
+    return found
 
 
 def told(traces: Traces) -> Look:
@@ -338,7 +365,7 @@ def check_whole(traces: Traces, size: int) -> None:
 
 def unreparameterized(drawn: Drawn) -> list[Site]:
     """The guide's sites whose draws carry no gradient to its parameters (discrete ones, mostly)."""
-    return [site for _, site in sites_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
+    return [site for _, site in drawn_of(drawn.sites) if not getattr(site["fn"], "has_rsample", False)]
 
 
 def total(terms: list[Tensor]) -> Tensor:

@@ -56,12 +56,13 @@ def test_the_page_on_programs_runs(here, capsys):
     for _, _, code in BLOCK.findall(page.read_text()):
         lines = "\n" * page.read_text().partition(code)[0].count("\n")
         exec(compile(lines + code, str(page), "exec"), space)
-    graph, fitted, refused, eager, mean = capsys.readouterr().out.splitlines()
+    graph, fitted, refused, eager, evidence, mean = capsys.readouterr().out.splitlines()
     assert graph.startswith("graph: built in")
     assert fitted.startswith("loss 1")
     assert "site 'y': found 2" in refused
     assert "expected Boolean()" in refused
     assert eager.startswith(f"the program runs eagerly: it cannot be traced: {page}:")
+    assert evidence.startswith("log evidence at least -10")
     assert mean.startswith("mean loss 1")
     assert "(notebooks/any-pyro-program.md)" in (FOLDER.parent / "README.md").read_text()
 

@@ -49,6 +49,38 @@ def test_the_directional_ratio_of_a_noiseless_gradient_is_large(toy):
     assert snr._statistics(noise).dsnr == pytest.approx(ratio.item(), rel=0.02)
 
 
+def test_of_one_parameter_nothing_is_perpendicular():
+    found = snr._statistics(torch.randn(50, 1).double())
+    assert found.dsnr == math.inf
+    assert math.isnan(found.se["dsnr"])
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.3, 2.0])
+def test_errors_are_the_spread_of_the_numbers(signal):
+    """Over replications of gradients that are normal about a known mean."""
+    torch.manual_seed(0)
+    mean, samples, n = torch.tensor([signal, -signal, 2 * signal] * 4).double(), 100, 600
+    every = [snr._statistics(mean + torch.randn(samples, 12).double()) for _ in range(n)]
+    for name in ("snr", "dsnr", "variance"):
+        found = torch.tensor([one.summary()[name] for one in every])
+        size = torch.tensor([one.se[name] for one in every]).square().mean().sqrt() / found.std()
+        # by the jackknife it is too large where a mean of 0 has a sign by chance
+        assert 0.88 < size < (1.12 if signal or name == "variance" else 1.8), name
+    inside = [abs(one.snr - 4 / 3 * signal) < 2 * one.se["snr"] for one in every]
+    assert not signal or np.mean(inside) > 0.93 - 4 * math.sqrt(0.95 * 0.05 / n)
+
+
+def test_the_errors_are_those_of_blocks_left_out():
+    torch.manual_seed(1)
+    values = torch.randn(103, 5).double() + 0.3
+    blocks = values.tensor_split(20)
+    rest = [snr._statistics(torch.cat(blocks[:i] + blocks[i + 1 :])).summary() for i in range(20)]
+    for name, error in snr._statistics(values).se.items():
+        assert error == pytest.approx(math.sqrt(19) * np.std([one[name] for one in rest]), rel=1e-9)
+    for few in (2, 3):
+        assert all(math.isnan(error) for error in snr._statistics(values[:few]).se.values())
+
+
 def test_a_sample_of_the_coordinates(toy):
     every, some = (measured(toy, pvae.IWAE(4), samples=20, coordinates=n) for n in (10_000, 5))
     assert len(every["guide"].mean) == 12
@@ -102,3 +134,12 @@ def test_slopes():
     found, error = snr.slope([1, 4, 16, 64], [3 * k**0.5 for k in (1, 4, 16, 64)])
     assert found == pytest.approx(0.5)
     assert error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_error_of_a_slope_is_that_of_its_values():
+    """Of three values the line that they are off tells it so badly that two errors would cover 70%."""
+    random, ks, n = np.random.default_rng(0), [4, 16, 64], 2000
+    truth, errors = np.array([3.0, 6.0, 12.0]), np.array([0.2, 0.3, 1.0])
+    found, error = np.array([snr.slope(ks, truth + errors * random.standard_normal(3), errors) for _ in range(n)]).T
+    inside = np.mean(abs(found - 0.5) < 2 * error)
+    assert inside == pytest.approx(0.954, abs=4 * math.sqrt(0.95 * 0.05 / n))

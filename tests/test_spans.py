@@ -10,8 +10,9 @@ from torch.distributions import constraints
 
 import pvae
 from pvae.ais import Annealing, ais
+from pvae.collect import is_point
 from pvae.errors import InputError
-from pvae.spans import is_point, span
+from pvae.spans import span
 
 INF = math.inf
 T = dist.transforms

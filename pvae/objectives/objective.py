@@ -26,7 +26,7 @@ from ..base import Member, lookup
 from ..errors import InputError, at_least
 from ..estimators import Gradient
 from ..surrogates import Step
-from ..weights import Program, Site, Traces
+from ..weights import Drawn, Program, Site, Traces
 
 
 class Objective(Member, pyro.infer.ELBO, family="objective"):
@@ -34,7 +34,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     Args:
         num_particles: K, how many draws for each datum; always vectorized.
-        plate: the plate of data, needed only where a program has several that hold every site.
+        plate: the plate of data, needed only where a program has several that hold every site; None for one bound, on
+            log p of all data, as where they share latents.
         max_plate_nesting: how deep the programs' plates go; if not given, found out at the first call with programs
             and with arguments of other shapes, by a run that looks at shapes and values too.
         gradient: the estimator of the bound's gradient, by name or as a `pvae.Gradient`.
@@ -92,7 +93,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self,
         num_particles: int = 1,
         *,
-        plate: str = "",
+        plate: str | None = "",
         max_plate_nesting: int | None = None,
         gradient: str | Gradient = "reparam",
         beta: float = 1.0,
@@ -225,6 +226,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         path = self.gradient.reparameterized
         by = f"{self.name or type(self).__name__} with gradient {self.gradient.name}"
         moves = isinstance(self.gradient, estimators.Reparameterized)
+        if self.apart and weights.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
+            _check_made(apart(), by)
         spans.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
         self._looked = True
 
@@ -265,6 +268,16 @@ def _check(look: weights.Look, objective: Objective) -> None:
             raise InputError(
                 f"site '{site}': found {found} in the guide, for which {named} is wrong: expected none, or one with"
                 " has_rsample=True under the gradient reparam, and one bound for model and guide"
+            )
+
+
+def _check_made(apart: dict[str, Site], by: str) -> None:
+    """Refuse latents that the guide's own parameters make of auxiliary draws: these would climb the model's bound."""
+    for name, site in weights.sites_of(apart):
+        if site["made"] and site["value"].requires_grad:
+            raise InputError(
+                f"site '{name}': made of auxiliary draws by parameters, which would climb the model's bound, and {by}"
+                " has another for the guide: expected iwae, or parameters in the auxiliary draws alone"
             )
 
 

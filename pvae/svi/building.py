@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +27,8 @@ from .values import Known, Untraceable
 if TYPE_CHECKING:
     from .engine import SVI
 
+EVERY = 5.0
+"""Seconds between two lines of how far a trace is."""
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -63,6 +67,7 @@ class Build:
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
+        self._traces = _progress(svi.notice)
         self._having: list[Tensor] = []
         self._read: list[Tensor] = []
 
@@ -105,7 +110,11 @@ class Build:
                     raise Untraceable(
                         "random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's"
                     )
-            return optimizers.ready(svi.optimizer, [p for p in svi._names if p.grad is not None])
+            having = [p for p in svi._names if p.grad is not None]
+            svi._rates = optimizers.prepare(svi.optimizer) if svi._rates is None else svi._rates
+        optimizers.aligned(svi.optimizer, having)
+        svi._set_rates()  # somebody may have set one to a number, which a trace would take for all steps
+        return optimizers.ready(svi.optimizer, having)
 
     def _traced(self) -> tuple[GraphModule, list[int]]:
         """The step, traced, and which inputs' values Python has read."""
@@ -119,7 +128,7 @@ class Build:
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
-        graph = record(function, *values, **options)
+        graph = record(function, *values, each=self._traces, **options)
         self._read = graph.meta.pop("read")  # also where it had no part in the losses, as a running mean
         if self.device.type == "cuda":
             graph, read = placed(graph, self.device)
@@ -177,6 +186,21 @@ class Build:
         except Untraceable:  # as by clipping that reads a norm: it is run as it is
             return self._change, False
         return _without_gradient(replay.compiled(traced, outputs) if wide else traced), True
+
+
+def _progress(notice: Callable[[str], None]) -> Callable[[], None]:
+    """Says now and then how far a trace is; to be called at each operation."""
+    start, numbers = perf_counter(), count(1)
+    said = start
+
+    def traces() -> None:
+        nonlocal said
+        number, now = next(numbers), perf_counter()
+        if now - said >= EVERY:
+            said = now
+            notice(f"tracing: {number:,} operations in {now - start:.0f} s")
+
+    return traces
 
 
 def _without_gradient(function: Any) -> Any:

@@ -23,7 +23,7 @@ def _around() -> list[Any]:
     """What a step stands in that a graph takes in: kinds of numbers, and Pyro's handlers with what they hold."""
     casts = [torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     held = [value for handler in _PYRO_STACK for value in (type(handler), *vars(handler).values())]
-    return [torch.get_default_dtype(), *casts, *held]
+    return [torch.get_default_dtype(), torch.is_grad_enabled(), *casts, *held]
 
 
 @dataclass(frozen=True)

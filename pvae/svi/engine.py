@@ -22,12 +22,22 @@ from .observed import Observed
 from .parameters import Snapshot
 from .precision import TOLERANCE, in_single_steps, of
 from .trained import Trained
+from .turns import in_turn
 from .unseen import Unseen
 
 MODES = ("auto", "off", "graph", "full")
 CHECK_EVERY = {"cpu": 1, "cuda": 1000}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
 _GRADIENT = attrgetter("grad")
+
+
+NOTHING = "no parameter of model or guide has a gradient: there is nothing to fit"
+WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where nothing has a gradient: take it outside"
+OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
+
+
+def _unsaid(line: str) -> None:
+    """Says nothing."""
 
 
 class SVI(Trained):
@@ -85,7 +95,7 @@ class SVI(Trained):
         steps: int | None = None,
         precision: str = "float32",
         check_every: int | None = None,
-        notice: Callable[[str], None] = lambda line: None,
+        notice: Callable[[str], None] = _unsaid,
         **kwargs: Any,
     ) -> None:
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
@@ -97,6 +107,9 @@ class SVI(Trained):
         self.clip_norm = clip_norm
         self.compile, self.steps_to_come, self.precision = compile, steps, precision
         self.check_every, self.notice = check_every, notice
+
+    def _begin(self) -> None:
+        super()._begin()
         self._observed = Observed()
         self._kind: type = float
         """Of loss that the objective gives."""
@@ -116,8 +129,9 @@ class SVI(Trained):
             NonFiniteError: the loss or the gradient is not finite, or what is observed lies outside its site's support.
                 The parameters are those before that step; on CUDA it may be a step up to `check_every` before.
         """
-        on = self._device if self._device.type == "cuda" and self._graphs.used else None
-        (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
+        with in_turn():
+            on = self._device if self._device.type == "cuda" and self._graphs.used else None
+            (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
         return told(self._kind, [Loss(value) for value in values] if isinstance(values, Tensor) else values)
 
     def run(
@@ -143,9 +157,13 @@ class SVI(Trained):
         2
         """
         coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
-        while ahead := [*ahead, *islice(coming, max(0, self._graphs.most() - len(ahead)))]:
-            count = self._graphs.together(ahead)
-            losses = torch.as_tensor(self._advance(ahead[:count]), device=self._device)
+        while True:
+            with in_turn():
+                ahead += islice(coming, max(0, self._graphs.most() - len(ahead)))
+                if not ahead:
+                    return
+                count = self._graphs.together(ahead)
+                losses = torch.as_tensor(self._advance(ahead[:count]), device=self._device)
             yield losses[:, 0] if losses.shape[1:] == (1,) else losses
             del ahead[:count]
 
@@ -155,8 +173,9 @@ class SVI(Trained):
         Raises:
             NonFiniteError: by the step that it was.
         """
-        if self._unseen.before is not None:
-            self._look(bad=not self._unseen.sound(list(self._names)))
+        with in_turn():
+            if self._unseen.before is not None:
+                self._look(bad=not self._unseen.sound(list(self._names)))
 
     def _look(self, bad: bool) -> None:
         unseen, self._unseen = self._unseen, Unseen()
@@ -169,8 +188,16 @@ class SVI(Trained):
     def _advance(self, block: list[Call]) -> Any:
         """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
         self._set_clock(block[0])
-        # gradients that are there already are added to, as in Pyro
-        graph = None if self._graded() else self._graphs.find(block[0], len(block))
+        if self._graded():  # they are added to, as in Pyro
+            return self._advance_by(None, block)
+        try:
+            return self._advance_by(self._graphs.find(block[0], len(block)), block)
+        except BaseException:  # as an interrupt: what it leaves is not to be added to
+            for parameter in self._names:
+                parameter.grad = None
+            raise
+
+    def _advance_by(self, graph: Graph | None, block: list[Call]) -> Any:
         if graph is None:
             self.check()
             return [self._eager(call) for call in block]
@@ -188,6 +215,7 @@ class SVI(Trained):
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
         losses, norm = self._gradients(*call.plain())
+        self._align()
         self._set_rates()
         values = read(losses, norm)
         if not finite(values):
@@ -248,11 +276,13 @@ class SVI(Trained):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.replaced:
             self._replace()
-        if self._used.new:
+        if self._used.new or (self.optimizer is None and isinstance(self.optim, torch.optim.Optimizer)):
             self._take(self._used.taken())
+        if not (torch.is_grad_enabled() or self._graded()):
+            raise ValueError(WITHOUT)
         having = self._used.fill(self._names)
         if not having:
-            raise ValueError("no parameter of model or guide has a gradient: there is nothing to fit")
+            raise ValueError(NOTHING + (OTHERS if self._used.stored else ""))
         self._kind, losses = numbers(self.objective, loss)
         return self._observed.held(losses), norm_of([p.grad for p in having])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from math import isfinite
 
 import pyro
@@ -96,8 +97,10 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def head(losses: Sequence[Tensor], norm: Tensor) -> Tensor:
-    """Losses and norm of the gradient in one tensor (losses + 1,)."""
-    return torch.stack([*(loss.detach().to(norm) for loss in losses), norm])
+    """Losses and norm of the gradient in one tensor (losses + 1,), of the widest type among them."""
+    values = [loss.detach() for loss in losses] + [norm]
+    dtype = reduce(torch.promote_types, (value.dtype for value in values))
+    return torch.stack([value.to(norm.device, dtype) for value in values])
 
 
 def read(losses: Sequence[Tensor | float], norm: Tensor) -> list[float]:

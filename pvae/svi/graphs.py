@@ -225,7 +225,7 @@ class Graphs:
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
-        if not self.used:
+        if not self.used or torch.is_anomaly_enabled():
             return None
         if call.key is None:
             self._warn(OTHERS)

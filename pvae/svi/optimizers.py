@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,9 @@ from pyro.optim import PyroOptim
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import hooks
 
 Optim = PyroOptim | Optimizer | Callable[..., Optimizer]
 """What an `SVI` is given to make its optimizer of."""
@@ -129,11 +133,22 @@ def groups(optim: PyroOptim, parameters: dict[Tensor, str]) -> Groups:
     return found
 
 
-def replace(optimizer: Optimizer, old: Tensor, new: Tensor) -> None:
-    """Put a parameter in the place of another, as yet without a state."""
+def replace(optimizer: Optimizer, old: Tensor, new: Tensor, aside: WeakIdKeyDictionary) -> None:
+    """Put a parameter in the place of another, whose state is put aside; one that comes back has its state again."""
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
-    optimizer.state.pop(old, None)
+    aside[old] = optimizer.state.pop(old, {})
+    if state := aside.pop(new, None):
+        optimizer.state[new] = state
+
+
+def aligned(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Lay the state as the parameters lie in memory: a fused kernel takes the numbers of both in that order."""
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
+        for name, value in state.items():
+            if _is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def clip_each(optim: Any, parameters: Sequence[Tensor], names: dict[Tensor, str]) -> None:
@@ -160,8 +175,10 @@ def module_and_name(name: str) -> tuple[str, str]:
 def replayable(optimizer: Optimizer) -> bool:
     """Whether a step of it is tensor operations alone, so that a graph of one step is right for the next.
 
-    Others count steps in Python, or read a tensor there.
+    Others count steps in Python, or read a tensor there; hooks may do so.
     """
+    if any(hooks.of_optimizer(optimizer)):
+        return False
     if type(optimizer) is ClippedAdam:
         return True
     flags = [(group.get("fused"), group.get("capturable")) for group in optimizer.param_groups]
@@ -218,13 +235,16 @@ def at_step(
     if rates is not None and len(rates) < len(optimizer.param_groups):
         rates = prepare(optimizer)  # a group was added
     if factor is not None:
-        _schedule(optimizer, rates, factor(step))
+        _schedule(optimizer, rates, _factor(factor, step))
     hold(optimizer, rates)
     return rates
 
 
 def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None:
     for index, group in enumerate(optimizer.param_groups):
+        if "lr" not in group:
+            kind = type(optimizer).__name__
+            raise ValueError(f"schedule: found an optimizer without a learning rate 'lr', {kind}: expected none for it")
         value = group.setdefault("initial_lr", float(group["lr"])) * factor
         if rates is None:
             group["lr"] = value
@@ -235,7 +255,18 @@ def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None
 def scheduled(optimizer: Optimizer, factor: Callable[[int], float], first: int, count: int) -> Tensor:
     """The rates (count, groups) of `count` steps from the first, on the CPU."""
     start = torch.tensor([group["initial_lr"] for group in optimizer.param_groups])
-    return torch.tensor([[factor(first + ahead)] for ahead in range(count)]) * start
+    return torch.tensor([[_factor(factor, first + ahead)] for ahead in range(count)]) * start
+
+
+def _factor(schedule: Callable[[int], float], step: int) -> float:
+    try:
+        found = schedule(step)
+        factor = float(found)
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise ValueError(f"schedule: found {found!r} at step {step}, expected a finite factor of the learning rates")
+    return factor
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
@@ -315,12 +346,21 @@ def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tup
         known = getattr(optim, "optim_objs", {})
         optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
         if optimizer is None:
-            return build(optim, new), {}
+            return _steps_alone(build(optim, new)), {}
         added = untrained(optimizer, new)
     if added and isinstance(optim, PyroOptim):
         for group in groups(optim, added):
             optimizer.add_param_group(group)
     return optimizer, added
+
+
+def _steps_alone(optimizer: Optimizer) -> Optimizer:
+    """Refuse an optimizer whose step asks for the loss again."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        kind = type(optimizer).__name__
+        raise ValueError(f"optim: {kind} asks for the loss several times a step: expected one that does not, as Adam")
+    return optimizer
 
 
 def untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> dict[Tensor, str]:

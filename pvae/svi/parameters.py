@@ -14,6 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn import Module
 
+from .held import Members
+
 
 class Parameters(Messenger):
     """Collects the parameters that programs use: each the first time it is seen, a known module's at no cost."""
@@ -22,7 +24,7 @@ class Parameters(Messenger):
         super().__init__()
         self.noting = noting
         self._known: set[Any] = set()
-        self._modules: list[Module] = []
+        self._modules: dict[Module, Layers] = {}
         self._used: dict[Any, None] = {}
         """Those that the last step's programs named, and modules."""
         self.had: set[Tensor] = set()
@@ -58,13 +60,12 @@ class Parameters(Messenger):
 
     def look_again(self) -> None:
         """Look for parameters in modules that are known, too: they may have got some."""
-        self._known.difference_update(self._modules)
+        self._modules.clear()
 
     def _pyro_module(self, msg: dict[str, Any]) -> None:
         (module,) = msg["args"]
-        if module not in self._known:
-            self._known.add(module)
-            self._modules.append(module)
+        if module not in self._modules or self._modules[module].changed():
+            self._modules[module] = Layers(module)
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     self._add(parameter, f"{msg['name']}.{name}")
@@ -99,6 +100,21 @@ class Parameters(Messenger):
         if parameter not in self._known:
             self._known.add(parameter)
             self.new[parameter] = name
+
+
+class Layers:
+    """Which layers and parameters a module has, and which of these are frozen."""
+
+    def __init__(self, module: Module) -> None:
+        self._members = Members()
+        for name, child in module.named_modules():
+            for members in (child._modules, child._parameters):
+                self._members.add(f"layer {name}", members)
+        self._frozen = [p for p in module.parameters() if not p.requires_grad]
+
+    def changed(self) -> bool:
+        """Whether it has others now, or one that was frozen is trained."""
+        return bool(self._members.changed()) or any(p.requires_grad for p in self._frozen)
 
 
 class Snapshot:

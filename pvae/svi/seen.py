@@ -8,15 +8,18 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
-from operator import call, eq, getitem, is_, methodcaller
+from operator import attrgetter, call, eq, getitem, is_, methodcaller
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import hooks
 from .calls import CONSTANTS
+from .held import CONTAINERS, Members, now, of_class, plain, refill, same
 from .named import library, named
+from .optimizers import replayable
 from .simplify import memory
 from .values import SMALL
 
@@ -24,8 +27,7 @@ NOTED = (*CONSTANTS, Tensor)
 DEPTH = 6
 MANY = 1000
 """So many numbers in a list or an array are data, and are not looked at again."""
-CONTAINERS = (list, dict, set, deque)
-_PLACE = methodcaller("data_ptr")
+_PLACE, _TRAINED = methodcaller("data_ptr"), attrgetter("requires_grad")
 
 Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
 """What it is called, how it is read, of what, by which key, and what it was."""
@@ -45,22 +47,28 @@ class Seen:
         """The entries' parts, so that an unchanged step looks at all at once."""
         self._contents: list[tuple[str, Any, Any]] = []
         self._lengths: tuple[list[Any], list[int]] = ([], [])
-        self._members: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._members = Members()
         self._arrays: list[tuple[str, np.ndarray, bytes]] = []
         self._places: tuple[list[str], list[Tensor], list[int]] = ([], [], [])
         """Tensors, and where their memory is."""
+        self._parameters: tuple[list[str], list[Tensor], list[bool]] = ([], [], [])
+        """Parameters, and whether they are trained."""
         self._named: set[str] = set()
         self._methods: list[tuple[str, str, Any]] = []
         """Of classes, those that no code has named yet."""
+        for parameter, name in parameters.items():
+            self._note_place(f"parameter {name}", parameter)
         known: set[int] = set()
+        for parameter, name in parameters.items():
+            for found, hook in self._parameter(name, parameter):
+                self._look(found, hook, known, 1)
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
+        for name, hook in self._hooks("all modules", hooks.of_all_modules()):
+            self._look(name, hook, known, 1)
         self._look_at_methods(known)
         self._read: list[tuple[Tensor, int, Tensor | None]] = []
         """Tensors whose values Python has read: how often they were changed, and if they are small, the values."""
-        self._parameters = [(name, p, p.requires_grad) for p, name in parameters.items()]
-        for parameter, name in parameters.items():
-            self._note_place(f"parameter {name}", parameter)
 
     def add_prepare(self, function: Any) -> None:
         """Note what a function reaches; of the object that it is a method of, what its code names."""
@@ -84,10 +92,8 @@ class Seen:
             for name, holder, was in self._contents:
                 if len(holder) != len(was):
                     return f"the length of {name} (was {len(was)}, is {len(holder)})"
-        for name, holder, members in self._members:
-            if not _holds(holder, members):
-                return f"a module, parameter or buffer of {name}"
-        return ""
+        name = self._members.changed()
+        return f"a module, parameter or buffer of {name}" if name else ""
 
     def _other(self) -> str:
         """What is another now: constants are compared by value, all else is to be the same object."""
@@ -100,11 +106,11 @@ class Seen:
         except (AttributeError, LookupError, ValueError):  # it is no longer there: the next lines find it
             pass
         for place, (name, read, holder, key, was) in enumerate(zip(*self._columns, strict=True)):
-            value = _now(read, holder, key)
+            value = now(read, holder, key)
             if value is was:
                 continue
-            if not _same(value, was):
-                return f"{names[place]} (was {was}, is {value})" if _plain(was) and _plain(value) else _said(name, was)
+            if not same(value, was):
+                return f"{names[place]} (was {was}, is {value})" if plain(was) and plain(value) else _said(name, was)
             values[place] = value  # which the next look then finds at once
         return ""
 
@@ -112,9 +118,11 @@ class Seen:
         names, tensors, places = self._places
         if not all(map(eq, map(_PLACE, tensors), places)):
             return next(n for n, t, place in zip(names, tensors, places, strict=True) if _PLACE(t) != place)
-        for name, parameter, trained in self._parameters:
-            if parameter.requires_grad != trained:
-                return f"parameter {name}"
+        names, tensors, trained = self._parameters
+        if not all(map(is_, map(_TRAINED, tensors), trained)):
+            return next(
+                f"parameter {n}" for n, p, was in zip(names, tensors, trained, strict=True) if _TRAINED(p) != was
+            )
         return ""
 
     def _rewritten(self) -> str:
@@ -130,12 +138,10 @@ class Seen:
         """Put back what is no longer as it was."""
         for _, holder, was in self._contents:
             if len(holder) != len(was):
-                _refill(holder, was)
-        for _, holder, members in self._members:
-            if not _holds(holder, members):
-                _refill(holder, members)
+                refill(holder, was)
+        self._members.restore()
         for _, read, holder, key, was in self._entries.values():
-            if _now(read, holder, key) is not was:
+            if now(read, holder, key) is not was:
                 if was is None and key == "forward":  # it was the class's
                     del holder[key]
                 elif isinstance(holder, CONTAINERS):
@@ -148,7 +154,7 @@ class Seen:
 
     def restore_buffers(self) -> None:
         """Put back the buffers of modules alone, where programs have put others in their place."""
-        for _, holder, members in self._members:
+        for _, holder, members in self._members.parts:
             for key, was in members.items():
                 if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
                     holder[key] = was
@@ -157,7 +163,7 @@ class Seen:
         """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
         storages = {memory(tensor) for tensor in read} - {0}
         for place, (name, how, holder, key, was) in list(self._entries.items()):
-            if _plain(was) or _now(how, holder, key) is was:
+            if plain(was) or now(how, holder, key) is was:
                 continue
             if isinstance(was, Tensor) and memory(was) in storages:
                 return f"the tensor {name}"
@@ -178,7 +184,7 @@ class Seen:
         else:
             read = getitem if isinstance(holder, list | deque) else getattr
         if read is getattr and isinstance(holder, type):
-            read = _of_class
+            read = of_class
         self._columns = None
         self._entries.setdefault((id(holder), key), (name, read, holder, key, value))
         if isinstance(value, Tensor):
@@ -206,7 +212,15 @@ class Seen:
             self._read.append((tensor, tensor._version, tensor.clone() if exact else None))
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, optim: Any) -> None:
-        """Note what an optimizer's groups say, but for the learning rates, which a graph reads; and clipping."""
+        """Note an optimizer's state, and what its groups say, but for the learning rates, which a graph reads."""
+        self.add("optimizer", optimizer, ("param_groups", "state"))
+        for _ in self._hooks("the optimizer", hooks.of_optimizer(optimizer)):
+            pass
+        for parameter, state in optimizer.state.items() if replayable(optimizer) else ():
+            self._note("the optimizer's state", optimizer.state, parameter, state)
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    self._note(f"'{key}' of the optimizer's state", state, key, value)
         self._note_length("the optimizer's groups", optimizer.param_groups)
         for group in optimizer.param_groups:
             self._note_length("the optimizer's parameters", group["params"])
@@ -331,11 +345,30 @@ class Seen:
                 continue
             self.modules.append(child)
             full = f"{name}.{path}" if path else name
-            held = (child._modules, child._parameters, child._buffers, child._forward_hooks, child._forward_pre_hooks)
-            self._members += [(full, members, dict(members)) for members in held]
+            for members in (child._modules, child._parameters, child._buffers):
+                self._members.add(full, members)
+            for key, parameter in child._parameters.items():
+                if parameter is not None:
+                    yield from self._parameter(f"{full}.{key}", parameter)
+            yield from self._hooks(full, hooks.of_module(child))
             self._note(f"{full}.forward", vars(child), "forward", vars(child).get("forward"))
             yield from self._attributes(full, vars(child), vars(child))
             yield type(child).__name__, type(child)
+
+    def _parameter(self, name: str, parameter: Tensor) -> Iterator[tuple[str, Any]]:
+        for noted, value in zip(self._parameters, (name, parameter, parameter.requires_grad), strict=True):
+            noted.append(value)
+        held = {key: getattr(parameter, key) for key in hooks.TENSOR}
+        for key, functions in held.items():
+            self._note(f"the hooks of parameter {name}", parameter, key, functions)
+        yield from self._hooks(f"parameter {name}", filter(None, held.values()))
+
+    def _hooks(self, name: str, held: Iterable[hooks.Hooks]) -> Iterator[tuple[str, Any]]:
+        for functions in held:
+            self._note_length(f"the hooks of {name}", functions)
+            for key, hook in functions.items():
+                self._note(f"a hook of {name}", functions, key, hook)
+                yield f"a hook of {name}", hook
 
     def _object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         if hasattr(value, "__dict__"):
@@ -358,35 +391,5 @@ class Seen:
                 yield f"{name}.{key}", value
 
 
-def _holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:
-    """Whether a dict still has the very objects that it had."""
-    return len(holder) == len(members) and all(map(is_, holder.values(), members.values()))
-
-
-def _of_class(cls: type, key: str) -> Any:
-    return cls.__dict__[key]
-
-
-def _now(read: Callable[[Any, Any], Any], holder: Any, key: Any) -> Any:
-    try:
-        return read(holder, key)
-    except (AttributeError, LookupError, ValueError):
-        return None
-
-
-def _plain(value: Any) -> bool:
-    """Whether it is compared by its value."""
-    return isinstance(value, CONSTANTS) or (isinstance(value, tuple) and all(isinstance(v, CONSTANTS) for v in value))
-
-
-def _same(value: Any, was: Any) -> bool:
-    return _plain(value) and type(value) is type(was) and value == was
-
-
 def _said(name: str, value: Any) -> str:
     return f"the tensor {name}" if isinstance(value, Tensor) else name
-
-
-def _refill(holder: Any, contents: Any) -> None:
-    holder.clear()
-    (holder.extend if isinstance(holder, list | deque) else holder.update)(contents)

@@ -31,13 +31,14 @@ def record(
     *inputs: Tensor,
     known: Known | None = None,
     replaced: dict[Any, Callable] | None = None,
+    each: Callable[[], Any] = bool,
 ) -> GraphModule:
     """The graph of what a function of tensors did, by running it once.
 
     Tensors that are not inputs, such as parameters, are constants of the graph, read and changed where they are.
     Random operations stay random operations. Everything else that Python did is as it was in this run: that goes for
     values read of tensors that are `known` (default: those made of Python's numbers alone). Operations in `replaced`
-    are written as what the function in their place does.
+    are written as what the function in their place does. `each` is called at each operation.
 
     Raises:
         Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
@@ -45,7 +46,15 @@ def record(
     from torch._dynamo import config as dynamo
     from torch.fx.experimental import proxy_tensor
 
-    noting = patch.object(proxy_tensor, "set_meta", _note_size, create=True)
+    def note_size(proxy: Any, value: Any) -> Any:
+        """What is to be known of a node; torch's own notes take two thirds of the time of a trace."""
+        each()
+        if isinstance(value, Tensor):
+            note(proxy.node, value)
+        return proxy
+
+    unnoted = {"set_meta": note_size, "extract_val": lambda *value, **options: None}
+    noting = patch.multiple(proxy_tensor, create=True, **unnoted)
     as_written = dynamo.patch(error_on_nested_fx_trace=False)  # also what a program has compiled by torch
     try:
         known = known or Known(inputs, outside=False)
@@ -109,13 +118,6 @@ def _first_line(error: BaseException) -> str:
     if "value out of a tracing tensor" in text:
         return READ
     return text if isinstance(error, Untraceable) else f"{type(error).__name__}: {text}"
-
-
-def _note_size(proxy: Any, value: Any) -> Any:
-    """What is to be known of a node; torch's own notes take two thirds of the time of a trace."""
-    if isinstance(value, Tensor):
-        note(proxy.node, value)
-    return proxy
 
 
 def _simplified(graph: GraphModule) -> GraphModule:

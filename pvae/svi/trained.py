@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -11,6 +13,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import optimizers
 from .calls import Call, Numbers
@@ -19,6 +22,10 @@ from .seen import Seen
 
 if TYPE_CHECKING:
     from .graphs import Graphs
+
+
+ALONE = "make another SVI, and give it state_dict() of this one"
+"""What to do where programs cannot be copied with it."""
 
 
 class Trained(pyro.infer.SVI):
@@ -39,13 +46,19 @@ class Trained(pyro.infer.SVI):
         stand_in = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {"lr": 0.0})
         super().__init__(model, guide, stand_in, loss, loss_and_grads, **kwargs)
         self.optim, self.schedule = optim, schedule
+        self.objective = loss if isinstance(loss, ELBO) else None
+        if self.objective is None and loss_and_grads is None:
+            self.loss_and_grads = partial(_with_gradient, loss)
+        # Pyro's own objectives take a gradient only where they see param sites
+        self._own = not getattr(loss, "needs_param_sites", True)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Be as before the first step."""
         self.steps = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self._rates: Tensor | None = None
-        self.objective = loss if isinstance(loss, ELBO) else None
         self._names: dict[Tensor, str] = {}
-        # Pyro's own objectives take a gradient only where they see param sites
-        self._own = not getattr(loss, "needs_param_sites", True)
         self._used = Parameters(noting=self._own)
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
@@ -54,6 +67,11 @@ class Trained(pyro.infer.SVI):
         """Tensors that the programs hold, and how often each had been changed in place when it was first seen."""
         self._generators: list[torch.Generator] = []
         self._numbers = Numbers()
+        self._copied: dict[Tensor, str] = {}
+        """Of the one that this is a copy of."""
+        self._aside = WeakIdKeyDictionary()
+        """The optimizer's states of parameters that Pyro's store no longer has; they may come back."""
+        self._places: list[int] = []
 
     def check(self) -> None:
         """Look whether all losses so far were finite."""
@@ -108,6 +126,13 @@ class Trained(pyro.infer.SVI):
         """The learning rates of the step that is `ahead` of the next."""
         self._rates = optimizers.at_step(self.optimizer, self._rates, self.schedule, self.steps + ahead)
 
+    def _align(self) -> None:
+        """After parameters have got other memory, lay the optimizer's state as they now lie."""
+        places = [parameter.data_ptr() for parameter in self._names]
+        if places != self._places:
+            self._places = places
+            optimizers.aligned(self.optimizer, self._names)
+
     def _scheduled(self, count: int) -> Tensor:
         """The learning rates (count, groups) of the next steps, which a captured graph reads."""
         optimizers.hold(self.optimizer, self._rates)
@@ -115,10 +140,12 @@ class Trained(pyro.infer.SVI):
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
-        needed = hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)
-        if self._clock is None and needed:
+        if not (hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)):
+            return
+        if self._clock is None:
             device = call.inputs[0].device if call.inputs else self._device
-            self._clock = self.objective.clock = torch.tensor(self.steps, device=device)
+            self._clock = torch.tensor(self.steps, device=device)
+        self.objective.clock = self._clock  # others may have the same objective
 
     @property
     def _device(self) -> torch.device:
@@ -162,7 +189,8 @@ class Trained(pyro.infer.SVI):
             self._restore_optimizer(state["optimizer"])
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
+        optimizers.aligned(self.optimizer, self._names)
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = optimizers.prepare(self.optimizer)
         self._graphs.forget()  # they hold the tensors of the state before
@@ -170,7 +198,7 @@ class Trained(pyro.infer.SVI):
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
         for old, new in self._used.replaced:
-            optimizers.replace(self.optimizer, old, new)
+            optimizers.replace(self.optimizer, old, new, self._aside)
             self._names = {new if p is old else p: name for p, name in self._names.items()}
             self._used.had.discard(old)
         self._used.replaced.clear()
@@ -189,13 +217,46 @@ class Trained(pyro.infer.SVI):
             known, self._names, self.optimizer = self._names, {}, None
             self._take(known)
 
+    # Copies.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.state_dict()
+        if self._used.stored:
+            names = ", ".join(list(self._used.stored)[:3])
+            raise ValueError(
+                f"SVI cannot be copied: Pyro's store has its parameters ({names}), not its programs: {ALONE}"
+            )
+        blank = type(self).__new__(type(self))
+        blank._own = self._own
+        blank._begin()
+        kept = {name: value for name, value in vars(self).items() if name not in vars(blank)}
+        return {**kept, "_own": self._own, "state": copy.deepcopy(state), "names": dict(self._names)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        names, own = state.pop("names"), state.pop("state")
+        self.__dict__.update(state)
+        self._begin()
+        self._copied = names
+        self.load_state_dict(own)
+
+    def __copy__(self) -> Trained:
+        raise ValueError(
+            "SVI cannot be copied with its programs left where they are: take copy.deepcopy, or make another"
+        )
+
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
+        if left := [name for p, name in new.items() if name in self._copied.values() and p not in self._copied]:
+            raise ValueError(f"parameter '{left[0]}' was not copied with its SVI: {ALONE}")
+        self._copied = {}
         self._names.update(new)
         if self._clock is not None:
             self._clock = self.objective.clock = self._clock.to(self._device)
         first = self.optimizer is None
         self.optimizer, added = optimizers.over(self.optim, self.optimizer, new)
+        if isinstance(self.optim, torch.optim.Optimizer):  # also those that no program names
+            given = [p for group in self.optimizer.param_groups for p in group["params"] if p not in self._names]
+            self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = optimizers.prepare(self.optimizer)
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:
@@ -204,3 +265,11 @@ class Trained(pyro.infer.SVI):
         optimizers.attach(self.optim, self.optimizer, new if first else added)
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
+
+
+def _with_gradient(loss: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A loss with its gradient added to the parameters'."""
+    value = loss(*args, **kwargs)
+    if getattr(value, "requires_grad", False):
+        value.backward(retain_graph=True)
+    return value

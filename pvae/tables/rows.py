@@ -74,7 +74,7 @@ def tables(found: Comparison, protocol: dict[str, Any]) -> Iterator[Table]:
             Row(
                 key,
                 label(key),
-                {name: [_cell(key, each[key], protocol)] for name, each in values.items() if key in each},
+                {name: [_cell(key, each, found, protocol)] for name, each in values.items() if key in each},
             )
             for key in _shown(values.values())
         ]
@@ -149,13 +149,14 @@ def _shown(values: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if not key.endswith("iw.1")]
 
 
-def _cell(key: str, value: Estimate, protocol: dict[str, Any]) -> str:
+def _cell(key: str, values: Mapping[str, Estimate], found: Comparison, protocol: dict[str, Any]) -> str:
+    value = values[key]
     if key.startswith("khat") and protocol["numbers"] != BOUNDS:
         return "-"  # a point mass has no weights
-    if key.startswith("khat") and value.mean == -math.inf:
-        return "exact"
+    if key.startswith("khat") and value.mean == -math.inf:  # the largest weights are equal, or all are
+        return "exact" if values["ess"].mean > (1 - 1e-6) * found.plan.total else "no tail"
     if key == "khat.above":
-        return f"{100 * value.mean:.1f}% +- {100 * value.se:.1f}%"
+        return f"{100 * value.mean:.1f}% +- " + ("-" if math.isnan(value.se) else f"{100 * value.se:.1f}%")
     return " +- ".join(plus_minus(value))
 
 
@@ -198,7 +199,7 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         yield f"Pareto k-hat is not given: it needs at least {FEWEST} draws for each datum"
     else:
         above = f"Pareto k-hat above the threshold, {khat_threshold(plan.total):.2f}"
-        yield f"{above}: the bounds of that datum cannot be relied on"
+        yield f"{above}: the bounds of that datum cannot be relied on; no tail: its largest weights are equal"
     if any(each.information is not None for each in found.models.values()):
         drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"

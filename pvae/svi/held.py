@@ -1,0 +1,77 @@
+"""What Python holds: whether it is still what it was, and how it is put back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import chain
+from operator import is_
+from typing import Any
+
+from .calls import CONSTANTS
+
+CONTAINERS = (list, dict, set, deque)
+
+
+class Members:
+    """Dicts, as of a module's layers, that are to have the very objects that they had; all are looked at at once."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        """What they are called, and what they had."""
+        self._holders: list[dict[str, Any]] = []
+        self._values: list[Any] = []
+        self._lengths: list[int] = []
+
+    def add(self, name: str, holder: dict[str, Any]) -> None:
+        """Note one as it is."""
+        self.parts.append((name, holder, dict(holder)))
+        self._holders.append(holder)
+        self._values += holder.values()
+        self._lengths.append(len(holder))
+
+    def changed(self) -> str:
+        """The name of one that has others now; empty if none."""
+        values = chain.from_iterable(map(dict.values, self._holders))
+        if [*map(len, self._holders)] == self._lengths and all(map(is_, values, self._values)):
+            return ""
+        return next(name for name, holder, members in self.parts if not _holds(holder, members))
+
+    def restore(self) -> None:
+        """Put back what they had."""
+        for _, holder, members in self.parts:
+            if not _holds(holder, members):
+                refill(holder, members)
+
+
+def _holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:
+    return len(holder) == len(members) and all(map(is_, holder.values(), members.values()))
+
+
+def of_class(cls: type, key: str) -> Any:
+    """A class's own attribute."""
+    return cls.__dict__[key]
+
+
+def now(read: Callable[[Any, Any], Any], holder: Any, key: Any) -> Any:
+    """What is there now; None where it is gone."""
+    try:
+        return read(holder, key)
+    except (AttributeError, LookupError, ValueError):
+        return None
+
+
+def plain(value: Any) -> bool:
+    """Whether it is compared by its value."""
+    return isinstance(value, CONSTANTS) or (isinstance(value, tuple) and all(isinstance(v, CONSTANTS) for v in value))
+
+
+def same(value: Any, was: Any) -> bool:
+    """Whether two are of one value, and are compared by it."""
+    return plain(value) and type(value) is type(was) and value == was
+
+
+def refill(holder: Any, contents: Any) -> None:
+    """Put what was in a container back into it."""
+    holder.clear()
+    (holder.extend if isinstance(holder, list | deque) else holder.update)(contents)
