@@ -108,7 +108,6 @@ ONLY_IN = {
     "torchvision": {"sources"},
     "safetensors": {"checkpoints"},
     "yaml": {"flat"},
-    "zuko": {"flows"},
     "triton": {"kernels"},
 }
 PRINTS = {"cli", "fit", "sample", "compare", "gradients", "parts", "progress", "__main__"}
