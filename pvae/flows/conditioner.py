@@ -149,7 +149,7 @@ def _beside(rows: Tensor, dims: int) -> Tensor:
 
 
 def _product(weight: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The product with each column of rows (n, *batch), and the bias; in the weights' precision, also under autocast."""
+    """The product with each column of rows (n, *batch), and a bias; in the weights' precision, also under autocast."""
     flat = rows.reshape(len(rows), rows[0].numel())
     found = weight @ flat if bias is None else torch.addmm(bias.unsqueeze(1), weight, flat)
     return found.reshape(len(weight), *rows.shape[1:])
