@@ -86,7 +86,7 @@ ROOMS = {
     },
     "cli": {"errors", "base", "config", "start", "values"},
     "progress": {"train"},
-    "fit": {"errors", "build", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
+    "fit": {"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "train"},
     "sample": {"errors", "checkpoints", "cli", "config", "data", "load", "plots", "report"},
     "parts": {"errors", "base", "cli", "config", "values"},
     "gradients": {"errors", "base", "checkpoints", "cli", "data", "load", "pace", "plots", "snr", "vae"},
