@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     found = _parser().parse(argv)
     plan, outs, device = _plan(found), _outs(found.out or []), cli.device(found.device)
-    train = None if found.train is None else cli.whole(found.train, "--train", 0)
+    train = _train(found)
     asked = ["--khat"] * found.khat + [f"--out {out}" for out in outs if _is_of_khat(out)]
     if plan.total < FEWEST and asked:
         raise InputError(
@@ -188,9 +188,13 @@ def _plan(found: argparse.Namespace) -> Plan:
     )
 
 
+def _train(found: argparse.Namespace) -> int | None:
+    return None if found.train is None else cli.whole(found.train, "--train", 0)
+
+
 def _check_idle(found: argparse.Namespace) -> None:
     """Refuse options of something that is not asked for."""
-    if found.train_particles is not None and found.train == "0":
+    if found.train_particles is not None and _train(found) == 0:
         raise InputError("--train-particles: found it with --train 0, which leaves training data out: drop one of them")
     parser = _parser()
     for option, wanted in IDLE.items():

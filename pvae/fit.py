@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from . import build, cli, config, data, report
-from .config import Config
+from .config import PARTS, Config, flag
 from .errors import InputError
 from .load import begin_with, read_data, run_data
+from .noise import forked
 from .progress import Progress
 from .runs import Run, check_free, load_weights
 from .train import Training, svi
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     vae = build.model(settings, dataset).to(device)
     start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
+    _check_together(training)
     with _Signals() as signals, Run.create(found.out, settings) as run:
         run.describe(dataset, device, start)
         return _fit(run, training, signals)
@@ -91,6 +93,26 @@ def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
     return Training(vae, made, dataset, settings)
 
 
+def _check_together(training: Training) -> None:
+    """Refuse parts for which the gradient would be wrong, as the first step does, before a run is written.
+
+    Raises:
+        InputError: naming what meets there.
+    """
+    vae, settings, (x, y) = training.vae, training.config, training.dataset.train
+    try:
+        with forked(x.device):
+            few = training.prepare(x[:2], None if y is None else y[:2])
+            build.objective(settings).bounds(vae.eval().model, vae.guide, *few)
+    except Exception as error:
+        if isinstance(error, InputError) and str(error).startswith("site '"):
+            named = (f"{flag(name)} {getattr(settings, name)}" for name in (*PARTS, "objective", "gradient"))
+            raise InputError(f"{' '.join(named)}: {error}") from error
+        # of all else the first step says more
+    finally:
+        vae.train()
+
+
 def _resume(found: Namespace, own: dict[str, str]) -> int:
     given = {name: value for name, value in {**vars(found), **own}.items() if value not in (None, False)}
     path = given.pop("resume", "")
@@ -98,7 +120,7 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
     run, checkpoint = Run.at(path)
     if given:
         raise InputError(
-            f"--resume with {config.flag(next(iter(given)))}: a resumed run keeps its configuration: leave it out, or"
+            f"--resume with {flag(next(iter(given)))}: a resumed run keeps its configuration: leave it out, or"
             f" start a new run with --config {run.folder}/config.yaml"
         )
     settings = config.from_flat({**config.to_flat(run.config), **{k.replace("_", "-"): v for k, v in changes.items()}})

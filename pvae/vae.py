@@ -231,24 +231,25 @@ def check_labels(y: Tensor | None, n: int) -> None:
     raise InputError(f"y: found {found}, expected a tensor with one label for each of {n} data, or None")
 
 
-def check_support(prior: Part, guide: Part) -> None:
-    """Refuse a prior and a guide whose draws do not lie in the same place.
+def check_support(made: Part, guide: Part, where: str = "") -> None:
+    """Refuse a guide whose draws do not lie where those of the prior do, or of the layer that the model has there.
 
     Raises:
-        InputError: they do not; names the guides that go with the prior, and the priors that go with the guide.
+        InputError: they do not; names what goes with the guide, and the guides that go with that.
     """
-    found = {part: getattr(part, "support", None) for part in (prior, guide)}
-    if found[prior] == found[guide] or None in found.values():
+    found = {part: getattr(part, "support", None) for part in (made, guide)}
+    if found[made] == found[guide] or None in found.values():
         return
-    kinds = {type(part).support for part in (prior, guide)}  # type: ignore[attr-defined]
-    if len(kinds) == 1:
+    if type(made).support == type(guide).support:  # type: ignore[attr-defined]
         advice = ["give both the same options"]
     else:
-        fits = {"guide": _of_support("guide", found[prior]), "prior": _of_support("prior", found[guide])}
-        advice = [f"choose the {family} {' or '.join(names)}" for family, names in fits.items() if names]
+        what = "prior" if made.family == "prior" else "layer"
+        fits = {"guide": _of_support("guide", found[made]), what: _of_support(made.family, found[guide])}
+        advice = [f"choose the {name} {' or '.join(names)}" for name, names in fits.items() if names]
+    the = "prior" if made.family == "prior" else "model's"
     raise InputError(
-        f"guide: {type(guide).__name__} draws from {found[guide]}, the prior {type(prior).__name__} from"
-        f" {found[prior]}, expected the same of both{': ' if advice else ''}{'; or '.join(advice)}"
+        f"guide{where}: {type(guide).__name__} draws from {found[guide]}, the {the} {type(made).__name__} from"
+        f" {found[made]}, expected the same of both{': ' if advice else ''}{'; or '.join(advice)}"
     )
 
 
@@ -257,5 +258,5 @@ def _of_support(family: str, support: str | None) -> list[str]:
     return [
         name
         for name, member in members(family).items()
-        if str(support).startswith(member.support)  # type: ignore[attr-defined]
+        if str(support).startswith(member.support) or getattr(member, "anywhere", False)  # type: ignore[attr-defined]
     ]

@@ -605,6 +605,31 @@ def test_going_back_to_an_older_checkpoint(run, finished, plain):
     assert_equal_runs(finished, run)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--prior bernoulli --guide bernoulli",
+            "--prior bernoulli --likelihood bernoulli --guide bernoulli --objective elbo --gradient reparam: site 'z':"
+            " elbo with gradient reparam needs draws that are reparameterized",
+        ),
+        ("--guide delta --gradient score --particles 2", "Point is a point mass"),
+        ("--prior mixture --gradient gdreg --particles 2", "--gradient gdreg: site 'z': found a prior FiniteMixture"),
+        (
+            "--encoder conv --data rows.npy --likelihood gaussian",
+            "--encoder conv: found data of shape (3,), expected image",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_a_run_begins(options, message, here, capsys):
+    np.save("rows.npy", np.zeros((20, 3), dtype=np.float32))
+    assert go(*SMALL[:2], *options.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert not Path("runs").exists()
+
+
 def test_a_refused_resume_deletes_nothing(run, capsys):
     before = runs.Run.open(run).names()
     environment = json.loads((run / "environment.json").read_text())

@@ -329,6 +329,7 @@ WRONG = {
     "VAE --particles 5,5": "--particles: found '5,5', expected each K once",
     "VAE --train-particles 2,2": "--train-particles: found '2,2', expected each K once",
     "VAE --train 0 --train-particles 2": "--train-particles: found it with --train 0, which leaves training data out",
+    "VAE --train 00 --train-particles 2": "--train-particles: found it with --train 0, which leaves training data out",
     "VAE --particles 50 --draws 49": "--draws: found 49, expected at least the largest K, 50",
     "VAE --draws 0": "--draws: found 0, expected at least 1",
     "VAE --train -1": "--train: found -1, expected at least 0",

@@ -357,7 +357,7 @@ def test_annealing_needs_real_numbers(name):
         ),
         (
             lambda: vae_of(pvae.Normal, guides.RelaxedCategorical, {}),
-            r"from the real numbers, .* choose the guide .*mean_field.*; or choose the prior relaxed_categorical$",
+            r"from the real numbers, .* choose the guide .*mean_field.*; or choose the prior relaxed_categorical or va",
         ),
         (
             lambda: pvae.VAE(

@@ -593,6 +593,35 @@ def test_supports_are_held_against_one_another_layer_by_layer():
         Hierarchy(pvae.Normal(2), [layer], pvae.Bernoulli(nn.Linear(4, 6), (6,)), BottomUp(guides))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"layer": "semi_amortized"},
+            r"layer: SemiAmortized is made of a prior and a likelihood: it cannot be p\(z1\|z2",
+        ),
+        (
+            {"layer": "delta"},
+            r"layer: Delta has no density but at a point of its own: it cannot be p\(z1\|z2\): expected",
+        ),
+        (
+            {"layer": "bernoulli"},
+            "guide of z1: MeanField draws from the real numbers, the model's Bernoulli from 0 and 1, expected the same"
+            " of both: choose the guide bernoulli; or choose the layer delta or iaf or maf",
+        ),
+        (
+            {"prior": "bernoulli", "guide": "bernoulli"},
+            "guide of z1: Bernoulli draws from 0 and 1, the model's MeanField from .*; or choose the layer bernoulli$",
+        ),
+        ({"guide": "bernoulli", "layer": "bernoulli"}, "guide of z2: .*; or choose the prior bernoulli or vamp$"),
+    ],
+    ids=lambda value: ",".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_layer_that_does_not_fit_is_told_from_the_prior(options, message):
+    with pytest.raises(pvae.InputError, match=message):
+        build.model(config.from_flat({"latent": "4,2", **options}), pvae.data.load("digits"))
+
+
 # The configuration and the commands -----------------------------------------------------------------------------------
 
 

@@ -89,8 +89,8 @@ ROOMS = {
     },
     "cli": {"errors", "base", "config", "start", "values"},
     "progress": {"train"},
-    "fit": {"errors", "build", "cli", "config", "data", "load", "progress", "report", "runs", "train"},
-    "sample": {"errors", "cli", "config", "data", "figures", "files", "load", "plots"},
+    "fit": {"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "train"},
+    "sample": {"errors", "checkpoints", "cli", "config", "data", "figures", "files", "load", "plots", "report"},
     "parts": {"errors", "base", "cli", "config", "values"},
     "gradients": {"errors", "base", "cli", "data", "files", "load", "pace", "plots", "snr", "vae"},
     "compare": {
@@ -111,7 +111,6 @@ ONLY_IN = {
     "torchvision": {"sources"},
     "safetensors": {"checkpoints"},
     "yaml": {"flat"},
-    "zuko": {"flows"},
     "triton": {"kernels"},
 }
 PRINTS = {"cli", "fit", "sample", "compare", "gradients", "parts", "progress", "__main__"}

@@ -1,7 +1,7 @@
 """Invertible maps of a latent, and the distribution of a base's draws through them.
 
-The maps of one number (affine, spline) are zuko's. What is here is what they need to start near the identity, to have
-no parameter that nothing depends on, to be traced (no value is read on the host), and to go both ways in one pass.
+What is here starts near the identity, has no parameter that nothing depends on, can be traced (no value is read on the
+host), and goes both ways in one pass.
 """
 
 from .autoregressive import AutoregressiveMap

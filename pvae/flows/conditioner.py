@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu, linear
+from torch.nn.functional import elu
 
 from ..base import full_precision
 from ..networks.network import check_sizes
@@ -73,17 +73,23 @@ class Conditioner(nn.Module):
                     layer.bias.zero_()
 
     def forward(self, context: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """The function from inputs (..., n) to numbers (..., m, numbers), given the context (..., size)."""
-        first = self.first(context)
+        """The function from inputs (..., n) to numbers (..., m, numbers), given the context (..., size).
+
+        In memory all numbers of a kind lie together, as maps of one number take them.
+        """
+        first = self.first(context).movedim(-1, 0)
         weight = None if self.inputs is None else self.inputs.weight * self.mask0
         later = [(layer.weight * getattr(self, f"mask{i}"), layer.bias) for i, layer in enumerate(self.layers, 1)]
 
         def numbers(x: Tensor) -> Tensor:
-            out = first if weight is None else linear(x, weight) + first
+            lead = torch.broadcast_shapes(x.shape[:-1], first.shape[1:])
+            out = _beside(first, len(lead))
+            if weight is not None:
+                out = _product(weight, _beside(x.movedim(-1, 0), len(lead))) + out
             for weights, bias in later:
-                out = linear(elu(out), weights, bias)
+                out = _product(weights, elu(out), bias)
             out = full_precision(out)
-            return out.expand(*torch.broadcast_shapes(x.shape[:-1], out.shape[:-1]), -1).unflatten(-1, self.outputs)
+            return out.expand(-1, *lead).unflatten(0, self.outputs).movedim((0, 1), (-2, -1))
 
         return numbers
 
@@ -123,8 +129,7 @@ class Conditioner(nn.Module):
 
     def _in_order(self, first: Tensor, dims: int) -> tuple[list[Tensor], list[Tensor]]:
         """Each layer's weights and biases (units, ...), inputs and outputs in the order of their turns."""
-        ahead = first.movedim(-1, 0)
-        ahead = ahead.reshape(len(ahead), *[1] * (dims - ahead.dim() + 1), *ahead.shape[1:])
+        ahead = _beside(first.movedim(-1, 0), dims)
         nothing = first.new_zeros(first.shape[-1], len(self.order))
         weight = nothing if self.inputs is None else self.inputs.weight.index_select(1, self.order)
         weights = [weight, *(layer.weight for layer in self.layers)]
@@ -139,6 +144,13 @@ def _cut(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return first, rest
 
 
-def _product(weight: Tensor, rows: Tensor) -> Tensor:
-    """The product with each column of rows (n, *batch); in the weights' precision, also under autocast."""
-    return (weight @ rows.reshape(len(rows), rows[0].numel())).reshape(len(weight), *rows.shape[1:])
+def _beside(rows: Tensor, dims: int) -> Tensor:
+    """Rows (n, ...) with so many dimensions after the first."""
+    return rows.reshape(len(rows), *[1] * (dims - rows.dim() + 1), *rows.shape[1:])
+
+
+def _product(weight: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product with each column of rows (n, *batch), and a bias; in the weights' precision, also under autocast."""
+    flat = rows.reshape(len(rows), rows[0].numel())
+    found = weight @ flat if bias is None else torch.addmm(bias.unsqueeze(1), weight, flat)
+    return found.reshape(len(weight), *rows.shape[1:])

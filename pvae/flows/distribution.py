@@ -58,6 +58,5 @@ class FlowDistribution(dist.TransformedDistribution):
             z, log_prob, with_gradient = self._drawn
             if value is z and (with_gradient or not torch.is_grad_enabled()):
                 return log_prob
-        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
         noise, ladj = self.transforms[0].inv.call_and_ladj(value)
         return self.base_dist.log_prob(noise) + ladj

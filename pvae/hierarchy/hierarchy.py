@@ -58,8 +58,8 @@ class Hierarchy(Autoencoder):
         prior.connect(prior, below, guide)
         likelihood.connect(prior, likelihood, guide)
         posterior.guides[-1].connect(prior, below, guide)  # type: ignore[operator]
-        for inferred, made in zip(posterior.guides, [*layers, prior], strict=True):
-            check_support(made, inferred)
+        for number, (inferred, made) in enumerate(zip(posterior.guides, [*layers, prior], strict=True), 1):
+            check_support(made, inferred, f" of z{number}")
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> Hierarchy:
         """Let every part take what it starts from out of the training data; once, before a fit. Returns self.
@@ -137,6 +137,14 @@ def _check(prior: Part, layers: Sequence[Part], likelihood: Part, posterior: Inf
     for name, part in named.items():
         if not isinstance(part, Part):
             raise InputError(f"{name}: found {type(part).__name__}, expected a pvae.Part")
+    for number, layer in enumerate(layers, 1):
+        refined = type(layer).connect is not Part.connect
+        if refined or not getattr(layer, "bound", True):
+            found = "is made of a prior and a likelihood" if refined else "has no density but at a point of its own"
+            raise InputError(
+                f"layer: {type(layer).__name__} {found}: it cannot be p(z{number}|z{number + 1}): expected one with a"
+                " density at every point, made of a network alone, such as mean_field"
+            )
     if len(posterior.guides) != len(layers) + 1:
         raise InputError(
             f"layers: found {len(layers)} and a guide of {len(posterior.guides)}, expected one less: p(z_l|z_(l+1)) of"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class Prior(Part, family="prior"):
 
     support: str = "the real numbers"
     """Where its draws lie: a guide's must lie there too."""
+    anywhere: ClassVar[bool] = False
+    """Whether they lie wherever the guide's do."""
 
     def __init__(self, latent: int, *, condition: nn.Module | None = None) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class Vamp(Prior, name="vamp"):
     torch.Size([3])
     """
 
+    anywhere = True
     guide: Any
     uniform: Tensor
     pseudo_inputs: Tensor | None

@@ -147,7 +147,7 @@ def aligned(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         for name, value in state.items():
-            if _is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
