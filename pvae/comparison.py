@@ -19,8 +19,9 @@ from .ais import Annealed, Annealing, ais
 from .density import Density
 from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_information, paired, share_above
 from .errors import InputError, at_least
-from .evaluate import Evaluation, evaluate, mean_and_se
+from .evaluate import Evaluation, evaluate
 from .gap import Gap, check_families, gap
+from .means import Estimate, estimate, quantile, share
 from .weights import Program, check_named
 
 QUANTILES = (10, 50, 90)
@@ -42,16 +43,6 @@ class Data(NamedTuple):
         """Those of some rows."""
         rows = rows.to(self.x.device)
         return Data(self.x[rows], None if self.y is None else self.y[rows])
-
-
-class Estimate(NamedTuple):
-    """A mean over data."""
-
-    mean: float
-    se: float
-    """its standard error, NaN where there is none"""
-    n: int
-    """over how many data, or draws"""
 
 
 @dataclass(frozen=True)
@@ -281,15 +272,6 @@ def choose(n: int, count: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def estimate(value: Tensor) -> Estimate:
-    """The mean of (N,) values, with its standard error.
-
-    >>> estimate(torch.tensor([0.0, 4.0]))
-    Estimate(mean=2.0, se=2.0, n=2)
-    """
-    return Estimate(**mean_and_se(value), n=len(value))
-
-
 def is_bound(quantity: str) -> bool:
     """Whether a quantity is a bound on log p(x)."""
     return quantity == "elbo" or quantity.startswith("iw.")
@@ -364,24 +346,8 @@ def _evaluation(found: Evaluation) -> dict[str, Estimate]:
 
 def _khat(value: Tensor, draws: int) -> dict[str, Estimate]:
     """Its quantiles, and the share above the threshold."""
-    found = {f"khat.{percent}": _quantile(value.sort().values, percent / 100) for percent in QUANTILES}
-    n, share = len(value), share_above(value, khat_threshold(draws))
-    near = (n * share + 2) / (n + 4)  # none of n is no proof that there are none: at most 3 of n, twice this error
-    return {**found, "khat.above": Estimate(share, math.sqrt(near * (1 - near) / n) if n > 1 else math.nan, n)}
-
-
-def _quantile(ordered: Tensor, p: float) -> Estimate:
-    """A quantile; its error is a quarter of its 95% interval, whose ends are order statistics too, if there are such.
-
-    Of the 10% and 90% quantiles there are from 37 data on.
-    """
-    n = len(ordered)
-    half = 2 * math.sqrt(p * (1 - p) / n)
-    at = ordered[math.ceil(n * p) - 1].item()
-    if not 0 < p - half < p + half < 1:
-        return Estimate(at, math.nan, n)
-    low, high = (ordered[math.ceil(n * q) - 1].item() for q in (p - half, p + half))
-    return Estimate(at, (high - low) / 4, n)
+    found = {f"khat.{percent}": quantile(value, percent / 100) for percent in QUANTILES}
+    return {**found, "khat.above": share(share_above(value, khat_threshold(draws)), len(value))}
 
 
 def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -8,9 +8,10 @@ from torch.distributions import Binomial, Normal
 
 from pvae import exact
 from pvae.ais import Annealing, ais, bdmc
-from pvae.comparison import _khat, _quantile
+from pvae.comparison import _khat
 from pvae.evaluate import evaluate
 from pvae.gap import gap
+from pvae.means import quantile
 
 DRAWS = 5000  # of which the threshold of k-hat is 0.7
 
@@ -73,7 +74,7 @@ def test_the_error_of_a_quantile(n, p):
     """There is one where both ends of its interval are among the data."""
     torch.manual_seed(0)
     samples = torch.randn(2000, n).double().sort(1).values
-    found, error, _ = torch.tensor([_quantile(ordered, p) for ordered in samples]).double().T
+    found, error, _ = torch.tensor([quantile(ordered, p) for ordered in samples]).double().T
     if n == 2 or (n == 36 and p != 0.5):
         assert error.isnan().all()
         return
