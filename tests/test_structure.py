@@ -90,7 +90,7 @@ ROOMS = {
     "cli": {"errors", "base", "config", "start", "values"},
     "progress": {"train"},
     "fit": {"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "train"},
-    "sample": {"errors", "checkpoints", "cli", "config", "data", "figures", "files", "load", "plots", "report"},
+    "sample": {"errors", "cli", "config", "data", "figures", "files", "load", "plots"},
     "parts": {"errors", "base", "cli", "config", "values"},
     "gradients": {"errors", "base", "cli", "data", "files", "load", "pace", "plots", "snr", "vae"},
     "compare": {
