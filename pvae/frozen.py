@@ -18,9 +18,6 @@ def frozen(kept: dict[object, Tensor] | None = None) -> Iterator[None]:
     Args:
         kept: what was found once in such work before: it is found anew, in the same memory, and is left there.
     """
-    if kept is None and _kept.get() is not None:
-        yield
-        return
     before, found = dict(kept or {}), {} if kept is None else kept
     found.clear()
     token = _kept.set((found, before))

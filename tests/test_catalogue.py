@@ -62,6 +62,7 @@ def test_one_member_and_one_family(capsys):
     assert "  Paper: Rybkin, Daniilidis and Levine 2021" in text
     assert text.count("\n\n") == 0
     code, text, _ = go(capsys, "--family", "guide")
+    assert go(capsys, "guide")[1] == text
     assert {line.split()[0] for line in text.splitlines() if not line.startswith(" ") and line} == {"guide"}
     assert {line.split()[0] for line in go(capsys, "mlp")[1].splitlines() if line[:1].strip()} == {"encoder", "decoder"}
 

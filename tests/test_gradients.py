@@ -39,6 +39,13 @@ def test_a_run(run, tmp_path, capsys):
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_toy(capsys):
+    assert go("--toy", "--particles", "1,4", "--gradient", "reparam", "--samples", 10, command="gradients") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("the Gaussian toy, iwae, 10 gradients each\n")
+    assert out.count("\nreparam  ") == 6  # three numbers of two groups
+
+
 def test_a_gradient_without_noise_has_no_ratio(tmp_path, capsys, monkeypatch):
     small = ["--epochs", 1, "--latent", 2, "--encoder.hidden", 8, "--decoder.hidden", 8, "--eval-particles", 2]
     assert go(*small, "--guide", "delta", "--out", tmp_path / "run") == 0
