@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .ais import Annealed, Annealing, ais
 from .density import Density
-from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_information, paired, share_above
+from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_information, paired
 from .errors import InputError, at_least
-from .evaluate import Evaluation, evaluate, mean_and_se
+from .evaluate import Evaluation, evaluate
 from .gap import Gap, check_families, gap
+from .means import mean_and_se, quantile_and_se, share_and_se
 from .weights import Program, check_named
 
 QUANTILES = (10, 50, 90)
@@ -364,24 +365,9 @@ def _evaluation(found: Evaluation) -> dict[str, Estimate]:
 
 def _khat(value: Tensor, draws: int) -> dict[str, Estimate]:
     """Its quantiles, and the share above the threshold."""
-    found = {f"khat.{percent}": _quantile(value.sort().values, percent / 100) for percent in QUANTILES}
-    n, share = len(value), share_above(value, khat_threshold(draws))
-    near = (n * share + 2) / (n + 4)  # none of n is no proof that there are none: at most 3 of n, twice this error
-    return {**found, "khat.above": Estimate(share, math.sqrt(near * (1 - near) / n) if n > 1 else math.nan, n)}
-
-
-def _quantile(ordered: Tensor, p: float) -> Estimate:
-    """A quantile; its error is a quarter of its 95% interval, whose ends are order statistics too, if there are such.
-
-    Of the 10% and 90% quantiles there are from 37 data on.
-    """
-    n = len(ordered)
-    half = 2 * math.sqrt(p * (1 - p) / n)
-    at = ordered[math.ceil(n * p) - 1].item()
-    if not 0 < p - half < p + half < 1:
-        return Estimate(at, math.nan, n)
-    low, high = (ordered[math.ceil(n * q) - 1].item() for q in (p - half, p + half))
-    return Estimate(at, (high - low) / 4, n)
+    found = {f"khat.{percent}": quantile_and_se(value, percent / 100) for percent in QUANTILES}
+    found["khat.above"] = share_and_se(value > khat_threshold(draws))
+    return {name: Estimate(**each, n=len(value)) for name, each in found.items()}
 
 
 def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -1,4 +1,4 @@
-"""Means over data with their standard errors, and how these are written."""
+"""Means, shares and quantiles over data with their standard errors, and how these are written."""
 
 from __future__ import annotations
 
@@ -18,6 +18,40 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     value = value.double()
     se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
     return {"mean": value.mean().item(), "se": se}
+
+
+def share_and_se(which: Tensor) -> dict[str, float]:
+    """The share of (N,) data, bool, and its standard error, NaN where N = 1.
+
+    The error is as of two data more on either side, and so never 0: none of N is no proof that there are none. Agresti
+    and Coull 1998.
+
+    >>> import torch
+    >>> share_and_se(torch.zeros(96, dtype=torch.bool))
+    {'mean': 0.0, 'se': 0.0142...}
+    """
+    n, count = len(which), int(which.sum())
+    near = (count + 2) / (n + 4)
+    return {"mean": count / n, "se": math.sqrt(near * (1 - near) / n) if n > 1 else math.nan}
+
+
+FEWEST_OF_TAILS = 37
+"""Data from which on quantiles of 10% and 90% have an error."""
+
+
+def quantile_and_se(value: Tensor, p: float) -> dict[str, float]:
+    """A quantile of (N,) values, one of them, and its standard error: a quarter of its 95% interval.
+
+    The ends of the interval are order statistics too, whatever the distribution; NaN where there are no such ones.
+
+    >>> import torch
+    >>> quantile_and_se(torch.arange(1.0, 101.0), 0.5)
+    {'mean': 50.0, 'se': 5.0}
+    """
+    n, ordered = len(value), value.sort().values
+    half = 2 * math.sqrt(p * (1 - p) / n)
+    low, at, high = (ordered[min(max(math.ceil(n * q), 1), n) - 1].item() for q in (p - half, p, p + half))
+    return {"mean": at, "se": (high - low) / 4 if 0 < p - half < p + half < 1 else math.nan}
 
 
 def with_error(found: Mapping[str, float | None], width: int = 0) -> str:
