@@ -113,7 +113,8 @@ def table(results: Found, ks: Sequence[int], title: str) -> str:
                     f"{f'{value:.4g}' if k in by_k else '-':>11}" for k, value in zip(ks, values, strict=True)
                 )
                 lines.append(f"{name:<{width}}{cells}{_slope(by_k, group, number):>16}")
-    end = f"slopes over the {min(LARGEST, len(ks))} largest K; no signal: an SNR of {_floor(results):.3g}"
+    end = f"slopes over the {min(LARGEST, len(ks))} largest K, +- standard error"
+    end += f"; no signal: an SNR of {_floor(results):.3g}"
     lacking = [name for name, by_k in results.items() if len(by_k) < len(ks)]
     lines += ["", f"-: too few particles for {', '.join(lacking)}"] if lacking else [""]
     return "\n".join([*lines, end])

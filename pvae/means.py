@@ -1,22 +1,11 @@
-"""Means, quantiles and shares with their standard errors, and how these are written."""
+"""Means, shares and quantiles over data with their standard errors, and how these are written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from torch import Tensor
-
-
-class Estimate(NamedTuple):
-    """A number over data, a mean or a quantile."""
-
-    mean: float
-    se: float
-    """its standard error, NaN where there is none"""
-    n: int
-    """over how many data, or draws"""
 
 
 def mean_and_se(value: Tensor) -> dict[str, float]:
@@ -31,42 +20,38 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     return {"mean": value.mean().item(), "se": se}
 
 
-def estimate(value: Tensor) -> Estimate:
-    """The mean of (N,) values, with its standard error.
+def share_and_se(which: Tensor) -> dict[str, float]:
+    """The share of (N,) data, bool, and its standard error, NaN where N = 1.
+
+    The error is as of two data more on either side, and so never 0: none of N is no proof that there are none. Agresti
+    and Coull 1998.
 
     >>> import torch
-    >>> estimate(torch.tensor([0.0, 4.0]))
-    Estimate(mean=2.0, se=2.0, n=2)
+    >>> share_and_se(torch.zeros(96, dtype=torch.bool))
+    {'mean': 0.0, 'se': 0.0142...}
     """
-    return Estimate(**mean_and_se(value), n=len(value))
+    n, count = len(which), int(which.sum())
+    near = (count + 2) / (n + 4)
+    return {"mean": count / n, "se": math.sqrt(near * (1 - near) / n) if n > 1 else math.nan}
 
 
-def quantile(value: Tensor, p: float) -> Estimate:
-    """A quantile of (N,) values; its error is a quarter of its 95% interval, whose ends are order statistics too.
+FEWEST_OF_TAILS = 37
+"""Data from which on quantiles of 10% and 90% have an error."""
 
-    There is none where they would lie outside: those of 10% and 90% are there from 37 values on.
+
+def quantile_and_se(value: Tensor, p: float) -> dict[str, float]:
+    """A quantile of (N,) values, one of them, and its standard error: a quarter of its 95% interval.
+
+    The ends of the interval are order statistics too, whatever the distribution; NaN where there are no such ones.
 
     >>> import torch
-    >>> quantile(torch.arange(101.0), 0.5)
-    Estimate(mean=50.0, se=5.0, n=101)
+    >>> quantile_and_se(torch.arange(1.0, 101.0), 0.5)
+    {'mean': 50.0, 'se': 5.0}
     """
-    ordered, n = value.sort().values, len(value)
+    n, ordered = len(value), value.sort().values
     half = 2 * math.sqrt(p * (1 - p) / n)
-    at = ordered[math.ceil(n * p) - 1].item()
-    if not 0 < p - half < p + half < 1:
-        return Estimate(at, math.nan, n)
-    low, high = (ordered[math.ceil(n * q) - 1].item() for q in (p - half, p + half))
-    return Estimate(at, (high - low) / 4, n)
-
-
-def share(found: float, n: int) -> Estimate:
-    """A share of n values, with its standard error.
-
-    >>> share(0.0, 100).se > 0
-    True
-    """
-    near = (n * found + 2) / (n + 4)  # none of n is no proof that there are none: at most 3 of n, twice this error
-    return Estimate(found, math.sqrt(near * (1 - near) / n) if n > 1 else math.nan, n)
+    low, at, high = (ordered[min(max(math.ceil(n * q), 1), n) - 1].item() for q in (p - half, p, p + half))
+    return {"mean": at, "se": (high - low) / 4 if 0 < p - half < p + half < 1 else math.nan}
 
 
 def with_error(found: Mapping[str, float | None], width: int = 0) -> str:

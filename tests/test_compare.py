@@ -21,10 +21,9 @@ import pvae
 from pvae import diagnostics, guides, priors, tables
 from pvae import evaluate as evaluate_room
 from pvae.ais import Annealing
-from pvae.comparison import Comparison, Data, Measured, Plan, choose, compare
+from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, compare, estimate
 from pvae.evaluate import BOUNDS, CELL, Evaluation, evaluate
 from pvae.exact import LinearVAE, linear_gaussian
-from pvae.means import Estimate, estimate
 from pvae.runs import write_results
 from pvae.tables import rows
 
@@ -346,6 +345,15 @@ def test_equal_largest_weights_have_no_tail_and_a_guide_of_all_equal_weights_is_
     text = tables.text(found, PROTOCOL)
     assert re.search(r"k-hat, median +no tail +exact\n", text)
     assert "no tail: its largest weights are equal" in " ".join(text.split())
+
+
+def test_too_few_data_for_the_error_of_a_quantile_are_said(whole):
+    said = "no standard error of the 10% and 90% quantiles"
+    assert said in " ".join(tables.text(whole, PROTOCOL).split())
+    enough = comparison(a=[0.0] * 37)
+    enough.models["a"] = Measured(evaluation([0.0] * 37, khat=torch.randn(37).double()))
+    assert said not in " ".join(tables.text(enough, PROTOCOL).split())
+    assert all(math.isfinite(enough.estimates("a")["test"][f"khat.{p}"].se) for p in (10, 50, 90))
 
 
 def test_one_temperature_has_no_transitions_to_accept():

@@ -88,6 +88,18 @@ def test_estimators_that_coincide_are_one_line():
     assert lines == {"reparam: guide": [4, 2, 1], "vimco, stl: guide": [4, 3.001, 3], "all: model": [5, 6, 7]}
 
 
+def test_the_error_of_a_slope_is_from_those_of_its_ratios():
+    def found(se):
+        every = {1: 9.0, 4: 8.0, 16: 4.0, 64: 2.0}
+        return {
+            k: {"guide": types.SimpleNamespace(summary=lambda v=v: {"snr": v, "snr_se": se * v})}
+            for k, v in every.items()
+        }
+
+    assert gradients._slope(found(0.1), "guide", "snr") == "-0.50 +- 0.05"
+    assert gradients._slope(found(math.nan), "guide", "snr") == "-0.50 +- -"
+
+
 def test_what_a_prior_shares_with_the_guide_is_the_guides(run):
     vae, _, _ = pvae.load.load(run)
     vae.prior.guide = vae.posterior

@@ -8,12 +8,9 @@ from torch.distributions import Binomial, Normal
 
 from pvae import exact
 from pvae.ais import Annealing, ais, bdmc
-from pvae.comparison import _khat
 from pvae.evaluate import evaluate
 from pvae.gap import gap
-from pvae.means import quantile
-
-DRAWS = 5000  # of which the threshold of k-hat is 0.7
+from pvae.means import FEWEST_OF_TAILS, mean_and_se, quantile_and_se, share_and_se
 
 
 def covered(found, error, truth):
@@ -49,9 +46,8 @@ def test_the_error_of_a_share(n, share):
     counts = Binomial(n, torch.tensor(share)).sample((2000,)).long()
     of_count = {}
     for count in counts.unique().tolist():
-        values = torch.tensor([0.9] * count + [0.1] * (n - count)).double()
-        of_count[count] = _khat(values, DRAWS)["khat.above"]
-    found, error = (torch.tensor([of_count[c][i] for c in counts.tolist()]).double() for i in (0, 1))
+        of_count[count] = share_and_se(torch.arange(n) < count)
+    found, error = (torch.tensor([of_count[c][i] for c in counts.tolist()]).double() for i in ("mean", "se"))
     inside, slack = covered(found, error, share)
     assert inside > 0.93 - 4 * slack
     assert error.min() > 0
@@ -62,20 +58,21 @@ def test_the_error_of_a_share(n, share):
     )
 
 
-def test_of_one_datum_a_share_has_no_error():
-    found = _khat(torch.tensor([0.1]).double(), DRAWS)
-    assert all(math.isnan(one.se) for one in found.values())
-    assert found["khat.above"].mean == 0
+def test_of_one_datum_there_is_no_error():
+    one = torch.tensor([0.1])
+    for found in (share_and_se(one > 0), mean_and_se(one), *(quantile_and_se(one, p) for p in (0.1, 0.5, 0.9))):
+        assert math.isnan(found["se"])
+        assert found["mean"] in (1, one.item())
 
 
-@pytest.mark.parametrize("n", [2, 36, 50, 400])
+@pytest.mark.parametrize("n", [2, FEWEST_OF_TAILS - 1, FEWEST_OF_TAILS, 400])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_the_error_of_a_quantile(n, p):
     """There is one where both ends of its interval are among the data."""
     torch.manual_seed(0)
-    samples = torch.randn(2000, n).double().sort(1).values
-    found, error, _ = torch.tensor([quantile(ordered, p) for ordered in samples]).double().T
-    if n == 2 or (n == 36 and p != 0.5):
+    every = [quantile_and_se(values, p) for values in torch.randn(2000, n).double()]
+    found, error = (torch.tensor([each[name] for each in every]).double() for name in ("mean", "se"))
+    if n == 2 or (n < FEWEST_OF_TAILS and p != 0.5):
         assert error.isnan().all()
         return
     inside, slack = covered(found, error, Normal(0.0, 1.0).icdf(torch.tensor(p)).item())

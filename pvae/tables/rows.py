@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..comparison import Comparison
+from ..comparison import Comparison, Estimate
 from ..diagnostics import FEWEST, Paired, khat_threshold
 from ..evaluate import BOUNDS, UNUSED, bits_per_dim, units
-from ..means import Estimate
+from ..means import FEWEST_OF_TAILS
 
 
 class Row(NamedTuple):
@@ -201,6 +201,8 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     else:
         above = f"Pareto k-hat above the threshold, {khat_threshold(plan.total):.2f}"
         yield f"{above}: the bounds of that datum cannot be relied on; no tail: its largest weights are equal"
+        if 1 < found.size < FEWEST_OF_TAILS:
+            yield "Of so few data there is no standard error of the 10% and 90% quantiles of k-hat"
     if any(each.information is not None for each in found.models.values()):
         drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
