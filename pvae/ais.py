@@ -181,11 +181,7 @@ def ais(
     (True, torch.Size([8, 3]))
     """
     job = _Job(model, guide, annealing or Annealing(), seed, plate)
-    parts = []
-    for block in _blocks(x, y, job.annealing, chunk, progress, whole=plate is None):
-        steps = job.step_sizes(block)
-        parts.append(job.forward(block, steps))
-    return _join(parts)
+    return _join([job.forward(block, job.step_sizes(block)) for block in job.blocks(x, y, chunk, progress)])
 
 
 @frozen()
@@ -233,7 +229,7 @@ def bdmc(
     check_named(plate)
     job = _Job(model, guide, annealing or Annealing(), seed, plate)
     data, forward, reverse = [], [], []
-    for block in _blocks(x, y, job.annealing, chunk, progress, directions=2):
+    for block in job.blocks(x, y, chunk, progress, directions=2):
         drawn, cells = simulate(model, *block.data, noise=block.noise(seed, _DATA))
         block = block._replace(data=(drawn, *block.data[1:]))
         steps = job.step_sizes(block)
@@ -313,6 +309,23 @@ class _Job:
     seed: int
     plate: str | None
 
+    def blocks(
+        self, x: Tensor, y: Tensor | None, chunk: int | None, progress: Progress | None, directions: int = 1
+    ) -> Iterator[_Block]:
+        """The data that move together, in turn."""
+        if not len(x):
+            raise InputError("ais: found no data, expected at least one datum")
+        data, whole = (x,) if y is None else (x, y), self.plate is None
+        size = len(x) if whole else block_size(x.device, self.annealing.chains, chunk)
+        done, total = count(1), directions * self.annealing.temperatures * math.ceil(len(x) / size)
+
+        def tick() -> None:
+            if progress is not None:
+                progress(next(done), total)
+
+        for start in range(0, len(x), size):
+            yield _Block(tuple(part[start : start + size] for part in data), start, tick, whole)
+
     def density(self, block: _Block, particles: int) -> Density:
         return Density(
             self.model, block.data, particles=particles, guide=self.guide, plate=self.plate, first=block.first
@@ -367,29 +380,6 @@ class _Job:
     def _move(self, density: Density, state: State, beta: Tensor, step: Tensor, noise: Noise) -> tuple[State, Tensor]:
         momentum, log_uniform = noise.normal(state.u), noise.uniform(state.base).log()
         return transition(density, state, beta.to(state.u.dtype), step, momentum, log_uniform, self.annealing.leapfrog)
-
-
-def _blocks(
-    x: Tensor,
-    y: Tensor | None,
-    annealing: Annealing,
-    chunk: int | None,
-    progress: Progress | None,
-    directions: int = 1,
-    whole: bool = False,
-) -> Iterator[_Block]:
-    if not len(x):
-        raise InputError("ais: found no data, expected at least one datum")
-    data = (x,) if y is None else (x, y)
-    size = len(x) if whole else block_size(x.device, annealing.chains, chunk)
-    done, total = count(1), directions * annealing.temperatures * math.ceil(len(x) / size)
-
-    def tick() -> None:
-        if progress is not None:
-            progress(next(done), total)
-
-    for start in range(0, len(x), size):
-        yield _Block(tuple(part[start : start + size] for part in data), start, tick, whole)
 
 
 def _join(parts: list[Annealed]) -> Annealed:

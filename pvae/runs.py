@@ -96,9 +96,9 @@ class Run:
         """
         path = Path(folder)
         if not path.is_dir():
-            raise InputError(f"{path}: no such run folder")
+            raise InputError(f"{path}: no such run folder: expected one that a fit wrote, as those in runs/")
         if not (path / "config.yaml").is_file():
-            raise InputError(f"{path}: not a run folder: no config.yaml in it")
+            raise InputError(f"{path}: not a run folder: found no config.yaml in it: expected one that a fit wrote")
         return cls(path, config.from_flat(config.read(path / "config.yaml")))
 
     def held(self) -> AbstractContextManager[None]:
@@ -292,7 +292,7 @@ def load_weights(vae: torch.nn.Module, checkpoint: Checkpoint) -> None:
         want = tuple(own[key].shape) if key in own else "nothing"
         raise InputError(
             f"{checkpoint.path}: of another model: '{key}' has shape {have}, expected {want}: "
-            "is it in the run folder that wrote it?"
+            "put it back into the run folder that wrote it"
         )
     vae.load_state_dict(found)
 

@@ -21,6 +21,7 @@ import torch
 import pvae
 from pvae import compare, comparison, config, fit, plots
 from pvae.load import load
+from pvae.pace import pace
 
 SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
 QUICK = ["--subset", "2", "--temperatures", "5", "--chains", "2", "--leapfrog", "1"]
@@ -395,16 +396,13 @@ def test_weights_that_are_not_numbers(runs, capsys, monkeypatch):
 
 
 def test_progress_is_told_on_standard_error(runs, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "_progress", lambda: real(every=0.0))
+    monkeypatch.setattr(compare, "pace", lambda *given, every, began: pace(*given, every=0.0, began=began))
     assert go(runs["vae"], "--particles", "1,30") == 0
     out, err = capsys.readouterr()
     assert "left" not in out
     lines = err.splitlines()
     assert re.fullmatch(r"vae, test data: 128 of 359, 0:\d\d:\d\d left", lines[0])
     assert lines[-1].startswith("vae, training data: 256 of 359, ")
-
-
-real = compare._progress
 
 
 def test_ctrl_c_leaves_nothing(runs, here, capsys, monkeypatch):

@@ -472,6 +472,54 @@ def test_right_ones_pass():
     assert isinstance(pvae.testing.ContractError("x"), AssertionError)
 
 
+class OneWay(pvae.Guide):
+    """Right, but for what wants an inverse: Pyro's planar flow scores only what it has just drawn."""
+
+    outputs = 2
+
+    def __init__(self, encoder, latent):
+        super().__init__(encoder, latent)
+        self.flow = dist.transforms.Planar(latent)
+
+    def forward(self, x, y=None):
+        mean, raw = self.encode(x, y).chunk(2, -1)
+        normal = dist.Normal(mean, raw.clamp(-3, 2).exp()).to_event(1)
+        return dist.TransformedDistribution(normal, [self.flow])
+
+
+class Shrunk(dist.transforms.Planar):
+    def log_abs_det_jacobian(self, x, y):
+        return super().log_abs_det_jacobian(x, y) + 0.7
+
+
+class WrongOneWay(OneWay):
+    """Wrong: its log_prob is too low."""
+
+    def __init__(self, encoder, latent):
+        super().__init__(encoder, latent)
+        self.flow = Shrunk(latent)
+
+
+def test_a_guide_that_scores_only_its_own_draws_is_held_against_them():
+    def check(kind, *skip):
+        return pvae.testing.check_guide(kind(pvae.MLPEncoder((6,), 4, [8]), 2), skip=skip)
+
+    found = check(OneWay, "objectives")
+    assert found.clauses["samples"] == "ok"
+    assert found.skipped["integrates"] == "it scores only what it has just drawn: see 'samples'"
+    with pytest.raises(pvae.testing.ContractError, match="samples: found draws whose mean of a test function is"):
+        check(WrongOneWay, "objectives")
+    with pytest.raises(pvae.testing.ContractError, match="expected the gradient reparam, or a flow with an inverse"):
+        check(OneWay)
+
+
+def test_networks_of_plain_layers_say_what_they_take():
+    guide, likelihood = pvae.MeanField(pvae.mlp(6, [8], 4), 2), pvae.Bernoulli(pvae.mlp(3, [8], 6), (6,))
+    assert pvae.testing.check_guide(guide).skipped == pvae.testing.check_likelihood(likelihood).skipped == {}
+    with pytest.raises(pvae.testing.ContractError, match="found an encoder that does not say what it takes"):
+        pvae.testing.check_guide(pvae.MeanField(nn.Identity(), 2))
+
+
 def test_a_clause_is_left_out():
     assert pvae.testing.check_prior(UnusedParameter(2), skip=("gradients",)).skipped == {"gradients": "left out"}
     with pytest.raises(pvae.InputError, match="skip: unknown clause 'gradient': did you mean 'gradients'"):

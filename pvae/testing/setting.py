@@ -288,7 +288,7 @@ def data_shape(guide: Part) -> tuple[int, ...]:
         encoder = encoder.network
     shape = getattr(encoder, "shape", None)
     if shape is None:
-        shape = _width(encoder, "in_features", "encoder", "an Encoder, with the shape that it takes")
+        shape = _width(encoder, "in_features", "an encoder", "an Encoder, with the shape that it takes")
     return tuple(shape)
 
 
@@ -296,11 +296,11 @@ def latent_of(decoder: nn.Module) -> int:
     """The size of the latent, by a likelihood's decoder."""
     if isinstance(decoder, ConditionedDecoder) or hasattr(decoder, "inputs"):
         return decoder.inputs  # type: ignore[return-value]
-    return _width(decoder, "in_features", "decoder", "a Decoder, or latent= beside it")[0]
+    return _width(decoder, "in_features", "a decoder", "a Decoder, or latent= beside it")[0]
 
 
 def _width(network: nn.Module, name: str, what: str, expected: str) -> tuple[int]:
     for layer in network.modules():
         if hasattr(layer, name):
             return (getattr(layer, name),)
-    raise Broken(f"found a {what} that does not say what it takes, expected {expected}: pass one")
+    raise Broken(f"found {what} that does not say what it takes, expected {expected}: pass one")

@@ -64,11 +64,11 @@ def space_of(z: Tensor) -> Space:
         return Space("point", d)
     if bool((z == z.round()).all()):
         return Space("discrete", d)
-    if d > 1 and torch.allclose(z.norm(dim=-1), torch.ones(()), atol=1e-4):
+    if d > 1 and bool((z.norm(dim=-1) - 1).abs().max() < 1e-4):
         return Space("sphere", d)
     if bool(((z >= 0) & (z <= 1)).all()):
         for size in range(2, d + 1):
-            if d % size == 0 and torch.allclose(z.unflatten(-1, (-1, size)).sum(-1), torch.ones(()), atol=1e-4):
+            if d % size == 0 and bool((z.unflatten(-1, (-1, size)).sum(-1) - 1).abs().max() < 1e-4):
                 return Space("simplex", d, d // size)
         return Space("interval", d)
     return Space("real", d)
