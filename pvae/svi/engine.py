@@ -141,6 +141,11 @@ class SVI(Trained):
             (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
         return told(self._kind, [Loss(value) for value in values] if isinstance(values, Tensor) else values)
 
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss, as Pyro's method has it: nothing is trained."""
+        with in_turn():
+            return super().evaluate_loss(*args, **kwargs)
+
     def run(
         self, rows: Tensor | Iterable[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
     ) -> Iterator[Tensor]:
@@ -229,6 +234,7 @@ class SVI(Trained):
             raise self._fault(call, values, before)
         self._update(norm)
         self._stepped(1)
+        self._ran = self.loss_and_grads
         return values[:-1]
 
     def _replay(self, graph: Graph, call: Call) -> list[float]:
