@@ -19,7 +19,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pvae
-from pvae import base
+from pvae import base, train
+from pvae.config import Config
 from pvae.svi import building
 
 MODES = ["off", "graph", pytest.param("full", marks=pytest.mark.slow)]
@@ -672,6 +673,20 @@ def test_a_copy_with_a_loss_that_is_a_function():
     other = copied(svi, "pickle")
     torch.manual_seed(0)
     expected = [svi.step(X) for _ in range(3)]
+    torch.manual_seed(0)
+    assert [other.step(X) for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_training_is_copied(way):
+    settings = Config(data="digits", schedule="cosine", compile="graph", epochs=2)
+    vae = parts()
+    made = train.svi(vae, pvae.ELBO(), settings, steps=10)
+    for _ in range(4):
+        made.step(X)
+    other = copied(made, way)
+    torch.manual_seed(0)
+    expected = [made.step(X) for _ in range(3)]
     torch.manual_seed(0)
     assert [other.step(X) for _ in range(3)] == expected
 

@@ -36,7 +36,7 @@ WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where n
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
 
 
-def _unsaid(line: str) -> None:
+def unsaid(line: str) -> None:
     """Says nothing."""
 
 
@@ -102,7 +102,7 @@ class SVI(Trained):
         steps: int | None = None,
         precision: str = "float32",
         check_every: int | None = None,
-        notice: Callable[[str], None] = _unsaid,
+        notice: Callable[[str], None] = unsaid,
         **kwargs: Any,
     ) -> None:
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
