@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import linecache
 import pickle
 import threading
 import warnings
@@ -766,4 +767,6 @@ def test_a_sweep_leaves_nothing_behind():
         return sum(issubclass(type(o), nn.Module | pvae.SVI | torch.Tensor) for o in gc.get_objects())
 
     sweep(2)
+    texts = len(linecache.cache)
     assert sweep(5) <= sweep(1)
+    assert len(linecache.cache) <= texts, "torch keeps the text of each graph"

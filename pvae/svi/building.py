@@ -20,7 +20,7 @@ from .pieces import arranged
 from .placement import placed
 from .replay import Forward, Update
 from .seen import Seen
-from .tracing import record, saved_by_fusion
+from .tracing import record, saved_by_fusion, unkept
 from .unfused import UNFUSED
 from .values import Known, Untraceable
 
@@ -94,7 +94,7 @@ class Build:
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with svi._undone(*self.call.objects):
+        with unkept(), svi._undone(*self.call.objects):
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
