@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from . import calls, optimizers
+from . import calls, given, optimizers
 from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
@@ -62,7 +62,7 @@ class SVI(Trained):
         notice: called with a line of text when a graph is built, and why.
 
     Raises:
-        ValueError: an unknown mode or precision.
+        ValueError: an unknown mode or precision, or what is no program, optimizer, objective or number as asked for.
         NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
 
     What a program does in Python is fixed when it is traced: tensors are its inputs. Arguments of another shape, and
@@ -108,8 +108,7 @@ class SVI(Trained):
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        if not (isinstance(loss, ELBO) or callable(loss)):
-            raise ValueError(f"loss: found {loss!r}, expected a pyro.infer.ELBO, as pvae.ELBO(), or a function")
+        given.check({"model": model, "guide": guide}, loss, schedule, notice, clip_norm, steps, check_every)
         super().__init__(model, guide, optim, loss, loss_and_grads, schedule, **kwargs)
         self.clip_norm = clip_norm
         self.compile, self.steps_to_come, self.precision = compile, steps, precision

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import optimizers
 from .calls import Call, Numbers
+from .given import check_optim
 from .parameters import Parameters, Snapshot
 from .seen import Seen
 
@@ -218,6 +219,7 @@ class Trained(pyro.infer.SVI):
 
     @optim.setter
     def optim(self, optim: optimizers.Optim) -> None:
+        check_optim(optim)
         self._optim = optim
         if getattr(self, "optimizer", None) is not None:
             self.check()
