@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import cli, plots, tables
 from .ais import Annealing
-from .comparison import Comparison, Data, Plan, choose, compare, estimate
+from .comparison import Comparison, Data, Plan, choose, compare
 from .config import Config
 from .data import Dataset, binarize, dequantize, pixels
 from .diagnostics import FEWEST, khat_threshold
@@ -31,6 +31,7 @@ from .errors import InputError
 from .exact import linear_gaussian
 from .files import RETRY, as_json, whole
 from .load import load
+from .means import estimate
 from .pace import pace
 from .runs import Run, protocol, versions, write_results
 from .vae import VAE, Autoencoder

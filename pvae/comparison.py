@@ -21,7 +21,7 @@ from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_infor
 from .errors import InputError, at_least
 from .evaluate import Evaluation, evaluate
 from .gap import Gap, check_families, gap
-from .means import mean_and_se, quantile_and_se, share_and_se
+from .means import Estimate, estimate, quantile, share
 from .weights import Program, check_named
 
 QUANTILES = (10, 50, 90)
@@ -43,16 +43,6 @@ class Data(NamedTuple):
         """Those of some rows."""
         rows = rows.to(self.x.device)
         return Data(self.x[rows], None if self.y is None else self.y[rows])
-
-
-class Estimate(NamedTuple):
-    """A mean over data."""
-
-    mean: float
-    se: float
-    """its standard error, NaN where there is none"""
-    n: int
-    """over how many data, or draws"""
 
 
 @dataclass(frozen=True)
@@ -282,15 +272,6 @@ def choose(n: int, count: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def estimate(value: Tensor) -> Estimate:
-    """The mean of (N,) values, with its standard error.
-
-    >>> estimate(torch.tensor([0.0, 4.0]))
-    Estimate(mean=2.0, se=2.0, n=2)
-    """
-    return Estimate(**mean_and_se(value), n=len(value))
-
-
 def is_bound(quantity: str) -> bool:
     """Whether a quantity is a bound on log p(x)."""
     return quantity == "elbo" or quantity.startswith("iw.")
@@ -365,9 +346,8 @@ def _evaluation(found: Evaluation) -> dict[str, Estimate]:
 
 def _khat(value: Tensor, draws: int) -> dict[str, Estimate]:
     """Its quantiles, and the share above the threshold."""
-    found = {f"khat.{percent}": quantile_and_se(value, percent / 100) for percent in QUANTILES}
-    found["khat.above"] = share_and_se(value > khat_threshold(draws))
-    return {name: Estimate(**each, n=len(value)) for name, each in found.items()}
+    found = {f"khat.{percent}": quantile(value, percent / 100) for percent in QUANTILES}
+    return {**found, "khat.above": share(value > khat_threshold(draws))}
 
 
 def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -77,15 +77,6 @@ def khat_threshold(draws: int) -> float:
     return min(1 - 1 / math.log10(draws), 0.7)
 
 
-def share_above(value: Tensor, threshold: float) -> float:
-    """The share of (N,) values above a threshold.
-
-    >>> share_above(torch.tensor([0.1, 0.8, 0.9, -torch.inf]), 0.7)
-    0.5
-    """
-    return (value > threshold).double().mean().item()
-
-
 class Paired(NamedTuple):
     """Differences of two values for the same data."""
 

@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
@@ -200,14 +201,15 @@ def _interrupted(run: Run, training: Training, number: int) -> int:
 class _Signals:
     """Notes the first SIGINT or SIGTERM: training stops at its next good point. A second one stops at once.
 
-    With `at_once` so does the first.
+    With `at_once` so does the first. In another thread than the main one, where none can be noted, nothing is.
     """
 
     at_once = False
     number = 0
 
     def __enter__(self) -> _Signals:
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
+        self._before = {n: signal.signal(n, self._note) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class Estimate(NamedTuple):
+    """A number over data, a mean or a quantile."""
+
+    mean: float
+    se: float
+    """its standard error, NaN where there is none"""
+    n: int
+    """over how many data, or draws"""
 
 
 def mean_and_se(value: Tensor) -> dict[str, float]:
@@ -20,38 +31,48 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     return {"mean": value.mean().item(), "se": se}
 
 
-def share_and_se(which: Tensor) -> dict[str, float]:
+def estimate(value: Tensor) -> Estimate:
+    """The mean of (N,) values, with its standard error.
+
+    >>> import torch
+    >>> estimate(torch.tensor([0.0, 4.0]))
+    Estimate(mean=2.0, se=2.0, n=2)
+    """
+    return Estimate(**mean_and_se(value), n=len(value))
+
+
+def share(which: Tensor) -> Estimate:
     """The share of (N,) data, bool, and its standard error, NaN where N = 1.
 
     The error is as of two data more on either side, and so never 0: none of N is no proof that there are none. Agresti
     and Coull 1998.
 
     >>> import torch
-    >>> share_and_se(torch.zeros(96, dtype=torch.bool))
-    {'mean': 0.0, 'se': 0.0142...}
+    >>> share(torch.zeros(96, dtype=torch.bool))
+    Estimate(mean=0.0, se=0.0142..., n=96)
     """
     n, count = len(which), int(which.sum())
     near = (count + 2) / (n + 4)
-    return {"mean": count / n, "se": math.sqrt(near * (1 - near) / n) if n > 1 else math.nan}
+    return Estimate(count / n, math.sqrt(near * (1 - near) / n) if n > 1 else math.nan, n)
 
 
 FEWEST_OF_TAILS = 37
 """Data from which on quantiles of 10% and 90% have an error."""
 
 
-def quantile_and_se(value: Tensor, p: float) -> dict[str, float]:
+def quantile(value: Tensor, p: float) -> Estimate:
     """A quantile of (N,) values, one of them, and its standard error: a quarter of its 95% interval.
 
     The ends of the interval are order statistics too, whatever the distribution; NaN where there are no such ones.
 
     >>> import torch
-    >>> quantile_and_se(torch.arange(1.0, 101.0), 0.5)
-    {'mean': 50.0, 'se': 5.0}
+    >>> quantile(torch.arange(1.0, 101.0), 0.5)
+    Estimate(mean=50.0, se=5.0, n=100)
     """
     n, ordered = len(value), value.sort().values
     half = 2 * math.sqrt(p * (1 - p) / n)
     low, at, high = (ordered[min(max(math.ceil(n * q), 1), n) - 1].item() for q in (p - half, p, p + half))
-    return {"mean": at, "se": (high - low) / 4 if 0 < p - half < p + half < 1 else math.nan}
+    return Estimate(at, (high - low) / 4 if 0 < p - half < p + half < 1 else math.nan, n)
 
 
 def with_error(found: Mapping[str, float | None], width: int = 0) -> str:

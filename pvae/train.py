@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import cos, pi
 from typing import Any
 
@@ -17,6 +18,7 @@ from .data import Dataset, batch_rows, binarize, dequantize, pixels
 from .errors import InputError
 from .evaluate import evaluate
 from .svi import SVI, NonFiniteError
+from .svi.engine import unsaid
 from .vae import Autoencoder
 
 VALIDATION_PARTICLES = (1, 10)
@@ -161,27 +163,24 @@ class Training:
             torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def svi(
-    vae: Autoencoder, objective: Any, config: Config, steps: int, notice: Callable[[str], None] = lambda line: None
-) -> SVI:
+def svi(vae: Autoencoder, objective: Any, config: Config, steps: int, notice: Callable[[str], None] = unsaid) -> SVI:
     """Adam over all parameters, with the schedule, the clipping and the compilation of a configuration."""
-
-    def cosine(step: int) -> float:
-        return 0.5 * (1 + cos(pi * min(step, steps) / steps))
-
     # the loss is a sum over the batch, and Adam's step does not depend on its scale
-    def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=config.lr, fused=True)
-
+    adam = partial(torch.optim.Adam, lr=config.lr, fused=True)
     return SVI(
         vae.model,
         vae.guide,
         adam,
         objective,
         clip_norm=config.clip_norm,
-        schedule=cosine if config.schedule == "cosine" else None,
+        schedule=partial(_cosine, steps) if config.schedule == "cosine" else None,
         compile=config.compile,
         steps=steps,
         precision=config.precision,
         notice=notice,
     )
+
+
+def _cosine(steps: int, step: int) -> float:
+    """From 1 to 0 in so many steps."""
+    return 0.5 * (1 + cos(pi * min(step, steps) / steps))

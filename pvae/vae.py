@@ -163,14 +163,14 @@ class VAE(Autoencoder):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) = p(z) p(x|z) for each datum."""
-        check_data(x, y)
+        check_data(x, y, self.likelihood)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(y))
             pyro.sample("x", self.likelihood(z, y), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
-        check_data(x, y)
+        check_data(x, y, self.likelihood)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, y))
 
@@ -208,14 +208,23 @@ def drawn(prior: Part, n: int, y: Tensor | None) -> Tensor:
         ) from error
 
 
-def check_data(x: Tensor, y: Tensor | None) -> None:
-    """Refuse pixels as they are stored, which a network may take for numbers, and labels that are not one for each.
+def check_data(x: Tensor, y: Tensor | None, likelihood: Part) -> None:
+    """Refuse data of another shape than a likelihood scores, pixels as they are stored, and labels of another number.
+
+    A network may take the one for the other: a single datum for as many data as it has numbers.
 
     Raises:
         InputError: they are so.
     """
-    if getattr(x, "dtype", None) == torch.uint8:
+    if not isinstance(x, Tensor):
+        raise InputError(f"x: found {type(x).__name__}, expected a tensor: pass torch.as_tensor(x)")
+    if x.dtype == torch.uint8:
         check_type(x, torch.get_default_dtype())
+    shape = getattr(likelihood, "shape", None)
+    if not x.dim() or not len(x) or (isinstance(shape, torch.Size) and x.shape[1:] != shape):
+        expected = ", ".join(["data", *map(str, shape if isinstance(shape, torch.Size) else ["..."])])
+        hint = ": a single datum is x[None]" if x.shape == shape else ", one or more" if x.dim() and not len(x) else ""
+        raise InputError(f"x: found shape {tuple(x.shape)}, expected ({expected}){hint}")
     check_labels(y, len(x))
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -528,6 +529,12 @@ def test_interrupted_again_and_again(monkeypatch, plain):
         argv = ["--resume", "new"]
     assert go(*argv) == 0
     assert_equal_runs("whole", "new")
+
+
+def test_a_fit_in_another_thread_is_the_same(plain, finished):
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(go, *SMALL, "--out", "new").result() == 0
+    assert_equal_runs(finished, "new")
 
 
 def test_a_second_signal_stops_at_once(monkeypatch, capsys, plain, finished):

@@ -21,9 +21,10 @@ import pvae
 from pvae import diagnostics, guides, priors, tables
 from pvae import evaluate as evaluate_room
 from pvae.ais import Annealing
-from pvae.comparison import Comparison, Data, Estimate, Measured, Plan, choose, compare, estimate
+from pvae.comparison import Comparison, Data, Measured, Plan, choose, compare
 from pvae.evaluate import BOUNDS, CELL, Evaluation, evaluate
 from pvae.exact import LinearVAE, linear_gaussian
+from pvae.means import Estimate, estimate
 from pvae.runs import write_results
 from pvae.tables import rows
 

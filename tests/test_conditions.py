@@ -221,7 +221,7 @@ def test_a_hierarchy_refuses_labels_of_another_number():
     vae = build.model(config.Config(latent=(3, 2)), load.read_data(config.Config()))
     for program in (vae.model, vae.guide):
         with pytest.raises(InputError, match="y: found a tensor of shape \\(2,\\), expected a tensor with one label"):
-            program(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1]))
+            program(torch.zeros(4, 8, 8), torch.tensor([0, 1]))
 
 
 def test_data_without_what_is_asked_are_refused(tmp_path, covariates):

@@ -13,7 +13,7 @@ from pyro.distributions import transforms
 
 import pvae
 from pvae import diagnostics, exact
-from pvae.diagnostics import khat, khat_threshold, mutual_information, paired, share_above
+from pvae.diagnostics import khat, khat_threshold, mutual_information, paired
 
 
 def gaussian(scale, draws, n, seed=0):
@@ -143,7 +143,6 @@ def test_the_threshold():
     assert khat_threshold(10**4) == 0.7
     with pytest.raises(pvae.InputError, match="draws: found 29"):
         khat_threshold(29)
-    assert share_above(torch.tensor([0.7, 0.71, math.inf, -math.inf]), 0.7) == 0.5
 
 
 # Paired differences ---------------------------------------------------------------------------------------------------

@@ -470,6 +470,15 @@ def test_refinement_leaves_a_running_scale_dropout_and_modes_alone():
     assert loss.isfinite()
 
 
+def test_refinement_makes_the_prior_once(monkeypatch):
+    """That of an energy takes an expectation, that of a VampPrior an encoder."""
+    vae = pvae.VAE(pvae.priors.Energy(2), bernoulli_vae().likelihood, guides.SemiAmortized(nn.Linear(DIM, 4), 2))
+    made, forward = [], pvae.priors.Energy.forward
+    monkeypatch.setattr(pvae.priors.Energy, "forward", lambda self, y=None: made.append(y) or forward(self, y))
+    vae.posterior(torch.ones(3, DIM))
+    assert len(made) == 1
+
+
 def test_a_guide_that_met_no_model_says_so():
     guide = guides.SemiAmortized(nn.Linear(DIM, 4), 2)
     with pytest.raises(

@@ -10,7 +10,7 @@ from pvae import exact
 from pvae.ais import Annealing, ais, bdmc
 from pvae.evaluate import evaluate
 from pvae.gap import gap
-from pvae.means import FEWEST_OF_TAILS, mean_and_se, quantile_and_se, share_and_se
+from pvae.means import FEWEST_OF_TAILS, estimate, quantile, share
 
 
 def covered(found, error, truth):
@@ -39,30 +39,28 @@ def test_the_monte_carlo_error_of_a_bound_from_few_groups(groups):
 
 
 @pytest.mark.parametrize("n", [5, 30, 200])
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.3, 0.98])
-def test_the_error_of_a_share(n, share):
+@pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.98])
+def test_the_error_of_a_share(n, p):
     """Also where it is none or all of the data found, of which the usual error would be 0."""
     torch.manual_seed(0)
-    counts = Binomial(n, torch.tensor(share)).sample((2000,)).long()
+    counts = Binomial(n, torch.tensor(p)).sample((2000,)).long()
     of_count = {}
     for count in counts.unique().tolist():
-        of_count[count] = share_and_se(torch.arange(n) < count)
-    found, error = (torch.tensor([of_count[c][i] for c in counts.tolist()]).double() for i in ("mean", "se"))
-    inside, slack = covered(found, error, share)
+        of_count[count] = share(torch.arange(n) < count)
+    found, error, _ = torch.tensor([of_count[c] for c in counts.tolist()]).double().T
+    inside, slack = covered(found, error, p)
     assert inside > 0.93 - 4 * slack
     assert error.min() > 0
     assert (
-        n < 30
-        or not 0.05 <= share <= 0.95
-        or error.square().mean().sqrt() / found.std() == pytest.approx(1.15, abs=0.25)
+        n < 30 or not 0.05 <= p <= 0.95 or error.square().mean().sqrt() / found.std() == pytest.approx(1.15, abs=0.25)
     )
 
 
 def test_of_one_datum_there_is_no_error():
     one = torch.tensor([0.1])
-    for found in (share_and_se(one > 0), mean_and_se(one), *(quantile_and_se(one, p) for p in (0.1, 0.5, 0.9))):
-        assert math.isnan(found["se"])
-        assert found["mean"] in (1, one.item())
+    for found in (share(one > 0), estimate(one), *(quantile(one, p) for p in (0.1, 0.5, 0.9))):
+        assert math.isnan(found.se)
+        assert found.mean in (1, one.item())
 
 
 @pytest.mark.parametrize("n", [2, FEWEST_OF_TAILS - 1, FEWEST_OF_TAILS, 400])
@@ -70,8 +68,8 @@ def test_of_one_datum_there_is_no_error():
 def test_the_error_of_a_quantile(n, p):
     """There is one where both ends of its interval are among the data."""
     torch.manual_seed(0)
-    every = [quantile_and_se(values, p) for values in torch.randn(2000, n).double()]
-    found, error = (torch.tensor([each[name] for each in every]).double() for name in ("mean", "se"))
+    every = [quantile(values, p) for values in torch.randn(2000, n).double()]
+    found, error, _ = torch.tensor(every).double().T
     if n == 2 or (n < FEWEST_OF_TAILS and p != 0.5):
         assert error.isnan().all()
         return

@@ -95,7 +95,7 @@ ROOMS = {
     "gradients": {"errors", "base", "cli", "data", "files", "load", "pace", "plots", "snr", "vae"},
     "compare": {
         *{"errors", "ais", "cli", "comparison", "config", "data", "diagnostics", "exact", "files", "load"},
-        *{"pace", "plots", "runs", "tables", "vae", "values"},
+        *{"means", "pace", "plots", "runs", "tables", "vae", "values"},
     },
     "__main__": {"errors", "cli"},
     "__init__": None,

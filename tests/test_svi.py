@@ -264,11 +264,38 @@ def test_a_sum_that_overflows_is_no_sites_doing():
         ({"compile": "fast"}, "compile: found 'fast', expected one of auto, off, graph, full"),
         ({"precision": "fp8"}, "precision: found 'fp8', expected one of float32, tf32, bf16"),
         ({"loss": "elbo"}, r"loss: found 'elbo', expected a pyro.infer.ELBO, as pvae.ELBO\(\), or a function"),
+        ({"loss": pvae.ELBO}, r"loss: found <class 'pvae.*ELBO'>, expected a pyro.infer.ELBO, as pvae.ELBO\(\)"),
+        ({"loss": Trace_ELBO()(nothing, nothing)}, "loss: found a ELBOModule, expected a pyro.infer.ELBO"),
+        ({"model": None}, "model: found None, expected a Pyro program"),
+        ({"guide": torch.nn.Module()}, "guide: found a Module, .* has no forward: pass its method, as vae.guide"),
+        ({"optim": 0.1}, r"optim: found 0.1, expected pyro.optim.Adam\({'lr': 1e-3}\) or the like, a torch optimizer"),
+        ({"optim": pyro.optim.Adam}, "optim: found <function .*, expected pyro.optim.Adam"),
+        ({"clip_norm": -1.0}, "clip_norm: found -1.0, expected a number above 0, or None"),
+        ({"clip_norm": math.nan}, "clip_norm: found nan, expected a number above 0"),
+        ({"steps": -1}, "steps: found -1, expected a number of at least 0, or None"),
+        ({"check_every": 0}, "check_every: found 0, expected a whole number of at least 1, or None"),
+        ({"schedule": 0.5}, "schedule: found 0.5, expected a function from the number of steps taken to a factor"),
+        ({"schedule": torch.optim.lr_scheduler.StepLR}, "schedule: found <class .*StepLR'>, expected a function"),
+        ({"notice": None}, "notice: found None, expected a function of a line of text"),
     ],
 )
 def test_options_that_are_none_are_refused(options, message):
+    usual = {"model": regression, "guide": nothing, "optim": pyro.optim.Adam({"lr": 0.1}), "loss": Trace_ELBO()}
     with pytest.raises(ValueError, match=message):
-        pvae.SVI(regression, nothing, pyro.optim.Adam({"lr": 0.1}), **{"loss": Trace_ELBO(), **options})
+        pvae.SVI(**{**usual, **options})
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, pyro.optim.clipped_adam.ClippedAdam])
+def test_a_class_of_optimizers_is_a_function_to_one(optim, vae, x):
+    svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
+    svi.step(x)
+    assert type(svi.optimizer) is optim
+
+
+def test_a_function_that_gives_no_optimizer_is_refused(vae, x):
+    svi = pvae.SVI(vae.model, vae.guide, lambda parameters: None, pvae.ELBO())
+    with pytest.raises(ValueError, match="optim: found a function that gives a NoneType, expected one that gives a t"):
+        svi.step(x)
 
 
 def test_a_loss_is_a_number():

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import linecache
 import pickle
 import threading
 import warnings
@@ -19,7 +20,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pvae
-from pvae import base
+from pvae import base, train
+from pvae.config import Config
 from pvae.svi import building
 
 MODES = ["off", "graph", pytest.param("full", marks=pytest.mark.slow)]
@@ -45,6 +47,13 @@ class Images(nn.Module):
         with pyro.plate("data", len(x)):
             mean, spread = self.encoder(x).chunk(2, -1)
             pyro.sample("z", dist.Normal(mean, spread.exp()).to_event(1))
+
+
+OBJECTIVE = pvae.ELBO()
+
+
+def by_hand(model, guide, x):
+    return OBJECTIVE.differentiable_loss(model, guide, x)
 
 
 def images():
@@ -427,6 +436,89 @@ def test_an_optimizers_hook_is_called_at_each_step(at, whose):
     assert_replayed(found[2])
 
 
+# Objectives and arguments ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("names", [["loss_and_grads"], ["loss", "loss_and_grads"]])
+def test_another_loss_is_taken_from_then_on(names, check_every):
+    other = pvae.IWAE(5)
+
+    def before(step, module, svi):
+        if step == 5:
+            for name in names:
+                setattr(svi, name, getattr(other, name))
+        other.beta = 0.1 if step >= 8 else 1.0
+
+    found = fit("graph", parts, adam(), pvae.ELBO, before, check_every=check_every)
+    assert_alike(found, fit("pyro", parts, adam(), pvae.ELBO, before))
+    assert_replayed(found[2])
+
+
+def test_numbers_in_a_function_for_loss_and_gradient_are_looked_at():
+    def run(mode):
+        factor = {"of": 1.0}
+
+        def loss_and_grads(model, guide, x):
+            loss = factor["of"] * by_hand(model, guide, x)
+            loss.backward()
+            return loss
+
+        torch.manual_seed(0)
+        vae = parts()
+        svi = pvae.SVI(vae.model, vae.guide, adam()(vae), by_hand, loss_and_grads, compile=mode)
+        losses = []
+        for step in range(9):
+            factor["of"] = 0.5 if step >= 6 else 1.0
+            losses.append(svi.step(X))
+        return losses
+
+    assert run("graph") == pytest.approx(run("off"), rel=1e-6)
+
+
+def test_arguments_that_require_a_gradient_have_theirs():
+    """As those that another network has made."""
+
+    def run(svi_class, **options):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module, before = Images(), nn.Linear(3, 3)
+
+        def model(x, features):
+            module.model(x)
+
+        def guide(x, features):
+            module.guide(features)
+
+        svi = svi_class(model, guide, sgd(module), Trace_ELBO(), **options)
+        return [svi.step(X, before(X)) for _ in range(6)], before.weight.grad
+
+    losses, gradient = run(pyro.infer.SVI)
+    with pytest.warns(UserWarning, match="steps on arguments that require a gradient run eagerly"):
+        found, other = run(pvae.SVI, compile="graph")
+    assert found == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(other, gradient)
+
+
+def test_sites_of_each_pair_of_programs_are_looked_at():
+    """Of one objective in a sweep: those of the first were, alone."""
+    objective = pvae.ELBO()
+    vae = parts()
+    pvae.SVI(vae.model, vae.guide, adam()(vae), objective).step(X)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.zeros(3)), 1.0).to_event(1))
+
+    with pytest.raises(pvae.InputError, match="site 'z'"):
+        pvae.SVI(model, guide, adam()(vae), objective).step(X)
+
+
 # What a step stands in ------------------------------------------------------------------------------------------------
 
 
@@ -577,18 +669,25 @@ def copied(svi, way):
     return torch.load(file, weights_only=False)
 
 
-OBJECTIVE = pvae.ELBO()
-
-
-def by_hand(model, guide, x):
-    return OBJECTIVE.differentiable_loss(model, guide, x)
-
-
 def test_a_copy_with_a_loss_that_is_a_function():
     svi = fit("graph", parts, adam(), lambda: by_hand, steps=4)[2]
     other = copied(svi, "pickle")
     torch.manual_seed(0)
     expected = [svi.step(X) for _ in range(3)]
+    torch.manual_seed(0)
+    assert [other.step(X) for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_training_is_copied(way):
+    settings = Config(data="digits", schedule="cosine", compile="graph", epochs=2)
+    vae = parts()
+    made = train.svi(vae, pvae.ELBO(), settings, steps=10)
+    for _ in range(4):
+        made.step(X)
+    other = copied(made, way)
+    torch.manual_seed(0)
+    expected = [made.step(X) for _ in range(3)]
     torch.manual_seed(0)
     assert [other.step(X) for _ in range(3)] == expected
 
@@ -668,4 +767,6 @@ def test_a_sweep_leaves_nothing_behind():
         return sum(issubclass(type(o), nn.Module | pvae.SVI | torch.Tensor) for o in gc.get_objects())
 
     sweep(2)
+    texts = len(linecache.cache)
     assert sweep(5) <= sweep(1)
+    assert len(linecache.cache) <= texts, "torch keeps the text of each graph"

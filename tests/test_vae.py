@@ -445,6 +445,35 @@ def test_pixels_as_they_are_stored_are_refused_beside_labels_too():
         vae.guide(torch.ones(2, *SHAPE, dtype=torch.uint8), y)
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (SHAPE, r"x: found shape \(4, 5\), expected \(data, 4, 5\): a single datum is x\[None\]"),
+        ((3, 20), r"x: found shape \(3, 20\), expected \(data, 4, 5\)$"),
+        ((3, 1, *SHAPE), r"x: found shape \(3, 1, 4, 5\), expected \(data, 4, 5\)$"),
+        ((0, *SHAPE), r"x: found shape \(0, 4, 5\), expected \(data, 4, 5\), one or more$"),
+        ((), r"x: found shape \(\), expected \(data, 4, 5\)$"),
+    ],
+)
+def test_data_of_another_shape_are_refused_in_a_line(shape, message, vae):
+    """One flat datum would be taken for as many as it has numbers, each scored against all."""
+    for program in (
+        vae.model,
+        vae.guide,
+        lambda x: pvae.SVI(vae.model, vae.guide, torch.optim.Adam, pvae.ELBO()).step(x),
+    ):
+        with pytest.raises(pvae.InputError, match=message):
+            program(torch.ones(shape))
+
+
+def test_data_that_are_no_tensor_are_refused_in_a_line(vae):
+    for x in (torch.ones(3, *SHAPE).numpy(), [[1.0]], None):
+        with pytest.raises(
+            pvae.InputError, match=rf"x: found {type(x).__name__}, expected a tensor: pass torch.as_tensor"
+        ):
+            vae.guide(x)
+
+
 def test_data_of_another_type_than_the_parameters_are_refused_in_a_line(vae, x):
     with pytest.raises(
         pvae.InputError, match=r"^x: found float64, expected float32, .*: pass x\.to\(torch\.float32\)$"

@@ -48,7 +48,8 @@ def spline(numbers: Tensor, bound: float) -> Spline:
     """A monotone rational-quadratic spline within +-bound, the identity outside.
 
     Args:
-        numbers: (..., D, 3 * bins - 1): widths, heights and derivatives, zero for the identity.
+        numbers: (..., D, 3 * bins - 1), of as many dimensions as values (..., D) have and one: widths, heights and
+            derivatives, zero for the identity.
         bound: where it ends.
     """
     return Spline(numbers.movedim(-1, 0), bound)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -98,12 +99,14 @@ class SemiAmortized(Guide, name="semi_amortized"):
         # where particles come in parts nothing is kept for the gradient, which the steps take at once
         kept = torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value)
         with _as_in_evaluation(self._prior, self._likelihood), kept:
+            # once, as it may take more than all steps; not by its call, which would say once more that it is used
+            prior = self._prior.forward(y)
             for step in range(self.steps):
-                mean, log_scale = self._step(step, mean, log_scale, x, y, follow)
+                mean, log_scale = self._step(step, mean, log_scale, prior, x, y, follow)
         return DiagonalNormal(mean, log_scale.exp())
 
     def _step(
-        self, step: int, mean: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None, follow: bool
+        self, step: int, mean: Tensor, log_scale: Tensor, prior: Any, x: Tensor, y: Tensor | None, follow: bool
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-scale after a step; the gradient passes through it if it is to be followed."""
         with torch.enable_grad():
@@ -112,7 +115,7 @@ class SemiAmortized(Guide, name="semi_amortized"):
                 part.view_as(part) if follow and part.requires_grad else part.detach().requires_grad_()
                 for part in (mean, log_scale)
             ]
-            bound = self._bound(step, *at, x, y)
+            bound = self._bound(step, *at, prior, x, y)
             of_mean, of_scale = torch.autograd.grad(bound.sum(), at, create_graph=follow)
         with torch.set_grad_enabled(follow):
             rise = self.step_size * of_scale
@@ -124,12 +127,11 @@ class SemiAmortized(Guide, name="semi_amortized"):
             return mean + change, after
         return mean + change, log_scale + (after - log_scale.detach())
 
-    def _bound(self, step: int, mean: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+    def _bound(self, step: int, mean: Tensor, log_scale: Tensor, prior: Any, x: Tensor, y: Tensor | None) -> Tensor:
         """L for each datum, (...), up to a constant."""
         points = self.points[step].reshape(2 * self.pairs, *[1] * (mean.dim() - 1), self.latent)
         z = mean + log_scale.exp() * points
-        # not by their call: that would say to Pyro, once more, that the program uses them
-        value = self._likelihood.forward(z, y).log_prob(x) + self._prior.forward(y).log_prob(z)  # type: ignore[union-attr]
+        value = self._likelihood.forward(z, y).log_prob(x) + prior.log_prob(z)  # type: ignore[union-attr]
         return value.mean(0) + log_scale.sum(-1)
 
 

@@ -92,7 +92,7 @@ class Hierarchy(Autoencoder):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """p(x, z) for each datum, from the top."""
-        check_data(x, y)
+        check_data(x, y, self.likelihood)
         with pyro.plate("data", len(x)):
             z = pyro.sample(f"z{len(self.layers) + 1}", self.prior(y))
             for number in range(len(self.layers), 0, -1):
@@ -101,7 +101,7 @@ class Hierarchy(Autoencoder):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z|x) for each datum."""
-        check_data(x, y)
+        check_data(x, y, self.likelihood)
         with pyro.plate("data", len(x)):
             self.posterior(x, y, self.layers)
 

@@ -8,7 +8,7 @@ plate of data subsamples). None of them waits for the device, but for `loss`, wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -113,7 +113,6 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self.chunk, self._at_once = chunk, 0
         self.clock: Tensor | None = None
         self._losses: Tensor | None = None
-        self._looked = False
         self.gradient = lookup("gradient", gradient, "gradient")() if isinstance(gradient, str) else gradient
         estimators.check(self.gradient, self)
 
@@ -208,12 +207,14 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         step = surrogates.Step(
             model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
         )
-        if not self._looked:
-            step = replace(step, look=partial(self._look_at_sites, pyro.distributions.is_validation_enabled()))
+        looked, programs = _LOOKED.setdefault(self, {}), ("sites", _key(model, guide, (), {}))
+        if programs not in looked:
+            validates = pyro.distributions.is_validation_enabled()
+            step = replace(step, look=partial(self._look_at_sites, validates, lambda: looked.setdefault(programs)))
         with weights.unvalidated():
             return self.gradient.estimate(self, step)
 
-    def _look_at_sites(self, validates: bool, step: Step, traces: Traces) -> None:
+    def _look_at_sites(self, validates: bool, looked: Callable[[], Any], step: Step, traces: Traces) -> None:
         """Refuse plates, factors and supports that the gradient is wrong for, at the first step with a gradient."""
         _check(weights.told(traces), self)
         if not torch.is_grad_enabled():
@@ -229,16 +230,13 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         if self.apart and weights.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
             _check_made(apart(), by)
         spans.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
-        self._looked = True
+        looked()
 
     def _look(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         """Look at programs that are new, or whose arguments are of new shapes."""
         looked = _LOOKED.setdefault(self, {})
-        try:
-            key = _key(model, guide, args, kwargs)
-            nesting = looked.get(key)
-        except TypeError:  # programs that cannot be told from others
-            key = nesting = None
+        key = _key(model, guide, args, kwargs)
+        nesting = None if key is None else looked.get(key)
         if nesting is None and (self._nesting_given or (self.max_plate_nesting is not None and not looked)):
             # said, or a resumed fit's: to run programs once more may move what they keep, as running statistics
             nesting = looked[key] = self.max_plate_nesting
@@ -281,19 +279,30 @@ def _check_made(apart: dict[str, Site], by: str) -> None:
             )
 
 
-_LOOKED: WeakKeyDictionary[Objective, dict[Any, int]] = WeakKeyDictionary()
-"""How deep plates go, by objective and by `_key`: no objective holds programs, or is copied with them."""
+_LOOKED: WeakKeyDictionary[Objective, dict[Any, int | None]] = WeakKeyDictionary()
+"""How deep plates go, by objective and by `_key`, and whose sites have been looked at.
+
+No objective holds programs, or is copied with them.
+"""
 MANY = 10_000
 """So many keys are known at once."""
 
 
-def _key(model: Program, guide: Program, args: Any, kwargs: Any) -> tuple:
-    """Which programs, and arguments of which shapes, but for the number of data, of which one alone broadcasts."""
+def _key(model: Program, guide: Program, args: Any, kwargs: Any) -> tuple | None:
+    """Which programs, and arguments of which shapes, but for the number of data, of which one alone broadcasts.
+
+    None where the programs cannot be told from others.
+    """
     shapes = [
         (len(arg.shape), arg.shape[:1] == (1,), arg.shape[1:]) if isinstance(arg, Tensor) else arg is True
         for arg in (*args, *kwargs.values())
     ]
-    return _weak(model), _weak(guide), *shapes
+    try:
+        key = (_weak(model), _weak(guide), *shapes)
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _weak(program: Program) -> tuple:

@@ -20,7 +20,7 @@ from .pieces import arranged
 from .placement import placed
 from .replay import Forward, Update
 from .seen import Seen
-from .tracing import record, saved_by_fusion
+from .tracing import record, saved_by_fusion, unkept
 from .unfused import UNFUSED
 from .values import Known, Untraceable
 
@@ -66,7 +66,7 @@ class Build:
         self.inputs = anew(call.inputs, {})[0]
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
-        self._programs = (svi.model, svi.guide, svi.loss, *call.objects)
+        self._programs = (*svi._programs, *call.objects)
         self._traces = _progress(svi.notice)
         self._having: list[Tensor] = []
         self._read: list[Tensor] = []
@@ -90,11 +90,11 @@ class Build:
         self.seen.add_optimizer(svi.optimizer, svi.optim)
         if self.call.prepare is not None:
             self.seen.add_prepare(self.call.prepare)
-        self.seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide"))
+        self.seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide", "loss_and_grads"))
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with svi._undone(*self.call.objects):
+        with unkept(), svi._undone(*self.call.objects):
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)

@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from . import calls, optimizers
+from . import calls, given, optimizers
 from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
@@ -36,7 +36,7 @@ WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where n
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
 
 
-def _unsaid(line: str) -> None:
+def unsaid(line: str) -> None:
     """Says nothing."""
 
 
@@ -61,7 +61,7 @@ class SVI(Trained):
         notice: called with a line of text when a graph is built, and why.
 
     Raises:
-        ValueError: an unknown mode or precision.
+        ValueError: an unknown mode or precision, or what is no program, optimizer, objective or number as asked for.
         NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
 
     What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
@@ -95,14 +95,13 @@ class SVI(Trained):
         steps: int | None = None,
         precision: str = "float32",
         check_every: int | None = None,
-        notice: Callable[[str], None] = _unsaid,
+        notice: Callable[[str], None] = unsaid,
         **kwargs: Any,
     ) -> None:
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        if not (isinstance(loss, ELBO) or callable(loss)):
-            raise ValueError(f"loss: found {loss!r}, expected a pyro.infer.ELBO, as pvae.ELBO(), or a function")
+        given.check({"model": model, "guide": guide}, loss, schedule, notice, clip_norm, steps, check_every)
         super().__init__(model, guide, optim, loss, loss_and_grads, schedule, **kwargs)
         self.clip_norm = clip_norm
         self.compile, self.steps_to_come, self.precision = compile, steps, precision
@@ -133,6 +132,11 @@ class SVI(Trained):
             on = self._device if self._device.type == "cuda" and self._graphs.used else None
             (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
         return told(self._kind, [Loss(value) for value in values] if isinstance(values, Tensor) else values)
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss, as Pyro's method has it: nothing is trained."""
+        with in_turn():
+            return super().evaluate_loss(*args, **kwargs)
 
     def run(
         self, rows: Tensor | Iterable[Tensor], *data: Tensor | None, prepare: Callable[..., Any] = lambda *x: x
@@ -222,6 +226,7 @@ class SVI(Trained):
             raise self._fault(call, values, before)
         self._update(norm)
         self._stepped(1)
+        self._ran = self.loss_and_grads
         return values[:-1]
 
     def _replay(self, graph: Graph, call: Call) -> list[float]:

@@ -54,6 +54,8 @@ BY_KIND = {
 NOT_COMPILED = "the step is not compiled, its graph is replayed as it is: {}"
 OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
 
+GRADIENTS = "steps on arguments that require a gradient run eagerly, which gives them theirs: else pass x.detach()"
+
 
 @dataclass
 class Graph(Step):
@@ -230,6 +232,9 @@ class Graphs:
         if call.key is None:
             self._warn(OTHERS)
             return None
+        if any(value.requires_grad and value not in svi._names for value in call.inputs):
+            self._warn(GRADIENTS)
+            return None
         if call.label not in self.counts and len(self.counts) >= SHAPES:
             if not self.too_many:  # said once, of the first
                 self.too_many = change(svi.model, call, next(reversed(self._last.values()), call))
@@ -242,8 +247,8 @@ class Graphs:
         if last is not None and not all(map(is_, call.objects, last.objects)):
             self._warn(f"{OTHERS}, or the same object at each step")
             return None
-        if svi.steps == 0:
-            return None  # the first step of all lets programs and optimizer set themselves up
+        if svi.steps == 0 or svi._ran not in (None, svi.loss_and_grads):
+            return None  # the first step of all, or with another loss, lets programs and optimizer set themselves up
         graph = self._still_right(call)
         if self.eager_only:
             return None

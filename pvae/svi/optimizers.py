@@ -19,6 +19,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import hooks
+from .given import checked
 
 Optim = PyroOptim | Optimizer | Callable[..., Optimizer]
 """What an `SVI` is given to make its optimizer of."""
@@ -259,8 +260,8 @@ def scheduled(optimizer: Optimizer, factor: Callable[[int], float], first: int, 
 
 
 def _factor(schedule: Callable[[int], float], step: int) -> float:
+    found = schedule(step)
     try:
-        found = schedule(step)
         factor = float(found)
     except (TypeError, ValueError):
         factor = math.nan
@@ -346,21 +347,12 @@ def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tup
         known = getattr(optim, "optim_objs", {})
         optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
         if optimizer is None:
-            return _steps_alone(build(optim, new)), {}
+            return checked(build(optim, new)), {}
         added = untrained(optimizer, new)
     if added and isinstance(optim, PyroOptim):
         for group in groups(optim, added):
             optimizer.add_param_group(group)
     return optimizer, added
-
-
-def _steps_alone(optimizer: Optimizer) -> Optimizer:
-    """Refuse an optimizer whose step asks for the loss again."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        kind = type(optimizer).__name__
-        raise ValueError(f"optim: {kind} asks for the loss several times a step: expected one that does not, as Adam")
-    return optimizer
 
 
 def untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> dict[Tensor, str]:

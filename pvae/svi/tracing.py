@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from pyro.ops.jit import CompiledFunction
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, graph_module
 
 from .simplify import merge_alike, note, reshapes
 from .values import READ, HostReads, Known, Untraceable
@@ -58,11 +58,17 @@ def record(
     as_written = dynamo.patch(error_on_nested_fx_trace=False)  # also what a program has compiled by torch
     try:
         known = known or Known(inputs, outside=False)
-        with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known), noting:
-            graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
-        return _simplified(graph)
+        with unkept():
+            with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known), noting:
+                graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
+            return _simplified(graph)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
+
+
+def unkept() -> AbstractContextManager:
+    """Within it torch keeps no text of the graphs that it makes, which it does for good."""
+    return patch.object(graph_module._loader, "cache", lambda *given: "<graph>")
 
 
 @contextmanager

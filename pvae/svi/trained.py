@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import optimizers
 from .calls import Call, Numbers
+from .given import check_optim
 from .parameters import Parameters, Snapshot
 from .seen import Seen
 
@@ -58,6 +59,8 @@ class Trained(pyro.infer.SVI):
         self.steps = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self._rates: Tensor | None = None
+        self._ran: Callable | None = None
+        """The loss of the last eager step."""
         self._names: dict[Tensor, str] = {}
         self._used = Parameters(noting=self._own)
         self._waiting: dict[str, Any] | None = None
@@ -86,7 +89,7 @@ class Trained(pyro.infer.SVI):
         gradients = [(p, p.grad) for p in self._names]
         for parameter in self._names:
             parameter.grad = None
-        before, held = self._snapshot(self._changing()), Seen((self.model, self.guide, self.loss, *objects), {})
+        before, held = self._snapshot(self._changing()), Seen((*self._programs, *objects), {})
         try:
             yield
         finally:
@@ -112,7 +115,7 @@ class Trained(pyro.infer.SVI):
         And what else they hold and have changed in place.
         """
         if anew or self.optimizer is None:
-            seen = Seen((self.model, self.guide, self.loss), {})
+            seen = Seen(self._programs, {})
             self._found, self._generators = seen.buffers(), seen.generators
             held = {id(t): (t, t._version) for t in seen.tensors() if not t.is_inference()}
             self._held = {key: self._held.get(key, found) for key, found in held.items()}
@@ -146,6 +149,11 @@ class Trained(pyro.infer.SVI):
             device = call.inputs[0].device if call.inputs else self._device
             self._clock = torch.tensor(self.steps, device=device)
         self.objective.clock = self._clock  # others may have the same objective
+
+    @property
+    def _programs(self) -> tuple[Callable, ...]:
+        """What a step runs."""
+        return self.model, self.guide, self.loss, self.loss_and_grads
 
     @property
     def _device(self) -> torch.device:
@@ -211,6 +219,7 @@ class Trained(pyro.infer.SVI):
 
     @optim.setter
     def optim(self, optim: optimizers.Optim) -> None:
+        check_optim(optim)
         self._optim = optim
         if getattr(self, "optimizer", None) is not None:
             self.check()

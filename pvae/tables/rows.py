@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..comparison import Comparison, Estimate
+from ..comparison import Comparison
 from ..diagnostics import FEWEST, Paired, khat_threshold
 from ..evaluate import BOUNDS, UNUSED, bits_per_dim, units
-from ..means import FEWEST_OF_TAILS
+from ..means import FEWEST_OF_TAILS, Estimate
 
 
 class Row(NamedTuple):
