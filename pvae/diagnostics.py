@@ -301,7 +301,7 @@ def _shape(excess: Tensor) -> Tensor:
     grid = 1 - (m / (torch.arange(1, m + 1) - 0.5).double()).sqrt()
     b = 1 / excess[:, -1:] + grid / (3 * excess[:, [int(n / 4 + 0.5) - 1]])
     k = torch.stack([torch.log1p(-each.unsqueeze(1) * excess).mean(1) for each in b.unbind(1)], 1)
-    weight = (n * ((-b / k).log() - k - 1)).softmax(1)
+    weight = (n * ((-b / k).log() - k)).softmax(1)
     b = (b * weight).sum(1, keepdim=True)
     return (n * torch.log1p(-b * excess).mean(1) + 10 * 0.5) / (n + 10)
 
