@@ -208,8 +208,8 @@ def slope(ks: Sequence[int], values: Sequence[float], errors: Sequence[float] | 
     Args:
         ks: K, at least two.
         values: above 0.
-        errors: their standard errors, from which that of the slope is. Without them it is from how far values are off
-            the line, which of three or four says little.
+        errors: their standard errors. That of the slope is then at least what follows from these; else it is from how
+            far values are off the line alone, which of three or four says little.
 
     >>> found, error = slope([1, 4, 16], [8.0, 4.0, 2.0], [0.8, 0.4, 0.2])
     >>> round(found, 3), round(error, 3)  # of values that are 10% off
@@ -218,11 +218,12 @@ def slope(ks: Sequence[int], values: Sequence[float], errors: Sequence[float] | 
     x, y = np.log(np.asarray(ks, float)), np.log(np.asarray(values, float))
     x = x - x.mean()
     found = float(x @ y / (x @ x))
-    if errors is not None:
-        return found, float(np.linalg.norm(x * np.asarray(errors, float) / np.exp(y)) / (x @ x))
     rest = y - y.mean() - found * x
-    error = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x)) if len(x) > 2 else math.nan
-    return found, error
+    off = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x)) if len(x) > 2 else math.nan
+    if errors is None:
+        return found, off
+    given = float(np.linalg.norm(x * np.asarray(errors, float) / np.exp(y)) / (x @ x))
+    return found, given if math.isnan(off) else max(given, off)
 
 
 class Toy(nn.Module):

@@ -110,6 +110,37 @@ def test_a_guide_with_a_bound_of_its_own_under_a_weighed_kl(gradient):
     assert_unbiased(programs, PIWAE(4, 2, gradient=gradient, beta=0.3), (None, expected))
 
 
+class Copies(Shared):
+    """The model's parameters are copies of the guide's; the gradient is that of one of the two."""
+
+    def __init__(self, of_model):
+        super().__init__()
+        self.copies = {name: value.detach().clone().requires_grad_() for name, value in self.p.items()}
+        self.climbed = list((self.copies if of_model else self.p).values())
+
+    def prior(self):
+        p = self.copies
+        return dist.Normal(p["a"] * p["u"] + p["b"], p["ls"].exp())
+
+    def terms(self, x, z):
+        likelihood = dist.Normal(self.copies["t"] * z[0], 1.0).log_prob(x)
+        return likelihood, self.prior().log_prob(z[0]), self.posterior(x).log_prob(z[0])
+
+    def gradient(self, value):
+        found = torch.autograd.grad(value, self.climbed, allow_unused=True)
+        return torch.stack([torch.zeros((), dtype=torch.float64) if g is None else g for g in found])
+
+
+@pytest.mark.parametrize("gradient", ["reparam", "dreg", "vimco"])
+@pytest.mark.parametrize("member", [PIWAE, Chi])
+def test_a_guide_with_a_bound_of_its_own_whose_parameters_the_prior_shares(member, gradient):
+    """A parameter that is in both programs gets the gradients of both bounds."""
+    options = {"groups": 2} if member is PIWAE else {"order": 1.5}
+    k, guides = (2, bounds.iwae) if member is PIWAE else (4, lambda w: bounds.elbo(w) - bounds.cubo(w, 1.5))
+    expected = exact(Copies(False), k, of(guides), 0.3)[1] + exact(Copies(True), 4, of(bounds.iwae), 0.3)[1]
+    assert_unbiased(Shared(), member(4, **options, gradient=gradient, beta=0.3), (None, expected))
+
+
 def test_the_chi_bound_alone_rewards_a_guide_that_runs_away():
     """Draws of N(m, 1) where the posterior is N(0, 1): of few draws the chi bound sinks with m, the gap grows."""
     torch.manual_seed(0)

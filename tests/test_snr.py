@@ -136,10 +136,16 @@ def test_slopes():
     assert error == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_error_of_a_slope_is_that_of_its_values():
+def test_the_error_of_a_slope_is_at_least_that_of_its_values():
     """Of three values the line that they are off tells it so badly that two errors would cover 70%."""
     random, ks, n = np.random.default_rng(0), [4, 16, 64], 2000
     truth, errors = np.array([3.0, 6.0, 12.0]), np.array([0.2, 0.3, 1.0])
-    found, error = np.array([snr.slope(ks, truth + errors * random.standard_normal(3), errors) for _ in range(n)]).T
-    inside = np.mean(abs(found - 0.5) < 2 * error)
-    assert inside == pytest.approx(0.954, abs=4 * math.sqrt(0.95 * 0.05 / n))
+    noisy = [truth + errors * random.standard_normal(3) for _ in range(n)]
+    found, error = np.array([snr.slope(ks, values, errors) for values in noisy]).T
+    slack = 4 * math.sqrt(0.95 * 0.05 / n)
+    assert 0.954 - slack < np.mean(abs(found - 0.5) < 2 * error) < 0.98 + slack
+    assert np.median(error) < 1.1 * found.std()
+    assert np.mean(abs(found - 0.5) < 2 * np.array([snr.slope(ks, values)[1] for values in noisy])) < 0.75
+    # and no power of K has values that fall and rise again
+    assert snr.slope(ks, [1.0, 0.5, 1.0], [0.01] * 3)[1] > 0.2
+    assert snr.slope([1, 4], [1.0, 2.0], [0.1, 0.2]) == (pytest.approx(0.5), pytest.approx(0.1 * 2**0.5 / math.log(4)))
