@@ -58,6 +58,32 @@ def of_class():
     return lambda: Weights.beta, lambda value: setattr(Weights, "beta", value)
 
 
+class Default:
+    beta = 1.0
+
+
+class DefaultOfLayer(nn.Linear):
+    beta = 1.0
+
+
+class Sized:
+    def size(self):
+        return 1.0
+
+
+def shadowed(cls, *args):
+    def make():
+        held = cls(*args)
+        return lambda: held.beta, lambda value: value < 1 and setattr(held, "beta", value)
+
+    return make
+
+
+def shadowed_method():
+    held = Sized()
+    return lambda: held.size(), lambda value: value < 1 and setattr(held, "size", lambda: value)
+
+
 def inherited():
     weights = Slots()
     return weights.inherited, lambda value: setattr(Weights, "beta", value)
@@ -183,6 +209,9 @@ PLACES = {
     ),
     "a class": of_class,
     "a class, of its instance": inherited,
+    "an instance, in place of its class": shadowed(Default),
+    "a layer, in place of its class": shadowed(DefaultOfLayer, 1, 1),
+    "an instance's method": shadowed_method,
     "a partial's argument": partial,
     "named by an inner function": named_within,
     "slots": slots,

@@ -8,6 +8,8 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+from torch import Tensor
+
 from .calls import CONSTANTS
 
 CONTAINERS = (list, dict, set, deque)
@@ -75,3 +77,8 @@ def refill(holder: Any, contents: Any) -> None:
     """Put what was in a container back into it."""
     holder.clear()
     (holder.extend if isinstance(holder, list | deque) else holder.update)(contents)
+
+
+def said(name: str, value: Any) -> str:
+    """What it is called in a message."""
+    return f"the tensor {name}" if isinstance(value, Tensor) else name
