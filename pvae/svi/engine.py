@@ -66,18 +66,18 @@ class SVI(Trained):
         NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
 
     What a program does in Python is fixed when it is traced: tensors are its inputs, and what it puts in attributes is
-    that of the last eager step. Arguments of another shape, and
-    numbers, flags, functions and small arrays that change in attributes, classes, closures, globals, modules of one's
-    own and in what these hold, six deep, get a graph of their own or run eagerly. Not looked at are environment and
-    context variables, settings of torch and Pyro, iterators, weak references, lists and arrays of 1,000 numbers and
-    more, memory that NumPy shares with a tensor, which names are in Pyro's store, lists and dicts in a module's private
-    attributes, what is imported within a function or asked for by its name's text (`getattr`): pass such values as
-    tensors. The 1st, 10th, 100th, 1,000th ... step of a graph is taken eagerly too and compared; steps in between may
-    use what such a value was before. A program that cannot be traced runs eagerly, with one warning. Where Pyro's
-    validation is on, what `step` observes is held against the supports of its sites in a replay, too (those that are
-    looked at number by number); what `run` takes of data that stay is not, nor are parameters of distributions. Steps
-    of several threads are taken one after another; other programs of theirs are not kept apart. `copy.deepcopy` and
-    `pickle` take the programs along, and what the steps have changed; graphs are built anew.
+    that of the last eager step. Arguments of another shape, and numbers, flags, functions and small arrays that change
+    in attributes, classes, closures, globals, modules of one's own and in what these hold, six deep, get a graph of
+    their own or run eagerly. Not looked at are environment and context variables, settings of torch and Pyro,
+    iterators, weak references, lists and arrays of 1,000 numbers and more, memory that NumPy shares with a tensor,
+    which names are in Pyro's store, lists and dicts in a module's private attributes, what is imported within a
+    function or asked for by its name's text (`getattr`): pass such values as tensors. The 1st, 10th, 100th, 1,000th ...
+    step of a graph is taken eagerly too and compared; steps in between may use what such a value was before. A program
+    that cannot be traced runs eagerly, with one warning. Where Pyro's validation is on, what `step` observes is held
+    against the supports of its sites in a replay, too (those that are looked at number by number); what `run` takes of
+    data that stay is not, nor are parameters of distributions. Steps of several threads are taken one after another;
+    other programs of theirs are not kept apart. `copy.deepcopy` and `pickle` take the programs along, and what the
+    steps have changed; graphs are built anew.
 
     >>> import pyro
     >>> import pyro.distributions as dist
