@@ -201,6 +201,23 @@ def test_a_rate_set_before_each_step_is_that_steps(check_every, mode):
     assert_replayed(found[2])
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_rate_that_is_a_tensor_is_followed_where_it_is_changed(shape, mode):
+    def run(kind, rate):
+        def optim(module):
+            return torch.optim.Adam(module.parameters(), lr=rate, fused=True)
+
+        def before(step, module, svi):
+            if step in (1, 6):
+                rate.mul_(0.3) if isinstance(rate, torch.Tensor) else svi.optim.param_groups[0].update(lr=rates[step])
+
+        return fit(kind, optim=optim, before=before)
+
+    rates = {1: 0.02 * 0.3, 6: 0.02 * 0.3 * 0.3}
+    assert_alike(run(mode, torch.full(shape, 0.02)), run("off", 0.02))
+
+
 def load(step, module, svi):
     if step == 4:
         svi.kept = copy.deepcopy(svi.optim.state_dict())

@@ -90,6 +90,8 @@ class ClippedAdam(Optimizer):
 
 HAD: WeakKeyDictionary[Optimizer, set[Tensor]] = WeakKeyDictionary()
 """By optimizer, the parameters that have had a gradient."""
+GIVEN: WeakKeyDictionary[Optimizer, dict[int, tuple[Any, int]]] = WeakKeyDictionary()
+"""By optimizer, what its groups' learning rates were last set to, and how often that had been changed in place."""
 FUSED = (Adam, AdamW, SGD, Adagrad)
 """Optimizers of torch that have all of a step in one kernel; their learning rate may be a tensor."""
 FLUSH_EVERY = 200
@@ -218,13 +220,19 @@ def prepare(optimizer: Optimizer) -> Tensor | None:
 
 
 def hold(optimizer: Optimizer, rates: Tensor | None) -> None:
-    """Keep each group's learning rate in `rates`, also where somebody has set it to a number."""
+    """Keep each group's learning rate in `rates`, also where somebody has set it, or changed a tensor that he gave."""
     if rates is None:
         return
+    given = GIVEN.setdefault(optimizer, {})
     for index, group in enumerate(optimizer.param_groups):
         lr = group["lr"]
         if not (_is_tensor(lr) and lr.data_ptr() == rates.data_ptr() + index * rates.itemsize):
-            group["lr"] = rates[index].fill_(lr)
+            given[index] = lr, -1
+            group["lr"] = rates[index] if _is_tensor(lr) else rates[index].fill_(lr)
+        was, version = given.get(index, (None, 0))
+        if _is_tensor(was) and was._version != version:
+            rates[index].fill_(was.detach().reshape(()))
+            given[index] = was, was._version
 
 
 def at_step(
