@@ -369,6 +369,19 @@ def test_what_is_gone_is_named_and_put_back():
     assert (seen.changed(), values.tolist()) == ("", [[1.0, 1.0], [1.0, 1.0]])
 
 
+@pytest.mark.parametrize("make", [Default, lambda: DefaultOfLayer(1, 1), Sized])
+def test_an_attribute_in_the_place_of_a_classs_is_taken_away_again(make):
+    held = make()
+    key = "size" if isinstance(held, Sized) else "beta"
+    seen = Seen((lambda: getattr(held, key),), {})
+    assert seen.changed() == ""
+    setattr(held, key, lambda: 2.0)
+    assert key in seen.changed()
+    seen.restore()
+    assert key not in vars(held)
+    assert seen.changed() == ""
+
+
 def test_a_number_of_another_type_is_another():
     options = SimpleNamespace(beta=1)
     seen = Seen([lambda: options.beta], {})
