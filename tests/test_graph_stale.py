@@ -18,6 +18,7 @@ from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
 
 import pvae
+from pvae.svi.held import Members
 from pvae.svi.seen import Seen
 
 config = types.ModuleType("config")
@@ -380,6 +381,21 @@ def test_an_attribute_in_the_place_of_a_classs_is_taken_away_again(make):
     seen.restore()
     assert key not in vars(held)
     assert seen.changed() == ""
+
+
+def test_members_that_are_added_or_move_are_noticed():
+    one, layers, more = object(), {"a": object()}, {}
+    held = Members()
+    held.add("layers", layers)
+    held.add("more", more)
+    assert held.changed() == ""
+    more["b"] = one
+    assert held.changed() == "more"
+    held.restore()
+    more["a"] = layers.pop("a")
+    assert held.changed() == "layers"
+    held.restore()
+    assert (held.changed(), list(layers), more) == ("", ["a"], {})
 
 
 def test_a_number_of_another_type_is_another():
