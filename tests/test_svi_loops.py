@@ -544,6 +544,23 @@ def test_sites_of_each_pair_of_programs_are_looked_at():
             pvae.SVI(model, guide, adam()(vae), chosen).step(X)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("made", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(4, 2))])
+def test_layers_of_torchs_own_kind_are_replayed(made):
+    """Whose parts are in no dicts."""
+
+    def before(step, module, svi):
+        if step == 0:
+            module.decoder = made(module.decoder)
+        if step == 7:
+            for parameter in module.decoder.parameters():
+                parameter.requires_grad_(False)
+
+    found = fit("graph", before=before)
+    assert_alike(found, fit("pyro", before=before))
+    assert_replayed(found[2])
+
+
 # What a step stands in ------------------------------------------------------------------------------------------------
 
 

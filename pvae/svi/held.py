@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from .calls import CONSTANTS
 
 CONTAINERS = (list, dict, set, deque)
+_VALUES = methodcaller("values")
 
 
 class Members:
@@ -34,7 +35,7 @@ class Members:
 
     def changed(self) -> str:
         """The name of one that has others now; empty if none."""
-        values = chain.from_iterable(map(dict.values, self._holders))
+        values = chain.from_iterable(map(_VALUES, self._holders))
         if [*map(len, self._holders)] == self._lengths and all(map(is_, values, self._values)):
             return ""
         return next(name for name, holder, members in self.parts if not _holds(holder, members))

@@ -251,7 +251,9 @@ def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None
     for index, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             kind = type(optimizer).__name__
-            raise ValueError(f"schedule: found an optimizer without a learning rate 'lr', {kind}: expected none for it")
+            raise ValueError(
+                f"schedule: found an optimizer without a learning rate 'lr', {kind}: expected no schedule for it"
+            )
         value = group.setdefault("initial_lr", float(group["lr"])) * factor
         if rates is None:
             group["lr"] = value
