@@ -18,6 +18,7 @@ from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
 
 import pvae
+from pvae.svi.held import Members
 from pvae.svi.seen import Seen
 
 config = types.ModuleType("config")
@@ -56,6 +57,32 @@ class Private:
 
 def of_class():
     return lambda: Weights.beta, lambda value: setattr(Weights, "beta", value)
+
+
+class Default:
+    beta = 1.0
+
+
+class DefaultOfLayer(nn.Linear):
+    beta = 1.0
+
+
+class Sized:
+    def size(self):
+        return 1.0
+
+
+def shadowed(cls, *args):
+    def make():
+        held = cls(*args)
+        return lambda: held.beta, lambda value: value < 1 and setattr(held, "beta", value)
+
+    return make
+
+
+def shadowed_method():
+    held = Sized()
+    return lambda: held.size(), lambda value: value < 1 and setattr(held, "size", lambda: value)
 
 
 def inherited():
@@ -183,6 +210,9 @@ PLACES = {
     ),
     "a class": of_class,
     "a class, of its instance": inherited,
+    "an instance, in place of its class": shadowed(Default),
+    "a layer, in place of its class": shadowed(DefaultOfLayer, 1, 1),
+    "an instance's method": shadowed_method,
     "a partial's argument": partial,
     "named by an inner function": named_within,
     "slots": slots,
@@ -338,6 +368,34 @@ def test_what_is_gone_is_named_and_put_back():
     assert seen.changed() == "the array values"
     seen.restore()
     assert (seen.changed(), values.tolist()) == ("", [[1.0, 1.0], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize("make", [Default, lambda: DefaultOfLayer(1, 1), Sized])
+def test_an_attribute_in_the_place_of_a_classs_is_taken_away_again(make):
+    held = make()
+    key = "size" if isinstance(held, Sized) else "beta"
+    seen = Seen((lambda: getattr(held, key),), {})
+    assert seen.changed() == ""
+    setattr(held, key, lambda: 2.0)
+    assert key in seen.changed()
+    seen.restore()
+    assert key not in vars(held)
+    assert seen.changed() == ""
+
+
+def test_members_that_are_added_or_move_are_noticed():
+    one, layers, more = object(), {"a": object()}, {}
+    held = Members()
+    held.add("layers", layers)
+    held.add("more", more)
+    assert held.changed() == ""
+    more["b"] = one
+    assert held.changed() == "more"
+    held.restore()
+    more["a"] = layers.pop("a")
+    assert held.changed() == "layers"
+    held.restore()
+    assert (held.changed(), list(layers), more) == ("", ["a"], {})
 
 
 def test_a_number_of_another_type_is_another():

@@ -8,6 +8,7 @@ import pickle
 import threading
 import warnings
 from collections import defaultdict
+from contextlib import nullcontext
 from multiprocessing import get_context
 
 import pyro
@@ -200,6 +201,23 @@ def test_a_rate_set_before_each_step_is_that_steps(check_every, mode):
     assert_replayed(found[2])
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_rate_that_is_a_tensor_is_followed_where_it_is_changed(shape, mode):
+    def run(kind, rate):
+        def optim(module):
+            return torch.optim.Adam(module.parameters(), lr=rate, fused=True)
+
+        def before(step, module, svi):
+            if step in (1, 6):
+                rate.mul_(0.3) if isinstance(rate, torch.Tensor) else svi.optim.param_groups[0].update(lr=rates[step])
+
+        return fit(kind, optim=optim, before=before)
+
+    rates = {1: 0.02 * 0.3, 6: 0.02 * 0.3 * 0.3}
+    assert_alike(run(mode, torch.full(shape, 0.02)), run("off", 0.02))
+
+
 def load(step, module, svi):
     if step == 4:
         svi.kept = copy.deepcopy(svi.optim.state_dict())
@@ -266,7 +284,8 @@ def loss_of_model(model, guide, x):
     return -pyro.poutine.trace(model).get_trace(x).log_prob_sum()
 
 
-def test_a_resumed_fit_takes_moments_as_its_weights_lie():
+@pytest.mark.parametrize("taken", [0, 2])
+def test_a_resumed_fit_takes_moments_as_its_weights_lie(taken):
     def begin(module):
         return pvae.SVI(module.model, module.guide, torch_adam(module), loss_of_model, compile="off")
 
@@ -274,6 +293,8 @@ def test_a_resumed_fit_takes_moments_as_its_weights_lie():
     svi, resumed = begin(first), begin(other)
     for _ in range(4):
         svi.step(X)
+    for _ in range(taken):
+        resumed.step(X)
     other.load_state_dict(first.state_dict())
     resumed.load_state_dict(copy.deepcopy(svi.state_dict()))
     assert [resumed.step(X) for _ in range(4)] == pytest.approx([svi.step(X) for _ in range(4)], rel=1e-5)
@@ -389,7 +410,8 @@ def test_a_hook_counts_from_when_it_is_there_until_it_is_gone(hook, check_every)
             held.pop().remove()
 
     expected = fit("pyro", before=before)
-    found = fit("graph", before=before, check_every=check_every)
+    with pytest.warns(match="hooks of all modules") if hook == "of all modules" else nullcontext():
+        found = fit("graph", before=before, check_every=check_every)
     assert_alike(found, expected)
     assert_replayed(found[2])
     assert expected[0][-1] != pytest.approx(fit("pyro")[0][-1], rel=1e-5), "it makes a difference"
@@ -502,21 +524,41 @@ def test_arguments_that_require_a_gradient_have_theirs():
 
 def test_sites_of_each_pair_of_programs_are_looked_at():
     """Of one objective in a sweep: those of the first were, alone."""
-    objective = pvae.ELBO()
+    objective = pvae.ELBO(gradient="stl")
     vae = parts()
     pvae.SVI(vae.model, vae.guide, adam()(vae), objective).step(X)
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Uniform(torch.zeros(3), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     def guide(x):
+        """Its support moves with its parameter."""
+        low = pyro.param("low", torch.zeros(3))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(pyro.param("mean", torch.zeros(3)), 1.0).to_event(1))
+            pyro.sample("z", dist.Uniform(low, low + 1).to_event(1))
 
-    with pytest.raises(pvae.InputError, match="site 'z'"):
-        pvae.SVI(model, guide, adam()(vae), objective).step(X)
+    for chosen in (pvae.ELBO(gradient="stl"), objective):
+        with pytest.raises(pvae.InputError, match=r"site 'z'.*moves"):
+            pvae.SVI(model, guide, adam()(vae), chosen).step(X)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("made", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(4, 2))])
+def test_layers_of_torchs_own_kind_are_replayed(made):
+    """Whose parts are in no dicts."""
+
+    def before(step, module, svi):
+        if step == 0:
+            module.decoder = made(module.decoder)
+        if step == 7:
+            for parameter in module.decoder.parameters():
+                parameter.requires_grad_(False)
+
+    found = fit("graph", before=before)
+    assert_alike(found, fit("pyro", before=before))
+    assert_replayed(found[2])
 
 
 # What a step stands in ------------------------------------------------------------------------------------------------
@@ -552,7 +594,10 @@ def test_anomalies_are_looked_for_in_each_step():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.autograd.detect_anomaly():
+            (graph,) = svi._graphs._graphs.values()
+            before = graph.played
             svi.step(X)
+            assert graph.played == before
             vae.likelihood.decoder[1] = nn.Sequential(nn.Tanh(), Apply(Broken))
             with pytest.raises(RuntimeError, match="returned nan values"):
                 svi.step(X)
@@ -741,22 +786,29 @@ def test_threads_take_their_steps_in_turn(mode, check_every):
     assert [found[seed] for seed in range(3)] == expected
 
 
-def test_a_process_that_is_forked_beside_a_thread_takes_steps():
-    stop = threading.Event()
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_process_that_is_forked_beside_a_step_has_nothing_of_it():
+    within, on = threading.Event(), threading.Event()
 
-    def work():
-        while not stop.is_set():
-            deterministic(0, "off", 1)
+    def model(x):
+        with pyro.plate("data", len(x)):
+            within.set()
+            on.wait(10)
+            pyro.sample("x", dist.Normal(pyro.param("mean", torch.zeros(3)), 1.0).to_event(1), obs=x)
 
-    thread = threading.Thread(target=work)
+    svi = pvae.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile="off")
+    thread = threading.Thread(target=svi.step, args=(X,))
     thread.start()
-    try:
-        with get_context("fork").Pool(1) as pool:
-            found = pool.apply_async(deterministic, (1, "off", 1)).get(timeout=60)
-    finally:
-        stop.set()
-        thread.join()
-    assert found == deterministic(1, "off", 1)
+    within.wait(10)
+    threading.Timer(0.3, on.set).start()
+    with get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(handlers).get(timeout=60) == 0
+        assert pool.apply_async(deterministic, (1, "off", 1)).get(timeout=60) == deterministic(1, "off", 1)
+    thread.join()
+
+
+def handlers():
+    return len(pyro.poutine.runtime._PYRO_STACK)
 
 
 def test_a_sweep_leaves_nothing_behind():

@@ -67,7 +67,8 @@ class SVI(Trained):
     What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
     a function that it reaches has changed, the step is traced anew; now and then a step is taken eagerly too, and
     compared. A program that cannot be traced runs eagerly, with one warning. `notebooks/any-pyro-program.md` says what
-    is looked at, what is not, and what is refused.
+    is looked at, what is not, and what is refused. Several threads take their steps one after another.
+    `copy.deepcopy` and `pickle` take the programs along, and what the steps have changed; graphs are built anew.
 
     >>> import pyro
     >>> import pyro.distributions as dist

@@ -20,6 +20,7 @@ from . import optimizers
 from .building import Build, Step
 from .calls import Call, change
 from .faults import norm_of, read
+from .hooks import of_all_modules
 from .precision import products, tolerance
 from .replay import Captured
 from .tracing import OURS
@@ -54,6 +55,7 @@ BY_KIND = {
 NOT_COMPILED = "the step is not compiled, its graph is replayed as it is: {}"
 OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
 
+HOOKS = "steps run eagerly while there are hooks of all modules, as torch's register_module_forward_hook makes"
 GRADIENTS = "steps on arguments that require a gradient run eagerly, which gives them theirs: else pass x.detach()"
 
 
@@ -228,6 +230,9 @@ class Graphs:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
         if not self.used or torch.is_anomaly_enabled():
+            return None
+        if any(of_all_modules()):
+            self._warn(HOOKS)
             return None
         if call.key is None:
             self._warn(OTHERS)

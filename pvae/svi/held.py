@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 from typing import Any
+
+from torch import Tensor
 
 from .calls import CONSTANTS
 
 CONTAINERS = (list, dict, set, deque)
+_VALUES = methodcaller("values")
 
 
 class Members:
@@ -32,7 +35,7 @@ class Members:
 
     def changed(self) -> str:
         """The name of one that has others now; empty if none."""
-        values = chain.from_iterable(map(dict.values, self._holders))
+        values = chain.from_iterable(map(_VALUES, self._holders))
         if [*map(len, self._holders)] == self._lengths and all(map(is_, values, self._values)):
             return ""
         return next(name for name, holder, members in self.parts if not _holds(holder, members))
@@ -75,3 +78,8 @@ def refill(holder: Any, contents: Any) -> None:
     """Put what was in a container back into it."""
     holder.clear()
     (holder.extend if isinstance(holder, list | deque) else holder.update)(contents)
+
+
+def said(name: str, value: Any) -> str:
+    """What it is called in a message."""
+    return f"the tensor {name}" if isinstance(value, Tensor) else name

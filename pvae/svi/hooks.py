@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as of_all
 from torch.optim import Optimizer
 from torch.optim import optimizer as of_every
@@ -20,6 +20,11 @@ Hooks = dict[Any, Any]
 def of_module(module: nn.Module) -> list[Hooks]:
     """A module's own."""
     return [vars(module)[name] for name in MODULE]
+
+
+def of_tensor(tensor: Tensor) -> list[Hooks]:
+    """A tensor's, where it has had any."""
+    return [held for name in TENSOR if (held := getattr(tensor, name)) is not None]
 
 
 def of_all_modules() -> list[Hooks]:

@@ -92,6 +92,8 @@ class ClippedAdam(Optimizer):
 
 HAD: WeakKeyDictionary[Optimizer, set[Tensor]] = WeakKeyDictionary()
 """By optimizer, the parameters that have had a gradient."""
+GIVEN: WeakKeyDictionary[Optimizer, dict[int, tuple[Any, int]]] = WeakKeyDictionary()
+"""By optimizer, what its groups' learning rates were last set to, and how often that had been changed in place."""
 FUSED = (Adam, AdamW, SGD, Adagrad)
 """Optimizers of torch that have all of a step in one kernel; their learning rate may be a tensor."""
 FLUSH_EVERY = 200
@@ -220,13 +222,19 @@ def prepare(optimizer: Optimizer) -> Tensor | None:
 
 
 def hold(optimizer: Optimizer, rates: Tensor | None) -> None:
-    """Keep each group's learning rate in `rates`, also where somebody has set it to a number."""
+    """Keep each group's learning rate in `rates`, also where somebody has set it, or changed a tensor that he gave."""
     if rates is None:
         return
+    given = GIVEN.setdefault(optimizer, {})
     for index, group in enumerate(optimizer.param_groups):
         lr = group["lr"]
         if not (isinstance(lr, Tensor) and lr.data_ptr() == rates.data_ptr() + index * rates.itemsize):
-            group["lr"] = rates[index].fill_(lr)
+            given[index] = lr, -1
+            group["lr"] = rates[index] if isinstance(lr, Tensor) else rates[index].fill_(lr)
+        was, version = given.get(index, (None, 0))
+        if isinstance(was, Tensor) and was._version != version:
+            rates[index].fill_(was.detach().reshape(()))
+            given[index] = was, was._version
 
 
 def at_step(
@@ -245,7 +253,9 @@ def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None
     for index, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             kind = type(optimizer).__name__
-            raise ValueError(f"schedule: found an optimizer without a learning rate 'lr', {kind}: expected none for it")
+            raise ValueError(
+                f"schedule: found an optimizer without a learning rate 'lr', {kind}: expected no schedule for it"
+            )
         value = group.setdefault("initial_lr", float(group["lr"])) * factor
         if rates is None:
             group["lr"] = value

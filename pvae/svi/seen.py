@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import hooks
 from .calls import CONSTANTS
-from .held import CONTAINERS, Members, now, of_class, plain, refill, same
+from .held import CONTAINERS, Members, now, of_class, plain, refill, said, same
 from .named import library, named
 from .optimizers import replayable
 from .simplify import memory
@@ -43,6 +43,8 @@ class Seen:
         self.modules: list[nn.Module] = []
         self.generators: list[torch.Generator] = []
         self._entries: dict[tuple[int, Any], Entry] = {}
+        self._lacking: set[tuple[int, Any]] = set()
+        """The entries that are of a class's attributes, which an instance's own would take the place of."""
         self._columns: list[list[Any]] | None = None
         """The entries' parts, so that an unchanged step looks at all at once."""
         self._contents: list[tuple[str, Any, Any]] = []
@@ -64,8 +66,6 @@ class Seen:
                 self._look(found, hook, known, 1)
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
-        for name, hook in self._hooks("all modules", hooks.of_all_modules()):
-            self._look(name, hook, known, 1)
         self._look_at_methods(known)
         self._read: list[tuple[Tensor, int, Tensor | None]] = []
         """Tensors whose values Python has read: how often they were changed, and if they are small, the values."""
@@ -110,7 +110,7 @@ class Seen:
             if value is was:
                 continue
             if not same(value, was):
-                return f"{names[place]} (was {was}, is {value})" if plain(was) and plain(value) else _said(name, was)
+                return f"{names[place]} (was {was}, is {value})" if plain(was) and plain(value) else said(name, was)
             values[place] = value  # which the next look then finds at once
         return ""
 
@@ -140,9 +140,9 @@ class Seen:
             if len(holder) != len(was):
                 refill(holder, was)
         self._members.restore()
-        for _, read, holder, key, was in self._entries.values():
+        for place, (_, read, holder, key, was) in self._entries.items():
             if now(read, holder, key) is not was:
-                if was is None and key == "forward":  # it was the class's
+                if place in self._lacking:
                     del holder[key]
                 elif isinstance(holder, CONTAINERS):
                     holder[key] = was
@@ -188,7 +188,7 @@ class Seen:
         self._columns = None
         self._entries.setdefault((id(holder), key), (name, read, holder, key, value))
         if isinstance(value, Tensor):
-            self._note_place(_said(name, value), value)
+            self._note_place(said(name, value), value)
 
     def _note_place(self, name: str, tensor: Tensor) -> None:
         if tensor.layout is torch.strided and tensor.device.type != "meta":
@@ -214,8 +214,7 @@ class Seen:
     def add_optimizer(self, optimizer: torch.optim.Optimizer, optim: Any) -> None:
         """Note an optimizer's state, and what its groups say, but for the learning rates, which a graph reads."""
         self.add("optimizer", optimizer, ("param_groups", "state"))
-        for _ in self._hooks("the optimizer", hooks.of_optimizer(optimizer)):
-            pass
+        deque(self._hooks("the optimizer", hooks.of_optimizer(optimizer)), 0)
         for parameter, state in optimizer.state.items() if replayable(optimizer) else ():
             self._note("the optimizer's state", optimizer.state, parameter, state)
             for key, value in state.items():
@@ -351,17 +350,16 @@ class Seen:
                 if parameter is not None:
                     yield from self._parameter(f"{full}.{key}", parameter)
             yield from self._hooks(full, hooks.of_module(child))
-            self._note(f"{full}.forward", vars(child), "forward", vars(child).get("forward"))
+            self._note_lacking(full, child, ["forward"])
             yield from self._attributes(full, vars(child), vars(child))
             yield type(child).__name__, type(child)
 
     def _parameter(self, name: str, parameter: Tensor) -> Iterator[tuple[str, Any]]:
         for noted, value in zip(self._parameters, (name, parameter, parameter.requires_grad), strict=True):
             noted.append(value)
-        held = {key: getattr(parameter, key) for key in hooks.TENSOR}
-        for key, functions in held.items():
-            self._note(f"the hooks of parameter {name}", parameter, key, functions)
-        yield from self._hooks(f"parameter {name}", filter(None, held.values()))
+        for key in hooks.TENSOR:
+            self._note(f"the hooks of parameter {name}", parameter, key, getattr(parameter, key))
+        yield from self._hooks(f"parameter {name}", hooks.of_tensor(parameter))
 
     def _hooks(self, name: str, held: Iterable[hooks.Hooks]) -> Iterator[tuple[str, Any]]:
         for functions in held:
@@ -373,6 +371,7 @@ class Seen:
     def _object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         if hasattr(value, "__dict__"):
             private = not any(map(library, type(value).__mro__[:-1]))
+            self._note_lacking(name, value)
             yield from self._attributes(name, vars(value), vars(value), private)
         for cls in type(value).__mro__:
             for key in () if library(cls) else vars(cls).get("__slots__", ()):
@@ -380,6 +379,13 @@ class Seen:
                     self._note(f"{name}.{key}", value, key, getattr(value, key))
                     yield f"{name}.{key}", getattr(value, key)
         yield type(value).__name__, type(value)
+
+    def _note_lacking(self, name: str, value: Any, more: Iterable[str] = ()) -> None:
+        held, classes = vars(value), [vars(cls) for cls in type(value).__mro__ if not library(cls)]
+        for key in {*more}.union(*classes) - held.keys():
+            if not key.startswith("__"):
+                self._lacking.add((id(held), key))
+                self._note(f"{name}.{key}", held, key, None)
 
     def _attributes(
         self, name: str, values: dict[str, Any], holder: dict[str, Any], private: bool = False
@@ -389,7 +395,3 @@ class Seen:
             if private or isinstance(value, (*NOTED, nn.Module)) or not key.startswith("_") or key == "__wrapped__":
                 self._note(f"{name}.{key}", holder, key, value)
                 yield f"{name}.{key}", value
-
-
-def _said(name: str, value: Any) -> str:
-    return f"the tensor {name}" if isinstance(value, Tensor) else name

@@ -198,7 +198,7 @@ class Trained(pyro.infer.SVI):
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
-        optimizers.aligned(self.optimizer, self._names)
+        self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = optimizers.prepare(self.optimizer)
         self._graphs.forget()  # they hold the tensors of the state before
@@ -239,7 +239,7 @@ class Trained(pyro.infer.SVI):
         blank._own = self._own
         blank._begin()
         kept = {name: value for name, value in vars(self).items() if name not in vars(blank)}
-        return {**kept, "_own": self._own, "state": copy.deepcopy(state), "names": dict(self._names)}
+        return {**kept, "_own": self._own, "state": state, "names": dict(self._names)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         names, own = state.pop("names"), state.pop("state")
