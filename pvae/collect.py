@@ -10,6 +10,7 @@ import pyro
 import torch
 import torch.distributions as td
 from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
 from .errors import InputError
@@ -40,7 +41,8 @@ class Collect(Messenger):
     """Runs a program and collects its sample sites, with the values of another run where it has them.
 
     What `poutine.trace` and `poutine.replay` do together, without the graph: a step is to be quick. Draws may be
-    detached as they are made, before later sites see them; the run may end with the last of some sites.
+    detached as they are made, before later sites see them; the run may end with the last of some sites. What the model
+    observes is none of a guide's sites that runs the model, as Pyro's guide messengers do.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Collect(Messenger):
         super().__init__()
         self.program, self.values, self.detach, self.until = program, values or {}, detach, until
         self.sites: dict[str, Site] = {}
-        self._auxiliary = False
+        self._auxiliary, self._runs_model = False, isinstance(poutine.unwrap(program), GuideMessenger)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Site]:
         """Run the program on these arguments; its sites by name."""
@@ -80,6 +82,8 @@ class Collect(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
 
     def _pyro_post_sample(self, msg: Site) -> None:
+        if self._runs_model and msg["is_observed"] and not is_subsample(msg):
+            return
         if msg["name"] in self.sites:
             raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
         auxiliary = is_auxiliary(msg)

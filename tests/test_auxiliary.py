@@ -10,11 +10,13 @@ from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoGaussian,
     AutoGuideList,
+    AutoHierarchicalNormalMessenger,
     AutoIAFNormal,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalMessenger,
     AutoStructured,
 )
 
@@ -35,6 +37,8 @@ AUTOGUIDES = [
     AutoIAFNormal,
     AutoStructured,
     AutoGaussian,
+    AutoNormalMessenger,
+    AutoHierarchicalNormalMessenger,
     AutoLaplaceApproximation,
 ]
 OBJECTIVES = {
@@ -469,6 +473,29 @@ def test_annealing_plates_and_latents_between_bounds_of_a_whole_program():
     expected = torch.logsumexp(given - grid, 0) + (grid[1] - grid[0]).log()
     found = ais(groups, y, annealing=Annealing(temperatures=300, chains=60), plate=None)
     assert abs(found.log_p - expected) < 4 * found.se + 0.05
+
+
+@pytest.mark.parametrize("kind", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
+def test_what_the_model_observes_is_none_of_the_sites_of_a_guide_that_runs_it(kind):
+    """At the exact posterior every weight is the evidence."""
+    pyro.clear_param_store()
+    y = torch.tensor([0.5, 2.0, 1.3], dtype=torch.float64)
+    guide = kind(positive)
+    guide(y)
+    variance = 1 / (1 + len(y) / 0.25)
+    guide.locs.level = torch.tensor(variance * float(y.log().sum()) / 0.25, dtype=torch.float64)
+    guide.scales.level = torch.tensor(variance**0.5, dtype=torch.float64)
+    if kind is AutoHierarchicalNormalMessenger:
+        guide.weights.level = torch.tensor(0.0, dtype=torch.float64)
+    covariance = torch.ones(3, 3, dtype=torch.float64) + 0.25 * torch.eye(3, dtype=torch.float64)
+    logs = dist.MultivariateNormal(torch.zeros(3, dtype=torch.float64), covariance)
+    expected = logs.log_prob(y.log()) - y.log().sum()
+    found = pvae.log_weights(positive, guide, y, particles=5, plate=None).log_w
+    torch.testing.assert_close(found, expected.expand(5, 1), rtol=1e-9, atol=1e-9)
+    evaluated = pvae.evaluate.evaluate(positive, guide, y, particles=[50], plate=None)
+    torch.testing.assert_close(evaluated.iw[50], expected.reshape(1), rtol=1e-9, atol=1e-9)
+    annealed = ais(positive, y, annealing=Annealing(3, chains=5), guide=guide, plate=None)
+    torch.testing.assert_close(annealed.log_w, expected.expand(5, 1), rtol=1e-9, atol=1e-9)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro.infer import ELBO
 from pyro.infer.elbo import ELBOModule
+from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
@@ -30,6 +31,7 @@ def check(
     for name, program in programs.items():
         _refuse(not callable(program), name, program, "a Pyro program, as a function or a VAE's method")
         without = getattr(getattr(program, "forward", None), "__func__", None) is nn.Module.forward
+        without = without and type(program).__call__ in (nn.Module.__call__, PyroModule.__call__)
         _refuse(without, name, program, f"a Pyro program: this module has no forward: pass its method, as vae.{name}")
     made = isinstance(loss, ELBO) or (callable(loss) and not isinstance(loss, type | ELBOModule))
     _refuse(not made, "loss", loss, "a pyro.infer.ELBO, as pvae.ELBO(), or a function")
