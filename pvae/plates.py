@@ -238,13 +238,16 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
         shared = [
             name for name, site in sites.items() if all(frame.name == PARTICLES for frame in site["cond_indep_stack"])
         ]
+        where, what = written_at(error), _first_line(error)
+        outside = (
+            f" (site '{shared[0]}' is outside the plate of data: its bound is had by plate=None)" if shared else ""
+        )
         raise InputError(
             f"site '{last}': found shape {tuple(sites[last]['value'].shape)} with {particles} particles, which stand on"
-            f" the left, and what follows it fails{written_at(error)} though it does not with one:"
-            f" {_first_line(error)}: expected shapes that broadcast: count dimensions from the right, as (w * x).sum(-1) in place of x @ w and"
-            " b[..., i] of b[i], and expand what is joined to it"
-            + (f" (site '{shared[0]}' is outside the plate of data: its bound is had by plate=None)" if shared else "")
-            + "; or use Pyro's own objectives, which can take one particle at a time"
+            f" the left, and what follows it fails{where} though it does not with one: {what}: expected shapes that"
+            " broadcast: count dimensions from the right, as (w * x).sum(-1) in place of x @ w and b[..., i] of b[i],"
+            f" and expand what is joined to it{outside}; or use Pyro's own objectives, which can take one particle at a"
+            " time"
         ) from error
     if mismatch:
         plate, name, dim, size, have = mismatch.groups()
