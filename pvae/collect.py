@@ -23,6 +23,7 @@ from .plates import (
     data_plate,
     is_auxiliary,
     is_subsample,
+    is_untold,
     subsampling,
     written_at,
 )
@@ -82,7 +83,7 @@ class Collect(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if self._runs_model and msg["is_observed"] and not is_subsample(msg):
+        if is_untold(msg) or (self._runs_model and msg["is_observed"]):
             return
         if msg["name"] in self.sites:
             raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
@@ -135,10 +136,8 @@ def look(model: Program, guide: Program, *args: Any, plate: str | None = "", **k
     """
     seen = _Subsampling()
     found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
-    names = set(seen.names)
-    if names and plate is not None:
-        names.discard(data_plate(drawn, sites, plate).name)
-    return found._replace(thin=tuple(sorted(names)))
+    frame = data_plate(drawn, sites, plate) if drawn and plate is not None else None
+    return found._replace(thin=tuple(sorted(set(seen.names) - {frame and frame.name})))
 
 
 def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:

@@ -152,7 +152,7 @@ class Density:
         with pyro.validation_enabled(False):
             with weights.vectorized(self.particles, self.nesting):
                 run = _Unconstrained(self.model, self.unpack(u))
-                sites = run(*self.data)
+                sites = self._sites(run)
                 guide = weights.Collect(self.guide, sites)(*self.data) if self.guide is not None else {}
             prior = [weights.log_prob(sites[slot.name], self.traces) for slot in self.slots]
             change = [self.traces.by_datum(value) for value in run.log_dets]
@@ -199,9 +199,22 @@ class Density:
         """The latent sites as drawn from the base, and all the model's on what was drawn, for some of the data."""
         data = self.data if self.whole else tuple(value[part] for value in self.data)
         with pyro.validation_enabled(False), weights.vectorized(self.particles, self.nesting):
-            drawn = dict(weights.sites_of(weights.Collect(self.guide)(*data))) if self.guide is not None else {}
+            found = weights.Collect(self.guide)(*data) if self.guide is not None else {}
+            weights.check_auxiliary(found)
+            drawn = dict(weights.sites_of(found))
             sites = weights.Collect(self.model, drawn)(*data)
         return drawn or dict(weights.sites_of(sites)), sites
+
+    def _sites(self, run: _Unconstrained) -> dict[str, Site]:
+        """The model's sites where a chain has got to."""
+        try:
+            return run(*self.data)
+        except torch.linalg.LinAlgError as error:
+            raise InputError(
+                f"model{weights.written_at(error)}: {str(error).partition(':')[0]} fails where a chain of annealing got"
+                " to: expected a density, or NaN, at any values of its latents: take the factor of"
+                " torch.linalg.cholesky_ex, NaN where it tells that it failed, as scale_tril"
+            ) from error
 
     def _slot(self, name: str, site: Site) -> _Slot:
         batch = site["value"].dim() - site["fn"].event_dim

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions import Unit
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from torch import Tensor
@@ -27,6 +28,11 @@ PARTICLES = "_particles"
 def is_subsample(site: Site) -> bool:
     """Whether it is the draw of a plate's indices."""
     return type(site["fn"]).__name__ == "_Subsample"
+
+
+def is_untold(site: Site) -> bool:
+    """Whether it is a draw within a site, whose density that site has: as Pyro's tracing leaves it out."""
+    return bool(site["infer"].get("_do_not_trace"))
 
 
 def is_auxiliary(site: Site) -> bool:
@@ -101,12 +107,36 @@ def check_named(plate: str | None) -> None:
         )
 
 
+def check_auxiliary(guide: Mapping[str, Site]) -> None:
+    """Refuse auxiliary draws of which no latent is made: their density is no part of any latent's.
+
+    Raises:
+        InputError: such a draw after which no site is a `Delta`.
+    """
+    left = ""
+    for name, site in guide.items():
+        left = (left or name) if is_auxiliary(site) else "" if site.get("made") else left
+    if left:
+        raise InputError(
+            f"site '{left}': an auxiliary draw of the guide of which no latent is made, so that no bound on log p has"
+            " its density: expected pyro.sample(latent, Delta(value, log_density)) after it, the log_density of the map"
+            " from draw to value, or the draw as a latent of the model too"
+        )
+
+
 def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
+    check_auxiliary(guide)
     latents, drawn = ({name for name, site in sites.items() if not site["is_observed"]} for sites in (model, guide))
     drawn -= {name for name, site in guide.items() if is_auxiliary(site)}
     if missing := sorted(latents ^ drawn):
         where = "model" if missing[0] in drawn else "guide"
         raise InputError(f"site '{missing[0]}': missing in the {where}: expected the same latent sites in both")
+    for name in [name for name, site in guide.items() if site["is_observed"] and name in model]:
+        if not isinstance(guide[name]["fn"], Unit | None):
+            raise InputError(
+                f"site '{name}': observed in the guide as in the model, and counts against itself: expected a guide"
+                " without it: of one that runs the model, as Pyro's guide messengers do, give the messenger itself"
+            )
     if not drawn:
         raise InputError("guide: no latent site: expected at least one pyro.sample")
     if len(latents) == len(model):
@@ -163,10 +193,15 @@ def check_log_prob(site: Site, shape: Sequence[int], particles: int, nesting: in
     expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
     mask = site["mask"]
     masked = f" and a mask of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else ""
+    wide = particles > 1 and len(shape) > nesting + 1  # which one particle is not
+    told = (
+        f", and let shapes broadcast as they are: of {particles} particles, on the left, a latent in no plate has batch"
+        f" shape {(particles, *[1] * nesting)}"
+    )
     raise InputError(
         f"site '{site['name']}': found a log-probability of shape {tuple(shape)}, from a value of shape"
         f" {tuple(site['value'].shape)}{masked}, where its plates have {expected}: expected no batch dimensions but the"
-        " plates': declare those of one draw by .to_event(1), or squeeze a column of data"
+        f" plates': declare those of one draw by .to_event(1), or squeeze a column of data{told if wide else ''}"
     )
 
 
@@ -184,15 +219,9 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
         alone: runs it for one particle.
 
     Raises:
-        InputError: batch dimensions that are no plate's; a latent in no plate; operations that do not broadcast over
-            the particles (it fails for several at once, and not for one).
+        InputError: batch dimensions that are no plate's; operations that do not broadcast over the particles (it fails
+            for several at once, and not for one).
     """
-    if found := re.match(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-\d+), (\d+) vs (\d+)", str(error)):
-        plate, name, dim, size, have = found.groups()
-        raise InputError(
-            f"site '{name}': found {have} at dimension {dim} of its batch shape, where plate '{plate}' has {size}:"
-            " expected no batch dimensions but the plates': declare those of one draw by .to_event(1)"
-        ) from error
     collision = re.match(r'at plates "(.+)" and "(.+)", collide at dim=(-\d+)', str(error))
     if collision and PARTICLES in collision.groups():
         name, dim = collision[1 + (collision[1] == PARTICLES)], collision[3]
@@ -200,21 +229,32 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
             f"plate '{name}': found at dimension {dim}, where the particles are: plates go deeper than was said or"
             f" found: give the objective max_plate_nesting={-int(dim)} or more"
         ) from error
+    mismatch = re.match(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-\d+), (\d+) vs (\d+)", str(error))
     last = next(reversed(sites), "")
     frames = sites[last]["cond_indep_stack"] if last else []
     particles = next((frame.size for frame in frames if frame.name == PARTICLES), 1)
     no_memory = isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower()
-    if particles == 1 or no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or _fails(alone):
-        return
-    for name, site in sites.items():
-        if all(frame.name == PARTICLES for frame in site["cond_indep_stack"]):
-            raise InputError(_outside(name)) from error
-    raise InputError(
-        f"site '{last}': found shape {tuple(sites[last]['value'].shape)} with {particles} particles, which stand on the"
-        f" left, and what follows it fails{written_at(error)} though it does not with one: {_first_line(error)}:"
-        " expected shapes that broadcast: count dimensions from the right, and expand what is joined to it; or use"
-        " Pyro's own objectives, which can take one particle at a time"
-    ) from error
+    if particles > 1 and not (no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or _fails(alone)):
+        shared = [
+            name for name, site in sites.items() if all(frame.name == PARTICLES for frame in site["cond_indep_stack"])
+        ]
+        where, what = written_at(error), _first_line(error)
+        outside = (
+            f" (site '{shared[0]}' is outside the plate of data: its bound is had by plate=None)" if shared else ""
+        )
+        raise InputError(
+            f"site '{last}': found shape {tuple(sites[last]['value'].shape)} with {particles} particles, which stand on"
+            f" the left, and what follows it fails{where} though it does not with one: {what}: expected shapes that"
+            " broadcast: count dimensions from the right, as (w * x).sum(-1) in place of x @ w and b[..., i] of b[i],"
+            f" and expand what is joined to it{outside}; or use Pyro's own objectives, which can take one particle at a"
+            " time"
+        ) from error
+    if mismatch:
+        plate, name, dim, size, have = mismatch.groups()
+        raise InputError(
+            f"site '{name}': found {have} at dimension {dim} of its batch shape, where plate '{plate}' has {size}:"
+            " expected no batch dimensions but the plates': declare those of one draw by .to_event(1)"
+        ) from error
 
 
 def _fails(run: Callable[[], Any]) -> bool:

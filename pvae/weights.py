@@ -32,10 +32,12 @@ from .collect import whole as whole
 from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
+from .plates import check_auxiliary as check_auxiliary
 from .plates import check_log_prob, data_plate
 from .plates import check_named as check_named
 from .plates import is_auxiliary as is_auxiliary
 from .plates import subsampling as subsampling
+from .plates import written_at as written_at
 from .svi.observed import inside_by_element
 
 
@@ -223,7 +225,7 @@ def trace(
             sites in guide and model that do not match.
     """
     if max_plate_nesting is None:
-        max_plate_nesting = inspect(model, guide, *args, **kwargs)
+        max_plate_nesting = inspect(model, guide, *args, plate=plate, **kwargs)
     drawn = draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
     return score(model, drawn, *args, plate=plate, **kwargs)
 

@@ -19,12 +19,14 @@ from pyro.infer.autoguide import (
     AutoNormalMessenger,
     AutoStructured,
 )
+from pyro.infer.reparam import ConjugateReparam
 
 import pvae
 from pvae import weights
 from pvae.ais import Annealing, ais
 from pvae.bounds import iwae
 from pvae.cells import Kept
+from pvae.density import Density
 from pvae.errors import InputError
 from pvae.kl import closed
 from pvae.spans import points
@@ -498,6 +500,27 @@ def test_what_the_model_observes_is_none_of_the_sites_of_a_guide_that_runs_it(ki
     torch.testing.assert_close(annealed.log_w, expected.expand(5, 1), rtol=1e-9, atol=1e-9)
 
 
+def test_conjugate_latents_that_the_model_draws_itself_are_integrated_out():
+    """Counts of Gamma rates, whose shape they share: given it, with the exact conjugate, p(y) is known."""
+
+    def rates(y):
+        shape = pyro.sample("shape", dist.LogNormal(torch.zeros((), dtype=y.dtype), 1.0))
+        with pyro.plate("data", len(y)):
+            rate = pyro.sample("rate", dist.Gamma(shape, torch.ones_like(y)))
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    y = torch.tensor([3.0, 1.0, 4.0], dtype=torch.float64)
+    model = pyro.poutine.reparam(rates, {"rate": ConjugateReparam(lambda y: dist.Gamma(y + 1, torch.ones_like(y)))})
+    guide = AutoNormal(model)
+    guide(y)
+    traces = weights.trace(model, guide, y, particles=4, plate=None)
+    shape = traces.guide["shape"]["value"]
+    expected = dist.GammaPoisson(shape, 1.0).log_prob(y).sum(-1, keepdim=True)
+    found = weights.split(traces)
+    torch.testing.assert_close(found.likelihood, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.prior, dist.LogNormal(0.0, 1.0).log_prob(shape), rtol=1e-9, atol=1e-9)
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -542,6 +565,57 @@ def test_numbers_that_are_none_name_the_program(linear):
     x, y = linear
     refused("of the program is not a number", lambda: whole(x.masked_fill(x == x[0, 0], torch.nan), y))
     refused("plate 'data': it subsamples", lambda: whole(x, y, lambda x, y: regression(x, y, 5)))
+
+
+def test_auxiliary_draws_of_which_nothing_is_made_have_no_bound(linear):
+    """For their density is in log q, and in nothing else."""
+
+    def guide(x, y):
+        u = pyro.sample("u", dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("weight", dist.Normal(u, 1.0).to_event(1))
+
+    for run in (
+        lambda: pvae.ELBO(plate=None).loss(regression, guide, *linear),
+        lambda: pvae.evaluate.evaluate(regression, guide, *linear, particles=[3], plate=None),
+        lambda: ais(regression, *linear, guide=guide, annealing=Annealing(2, chains=2), plate=None),
+    ):
+        refused("site 'u': an auxiliary draw .* of which no latent is made", run)
+
+
+def test_a_guide_that_observes_what_the_model_does_is_refused(linear):
+    messenger = AutoNormalMessenger(regression)
+    wrapped = lambda x, y: messenger(x, y)  # noqa: E731
+    refused("site 'y': observed in the guide", lambda: pvae.ELBO(plate=None).loss(regression, wrapped, *linear))
+
+
+def test_a_whole_program_for_one_particle_alone_is_told_what_several_need(linear):
+    def product(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ weight, 0.5), obs=y)
+
+    def spread(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * weight.unsqueeze(-2)).sum(-1), 0.5), obs=y)
+
+    for model, match in (
+        (product, r"site 'weight': found shape \(4, 1, 3\) with 4 particles.*though it does not with one.*x @ w"),
+        (spread, r"site 'y': found .*of 4 particles, on the left, a latent in no plate has batch shape \(4, 1\)"),
+    ):
+        refused(match, lambda model=model: pvae.IWAE(4, plate=None).loss(model, AutoNormal(model), *linear))
+
+
+def test_annealing_names_where_a_factorization_fails():
+    def model(y):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.full((), 0.1, dtype=y.dtype)))
+        covariance = (2 - scale[..., None, None]) * torch.eye(3, dtype=y.dtype)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), covariance), obs=y)
+
+    density = Density(model, (torch.zeros(3, dtype=torch.float64),), particles=2, plate=None)
+    assert density(torch.zeros(2, 1, 1, dtype=torch.float64)).ratio.isfinite().all()
+    far = torch.full((2, 1, 1), 5.0, dtype=torch.float64)
+    refused(r"model at \S+test_auxiliary.py:\d+: linalg.cholesky fails where a chain", lambda: density(far))
 
 
 def whole(x, y, model=regression):
