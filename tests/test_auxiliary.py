@@ -606,6 +606,15 @@ def test_a_whole_program_for_one_particle_alone_is_told_what_several_need(linear
         refused(match, lambda model=model: pvae.IWAE(4, plate=None).loss(model, AutoNormal(model), *linear))
 
 
+def test_a_plate_made_twice_is_named_as_one(linear):
+    def guide(x, y):
+        for name in ("weight", "other"):
+            with pyro.plate("rows", 3):
+                pyro.sample(name, dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0))
+
+    refused("plate 'rows': found twice.*one pyro.plate", lambda: pvae.ELBO(plate=None).loss(regression, guide, *linear))
+
+
 def test_annealing_names_where_a_factorization_fails():
     def model(y):
         scale = pyro.sample("scale", dist.HalfNormal(torch.full((), 0.1, dtype=y.dtype)))
