@@ -123,18 +123,22 @@ def test_evaluation_and_rates_are_those_of_the_latent_drawn_itself(pair):
     torch.testing.assert_close(weights.rates(traces)["rate"], terms.posterior - terms.prior)
 
 
-class Placed(torch.nn.Module):
+class Noisy(torch.nn.Module):
+    """A normal latent, seen with noise."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.7), obs=x)
+
+
+class Placed(Noisy):
     """A normal latent that is made of a standard normal draw by parameters, or drawn from what that gives."""
 
     def __init__(self, auxiliary: bool) -> None:
         super().__init__()
         self.auxiliary = auxiliary
         self.loc, self.log_scale = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.4, -0.5))
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
-            pyro.sample("x", dist.Normal(z, 0.7), obs=x)
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
@@ -170,7 +174,7 @@ def test_parameters_that_make_latents_are_refused_where_the_guide_has_a_bound_of
         gradients(Placed(True), OBJECTIVES[name], torch.zeros(2, dtype=torch.float64))
 
 
-class Both(torch.nn.Module):
+class Both(Noisy):
     """A normal latent z = a u + b of a normal draw u, with parameters on both."""
 
     def __init__(self) -> None:
@@ -178,11 +182,6 @@ class Both(torch.nn.Module):
         self.at, self.log_scale, self.log_a, self.b = (
             torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.5, -0.2, 0.3, -0.4)
         )
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
-            pyro.sample("x", dist.Normal(z, 0.7), obs=x)
 
     def guide(self, x):
         with pyro.plate("data", len(x)):

@@ -6,7 +6,8 @@ the bound at each draw's log-weight, theta the model's parameters and phi the gu
     sum_k a_k d log p(x, z_k)/dtheta + b_k (d log w_k/dz_k) (dz_k/dphi) + s_k d log q(z_k|x)/dphi
 
 in which dz/dphi is the path through the draws, where these are reparameterized, and the last derivative leaves z as
-it is. A parameter that is in both programs gets both parts. Nothing here waits for the device.
+it is. A parameter that is in both programs gets both parts. Of latents that are made of auxiliary draws u, z_k is u_k:
+what makes them, and its Jacobian, go with the model. Nothing here waits for the device.
 """
 
 from .gradient import Gradient, check

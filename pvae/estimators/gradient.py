@@ -39,13 +39,15 @@ class Gradient(Member, family="gradient"):
     Raises:
         InputError: by an objective that is given one that does not fit; by its first call where a site does not.
 
+    >>> import pvae
     >>> class Plain(Gradient):  # the score function without a baseline
     ...     def coefficients(self, objective, log_w, beta):
-    ...         value, c = bounds.slope(objective.bound, log_w)
+    ...         value, c = pvae.bounds.slope(objective.bound, log_w)
     ...         return Coefficients(model=c, path=None, score=value - beta * c)
-    >>> import pvae
-    >>> pvae.IWAE(5, gradient=Plain()).gradient.reparameterized
-    False
+    >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+    >>> loss = pvae.IWAE(5, gradient=Plain()).loss_and_grads(vae.model, vae.guide, torch.ones(3, 6))
+    >>> all(parameter.grad.isfinite().all() for parameter in vae.parameters())
+    True
     """
 
     reparameterized: ClassVar[bool] = False
@@ -110,7 +112,8 @@ class Gradient(Member, family="gradient"):
         a, s = found.model, found.score
         pairs: Pairs = [(a, terms.likelihood), (beta * a, terms.prior)]
         if self.reparameterized or draws.made:
-            # log q with all its gradient, and with the part that leaves the draws alone taken back
+            # log q with all its gradient, and with the part that leaves the draws alone taken back; what makes latents
+            # of auxiliary draws is no such part: it weighs as the model, of whose density at the draws it is a factor
             fixed = draws.fixed if self.reparameterized else draws.drawn
             pairs += [
                 (-beta * a, terms.posterior),
