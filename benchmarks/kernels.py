@@ -25,8 +25,8 @@ from pvae.data import binarize
 from pvae.distributions import IndependentBernoulli
 from pvae.evaluate import evaluate
 from pvae.kernels import launch
-from pvae.svi import overlap
-from pvae.svi.precision import of
+from pvae.replay import overlap
+from pvae.replay.precision import of
 
 from . import common
 from .common import NETWORKS, PIXELS

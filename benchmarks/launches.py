@@ -24,8 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pvae.svi import building, replay
-from pvae.svi.tracing import lifted
+from pvae.replay import compiling
+from pvae.replay.tracing import lifted
+from pvae.svi import building
 
 from . import common, step
 from .common import NETWORKS
@@ -91,7 +92,7 @@ def kernels(name: str) -> list[str]:
         made.device = CUDA
         with (
             patch.object(building, "placed", lambda graph, device: (graph, [])),
-            patch.object(replay, "compiled", compiled),
+            patch.object(compiling, "compiled", compiled),
             patch.object(torch.cuda, "current_device", lambda: CUDA.index),
         ):
             return build(made)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .errors import InputError
-from .svi.simplify import memory, views
+from .replay.simplify import memory, views
 
 SILENT = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
 """Operations that in training change the arrays at places 3 and 4, though they don't say so."""

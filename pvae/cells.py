@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from . import noise, weights
-from .svi.precision import in_single_steps, tolerance
-from .svi.replay import Forward, replayed
-from .svi.seen import Seen
-from .svi.values import Untraceable
+from .replay.captured import replayed
+from .replay.compiling import Forward
+from .replay.guards import Guards
+from .replay.precision import in_single_steps, tolerance
+from .replay.values import Untraceable
 from .weights import LogWeights, Look, Program
 
 CELL = 128
@@ -55,19 +56,19 @@ class Kept:
         self.constants: dict[object, Tensor] = {}
         """What depends on parameters alone, see `pvae.frozen`: graphs read it where it is."""
         self._programs: tuple[Program, Program] | None = None
-        self._seen = Seen((), {})
+        self._guards = Guards((), {})
 
     def look(self, programs: tuple[Program, Program]) -> None:
         """Forget all graphs, unless they are of these programs and still right; asked for once constants are found."""
-        if self._programs != programs or self._seen.changed():
+        if self._programs != programs or self._guards.changed():
             self.graphs.clear()
-            self._programs, self._seen = programs, Seen((*programs, self.constants), {})
+            self._programs, self._guards = programs, Guards((*programs, self.constants), {})
 
     def build(self, key: Any, program: Forward, data: tuple[Tensor, ...], full: bool) -> None:
         """Make a graph; None where there can be none."""
         self.graphs[key] = None
         with suppress(Untraceable):
-            self.graphs[key] = replayed(program, *data, compile=full, seen=self._seen)
+            self.graphs[key] = replayed(program, *data, compile=full, guards=self._guards)
 
 
 class Cells:

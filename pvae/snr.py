@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, at_least
-from .svi.parameters import random_state, set_random_state
-from .svi.precision import tolerance
-from .svi.replay import replayed
-from .svi.values import Untraceable
+from .replay.captured import replayed
+from .replay.generators import random_state, set_random_state
+from .replay.precision import tolerance
+from .replay.values import Untraceable
 
 BLOCKS = 20
 """Blocks of samples that are left out in turn, where there are twice as many: standard errors are from these."""

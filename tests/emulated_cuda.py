@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pvae
+from pvae.replay import compiling
 
 
 class _Operations(TorchDispatchMode):
@@ -120,12 +120,12 @@ def _capturing(graph, pool=None, stream=None, capture_error_mode="global"):
 
 
 def _compiled(graph, inputs, device):
-    """`pvae.svi.replay.compiled`, for the CPU; one operation of the device."""
+    """`compiling.compiled`, for the CPU; one operation of the device."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making
         from torch._inductor.compile_fx import compile_fx
 
-    from pvae.svi.tracing import lifted
+    from pvae.replay.tracing import lifted
 
     module, constants = lifted(graph)
     for node in module.graph.nodes:
@@ -250,7 +250,7 @@ def emulated():
         put(torch.backends.cudnn, "is_acceptable", lambda _: False)
         put(torch._C, "_group_tensors_by_device_and_dtype", _grouped(torch._C._group_tensors_by_device_and_dtype))
         put(nn.Module, "_apply", _applying(nn.Module._apply))
-        put(pvae.svi.replay, "compiled", partial(_compiled, device=device))
+        put(compiling, "compiled", partial(_compiled, device=device))
         tracing, operations = proxies.ProxyTorchDispatchMode, _Operations(device)
         put(tracing, "__torch_dispatch__", operations.within(tracing.__torch_dispatch__))
         stack.enter_context(operations)

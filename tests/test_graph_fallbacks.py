@@ -18,11 +18,11 @@ from torch import nn
 
 import pvae
 from pvae import base, exact
+from pvae.replay.captured import replayed
+from pvae.replay.guards import Guards
+from pvae.replay.tracing import record
+from pvae.replay.values import Untraceable
 from pvae.svi import calls
-from pvae.svi.replay import replayed
-from pvae.svi.seen import Seen
-from pvae.svi.tracing import record
-from pvae.svi.values import Untraceable
 
 BETA = 1.0
 SETTINGS = {"beta": 1.0}
@@ -568,7 +568,7 @@ def test_a_module_turned_double():
 
 def test_other_models_may_come_and_go():
     first = exact.LinearVAE(4, 2)
-    seen = Seen([first.model, first.guide], {})
+    seen = Guards([first.model, first.guide], {})
     with pyro.poutine.trace():
         base.announce(second := exact.LinearVAE(4, 2), "another")
     assert seen.changed() == ""

@@ -18,8 +18,8 @@ from test_graph_fallbacks import both, fit, net, plain, plain_guide
 from torch import nn
 
 import pvae
-from pvae.svi.held import Members
-from pvae.svi.seen import Seen
+from pvae.replay.guards import Guards
+from pvae.replay.members import Members
 
 config = types.ModuleType("config")
 exec("beta = 1.0\ntable = {'kl': {'beta': 1.0}}\ndef factor():\n    return beta", vars(config))
@@ -354,7 +354,7 @@ def test_what_is_gone_is_named_and_put_back():
         beta = 1.0
 
     layer, values = nn.Linear(1, 1), np.ones((2, 2))
-    seen = Seen([lambda: (Options.beta, layer, values)], {})
+    seen = Guards([lambda: (Options.beta, layer, values)], {})
     assert seen.changed() == ""
     del Options.beta
     assert "Options.beta" in seen.changed()
@@ -374,7 +374,7 @@ def test_what_is_gone_is_named_and_put_back():
 def test_an_attribute_in_the_place_of_a_classs_is_taken_away_again(make):
     held = make()
     key = "size" if isinstance(held, Sized) else "beta"
-    seen = Seen((lambda: getattr(held, key),), {})
+    seen = Guards((lambda: getattr(held, key),), {})
     assert seen.changed() == ""
     setattr(held, key, lambda: 2.0)
     assert key in seen.changed()
@@ -400,12 +400,12 @@ def test_members_that_are_added_or_move_are_noticed():
 
 def test_a_number_of_another_type_is_another():
     options = SimpleNamespace(beta=1)
-    seen = Seen([lambda: options.beta], {})
+    seen = Guards([lambda: options.beta], {})
     for value in (1.0, True):
         options.beta = value
         assert seen.changed() == f"options.beta (was 1, is {value})"
     options.beta, pair = 1, SimpleNamespace(both=(torch.ones(2), torch.zeros(2)))
-    seen = Seen([lambda: pair.both], {})
+    seen = Guards([lambda: pair.both], {})
     pair.both = (torch.zeros(2), torch.zeros(2))
     assert seen.changed() == "pair.both"
 
@@ -413,15 +413,15 @@ def test_a_number_of_another_type_is_another():
 def test_a_tensor_that_is_elsewhere_now_is_named():
     """A captured graph goes on reading where it was."""
     factor, parameter = torch.ones(3), nn.Parameter(torch.zeros(2))
-    seen = Seen([lambda: factor], {parameter: "mean"})
+    seen = Guards([lambda: factor], {parameter: "mean"})
     factor[0] = parameter.data[1] = 2.0
     assert seen.changed() == ""
     parameter.data = torch.zeros(2)
     assert seen.changed() == "parameter mean"
-    seen = Seen([lambda: factor], {parameter: "mean"})
+    seen = Guards([lambda: factor], {parameter: "mean"})
     factor.data = torch.ones(3)
     assert seen.changed().startswith("the tensor 'factor'")
-    seen = Seen([lambda: factor], {parameter: "mean"})
+    seen = Guards([lambda: factor], {parameter: "mean"})
     parameter.requires_grad_(False)
     assert seen.changed() == "parameter mean"
 
@@ -444,7 +444,7 @@ def test_a_name_that_has_no_value_yet_is_no_matter():
 
 def test_large_arrays_are_data():
     many, fewer = np.ones(1000), np.ones(999)
-    seen = Seen([lambda: (many, fewer)], {})
+    seen = Guards([lambda: (many, fewer)], {})
     many[3] = 2.0
     assert seen.changed() == ""
     fewer[3] = 2.0

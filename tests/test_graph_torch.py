@@ -12,8 +12,8 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae.svi import replay, tracing
-from pvae.svi.tracing import first_draws, record
+from pvae.replay import compiling, tracing
+from pvae.replay.tracing import first_draws, record
 
 DATA = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 ADAM = pyro.optim.Adam, {"lr": 0.01}
@@ -230,7 +230,7 @@ def test_a_graph_that_does_not_run_is_not_used(monkeypatch):
 
 
 def test_what_changes_in_python_is_not_taken_for_a_compilers_mistake(monkeypatch):
-    monkeypatch.setattr(replay, "compiled", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiling, "compiled", lambda graph, inputs: graph)
     values = iter([1.0] * 5 + [2.0] * 100)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -241,7 +241,7 @@ def test_what_changes_in_python_is_not_taken_for_a_compilers_mistake(monkeypatch
 
 
 def test_a_step_that_is_compiled_wrong_is_replayed_as_it_is(monkeypatch):
-    monkeypatch.setattr(replay, "compiled", lambda graph, inputs: lambda *given: [2 * r for r in graph(*given)])
+    monkeypatch.setattr(compiling, "compiled", lambda graph, inputs: lambda *given: [2 * r for r in graph(*given)])
     expected = fit(lambda: nn.Linear(6, 3), "off")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

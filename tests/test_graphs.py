@@ -10,8 +10,8 @@ from programs import PROGRAMS, assert_replayed, assert_same, kinds, start, train
 
 import pvae
 from pvae.data import binarize
-from pvae.svi import replay
-from pvae.svi.tracing import first_draws, record, saved_by_fusion
+from pvae.replay import compiling
+from pvae.replay.tracing import first_draws, record, saved_by_fusion
 
 QUICK = ["AutoNormal", "PyroModule"]
 
@@ -65,13 +65,13 @@ def test_a_compiled_step_draws_its_random_numbers_in_the_programs_order():
 def test_auto_weighs_what_compiling_saves_against_what_it_takes():
     graph = record(lambda x: ((x.exp() + 1).sin(), x @ x, torch.randn(3)), torch.ones(512, 512))
     assert saved_by_fusion(graph) == (3, 3 * 2**20)
-    saves = 3 * replay.LAUNCH["cpu"] + 2 * 3 * 2**20 / replay.BANDWIDTH["cpu"]
-    enough = 2 * replay.building(3, "cpu") / saves
-    assert replay.choose(graph, "cpu", int(0.99 * enough))[0] == "graph"
-    kind, why = replay.choose(graph, "cpu", int(1.01 * enough))
+    saves = 3 * compiling.LAUNCH["cpu"] + 2 * 3 * 2**20 / compiling.BANDWIDTH["cpu"]
+    enough = 2 * compiling.building(3, "cpu") / saves
+    assert compiling.choose(graph, "cpu", int(0.99 * enough))[0] == "graph"
+    kind, why = compiling.choose(graph, "cpu", int(1.01 * enough))
     assert kind == "full"
     assert why.endswith("steps (3 operations, 3 MiB a step)")
-    assert replay.choose(graph, "cpu", None) == ("graph", "how many steps will come is not known (steps=)")
+    assert compiling.choose(graph, "cpu", None) == ("graph", "how many steps will come is not known (steps=)")
 
 
 @pytest.mark.parametrize(

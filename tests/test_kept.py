@@ -18,7 +18,7 @@ from pvae import fit
 from pvae.cells import CELL, TRACED_AFTER, Kept
 from pvae.evaluate import evaluate
 from pvae.priors import Energy, Resampled, Vamp
-from pvae.svi import replay
+from pvae.replay import captured
 
 N = (TRACED_AFTER + 1) * CELL + 50
 DATA = torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
@@ -52,8 +52,8 @@ class Program(nn.Module):
 @pytest.fixture
 def traced(monkeypatch):
     """One entry for every trace."""
-    traces, own = [], replay.record
-    monkeypatch.setattr(replay, "record", lambda *args, **kwargs: traces.append(1) or own(*args, **kwargs))
+    traces, own = [], captured.record
+    monkeypatch.setattr(captured, "record", lambda *args, **kwargs: traces.append(1) or own(*args, **kwargs))
     return traces
 
 
@@ -215,11 +215,11 @@ def test_other_programs_data_and_draws_have_graphs_of_their_own(traced):
 
 
 def test_what_is_to_be_compiled_has_a_graph_of_its_own(monkeypatch):
-    asked, own = [], replay.replayed
+    asked, own = [], captured.replayed
 
-    def noted(*args, compile, seen):
+    def noted(*args, compile, guards):
         asked.append(compile)
-        return own(*args, seen=seen)
+        return own(*args, guards=guards)
 
     monkeypatch.setattr("pvae.cells.replayed", noted)
     program, kept = Program().eval(), Kept()
@@ -267,7 +267,7 @@ WRONG = {
 
 @pytest.mark.parametrize("how", WRONG)
 def test_a_graph_that_is_wrong_is_not_used_nor_made_again(how, monkeypatch):
-    program, made, own = Program().eval(), [], replay.replayed
+    program, made, own = Program().eval(), [], captured.replayed
     x, expected = DATA, evaluate(program.model, program.guide, DATA, particles=[10], compile="off")
 
     def wrong(*args, **options):

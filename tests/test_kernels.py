@@ -18,7 +18,7 @@ from pvae import kernels, networks
 from pvae.distributions import BernoulliOfLinear, IndependentBernoulli
 from pvae.kernels import bernoulli, launch
 from pvae.networks import split
-from pvae.svi.tracing import record
+from pvae.replay.tracing import record
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="torch came without Triton")
 

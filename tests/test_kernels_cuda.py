@@ -12,7 +12,7 @@ from pvae import kernels
 from pvae.distributions import BernoulliOfLinear
 from pvae.evaluate import evaluate
 from pvae.kernels import bernoulli, launch
-from pvae.svi.precision import TOLERANCE, of
+from pvae.replay.precision import TOLERANCE, of
 
 pytestmark = [
     pytest.mark.cuda(emulated=False),

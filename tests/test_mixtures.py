@@ -12,7 +12,7 @@ import pvae
 from pvae import guides, mixtures, priors, recompute
 from pvae.ais import Annealing, ais
 from pvae.mixtures import FiniteMixture
-from pvae.svi.tracing import record
+from pvae.replay.tracing import record
 
 LATENT, COMPONENTS = 3, 7
 FEW = {"hidden": (9,)}

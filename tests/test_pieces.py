@@ -9,11 +9,11 @@ import torch
 from programs import PROGRAMS, kinds, start, train
 from torch import nn
 
-from pvae.svi import pieces, replay
-from pvae.svi.pieces import arranged, cut
-from pvae.svi.settle import settled
-from pvae.svi.simplify import is_view
-from pvae.svi.tracing import record
+from pvae.replay import compiling, pieces
+from pvae.replay.pieces import arranged, cut
+from pvae.replay.settle import settled
+from pvae.replay.simplify import is_view
+from pvae.replay.tracing import record
 
 torch.manual_seed(0)
 CELL, HEAD = nn.GRUCell(3, 4), nn.Linear(4, 2)
@@ -238,10 +238,10 @@ COMPILED = [
 def test_compiled_pieces_have_the_same_numbers(function, x):
     graph, made = record(function, x), []
     with (
-        patch.object(replay, "_whole", side_effect=RuntimeError("compiled whole")),
-        patch.object(replay, "cut", lambda graph: made.append(cut(graph)) or made[-1]),
+        patch.object(compiling, "_whole", side_effect=RuntimeError("compiled whole")),
+        patch.object(compiling, "cut", lambda graph: made.append(cut(graph)) or made[-1]),
     ):
-        run = replay.compiled(graph, [x])
+        run = compiling.compiled(graph, [x])
     check(function, run, x)
     assert all(piece.run and not piece.example for piece in made[0][1]), "pieces are compiled, and keep no tensors"
 
@@ -255,10 +255,10 @@ def test_pieces_that_do_not_fit_are_compiled_as_one():
     graph = record(kept_in_order, FUNCTIONS[3][1])
     before = list(warnings.filters)
     with (
-        patch.object(replay, "_inductor", lambda *_: refuse),
-        patch.object(replay, "_whole", lambda *_: "compiled whole"),
+        patch.object(compiling, "_inductor", lambda *_: refuse),
+        patch.object(compiling, "_whole", lambda *_: "compiled whole"),
     ):
-        assert replay.compiled(graph, [FUNCTIONS[3][1]]) == "compiled whole"
+        assert compiling.compiled(graph, [FUNCTIONS[3][1]]) == "compiled whole"
     assert warnings.filters == before
 
 
@@ -326,7 +326,7 @@ def check_steps(found, expected):
 @pytest.mark.parametrize("program", ["deep Markov, GRU", "deep Markov, RNN", "Renyi 0", "zuko", "3 particles"])
 def test_steps_in_pieces_are_the_eager_ones(program, monkeypatch):
     """Whatever is cut, with nothing compiled."""
-    monkeypatch.setattr(replay, "compiled", lambda graph, inputs: cut(graph)[0])
+    monkeypatch.setattr(compiling, "compiled", lambda graph, inputs: cut(graph)[0])
     monkeypatch.setattr(pieces, "LONG", 1)
     check_steps(train(PROGRAMS[program], "full"), train(PROGRAMS[program], "off"))
 
@@ -334,7 +334,7 @@ def test_steps_in_pieces_are_the_eager_ones(program, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["deep Markov, GRU", "deep Markov, RNN"])
 def test_compiled_steps_in_pieces_are_the_eager_ones(program):
-    with patch.object(replay, "_whole", side_effect=RuntimeError("compiled whole")):
+    with patch.object(compiling, "_whole", side_effect=RuntimeError("compiled whole")):
         found = train(PROGRAMS[program], "full")
     check_steps(found, train(PROGRAMS[program], "off"))
 
@@ -350,7 +350,7 @@ def test_a_resumed_fit_in_pieces_is_the_whole_one_bit_for_bit():
         losses = [float(svi.step(*args)) for _ in range(steps)]
         return losses, copy.deepcopy((svi.model.__self__.state_dict(), svi.state_dict(), torch.get_rng_state()))
 
-    with patch.object(replay, "_whole", side_effect=RuntimeError("compiled whole")):
+    with patch.object(compiling, "_whole", side_effect=RuntimeError("compiled whole")):
         whole, (weights, _, _) = fit(6)
         first, state = fit(3)
         second, (resumed, _, _) = fit(3, state)

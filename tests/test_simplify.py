@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pvae.svi.tracing import record
+from pvae.replay.tracing import record
 
 STATE = torch.ones(3)
 

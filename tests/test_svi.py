@@ -346,7 +346,7 @@ def test_a_compiler_that_fails_leaves_the_graph(monkeypatch):
     def compiled(*_):
         raise RuntimeError("no compiler is there\nmore of it")
 
-    monkeypatch.setattr(building.replay, "compiled", compiled)
+    monkeypatch.setattr(building.compiling, "compiled", compiled)
     data = torch.randn(20, 3)
     found = []
     for mode in ("off", "full"):
@@ -384,7 +384,7 @@ def test_a_graph_is_compiled_in_the_precision_of_the_steps(monkeypatch):
         seen.append(torch.get_float32_matmul_precision())
         return graph
 
-    monkeypatch.setattr(building.replay, "compiled", compiled)
+    monkeypatch.setattr(building.compiling, "compiled", compiled)
     for precision in ("tf32", "float32"):
         pyro.clear_param_store()
         optim = pyro.optim.Adam({"lr": 0.1})

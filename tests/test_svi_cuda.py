@@ -433,10 +433,10 @@ def test_losses_are_on_the_device_from_the_first_step():
 def test_large_arguments_are_not_kept_for_long(monkeypatch):
     _, svi = fresh()
     x = data()
-    monkeypatch.setattr(pvae.svi.unseen, "HELD", 5 * x.nbytes)
+    monkeypatch.setattr(pvae.svi.pending, "HELD", 5 * x.nbytes)
     for _ in range(17):
         svi.step(data())
-        assert len(svi._unseen) <= 5
+        assert len(svi._pending) <= 5
 
 
 def test_a_batch_in_pinned_memory_is_on_the_device_when_it_is_taken(cuda, monkeypatch):
@@ -465,13 +465,13 @@ def test_steps_are_eager_where_memory_is_lacking_for_a_graph(room, together, cud
         take = svi.run(rows, data()) if together else (svi.step(data()[some]) for some in rows)
         return [float(value) for losses in take for value in (losses if together else [losses])], values(net)
 
-    made, held, own = [], [], pvae.svi.replay.Captured.__init__
+    made, held, own = [], [], pvae.replay.captured.Captured.__init__
 
     def noted(self, *args):
         made.append(weakref.ref(self))
         own(self, *args)
 
-    monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", noted)
+    monkeypatch.setattr(pvae.replay.captured.Captured, "__init__", noted)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(made[-1]() is not None))
     expected, wanted = fit("off")
     cuda.room = room
@@ -490,7 +490,7 @@ def test_memory_that_lacks_for_a_second_graph_undoes_nothing(cuda):
         net, svi = fresh(mode)
         svi.guide = quiet(net)
         for size in [40] * 15 + [20] * 5 + [40] * 3:
-            if size == 20 and svi._unseen:
+            if size == 20 and svi._pending:
                 cuda.room = 10
             svi.step(data()[:size])
         svi.check()
@@ -621,7 +621,7 @@ def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
         _, svi = fresh(mode)
         return [float(svi.step(data())) for _ in range(12)]
 
-    expected, own = fit("off"), pvae.svi.replay.Captured.__init__
+    expected, own = fit("off"), pvae.replay.captured.Captured.__init__
 
     def waits(self, forward, *args):
         def reading(*inputs):
@@ -631,7 +631,7 @@ def test_what_a_capture_refuses_runs_eagerly(monkeypatch):
 
         own(self, reading, *args)
 
-    monkeypatch.setattr(pvae.svi.replay.Captured, "__init__", waits)
+    monkeypatch.setattr(pvae.replay.captured.Captured, "__init__", waits)
     with pytest.warns(UserWarning, match="it cannot be traced: a CUDA graph cannot hold it: CUDA error: operation"):
         assert fit("graph") == pytest.approx(expected, rel=1e-5)
 
@@ -647,13 +647,13 @@ def test_parameters_on_another_device_than_the_current_run_eagerly(cuda, monkeyp
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "highest"), ("tf32", "high")])
 def test_products_are_captured_in_the_precision_asked_for(precision, expected, monkeypatch):
-    seen, own = set(), pvae.svi.replay._captured
+    seen, own = set(), pvae.replay.captured._captured
 
     def captured(*args):
         seen.add(torch.get_float32_matmul_precision())
         return own(*args)
 
-    monkeypatch.setattr(pvae.svi.replay, "_captured", captured)
+    monkeypatch.setattr(pvae.replay.captured, "_captured", captured)
     _, svi = fresh(precision=precision)
     for _ in range(3):
         svi.step(data())
@@ -693,7 +693,7 @@ def test_a_step_may_differ_by_what_products_do_as_torch_is_set(kept, expected):
 
 
 def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
-    from pvae.svi.replay import replayed
+    from pvae.replay.captured import replayed
 
     def function(x):
         return x * torch.tensor([1.0, 2.0, 3.0], device="cuda"), torch.rand(3, device="cuda")
@@ -709,8 +709,8 @@ def test_a_replayed_function_keeps_its_constants_and_draws_fresh_numbers():
 
 
 def test_a_capture_that_fails_leaves_all_else_as_it_was(cuda):
-    from pvae.svi.replay import _captured, replayed
-    from pvae.svi.values import Untraceable
+    from pvae.replay.captured import _captured, replayed
+    from pvae.replay.values import Untraceable
 
     def waits():
         if torch.cuda.is_current_stream_capturing():
@@ -736,7 +736,7 @@ def test_a_capture_that_fails_leaves_all_else_as_it_was(cuda):
 
 @pytest.mark.parametrize(("count", "replacement"), [(1, True), (1, False), (2, False), (2, True)])
 def test_draws_of_one_of_several_are_replayed(count, replacement):
-    from pvae.svi.replay import replayed
+    from pvae.replay.captured import replayed
 
     weights = torch.tensor([[0.1, 0.0, 0.9], [0.5, 0.5, 0.0]], device="cuda").repeat(300, 1, 1)
     replay = replayed(lambda p: (torch.multinomial(p, count, replacement),), weights[0])
@@ -750,8 +750,8 @@ def test_draws_of_one_of_several_are_replayed(count, replacement):
 
 
 def test_a_function_that_finds_no_memory_is_not_replayed(cuda):
-    from pvae.svi.replay import replayed
-    from pvae.svi.values import Untraceable
+    from pvae.replay.captured import replayed
+    from pvae.replay.values import Untraceable
 
     emulated_only(cuda)
     cuda.room = 0

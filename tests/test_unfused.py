@@ -7,10 +7,10 @@ import torch
 from torch._dynamo.utils import counters
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
-from pvae.svi import replay
-from pvae.svi.overlap import overlapped
-from pvae.svi.tracing import record
-from pvae.svi.unfused import UNFUSED
+from pvae.replay import compiling
+from pvae.replay.overlap import overlapped
+from pvae.replay.tracing import record
+from pvae.replay.unfused import UNFUSED
 
 CASES = {
     "Adam": (Adam, {}),
@@ -49,7 +49,7 @@ def fit(case, unfused, compile=False):
             graph = record(lambda *g: update(*g) or (), *gradients, replaced=UNFUSED if unfused else None)
             fused = [node for node in graph.graph.nodes if "_fused_" in str(node.target)]
             assert bool(fused) != unfused
-            graph = replay.compiled(graph, gradients) if compile else graph
+            graph = compiling.compiled(graph, gradients) if compile else graph
             with torch.no_grad():
                 for value, old in zip(tensors(optimizer), before, strict=True):
                     value.copy_(old)
@@ -134,7 +134,7 @@ def test_what_is_compiled_is_kept_for_another_process():
     graph = overlapped(record(gradients, x))
     assert any("pvae" in str(node.target) for node in graph.graph.nodes)
     counters.clear()
-    torch.testing.assert_close(replay.compiled(graph, [x])(x), gradients(x))
+    torch.testing.assert_close(compiling.compiled(graph, [x])(x), gradients(x))
     known = counters["inductor"]
     assert known["fxgraph_cache_miss"] + known["fxgraph_cache_hit"] == 1
     assert not known["fxgraph_cache_bypass"]

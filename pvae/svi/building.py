@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from . import optimizers, replay
+from ..replay import compiling
+from ..replay.compiling import Forward, Update
+from ..replay.generators import undrawn
+from ..replay.guards import Guards
+from ..replay.pieces import arranged
+from ..replay.placement import placed
+from ..replay.tracing import record, saved_by_fusion, unkept
+from ..replay.unfused import UNFUSED
+from ..replay.values import Known, Untraceable
+from . import optimizers
 from .calls import Call, anew
 from .faults import head
-from .parameters import put_back, stored, undrawn
-from .pieces import arranged
-from .placement import placed
-from .replay import Forward, Update
-from .seen import Seen
-from .tracing import record, saved_by_fusion, unkept
-from .unfused import UNFUSED
-from .values import Known, Untraceable
+from .parameters import put_back, stored
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -40,7 +42,7 @@ class Step:
     update: Update
     kind: str
     why: str
-    seen: Seen
+    guards: Guards
     replayable: bool
     """Whether the update is a graph as well."""
     normed: bool
@@ -86,11 +88,12 @@ class Build:
         if not self._set_up():
             return None
         svi._look_at_values(self.call)
-        self.seen = Seen(self._programs, svi._names)
-        self.seen.add_optimizer(svi.optimizer, svi.optim)
+        self.guards = Guards(self._programs, svi._names)
+        clips, replayed = getattr(svi.optim, "pt_clip_args", None), optimizers.replayable(svi.optimizer)
+        self.guards.add_optimizer(svi.optimizer, clips, replayed)
         if self.call.prepare is not None:
-            self.seen.add_prepare(self.call.prepare)
-        self.seen.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide", "loss_and_grads"))
+            self.guards.add_prepare(self.call.prepare)
+        self.guards.add("svi", svi, ("clip_norm", "precision", "schedule", "model", "guide", "loss_and_grads"))
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
@@ -98,7 +101,7 @@ class Build:
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        return Step(forward, update, kind, why, self.seen, replayable, self.normed, read)
+        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
@@ -122,8 +125,8 @@ class Build:
         known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
         traced = self._written(self._step, *self.inputs, known=known)
         found = known.read.values()
-        self.seen.add_read(found)
-        if changed := self.seen.settle(self._read) or self.seen.changed():
+        self.guards.add_read(found)
+        if changed := self.guards.settle(self._read) or self.guards.changed():
             raise Untraceable(WITHIN.format(changed))
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
@@ -132,7 +135,7 @@ class Build:
         self._read = graph.meta.pop("read")  # also where it had no part in the losses, as a running mean
         if self.device.type == "cuda":
             graph, read = placed(graph, self.device)
-            self.seen.add_read(read)
+            self.guards.add_read(read)
         return graph
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -156,19 +159,19 @@ class Build:
         """The graph as it is run, its kind, and why."""
         device, kind, why = self.device.type, self.wanted, ""
         if kind == "auto":
-            kind, why = replay.choose(traced, device, self.svi.steps_to_come)
+            kind, why = compiling.choose(traced, device, self.svi.steps_to_come)
         if kind == "full":
             traced = arranged(traced)
         if device == "cuda":
-            from .overlap import overlapped  # not before it is wanted: it registers an operation
+            from ..replay.overlap import overlapped  # not before it is wanted: it registers an operation
 
             traced = overlapped(traced)
         if kind == "graph":
             return _without_gradient(traced), kind, why
-        takes = replay.building(saved_by_fusion(traced)[0], device)
+        takes = compiling.building(saved_by_fusion(traced)[0], device)
         self.svi.notice(f"full: compiling, about {takes:.0f} s{why and ': '}{why}")
         try:
-            return _without_gradient(replay.compiled(traced, self.inputs)), kind, why
+            return _without_gradient(compiling.compiled(traced, self.inputs)), kind, why
         except Exception as error:  # as a missing compiler
             return _without_gradient(traced), "graph", f"inductor: {str(error).strip().splitlines()[0][:200]}"
 
@@ -185,7 +188,7 @@ class Build:
             traced = self._written(self._change, *outputs, replaced=UNFUSED if wide else None)
         except Untraceable:  # as by clipping that reads a norm: it is run as it is
             return self._change, False
-        return _without_gradient(replay.compiled(traced, outputs) if wide else traced), True
+        return _without_gradient(compiling.compiled(traced, outputs) if wide else traced), True
 
 
 def _progress(notice: Callable[[str], None]) -> Callable[[], None]:

@@ -14,7 +14,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+from ..replay.members import CONSTANTS
+
 CONSTANT = 2
 """Values of an argument that get a graph each."""
 

@@ -13,17 +13,17 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from . import calls, given, optimizers
+from ..replay.precision import TOLERANCE, in_single_steps, of
+from . import arguments, calls, optimizers
 from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
 from .loss import Loss, numbers, told
 from .observed import Observed
 from .parameters import Snapshot
-from .precision import TOLERANCE, in_single_steps, of
+from .pending import Pending
 from .trained import Trained
 from .turns import in_turn
-from .unseen import Unseen
 
 MODES = ("auto", "off", "graph", "full")
 CHECK_EVERY = {"cpu": 1, "cuda": 1000}
@@ -102,7 +102,7 @@ class SVI(Trained):
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        given.check({"model": model, "guide": guide}, loss, schedule, notice, clip_norm, steps, check_every)
+        arguments.check({"model": model, "guide": guide}, loss, schedule, notice, clip_norm, steps, check_every)
         super().__init__(model, guide, optim, loss, loss_and_grads, schedule, **kwargs)
         self.clip_norm = clip_norm
         self.compile, self.steps_to_come, self.precision = compile, steps, precision
@@ -114,7 +114,7 @@ class SVI(Trained):
         self._kind: type = float
         """Of loss that the objective gives."""
         self._graphs = Graphs(self)
-        self._unseen = Unseen()
+        self._pending = Pending()
 
     # The step.
 
@@ -179,15 +179,15 @@ class SVI(Trained):
             NonFiniteError: by the step that it was.
         """
         with in_turn():
-            if self._unseen.before is not None:
-                self._look(bad=not self._unseen.sound(list(self._names)))
+            if self._pending.before is not None:
+                self._look(bad=not self._pending.sound(list(self._names)))
 
     def _look(self, bad: bool) -> None:
-        unseen, self._unseen = self._unseen, Unseen()
+        pending, self._pending = self._pending, Pending()
         if bad:
-            unseen.before.restore()
-            self.steps -= len(unseen)
-            for call in unseen.calls(self.steps + 1):
+            pending.before.restore()
+            self.steps -= len(pending)
+            for call in pending.calls(self.steps + 1):
                 self._eager(call)
 
     def _advance(self, block: list[Call]) -> Any:
@@ -257,17 +257,17 @@ class SVI(Trained):
         if graph.due():
             self.check()
             expected = self._expected(block[0])
-        if self._unseen.before is None:
-            self._unseen.before = self._snapshot(self._changing())
+        if self._pending.before is None:
+            self._pending.before = self._snapshot(self._changing())
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.distrust(graph, difference)
             return self._instead(block)
-        self._unseen.add(block, heads)
+        self._pending.add(block, heads)
         self._stepped(len(block))
-        if self._unseen.due(self._every()):
+        if self._pending.due(self._every()):
             self.check()
         return heads[:, :-1]
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..replay.captured import Captured
+from ..replay.hooks import of_all_modules
+from ..replay.precision import products, tolerance
+from ..replay.tracing import OURS
+from ..replay.values import Untraceable
 from . import optimizers
 from .building import Build, Step
 from .calls import Call, change
 from .faults import norm_of, read
-from .hooks import of_all_modules
-from .precision import products, tolerance
-from .replay import Captured
-from .tracing import OURS
-from .values import Untraceable
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -281,7 +281,7 @@ class Graphs:
         return None
 
     def _changed(self, graph: Graph, call: Call) -> str:
-        return graph.seen.changed() or self.svi._used.changed() or graph.changed(call)
+        return graph.guards.changed() or self.svi._used.changed() or graph.changed(call)
 
     def _back(self, call: Call, changed: str) -> Graph | None:
         """Put a graph aside; the one that was put aside before, where all is again as it was for that."""

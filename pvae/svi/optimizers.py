@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import hooks
-from .given import checked
+from ..replay import hooks
+from .arguments import checked
 
 Optim = PyroOptim | Optimizer | Callable[..., Optimizer]
 """What an `SVI` is given to make its optimizer of."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn import Module
 
-from .held import Members
+from ..replay.generators import random_state, set_random_state
+from ..replay.members import Members
 
 
 class Parameters(Messenger):
@@ -170,32 +168,3 @@ def put_back(before: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor | 
             store._param_to_name.pop(other, None)
             store._params[name], store._param_to_name[parameter] = parameter, name
             yield name, parameter, other
-
-
-@contextmanager
-def undrawn() -> Iterator[Callable[[], bool]]:
-    """Gives a function whether Python's or NumPy's random numbers have been drawn within; puts those back after it."""
-    before, state = random.getstate(), np.random.get_state()
-
-    def drawn() -> bool:
-        now = np.random.get_state()
-        return random.getstate() != before or now[2:] != state[2:] or not np.array_equal(now[1], state[1])
-
-    try:
-        yield drawn
-    finally:
-        random.setstate(before)
-        np.random.set_state(state)
-
-
-def random_state() -> list[Tensor]:
-    """The state of torch's generators, of the CPU and of the current GPU."""
-    cuda = torch.cuda.is_initialized()
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])]
-
-
-def set_random_state(states: list[Tensor]) -> None:
-    """Put back what `random_state` returned."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])

@@ -15,11 +15,11 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..replay.guards import Guards
 from . import optimizers
+from .arguments import check_optim
 from .calls import Call, Numbers
-from .given import check_optim
 from .parameters import Parameters, Snapshot
-from .seen import Seen
 
 if TYPE_CHECKING:
     from .graphs import Graphs
@@ -89,7 +89,7 @@ class Trained(pyro.infer.SVI):
         gradients = [(p, p.grad) for p in self._names]
         for parameter in self._names:
             parameter.grad = None
-        before, held = self._snapshot(self._changing()), Seen((*self._programs, *objects), {})
+        before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
         try:
             yield
         finally:
@@ -115,9 +115,9 @@ class Trained(pyro.infer.SVI):
         And what else they hold and have changed in place.
         """
         if anew or self.optimizer is None:
-            seen = Seen(self._programs, {})
-            self._found, self._generators = seen.buffers(), seen.generators
-            held = {id(t): (t, t._version) for t in seen.tensors() if not t.is_inference()}
+            guards = Guards(self._programs, {})
+            self._found, self._generators = guards.buffers(), guards.generators
+            held = {id(t): (t, t._version) for t in guards.tensors() if not t.is_inference()}
             self._held = {key: self._held.get(key, found) for key, found in held.items()}
             known = {*map(id, self._names), *map(id, self._found)}
             self._found += [t for t, was in self._held.values() if t._version != was and id(t) not in known]

@@ -8,10 +8,11 @@ from itertools import chain
 from operator import is_, methodcaller
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .calls import CONSTANTS
-
+CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Compared by value."""
 CONTAINERS = (list, dict, set, deque)
 _VALUES = methodcaller("values")
 

@@ -1,4 +1,4 @@
-"""What of Python a step has seen: by this a graph is known to be still the right one."""
+"""Guards: what programs reach in Python, by which a graph is known to be still the right one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from . import hooks
-from .calls import CONSTANTS
-from .held import CONTAINERS, Members, now, of_class, plain, refill, said, same
-from .named import library, named
-from .optimizers import replayable
+from .members import CONSTANTS, CONTAINERS, Members, now, of_class, plain, refill, said, same
+from .names import library, named
 from .simplify import memory
 from .values import SMALL
 
@@ -33,7 +31,7 @@ Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
 """What it is called, how it is read, of what, by which key, and what it was."""
 
 
-class Seen:
+class Guards:
     """The numbers, flags, functions and tensors that programs can reach in Python, and their parameters, as they were.
 
     A graph holds them as they were when this was made: `changed` names the first that no longer is.
@@ -211,11 +209,11 @@ class Seen:
             exact = not tensor.is_floating_point() and tensor.numel() <= SMALL and tensor.device.type == "cpu"
             self._read.append((tensor, tensor._version, tensor.clone() if exact else None))
 
-    def add_optimizer(self, optimizer: torch.optim.Optimizer, optim: Any) -> None:
-        """Note an optimizer's state, and what its groups say, but for the learning rates, which a graph reads."""
+    def add_optimizer(self, optimizer: torch.optim.Optimizer, clips: Any, replayable: bool) -> None:
+        """Note what its groups say, but for the learning rates, which a graph reads; its state if that is replayed."""
         self.add("optimizer", optimizer, ("param_groups", "state"))
         deque(self._hooks("the optimizer", hooks.of_optimizer(optimizer)), 0)
-        for parameter, state in optimizer.state.items() if replayable(optimizer) else ():
+        for parameter, state in optimizer.state.items() if replayable else ():
             self._note("the optimizer's state", optimizer.state, parameter, state)
             for key, value in state.items():
                 if isinstance(value, Tensor):
@@ -226,7 +224,7 @@ class Seen:
             for key, value in group.items():
                 if key not in ("params", "lr", "initial_lr"):
                     self._note(f"'{key}' of the optimizer", group, key, value)
-        self._look("clipping", getattr(optim, "pt_clip_args", None), set(), 0)
+        self._look("clipping", clips, set(), 0)
 
     def buffers(self) -> list[Tensor]:
         """The buffers of all modules, which a step may change."""

@@ -15,7 +15,7 @@ HELD = 2**28
 """Bytes of arguments that are kept until the next look."""
 
 
-class Unseen:
+class Pending:
     """The steps since the last look, and what was before them."""
 
     def __init__(self) -> None:
