@@ -6,9 +6,8 @@ import functools
 import inspect
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
-from operator import attrgetter, call, eq, getitem, is_, methodcaller
 from typing import Any
 
 import numpy as np
@@ -16,43 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from . import hooks
-from .members import CONSTANTS, CONTAINERS, Members, now, of_class, plain, refill, said, same
+from .members import CONSTANTS, CONTAINERS
 from .names import library, named
-from .simplify import memory
-from .values import SMALL
+from .notes import Notes
 
 NOTED = (*CONSTANTS, Tensor)
 DEPTH = 6
 MANY = 1000
 """So many numbers in a list or an array are data, and are not looked at again."""
-_PLACE, _TRAINED = methodcaller("data_ptr"), attrgetter("requires_grad")
-
-Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
-"""What it is called, how it is read, of what, by which key, and what it was."""
 
 
-class Guards:
+class Guards(Notes):
     """The numbers, flags, functions and tensors that programs can reach in Python, and their parameters, as they were.
 
     A graph holds them as they were when this was made: `changed` names the first that no longer is.
     """
 
     def __init__(self, programs: Sequence[Any], parameters: dict[Tensor, str]) -> None:
-        self.modules: list[nn.Module] = []
-        self.generators: list[torch.Generator] = []
-        self._entries: dict[tuple[int, Any], Entry] = {}
-        self._lacking: set[tuple[int, Any]] = set()
-        """The entries that are of a class's attributes, which an instance's own would take the place of."""
-        self._columns: list[list[Any]] | None = None
-        """The entries' parts, so that an unchanged step looks at all at once."""
-        self._contents: list[tuple[str, Any, Any]] = []
-        self._lengths: tuple[list[Any], list[int]] = ([], [])
-        self._members = Members()
-        self._arrays: list[tuple[str, np.ndarray, bytes]] = []
-        self._places: tuple[list[str], list[Tensor], list[int]] = ([], [], [])
-        """Tensors, and where their memory is."""
-        self._parameters: tuple[list[str], list[Tensor], list[bool]] = ([], [], [])
-        """Parameters, and whether they are trained."""
+        super().__init__()
         self._named: set[str] = set()
         self._methods: list[tuple[str, str, Any]] = []
         """Of classes, those that no code has named yet."""
@@ -65,8 +45,6 @@ class Guards:
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
         self._look_at_methods(known)
-        self._read: list[tuple[Tensor, int, Tensor | None]] = []
-        """Tensors whose values Python has read: how often they were changed, and if they are small, the values."""
 
     def add_prepare(self, function: Any) -> None:
         """Note what a function reaches; of the object that it is a method of, what its code names."""
@@ -77,137 +55,6 @@ class Guards:
             chosen = {key: vars(owner)[key] for key in inner.__code__.co_names if key in vars(owner)}
             for name, value in self._attributes("prepare's", chosen, vars(owner)):
                 self._look(name, value, known, 1)
-
-    # Whether all is as it was.
-
-    def changed(self) -> str:
-        """The name of what is no longer as it was; empty if all is."""
-        return self._resized() or self._other() or self._moved() or self._rewritten()
-
-    def _resized(self) -> str:
-        holders, lengths = self._lengths
-        if not all(map(eq, map(len, holders), lengths)):
-            for name, holder, was in self._contents:
-                if len(holder) != len(was):
-                    return f"the length of {name} (was {len(was)}, is {len(holder)})"
-        name = self._members.changed()
-        return f"a module, parameter or buffer of {name}" if name else ""
-
-    def _other(self) -> str:
-        """What is another now: constants are compared by value, all else is to be the same object."""
-        if self._columns is None:
-            self._columns = [list(part) for part in zip(*self._entries.values(), strict=True)] or [[]] * 5
-        names, reads, holders, keys, values = self._columns
-        try:
-            if all(map(is_, map(call, reads, holders, keys), values)):
-                return ""
-        except (AttributeError, LookupError, ValueError):  # it is no longer there: the next lines find it
-            pass
-        for place, (name, read, holder, key, was) in enumerate(zip(*self._columns, strict=True)):
-            value = now(read, holder, key)
-            if value is was:
-                continue
-            if not same(value, was):
-                return f"{names[place]} (was {was}, is {value})" if plain(was) and plain(value) else said(name, was)
-            values[place] = value  # which the next look then finds at once
-        return ""
-
-    def _moved(self) -> str:
-        names, tensors, places = self._places
-        if not all(map(eq, map(_PLACE, tensors), places)):
-            return next(n for n, t, place in zip(names, tensors, places, strict=True) if _PLACE(t) != place)
-        names, tensors, trained = self._parameters
-        if not all(map(is_, map(_TRAINED, tensors), trained)):
-            return next(
-                f"parameter {n}" for n, p, was in zip(names, tensors, trained, strict=True) if _TRAINED(p) != was
-            )
-        return ""
-
-    def _rewritten(self) -> str:
-        for name, array, values in self._arrays:
-            if array.tobytes() != values:
-                return f"the array {name}"
-        for tensor, version, values in self._read:
-            if tensor._version != version or (values is not None and not torch.equal(tensor, values)):
-                return f"a tensor of shape {tuple(tensor.shape)} whose values are read in Python"
-        return ""
-
-    def restore(self) -> None:
-        """Put back what is no longer as it was."""
-        for _, holder, was in self._contents:
-            if len(holder) != len(was):
-                refill(holder, was)
-        self._members.restore()
-        for place, (_, read, holder, key, was) in self._entries.items():
-            if now(read, holder, key) is not was:
-                if place in self._lacking:
-                    del holder[key]
-                elif isinstance(holder, CONTAINERS):
-                    holder[key] = was
-                else:
-                    setattr(holder, key, was)
-        for _, array, values in self._arrays:
-            if array.tobytes() != values:
-                array[...] = np.frombuffer(values, array.dtype).reshape(array.shape)
-
-    def restore_buffers(self) -> None:
-        """Put back the buffers of modules alone, where programs have put others in their place."""
-        for _, holder, members in self._members.parts:
-            for key, was in members.items():
-                if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
-                    holder[key] = was
-
-    def settle(self, read: Sequence[Tensor]) -> str:
-        """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
-        storages = {memory(tensor) for tensor in read} - {0}
-        for place, (name, how, holder, key, was) in list(self._entries.items()):
-            if plain(was) or now(how, holder, key) is was:
-                continue
-            if isinstance(was, Tensor) and memory(was) in storages:
-                return f"the tensor {name}"
-            del self._entries[place]
-        self._columns = None
-        return ""
-
-    # What is noted.
-
-    def add(self, name: str, holder: Any, keys: Sequence[str]) -> None:
-        """Note some attributes more, as they are, whatever they are."""
-        for key in keys:
-            self._note(f"{key} of the {name}", vars(holder), key, vars(holder)[key])
-
-    def _note(self, name: str, holder: Any, key: Any, value: Any) -> None:
-        if isinstance(holder, dict):
-            read: Any = dict.get
-        else:
-            read = getitem if isinstance(holder, list | deque) else getattr
-        if read is getattr and isinstance(holder, type):
-            read = of_class
-        self._columns = None
-        self._entries.setdefault((id(holder), key), (name, read, holder, key, value))
-        if isinstance(value, Tensor):
-            self._note_place(said(name, value), value)
-
-    def _note_place(self, name: str, tensor: Tensor) -> None:
-        if tensor.layout is torch.strided and tensor.device.type != "meta":
-            for noted, value in zip(self._places, (name, tensor, _PLACE(tensor)), strict=True):
-                noted.append(value)
-
-    def _note_length(self, name: str, holder: Any) -> None:
-        self._contents.append((name, holder, holder.copy()))
-        self._lengths[0].append(holder)
-        self._lengths[1].append(len(holder))
-
-    def add_places(self, tensors: Iterable[Tensor]) -> None:
-        """Note where the memory of these is, which a graph reads."""
-        for tensor in tensors:
-            self._note_place(f"a tensor of shape {tuple(tensor.shape)}", tensor)
-
-    def add_read(self, tensors: Iterable[Tensor]) -> None:
-        """Note that a step has read the values of these."""
-        for tensor in tensors:
-            exact = not tensor.is_floating_point() and tensor.numel() <= SMALL and tensor.device.type == "cpu"
-            self._read.append((tensor, tensor._version, tensor.clone() if exact else None))
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, clips: Any, replayable: bool) -> None:
         """Note what its groups say, but for the learning rates, which a graph reads; its state if that is replayed."""
@@ -225,14 +72,6 @@ class Guards:
                 if key not in ("params", "lr", "initial_lr"):
                     self._note(f"'{key}' of the optimizer", group, key, value)
         self._look("clipping", clips, set(), 0)
-
-    def buffers(self) -> list[Tensor]:
-        """The buffers of all modules, which a step may change."""
-        return [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
-
-    def tensors(self) -> list[Tensor]:
-        """All that programs hold."""
-        return self._places[1]
 
     # How programs reach it.
 

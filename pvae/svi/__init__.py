@@ -1,8 +1,14 @@
-"""Stochastic variational inference with a step that is traced once and replayed. Generic: any Pyro model and guide."""
+"""Stochastic variational inference with a step that is traced once and replayed. Generic: any Pyro model and guide.
 
+`engine` takes steps and `trained` holds what they change, with `parameters`, `optimizers`, `rates` and `clipped_adam`.
+Graphs: `calls` says which arguments are alike, `graphs` when one is built and when trusted, `building` makes it.
+Checks: `arguments` of what is given, `observed` of data against supports, `faults` and `pending` of losses that are
+not finite. `loss` is a number read late, `turns` keeps threads apart.
+"""
+
+from .clipped_adam import ClippedAdam
 from .engine import SVI
 from .faults import NonFiniteError
 from .loss import Loss
-from .optimizers import ClippedAdam
 
 __all__ = ["SVI", "ClippedAdam", "Loss", "NonFiniteError"]

@@ -21,7 +21,7 @@ from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
 from ..replay.values import Known, Untraceable
-from . import optimizers
+from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
 from .parameters import put_back, stored
@@ -114,7 +114,7 @@ class Build:
                         "random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's"
                     )
             having = [p for p in svi._names if p.grad is not None]
-            svi._rates = optimizers.prepare(svi.optimizer) if svi._rates is None else svi._rates
+            svi._rates = rates.prepare(svi.optimizer) if svi._rates is None else svi._rates
         optimizers.aligned(svi.optimizer, having)
         svi._set_rates()  # somebody may have set one to a number, which a trace would take for all steps
         return optimizers.ready(svi.optimizer, having)

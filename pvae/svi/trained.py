@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
-from . import optimizers
+from . import optimizers, rates
 from .arguments import check_optim
 from .calls import Call, Numbers
 from .parameters import Parameters, Snapshot
@@ -127,7 +127,7 @@ class Trained(pyro.infer.SVI):
 
     def _set_rates(self, ahead: int = 0) -> None:
         """The learning rates of the step that is `ahead` of the next."""
-        self._rates = optimizers.at_step(self.optimizer, self._rates, self.schedule, self.steps + ahead)
+        self._rates = rates.at_step(self.optimizer, self._rates, self.schedule, self.steps + ahead)
 
     def _align(self) -> None:
         """After parameters have got other memory, lay the optimizer's state as they now lie."""
@@ -138,8 +138,8 @@ class Trained(pyro.infer.SVI):
 
     def _scheduled(self, count: int) -> Tensor:
         """The learning rates (count, groups) of the next steps, which a captured graph reads."""
-        optimizers.hold(self.optimizer, self._rates)
-        return optimizers.scheduled(self.optimizer, self.schedule, self.steps, count)
+        rates.hold(self.optimizer, self._rates)
+        return rates.scheduled(self.optimizer, self.schedule, self.steps, count)
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
@@ -200,7 +200,7 @@ class Trained(pyro.infer.SVI):
         self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
         self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
-        self._rates = optimizers.prepare(self.optimizer)
+        self._rates = rates.prepare(self.optimizer)
         self._graphs.forget()  # they hold the tensors of the state before
 
     def _replace(self) -> None:
@@ -267,7 +267,7 @@ class Trained(pyro.infer.SVI):
             given = [p for group in self.optimizer.param_groups for p in group["params"] if p not in self._names]
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
-        self._rates = optimizers.prepare(self.optimizer)
+        self._rates = rates.prepare(self.optimizer)
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:
             self._restore_optimizer(self._waiting["optimizer"])
         self._waiting = None
