@@ -20,6 +20,7 @@ from .errors import InputError, at_least, nearest
 from .frozen import frozen
 from .means import mean_and_se, with_error
 from .noise import Noise, block_size
+from .replay.turns import taken_in_turn
 from .weights import Program, check_named
 
 Progress = Callable[[int, int], None]
@@ -135,6 +136,7 @@ class Bidirectional:
 
 
 @frozen()
+@taken_in_turn
 def ais(
     model: Program,
     x: Tensor,
@@ -185,6 +187,7 @@ def ais(
 
 
 @frozen()
+@taken_in_turn
 def bdmc(
     model: Program,
     x: Tensor,

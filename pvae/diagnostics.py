@@ -16,6 +16,7 @@ from .errors import InputError
 from .masks import counted
 from .noise import CELL, Noise, forked
 from .plates import data_plate
+from .replay.turns import taken_in_turn
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -108,6 +109,7 @@ def paired(a: Tensor, b: Tensor) -> Paired:
     return Paired(difference.mean().item(), se, wins, losses, _sign_test(wins, losses))
 
 
+@taken_in_turn
 def mutual_information(
     guide: Program,
     x: Tensor,

@@ -22,6 +22,7 @@ from .frozen import frozen
 from .means import mean_and_se as mean_and_se
 from .means import with_error
 from .noise import forked
+from .replay.turns import taken_in_turn
 from .weights import LogWeights, Look, Program
 
 BOUNDS = "bounds on log p(x)"
@@ -156,6 +157,7 @@ def bits_per_dim(found: Evaluation, volume: float | None, dims: int) -> dict[str
     return {"bits_per_dim": {"mean": -(bound["mean"] + dims * volume) / unit, "se": bound["se"] / unit, "K": k}}
 
 
+@taken_in_turn
 def evaluate(
     model: Program,
     guide: Program,

@@ -20,6 +20,7 @@ from .errors import InputError, nearest
 from .frozen import frozen
 from .means import mean_and_se, with_error
 from .noise import Noise, block_size, forked
+from .replay.turns import taken_in_turn
 from .weights import Program
 
 HIDDEN = 16
@@ -58,6 +59,7 @@ class Gap:
 
 
 @frozen()
+@taken_in_turn
 def gap(
     model: Program,
     guide: Program,

@@ -17,6 +17,7 @@ from .errors import InputError, at_least
 from .replay.captured import replayed
 from .replay.generators import random_state, set_random_state
 from .replay.precision import tolerance
+from .replay.turns import taken_in_turn
 from .replay.values import Untraceable
 
 BLOCKS = 20
@@ -63,6 +64,7 @@ class Signal:
         }
 
 
+@taken_in_turn
 def measure(
     objective: Any,
     model: Callable[..., Any],

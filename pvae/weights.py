@@ -38,6 +38,7 @@ from .plates import check_named as check_named
 from .plates import is_auxiliary as is_auxiliary
 from .plates import subsampling as subsampling
 from .plates import written_at as written_at
+from .replay.turns import taken_in_turn
 from .svi.observed import inside_by_element
 
 
@@ -230,6 +231,7 @@ def trace(
     return score(model, drawn, *args, plate=plate, **kwargs)
 
 
+@taken_in_turn
 def log_weights(
     model: Program,
     guide: Program,

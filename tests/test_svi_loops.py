@@ -8,6 +8,7 @@ import pickle
 import threading
 import warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from multiprocessing import get_context
 
@@ -784,6 +785,44 @@ def test_threads_take_their_steps_in_turn(mode, check_every):
         thread.join()
     assert failed == []
     assert [found[seed] for seed in range(3)] == expected
+
+
+def small_vae():
+    torch.manual_seed(3)
+    return pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_is_the_same_while_another_thread_evaluates(mode):
+    x, other = torch.ones(40, 6), small_vae()
+    done = threading.Event()
+
+    def begin():
+        vae = small_vae()
+        svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pvae.ELBO(), compile=mode)
+        torch.manual_seed(0)
+        return svi
+
+    def bounds():
+        return pvae.evaluate.evaluate(other.model, other.guide, x, particles=[1, 5]).iw
+
+    def evaluate():
+        found = [bounds()]
+        while not done.is_set():
+            found.append(bounds())
+        return found
+
+    svi = begin()
+    expected, alone = [float(svi.step(x)) for _ in range(40)], bounds()
+    svi = begin()
+    with ThreadPoolExecutor(1) as threads:
+        evaluated = threads.submit(evaluate)
+        try:
+            found = [float(svi.step(x)) for _ in range(40)]
+        finally:
+            done.set()
+    assert found == expected
+    assert all(torch.equal(each[k], alone[k]) for each in evaluated.result() for k in alone)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

@@ -3,7 +3,7 @@
 `engine` takes steps and `trained` holds what they change, with `parameters`, `optimizers`, `rates` and `clipped_adam`.
 Graphs: `calls` says which arguments are alike, `graphs` when one is built and when trusted, `building` makes it.
 Checks: `arguments` of what is given, `observed` of data against supports, `faults` and `pending` of losses that are
-not finite. `loss` is a number read late, `turns` keeps threads apart.
+not finite. `loss` is a number that is read late.
 """
 
 from .clipped_adam import ClippedAdam

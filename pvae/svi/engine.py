@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from ..replay.precision import TOLERANCE, in_single_steps, of
+from ..replay.turns import in_turn
 from . import arguments, calls, optimizers
 from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
@@ -23,7 +24,6 @@ from .observed import Observed
 from .parameters import Snapshot
 from .pending import Pending
 from .trained import Trained
-from .turns import in_turn
 
 MODES = ("auto", "off", "graph", "full")
 CHECK_EVERY = {"cpu": 1, "cuda": 1000}

@@ -1,10 +1,15 @@
-"""Steps of all threads are taken in turn: Pyro's handlers and torch's generator are one for the whole process."""
+"""One thread at a time runs programs: Pyro's handlers and torch's generator are one for the whole process."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 WAIT = 5.0
 """Seconds that a fork waits for another thread's step; a compiler may fork for a step that waits for it."""
@@ -14,8 +19,19 @@ _forks: list[bool] = []
 
 
 def in_turn() -> AbstractContextManager:
-    """Within it no other thread takes a step."""
+    """Within it no other thread takes a step, or evaluates."""
     return _lock
+
+
+def taken_in_turn(function: Function) -> Function:
+    """The function, within `in_turn`."""
+
+    @wraps(function)
+    def taken(*args: Any, **kwargs: Any) -> Any:
+        with in_turn():
+            return function(*args, **kwargs)
+
+    return taken  # type: ignore[return-value]
 
 
 def _before() -> None:
