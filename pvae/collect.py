@@ -14,6 +14,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
 from .errors import InputError
+from .noise import forked
 from .plates import (
     PARTICLES,
     Plate,
@@ -75,7 +76,7 @@ class Collect(Messenger):
 
     def _alone(self, *args: Any, **kwargs: Any) -> None:
         """Run the program for one particle, unseen."""
-        with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
+        with forked(), poutine.block(), torch.no_grad():
             Collect(self.program)(*args, **kwargs)
 
     def _pyro_sample(self, msg: Site) -> None:
@@ -206,7 +207,7 @@ def _look(
     shape_of: Callable[[Site], Sequence[int]],
 ) -> tuple[Look, dict[str, Site], dict[str, Site]]:
     """What there is to see but for `thin`, and the sites of guide and model."""
-    with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad(), seen:
+    with forked(), poutine.block(), torch.no_grad(), seen:
         drawn = Collect(guide)(*args, **kwargs)
         scored = dict(sites_of(drawn, observed=True))
         sites = dict(sites_of(Collect(model, drawn)(*args, **kwargs), observed=True))
@@ -269,11 +270,6 @@ def unvalidated() -> AbstractContextManager:
 def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
     """A plate of particles on the left of the programs' own; one particle needs no dimension."""
     return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
-
-
-def cuda_devices() -> list[int]:
-    """The devices whose generator a run may draw from, beside the CPU's."""
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def is_point(fn: Any) -> bool:

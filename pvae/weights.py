@@ -19,7 +19,6 @@ from .collect import Enough as Enough
 from .collect import Look as Look
 from .collect import Program as Program
 from .collect import check_supports as check_supports
-from .collect import cuda_devices as cuda_devices
 from .collect import drawn_of as drawn_of
 from .collect import fits
 from .collect import inspect as inspect

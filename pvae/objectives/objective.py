@@ -8,8 +8,7 @@ plate of data subsamples). None of them waits for the device, but for `loss`, wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -17,14 +16,13 @@ from weakref import WeakKeyDictionary, ref
 
 import pyro.infer
 import torch
-from pyro import poutine
-from pyro.poutine import Trace
 from torch import Tensor
 
 from .. import bounds, chunks, estimators, spans, surrogates, weights
 from ..base import Member, lookup
 from ..errors import InputError, at_least
 from ..estimators import Gradient
+from ..noise import forked
 from ..surrogates import Step
 from ..weights import Drawn, Program, Site, Traces
 
@@ -188,15 +186,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             self._losses = torch.zeros((), device=device)
         return self._losses
 
-    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
-        yield self._get_trace(model, guide, args, kwargs)
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        particles = pyro.plate(weights.PARTICLES, self.num_particles, dim=-1 - (self.max_plate_nesting or 0))
-        with particles if self.num_particles > 1 else nullcontext():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return model_trace, guide_trace
+    _get_trace = None  # abstract in Pyro, whose own losses alone call it
 
     def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, float]:
         self._look(model, guide, args, kwargs)
@@ -221,7 +211,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             return
 
         def apart() -> dict[str, Site]:
-            with torch.random.fork_rng(devices=weights.cuda_devices()):
+            with forked():
                 return step.draw(detach=True).sites
 
         path = self.gradient.reparameterized
