@@ -16,6 +16,7 @@ from .errors import InputError
 from .masks import counted
 from .noise import CELL, Noise, forked
 from .plates import data_plate
+from .weights import NoInverse as NoInverse
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -170,10 +171,6 @@ def mutual_information(
     return (own - every + math.log(len(x))).cpu()
 
 
-class NoInverse(InputError):
-    """A guide that scores only what it has just drawn, for the datum that it has drawn it for."""
-
-
 def _plate_of(guide: Program, model: Program | None, data: tuple[Tensor, ...], plate: str) -> str:
     """The name of the plate that the data are in."""
     latent = dict(weights.sites_of(weights.Collect(guide)(*data)))
@@ -253,13 +250,7 @@ def _counted(site: Site) -> Tensor:
 
 
 def _log_prob(site: Site) -> Tensor:
-    try:
-        value = site["fn"].log_prob(site["value"])
-    except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
-        raise NoInverse(
-            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it does not score for one"
-            " datum what it has drawn for another: expected a flow with an inverse"
-        ) from error
+    value = weights.scored(site)
     return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
 
 

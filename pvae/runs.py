@@ -324,7 +324,7 @@ def write_results(
         path: a `.nc` file.
         groups: {"posterior": {"z": (("chain", "draw", "datum", "latent"), tensor or array)}, ...}; what is named as its
             dimension labels it.
-        attributes: of the file.
+        attributes: of the file; what is neither text nor a number is written as text.
         then: what to do where the disk was full.
     """
     import xarray
@@ -333,7 +333,8 @@ def write_results(
         f"/{name}": xarray.Dataset({key: (dims, _array(value)) for key, (dims, value) in group.items()})
         for name, group in groups.items()
     }
-    tree["/"] = xarray.Dataset(attrs=attributes)
+    plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in attributes.items()}
+    tree["/"] = xarray.Dataset(attrs=plain)
     # In memory, as HDF5 crashes on a full disk; copied, as Python 3.12.1 crashes where a view of it is garbage.
     made = bytes(xarray.DataTree.from_dict(tree).to_netcdf(engine="h5netcdf"))
     with whole(path, then) as aside:

@@ -40,6 +40,10 @@ from .plates import written_at as written_at
 from .svi.observed import inside_by_element
 
 
+class NoInverse(InputError):
+    """A distribution that scores only what it has just drawn."""
+
+
 class LogWeights(NamedTuple):
     """The three terms of the log-weight, each (K, B), nats."""
 
@@ -56,7 +60,7 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
-@dataclass(frozen=True)
+@dataclass
 class Traces:
     """A guide's sites and the model's, run on what the guide drew, for K particles."""
 
@@ -77,12 +81,12 @@ class Traces:
     def __post_init__(self) -> None:
         guide, model = (dict(sites_of(sites, observed=True)) for sites in (self.guide, self.model))
         frame = data_plate(guide, model, self.plate)
-        object.__setattr__(self, "name", frame and frame.name)
-        object.__setattr__(self, "dim", frame and frame.dim)
-        object.__setattr__(self, "size", frame.size if frame else 1)
-        object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size if frame else 1.0)
+        self.name = frame and frame.name
+        self.dim = frame and frame.dim
+        self.size = frame.size if frame else 1
+        self.scale = (frame.full_size or frame.size) / frame.size if frame else 1.0
         shape = (self.size,) if self.particles == 1 else (self.particles, self.size)
-        object.__setattr__(self, "shape", shape if self.max_plate_nesting == 1 else ())
+        self.shape = shape if self.max_plate_nesting == 1 else ()
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
@@ -314,9 +318,9 @@ def scored(site: Site) -> Tensor:
     try:
         return site["fn"].log_prob(site["value"])
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
-        raise InputError(
+        raise NoInverse(
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
-            " just drawn: expected the gradient reparam, or a flow with an inverse"
+            " just drawn: expected a flow with an inverse; a fit needs none under the gradient reparam"
         ) from error
 
 

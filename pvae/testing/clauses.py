@@ -6,7 +6,6 @@ import copy
 import inspect
 import io
 import pickle
-import traceback
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..conditions import Label
 from ..errors import InputError
 from ..objectives import ELBO, IWAE, Objective
+from ..plates import written_at
 from ..supports import supports_to
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
@@ -274,17 +274,11 @@ def reads(s: Subject) -> str | None:
             with suppress(NotImplementedError):
                 p.log_prob(p.rsample() if p.has_rsample else p.sample())
     except _Read as error:
-        frame = _own(error)
         raise Broken(
-            f"found .{error}() of a tensor at {frame.filename}:{frame.lineno}, expected tensors only: a step that is"
-            " replayed cannot read: keep it a tensor, or make a number of it in __init__"
+            f"found .{error}() of a tensor{written_at(error)}, expected tensors only: a step that is replayed cannot"
+            " read: keep it a tensor, or make a number of it in __init__"
         ) from error
     return None
-
-
-def _own(error: Exception) -> Any:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    return frames[-1]
 
 
 def fast(s: Subject) -> str | None:
