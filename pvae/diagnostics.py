@@ -14,6 +14,7 @@ from torch import Tensor
 from . import weights
 from .errors import InputError
 from .masks import counted
+from .means import mean_and_se
 from .noise import CELL, Noise, forked
 from .plates import data_plate
 from .weights import NoInverse as NoInverse
@@ -105,8 +106,7 @@ def paired(a: Tensor, b: Tensor) -> Paired:
         datum = int(difference.isnan().nonzero()[0])
         raise InputError(f"paired: the difference of datum {datum} is not a number, expected one: leave that datum out")
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-    se = difference.std().item() / math.sqrt(len(a)) if len(a) > 1 else math.nan
-    return Paired(difference.mean().item(), se, wins, losses, _sign_test(wins, losses))
+    return Paired(**mean_and_se(difference), wins=wins, losses=losses, p_value=_sign_test(wins, losses))
 
 
 def mutual_information(

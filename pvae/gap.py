@@ -18,7 +18,7 @@ from .ais import Annealed
 from .density import Density
 from .errors import InputError, nearest
 from .frozen import frozen
-from .means import mean_and_se, with_error
+from .means import mean_and_se, standard_error, with_error
 from .noise import Noise, block_size, forked
 from .weights import Program
 
@@ -139,7 +139,7 @@ def gap(
     values = {name: torch.cat(parts, 1) for name, parts in found.items()}
     _check(values)
     means = {name: value.mean(0) for name, value in values.items()}
-    errors = {name: value.std(0) / math.sqrt(len(value)) for name, value in values.items()}
+    errors = {name: standard_error(value) for name, value in values.items()}
     return Gap(truth, means.pop("elbo"), means, {"log_p": truth_se, **errors})
 
 

@@ -237,9 +237,7 @@ def copies(s: Subject) -> str | None:
     expected = _density(s)
     found = [s.copy()]
     if "<locals>" not in type(s.part).__qualname__:
-        vae = pickle.loads(pickle.dumps(s.vae))
-        part = {"prior": vae.prior, "likelihood": vae.likelihood, "guide": vae.posterior}[s.part.family]
-        found.append(Subject(part, vae, s.latent, s.shape, s.y))
+        found.append(s.within(pickle.loads(pickle.dumps(s.vae))))
     for one in found:
         what = "other draws or another log_prob of a copy"
         expect(torch.equal(_density(one), expected), what, "the same", "keep all it is in the module")
