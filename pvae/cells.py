@@ -1,4 +1,4 @@
-"""Programs drawing and scoring for a cell of data and particles at a time; as graphs, where the like comes often."""
+"""The programs of an evaluation, run for some data and particles at a time: a cell; as a graph where there are many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many particles in little memory: in parts, each run again when the gradient is taken. Memory is flat in K."""
+"""Gradient checkpointing by particles: taken in parts, each run again for the gradient, so that memory is flat in K."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of Pyro programs: their sample sites, and a look at them before the work."""
+"""Runs a Pyro program and collects its sample sites; looks at programs for what is wrong before the work begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's figures: what is drawn of which data, from a fitted model and what was measured of it."""
+"""The figures of a run, from a fitted model, test data and what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flat names and values in a YAML file, in which numbers are decimal and only true and false are so."""
+"""Configuration files: YAML of flat names and values, by version 1.2's rules for numbers, true and false."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bound lacks of log p(x), split in two: what the family of q cannot reach, and what the encoder does not.
+"""The inference gap log p(x) - ELBO, split into the approximation gap (of the family of q) and the amortization gap.
 
 A guide of its own is optimised for each datum, all data at once.
 """

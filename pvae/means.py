@@ -1,4 +1,4 @@
-"""Means, shares and quantiles over data with their standard errors, and how these are written."""
+"""Means, shares and quantiles over data, their standard errors, and both as text."""
 
 from __future__ import annotations
 

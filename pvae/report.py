@@ -1,4 +1,4 @@
-"""What a run says as it begins, and leaves when it is done: final numbers, labelled results, the table."""
+"""What a run prints as it begins, and what it writes at its end: final numbers, labelled results, the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signal and noise of gradient estimates: the gradient taken many times at fixed parameters, from fresh draws."""
+"""The signal-to-noise ratio of gradient estimates: taken many times at fixed parameters, from fresh draws."""
 
 from __future__ import annotations
 

@@ -182,6 +182,10 @@ def test_importing_the_package_loads_nothing_heavy():
     assert found.stdout.strip() == "[]"
 
 
+def test_every_room_is_on_the_map():
+    assert [room for room in ROOMS if f"`{room}`" not in pvae.__doc__ and room != "__init__"] == []
+
+
 def test_every_public_name_is_documented():
     for name in pvae.__all__:
         assert getattr(pvae, name).__doc__, name
