@@ -320,7 +320,7 @@ def scored(site: Site) -> Tensor:
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
         raise NoInverse(
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
-            " just drawn: expected a flow with an inverse; a fit needs none under the gradient reparam"
+            " just drawn: expected a flow with an inverse, or, for training, the gradient reparam"
         ) from error
 
 
