@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -165,7 +166,9 @@ def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") ->
     seen = _Subsampling()
     try:
         for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
-            found, *_ = _look(model, guide, tuple(part), {}, seen, fits if part is data else _scores_unmasked)
+            found, *_ = _look(
+                model, guide, tuple(part), {}, seen, fits if part is data else partial(_scores, masked=False)
+            )
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if seen.names and not isinstance(error, InputError):
             raise subsampling(seen.names[0]) from error
@@ -223,7 +226,7 @@ def _look(
 
 
 def _scores(site: Site, masked: bool = True) -> Sequence[int]:
-    """The shape of a site's log-probability, whose value validation looks at."""
+    """The shape of a site's log-probability, whose value validation looks at: of what is masked too, or not."""
     try:
         shape = site["fn"].log_prob(site["value"]).shape
     except ValueError as error:
@@ -232,11 +235,6 @@ def _scores(site: Site, masked: bool = True) -> Sequence[int]:
             return shape
         raise InputError(f"site '{site['name']}': {outside(site) or in_a_line(error) or error}") from error
     return _masked(site, shape)
-
-
-def _scores_unmasked(site: Site) -> Sequence[int]:
-    """As `_scores`; what a mask leaves out may be anything."""
-    return _scores(site, masked=False)
 
 
 def fits(site: Site) -> Sequence[int]:

@@ -64,7 +64,8 @@ class Run:
             try:
                 yield run
             except BaseException:
-                run.remove_if_empty()
+                if run.is_empty():  # it ended before its first checkpoint
+                    shutil.rmtree(run.folder, ignore_errors=True)
                 raise
 
     def describe(self, dataset: Dataset, device: torch.device, start: Mapping[str, Any]) -> None:
@@ -81,11 +82,6 @@ class Run:
     def names(self) -> list[str]:
         """The names of its checkpoints, oldest first."""
         return checkpoints.names(self.folder / "checkpoints")
-
-    def remove_if_empty(self) -> None:
-        """Delete the folder of a run that ended before its first checkpoint."""
-        if self.is_empty():
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:

@@ -375,7 +375,4 @@ def unreparameterized(drawn: Drawn) -> list[Site]:
 
 def total(terms: list[Tensor]) -> Tensor:
     """The sum of some tensors."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    return sum(terms[1:], terms[0])
