@@ -25,7 +25,7 @@ from .plates import (
     data_plate,
     is_auxiliary,
     is_subsample,
-    is_untold,
+    is_untraced,
     subsampling,
     written_at,
 )
@@ -85,7 +85,7 @@ class Collect(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if is_untold(msg) or (self._runs_model and msg["is_observed"]):
+        if is_untraced(msg) or (self._runs_model and msg["is_observed"]):
             return
         if msg["name"] in self.sites:
             what, do = "site", "names to differ"
@@ -143,11 +143,6 @@ def look(model: Program, guide: Program, *args: Any, plate: str | None = "", **k
     found, drawn, sites = _look(model, guide, args, kwargs, seen, _scores)
     frame = data_plate(drawn, sites, plate) if drawn and plate is not None else None
     return found._replace(thin=tuple(sorted(set(seen.names) - {frame and frame.name})))
-
-
-def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
-    """How deep the plates of both programs go; as `look`."""
-    return look(model, guide, *args, **kwargs).nesting
 
 
 def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") -> Look:

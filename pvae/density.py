@@ -183,7 +183,7 @@ class Density:
         if not self.whole:
             weights.check_whole(traces, len(self.data[0]))
         if validated:
-            outside = weights.outside(traces, validated)
+            outside = weights.outside_support(traces, validated)
             weights.check_supports(self.model, self.guide or (lambda *_: None), self.data, outside, first)
         for name, site in weights.sites_of(traces.model, observed=True):
             if site["is_observed"] and not site["value"].isfinite().all():

@@ -21,7 +21,6 @@ from .collect import Program as Program
 from .collect import check_supports as check_supports
 from .collect import drawn_of as drawn_of
 from .collect import fits
-from .collect import inspect as inspect
 from .collect import is_point as is_point
 from .collect import look as look
 from .collect import sites_of as sites_of
@@ -228,7 +227,7 @@ def trace(
             sites in guide and model that do not match.
     """
     if max_plate_nesting is None:
-        max_plate_nesting = inspect(model, guide, *args, plate=plate, **kwargs)
+        max_plate_nesting = look(model, guide, *args, plate=plate, **kwargs).nesting
     drawn = draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
     return score(model, drawn, *args, plate=plate, **kwargs)
 
@@ -340,8 +339,8 @@ def rates(traces: Traces) -> dict[str, Tensor]:
     return found
 
 
-def told(traces: Traces) -> Look:
-    """What the sites of a run tell of its programs, but for which are validated."""
+def look_at(traces: Traces) -> Look:
+    """As `look`, of programs that have been run: all but which sites are validated."""
     guide = dict(sites_of(traces.guide, observed=True))
     thinned = [site for site in (*guide.values(), *traces.model.values()) if traces.thins(site)]
     frames = [frame for site in thinned for frame in site["cond_indep_stack"] if frame.name != traces.name]
@@ -350,7 +349,7 @@ def told(traces: Traces) -> Look:
     return Look(traces.max_plate_nesting, frozenset(), factors, tuple(sorted(thin)))
 
 
-def outside(traces: Traces, names: Iterable[str]) -> Tensor:
+def outside_support(traces: Traces, names: Iterable[str]) -> Tensor:
     """Which data have, in sites of these names, values outside the support, whatever is drawn: (B,), 1 or 0.
 
     Those that a mask leaves out may be anything.

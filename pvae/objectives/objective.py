@@ -206,7 +206,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     def _look_at_sites(self, validates: bool, looked: Callable[[], Any], step: Step, traces: Traces) -> None:
         """Refuse plates, factors and supports that the gradient is wrong for, at the first step with a gradient."""
-        _check(weights.told(traces), self)
+        _check(weights.look_at(traces), self)
         if not torch.is_grad_enabled():
             return
 
