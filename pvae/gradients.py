@@ -68,7 +68,8 @@ def _objective(objective: str, k: int, gradient: str, most: int) -> Any:
     except InputError as error:
         if k == most:
             raise InputError(f"--{error}") from error
-        return _objective(objective, most, gradient, most) and None
+        _objective(objective, most, gradient, most)  # refused, where no number of particles would do
+        return None
 
 
 def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Tensor]], tuple, str]:
