@@ -8,7 +8,7 @@ plate of data subsamples). None of them waits for the device, but for `loss`, wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary, ref
 
 import pyro.infer
 import torch
+from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
 from .. import bounds, chunks, estimators, spans, surrogates, weights
@@ -186,7 +188,16 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             self._losses = torch.zeros((), device=device)
         return self._losses
 
-    _get_trace = None  # abstract in Pyro, whose own losses alone call it
+    # As Pyro's objectives give them: by these `pvae.SVI` finds the site where a step is not finite.
+
+    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        yield self._get_trace(model, guide, args, kwargs)
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        with weights.vectorized(self.num_particles, self.max_plate_nesting or 0):
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        return model_trace, guide_trace
 
     def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, float]:
         self._look(model, guide, args, kwargs)
