@@ -1,4 +1,24 @@
-"""Variational autoencoders as probabilistic programs."""
+"""Variational autoencoders as probabilistic programs.
+
+The modules, those that need no other first:
+
+- For all: `errors` (one-line refusals), `base` (families of parts, found by name), `start` (Ctrl-C during imports).
+- Distributions: `distributions`, `mixtures`, `discrete`, `sphere`; `kernels` (Triton), `recompute` (less memory).
+- Parts of a model: `networks`, `flows`, `conditions`, `priors`, `likelihoods`, `guides`; joined by `vae` and, in
+  several layers, by `hierarchy`.
+- Any Pyro program, run and scored: `collect` (its sites), `plates`, `masks`, `weights` (log-weights of draws), `kl`,
+  `density` (as a function of numbers without constraints), `noise` (random numbers for each datum).
+- What is climbed: `bounds` (of log-weights), `estimators` (of their gradients), `objectives` (both, for an SVI); they
+  are made of `surrogates`, `spans` (supports), `beside` (programs run twice), `chunks` (many particles).
+- A fast step: `svi`, on the graphs of `replay`.
+- What is measured: `evaluate` (with `cells` and `frozen`), `diagnostics`, `ais`, `gap`, `snr`, `exact` (closed forms),
+  `comparison` of models; written by `means`, `tables` and `plots`.
+- Data: `data`, read by `sources` and `csvs`, held against `supports`.
+- A run: `config` (with `values` and `flat`, its YAML), `build`, `train`, `report`, `figures`, in a folder of `runs`
+  (with `checkpoints`, `files`, `locks`); `load` reads it back.
+- Commands: `fit`, `compare`, `gradients`, `sample`, `parts`, by `__main__`; they share `cli`, `progress` and `pace`.
+- Checks of a part of one's own: `testing`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program does beside its sites, draws and state, is the same in all runs of one step and is done once.
+"""A program run several times in one step: the same random numbers beside its sites, and its state moved once.
 
 Dropout in training mode drops the same units in each run; running statistics move once.
 """

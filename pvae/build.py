@@ -1,4 +1,4 @@
-"""What a configuration describes, made: the model, its sizes from the data, and the objective."""
+"""Builds what a configuration describes: the model, its sizes from the data, and the objective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs drawing and scoring for a cell of data and particles at a time; as graphs, where the like comes often."""
+"""The programs of an evaluation, run for some data and particles at a time: a cell; as a graph where there are many."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Cells:
             if not parts:
                 if self.plate is not None:
                     weights.check_whole(traces, len(data[0]))
-                outside = [weights.outside(traces, self.look.validated)] if self.look.validated else []
+                outside = [weights.outside_support(traces, self.look.validated)] if self.look.validated else []
             parts.append(torch.stack(weights.split(traces)))
             if several:
                 rates.append(torch.stack(list(weights.rates(traces).values()), -1))

@@ -1,4 +1,4 @@
-"""Many particles in little memory: in parts, each run again when the gradient is taken. Memory is flat in K."""
+"""Gradient checkpointing by particles: taken in parts, each run again for the gradient, so that memory is flat in K."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .beside import Beside
+from .noise import forked
 from .plates import Site, is_subsample
 from .surrogates import Coefficients, Pairs, Step, weighted
 from .weights import LogWeights, Program, Traces
@@ -119,7 +120,7 @@ def _kept(model: Program, guide: Program, particles: int, max_plate_nesting: int
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with torch.random.fork_rng(devices=weights.cuda_devices()), torch.enable_grad(), hooks:
+    with forked(), torch.enable_grad(), hooks:
         drawn = weights.draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
         terms = weights.split(weights.score(model, drawn, *args, **kwargs))
         del drawn

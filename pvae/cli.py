@@ -19,7 +19,7 @@ import torch
 from . import config, start
 from .base import blame, lookup, members
 from .config import FAMILIES, Config, flag, member_help, member_options
-from .errors import InputError
+from .errors import InputError, at_least
 from .values import convert, describe
 
 
@@ -177,8 +177,7 @@ def device(name: str) -> torch.device:
 def whole(text: str, where: str, least: int) -> int:
     """A whole number that is at least `least`."""
     found = convert(text, int, where)
-    if found < least:
-        raise InputError(f"{where}: found {found}, expected at least {least}")
+    at_least(least, **{where: found})
     return found
 
 

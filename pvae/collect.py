@@ -1,9 +1,10 @@
-"""Runs of Pyro programs: their sample sites, and a look at them before the work."""
+"""Runs a Pyro program and collects its sample sites; looks at programs for what is wrong before the work begins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -14,6 +15,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
 from .errors import InputError
+from .noise import forked
 from .plates import (
     PARTICLES,
     Plate,
@@ -23,7 +25,7 @@ from .plates import (
     data_plate,
     is_auxiliary,
     is_subsample,
-    is_untold,
+    is_untraced,
     subsampling,
     written_at,
 )
@@ -75,7 +77,7 @@ class Collect(Messenger):
 
     def _alone(self, *args: Any, **kwargs: Any) -> None:
         """Run the program for one particle, unseen."""
-        with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad():
+        with forked(), poutine.block(), torch.no_grad():
             Collect(self.program)(*args, **kwargs)
 
     def _pyro_sample(self, msg: Site) -> None:
@@ -83,7 +85,7 @@ class Collect(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]]["value"], True
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if is_untold(msg) or (self._runs_model and msg["is_observed"]):
+        if is_untraced(msg) or (self._runs_model and msg["is_observed"]):
             return
         if msg["name"] in self.sites:
             what, do = "site", "names to differ"
@@ -143,11 +145,6 @@ def look(model: Program, guide: Program, *args: Any, plate: str | None = "", **k
     return found._replace(thin=tuple(sorted(set(seen.names) - {frame and frame.name})))
 
 
-def inspect(model: Program, guide: Program, *args: Any, **kwargs: Any) -> int:
-    """How deep the plates of both programs go; as `look`."""
-    return look(model, guide, *args, **kwargs).nesting
-
-
 def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") -> Look:
     """As `look` at the first of some data, for programs that are to see all of them; masked values may be anything.
 
@@ -164,7 +161,9 @@ def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") ->
     seen = _Subsampling()
     try:
         for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
-            found, *_ = _look(model, guide, tuple(part), {}, seen, fits if part is data else _scores_unmasked)
+            found, *_ = _look(
+                model, guide, tuple(part), {}, seen, fits if part is data else partial(_scores, masked=False)
+            )
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if seen.names and not isinstance(error, InputError):
             raise subsampling(seen.names[0]) from error
@@ -206,7 +205,7 @@ def _look(
     shape_of: Callable[[Site], Sequence[int]],
 ) -> tuple[Look, dict[str, Site], dict[str, Site]]:
     """What there is to see but for `thin`, and the sites of guide and model."""
-    with torch.random.fork_rng(devices=cuda_devices()), poutine.block(), torch.no_grad(), seen:
+    with forked(), poutine.block(), torch.no_grad(), seen:
         drawn = Collect(guide)(*args, **kwargs)
         scored = dict(sites_of(drawn, observed=True))
         sites = dict(sites_of(Collect(model, drawn)(*args, **kwargs), observed=True))
@@ -222,7 +221,7 @@ def _look(
 
 
 def _scores(site: Site, masked: bool = True) -> Sequence[int]:
-    """The shape of a site's log-probability, whose value validation looks at."""
+    """The shape of a site's log-probability, whose value validation looks at: of what is masked too, or not."""
     try:
         shape = site["fn"].log_prob(site["value"]).shape
     except ValueError as error:
@@ -231,11 +230,6 @@ def _scores(site: Site, masked: bool = True) -> Sequence[int]:
             return shape
         raise InputError(f"site '{site['name']}': {outside(site) or in_a_line(error) or error}") from error
     return _masked(site, shape)
-
-
-def _scores_unmasked(site: Site) -> Sequence[int]:
-    """As `_scores`; what a mask leaves out may be anything."""
-    return _scores(site, masked=False)
 
 
 def fits(site: Site) -> Sequence[int]:
@@ -269,11 +263,6 @@ def unvalidated() -> AbstractContextManager:
 def vectorized(particles: int, max_plate_nesting: int) -> AbstractContextManager:
     """A plate of particles on the left of the programs' own; one particle needs no dimension."""
     return Plate(PARTICLES, particles, dim=-1 - max_plate_nesting) if particles > 1 else nullcontext()
-
-
-def cuda_devices() -> list[int]:
-    """The devices whose generator a run may draw from, beside the CPU's."""
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def is_point(fn: Any) -> bool:

@@ -244,9 +244,8 @@ def _is_of_khat(path: Path) -> bool:
 def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
     ending = path.suffix.lower()
     if ending == ".nc":
-        attributes = {key: value if isinstance(value, int | str) else str(value) for key, value in shared.items()}
-        attributes |= {"draws": found.plan.total, "seed": found.plan.seed, "versions": json.dumps(versions())}
-        write_results(path, tables.arrays(found), attributes, RETRY)
+        more = {"draws": found.plan.total, "seed": found.plan.seed, "versions": json.dumps(versions())}
+        write_results(path, tables.arrays(found), {**shared, **more}, RETRY)
         return
     with whole(path, RETRY) as aside:
         if ending == ".json":

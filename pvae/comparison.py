@@ -291,22 +291,22 @@ def _measure(
     chosen: Tensor,
     plan: Plan,
     exact: Tensor | None,
-    told: Callable[[str], Callable[[int, int], None]],
+    progress: Callable[[str], Callable[[int, int], None]],
 ) -> Measured:
     known = _checked(exact, len(test.x))
     common = {"seed": plan.seed, "plate": plan.plate}
     bounds = {**common, "chunk": plan.chunk}
     own = {"particles": plan.particles, "draws": plan.draws, "khat": plan.total >= FEWEST}
-    of_test = evaluate(*programs, *test, progress=told("test data"), **own, **bounds)
+    of_test = evaluate(*programs, *test, progress=progress("test data"), **own, **bounds)
     of_train = None
     if train is not None:
-        of_train = evaluate(*programs, *train, particles=plan.of_training, progress=told("training data"), **bounds)
+        of_train = evaluate(*programs, *train, particles=plan.of_training, progress=progress("training data"), **bounds)
     information, left_out = _information(programs, test, plan, common) if plan.information else (None, "")
     model, guide = programs
     few, annealed = test.chosen(chosen), None
     if plan.annealing is not None:
         start = guide if plan.start == "guide" else None
-        given = {"annealing": plan.annealing, "progress": told("annealing, steps"), **common}
+        given = {"annealing": plan.annealing, "progress": progress("annealing, steps"), **common}
         annealed = ais(model, *few, guide=start, **given)
     found = Measured(of_test, of_train, information, left_out, known, annealed)
     if not plan.families:
@@ -314,7 +314,7 @@ def _measure(
     log_p = annealed if exact is None else exact[chosen.to(exact.device)]
     if log_p is None:
         raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
-    given = {"families": plan.families, "steps": plan.steps, "progress": told("guides, steps"), **common}
+    given = {"families": plan.families, "steps": plan.steps, "progress": progress("guides, steps"), **common}
     split, rows = gap(*programs, *few, log_p=log_p, **given), chosen.cpu()
     # the ELBO that is reported, not one of other draws beside it
     split = replace(split, elbo=of_test.elbo[rows], se={**split.se, "elbo": of_test.se["elbo"][rows]})

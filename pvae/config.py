@@ -16,7 +16,7 @@ from math import log
 from typing import Any, Literal
 
 from .base import Member, lookup, members, root
-from .errors import InputError, nearest
+from .errors import InputError, more_than, nearest
 from .flat import dump
 from .flat import read as read
 from .networks import Activation
@@ -116,8 +116,8 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("lr", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{flag(name)}: found {value}, expected more than 0")
+            if value is not None:
+                more_than(0, **{flag(name): value})
         for option in fields():
             value = getattr(self, option.name)
             low = option.metadata["low"]

@@ -17,6 +17,7 @@ from . import weights
 from .errors import InputError
 from .masks import counted
 from .noise import Noise, forked
+from .svi.observed import single
 from .weights import Program, Site, Traces
 
 CIRCLES = (VonMises, SineBivariateVonMises, SineSkewed)
@@ -182,7 +183,7 @@ class Density:
         if not self.whole:
             weights.check_whole(traces, len(self.data[0]))
         if validated:
-            outside = weights.outside(traces, validated)
+            outside = weights.outside_support(traces, validated)
             weights.check_supports(self.model, self.guide or (lambda *_: None), self.data, outside, first)
         for name, site in weights.sites_of(traces.model, observed=True):
             if site["is_observed"] and not site["value"].isfinite().all():
@@ -330,10 +331,7 @@ def _map_to(name: str, support: constraints.Constraint) -> Transform:
 
 
 def _is_real(site: Site) -> bool:
-    support = site["fn"].support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
+    return single(site["fn"].support) is constraints.real
 
 
 def _is_circle(fn: Any) -> bool:
@@ -345,13 +343,11 @@ def _is_circle(fn: Any) -> bool:
 
 def _log_det(site: Site, numbers: Tensor) -> Tensor:
     """The log-determinant of the map from numbers to a site's value, in its batch shape, of what is not masked."""
-    support, right = site["fn"].support, 0
-    while isinstance(support, constraints.independent):
-        support, right = support.base_constraint, right + support.reinterpreted_batch_ndims
+    support = single(site["fn"].support)
     value = biject_to(support).log_abs_det_jacobian(numbers, site["value"])
     if (mask := counted(site)) is not None:
         value = value.where(mask[(..., *[0] * support.event_dim)], 0.0)
-    return sum_rightmost(value, right)
+    return sum_rightmost(value, site["fn"].event_dim - support.event_dim)
 
 
 def _bare(sites: dict[str, Site]) -> dict[str, Site]:

@@ -14,9 +14,11 @@ from torch import Tensor
 from . import weights
 from .errors import InputError
 from .masks import counted
+from .means import mean_and_se
 from .noise import CELL, Noise, forked
 from .plates import data_plate
 from .replay.turns import taken_in_turn
+from .weights import NoInverse as NoInverse
 from .weights import Program, Site
 
 SMALLEST = 6
@@ -105,8 +107,7 @@ def paired(a: Tensor, b: Tensor) -> Paired:
         datum = int(difference.isnan().nonzero()[0])
         raise InputError(f"paired: the difference of datum {datum} is not a number, expected one: leave that datum out")
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-    se = difference.std().item() / math.sqrt(len(a)) if len(a) > 1 else math.nan
-    return Paired(difference.mean().item(), se, wins, losses, _sign_test(wins, losses))
+    return Paired(**mean_and_se(difference), wins=wins, losses=losses, p_value=_sign_test(wins, losses))
 
 
 @taken_in_turn
@@ -170,10 +171,6 @@ def mutual_information(
         for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
             every = every.logaddexp(pairs.log_q(part, sites, len(order)).logsumexp(1))
     return (own - every + math.log(len(x))).cpu()
-
-
-class NoInverse(InputError):
-    """A guide that scores only what it has just drawn, for the datum that it has drawn it for."""
 
 
 def _plate_of(guide: Program, model: Program | None, data: tuple[Tensor, ...], plate: str) -> str:
@@ -255,13 +252,7 @@ def _counted(site: Site) -> Tensor:
 
 
 def _log_prob(site: Site) -> Tensor:
-    try:
-        value = site["fn"].log_prob(site["value"])
-    except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
-        raise NoInverse(
-            f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it does not score for one"
-            " datum what it has drawn for another: expected a flow with an inverse"
-        ) from error
+    value = weights.scored(site)
     return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
 
 

@@ -1,4 +1,4 @@
-"""What a person did wrong, said in one line."""
+"""The error for what a person did wrong, said in one line, and checks that raise it."""
 
 
 class InputError(ValueError):

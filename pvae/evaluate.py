@@ -20,7 +20,7 @@ from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
 from .means import mean_and_se as mean_and_se
-from .means import with_error
+from .means import standard_error, with_error
 from .noise import forked
 from .replay.turns import taken_in_turn
 from .weights import LogWeights, Look, Program
@@ -318,7 +318,7 @@ def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:
     log_w = terms.log_w
     log_normalized = log_w - log_w.logsumexp(0)
     means = {
-        "elbo": (bounds.elbo(log_w), _se(log_w)),
+        "elbo": _mean(log_w),
         **{f"iw.{k}": _groups(log_w, k) for k in ks},
         "rate": _mean(terms.posterior - terms.prior),
         "distortion": _mean(-terms.likelihood),
@@ -329,12 +329,7 @@ def _reduce(terms: LogWeights, ks: Sequence[int]) -> dict[str, Tensor]:
 
 
 def _mean(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value.mean(0), _se(value)
-
-
-def _se(value: Tensor) -> Tensor:
-    """Of the mean over the first dimension; NaN where that is of one value."""
-    return value.std(0) / math.sqrt(len(value)) if len(value) > 1 else torch.full_like(value[0], math.nan)
+    return value.mean(0), standard_error(value)
 
 
 def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -346,7 +341,7 @@ def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _mean(found)
     inverse_ess = each.softmax(0).square().sum(0)
     within = ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sum(0).sqrt() / groups
-    return found.mean(0), within.fmax(_se(found))  # which is NaN of one group
+    return found.mean(0), within.fmax(standard_error(found))  # which is NaN of one group
 
 
 def _check_numbers(terms: LogWeights, x: Tensor | None) -> None:

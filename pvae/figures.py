@@ -1,4 +1,4 @@
-"""A run's figures: what is drawn of which data, from a fitted model and what was measured of it."""
+"""The figures of a run, from a fitted model, test data and what was measured."""
 
 from __future__ import annotations
 
@@ -136,8 +136,9 @@ def picture(images: Tensor, split: Split) -> Any:
     return _numpy(images.clamp(x.min(), x.max()))
 
 
-def plane(vae: Autoencoder, device: torch.device, side: int = 15) -> tuple[Any, Any, Any]:
+def plane(vae: Autoencoder, device: torch.device) -> tuple[Any, Any, Any]:
     """Means of p(x|z) on a grid over the plane of a two-dimensional latent, and the grid."""
+    side = 15
     grid = torch.linspace(-2.5, 2.5, side)
     images = vae.likelihood(torch.cartesian_prod(grid, grid).to(device)).mean
     if images.dim() == 4 and images.shape[1] not in (1, 3):  # channels last

@@ -1,12 +1,14 @@
-"""Files that are written whole or not at all, and what is said where a disk is full; JSON."""
+"""Files that are written whole or not at all, and what is said where a disk is full; JSON and CSV."""
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,16 @@ def as_json(value: Any, indent: int | None = 1) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(plain(value), indent=indent, allow_nan=False) + "\n"
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    r"""Rows as CSV, with a header; what a row has not is left empty.
+
+    >>> as_csv(["a", "b"], [{"a": 1, "b": 2}, {"b": 3}])
+    'a,b\n1,2\n,3\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,30 +1,24 @@
-"""Flat names and values in a YAML file, in which numbers are decimal and only true and false are so."""
+"""Configuration files: YAML of flat names and values, which are read as text, as those of the command line are."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 from .errors import InputError
 
-# As YAML 1.2 has them. By 1.1, PyYAML's, `010` is 8, `1:30` 90, `off` false, and `1e-3` text.
-_PLAIN = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
+NOTHING = ("", "~")
+"""What stands for none in YAML, beside null."""
 
 
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar = {}
+class _Loader(yaml.BaseLoader):
+    """Leaves all values text, so that `010` is 10 and `off` a word: what they are is known by their option alone."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        return "none" if node.value in NOTHING and node.style is None else node.value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, str] = {}
@@ -37,31 +31,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that is a number or the like by either version."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
-
-
-for _kind, (_pattern, _first) in _PLAIN.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-
-
 def dump(values: Mapping[str, Any]) -> str:
     r"""Flat names and values as YAML that `read` reads.
 
     >>> dump({"lr": 0.002, "data": "010"})
     "lr: 0.002\ndata: '010'\n"
     """
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
+    return yaml.safe_dump(dict(values), sort_keys=False)
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The flat names and values of a YAML file.
+    """The flat names and values of a YAML file; text, or lists of it.
 
     Raises:
         InputError: no such file, not a flat mapping, or a name that is there twice.
@@ -72,9 +52,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.constructor.ConstructorError as error:
         raise InputError(f"--config {path}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise InputError(f"--config {path}: found {type(values).__name__}, expected lines of `name: value`")
     return {_normal(key): value for key, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""Work in which parameters stay as they are: what depends on them alone is found once, and not at every call."""
+"""A cache for work in which parameters stay as they are, as an evaluation: what depends on them alone is found once."""
 
 from __future__ import annotations
 

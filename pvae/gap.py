@@ -1,4 +1,4 @@
-"""What a bound lacks of log p(x), split in two: what the family of q cannot reach, and what the encoder does not.
+"""The inference gap log p(x) - ELBO, split into the approximation gap (of the family of q) and the amortization gap.
 
 A guide of its own is optimised for each datum, all data at once.
 """
@@ -18,7 +18,7 @@ from .ais import Annealed
 from .density import Density
 from .errors import InputError, nearest
 from .frozen import frozen
-from .means import mean_and_se, with_error
+from .means import mean_and_se, standard_error, with_error
 from .noise import Noise, block_size, forked
 from .replay.turns import taken_in_turn
 from .weights import Program
@@ -141,7 +141,7 @@ def gap(
     values = {name: torch.cat(parts, 1) for name, parts in found.items()}
     _check(values)
     means = {name: value.mean(0) for name, value in values.items()}
-    errors = {name: value.std(0) / math.sqrt(len(value)) for name, value in values.items()}
+    errors = {name: standard_error(value) for name, value in values.items()}
     return Gap(truth, means.pop("elbo"), means, {"log_p": truth_se, **errors})
 
 

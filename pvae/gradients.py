@@ -6,8 +6,6 @@ python -m pvae.gradients --toy
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from . import cli, plots
 from .base import lookup
 from .data import pixels
 from .errors import InputError
-from .files import RETRY, as_json, whole
+from .files import RETRY, as_csv, as_json, whole
 from .load import load
 from .pace import pace
 from .snr import Signal, Toy, measure, slope
@@ -70,7 +68,8 @@ def _objective(objective: str, k: int, gradient: str, most: int) -> Any:
     except InputError as error:
         if k == most:
             raise InputError(f"--{error}") from error
-        return _objective(objective, most, gradient, most) and None
+        _objective(objective, most, gradient, most)  # refused, where no number of particles would do
+        return None
 
 
 def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Tensor]], tuple, str]:
@@ -153,11 +152,7 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
         if path.suffix == ".json":
             aside.write_text(as_json({**about, "rows": rows}))
         elif path.suffix == ".csv":
-            text = io.StringIO()
-            writer = csv.DictWriter(text, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-            aside.write_text(text.getvalue())
+            aside.write_text(as_csv(list(rows[0]), rows))
         else:
             options = {"floor": _floor(results), "title": about["of"]}
             dashed = [name for name in lines if name.endswith(": model")]

@@ -1,4 +1,4 @@
-"""Which numbers of a site count: those that no mask leaves out."""
+"""Masks of sites: which numbers of a value count."""
 
 from __future__ import annotations
 

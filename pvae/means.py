@@ -1,4 +1,4 @@
-"""Means, shares and quantiles over data with their standard errors, and how these are written."""
+"""Means, shares and quantiles over data, their standard errors, and both as text."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ class Estimate(NamedTuple):
     """over how many data, or draws"""
 
 
+def standard_error(value: Tensor) -> Tensor:
+    """Of the mean over the first dimension; NaN where that is of one value.
+
+    >>> import torch
+    >>> standard_error(torch.tensor([0.0, 4.0])), standard_error(torch.zeros(1, 2))
+    (tensor(2.), tensor([nan, nan]))
+    """
+    return value.std(0) / math.sqrt(len(value)) if len(value) > 1 else value.new_full(value.shape[1:], math.nan)
+
+
 def mean_and_se(value: Tensor) -> dict[str, float]:
     """The mean of (N,) values and its standard error, NaN where N = 1.
 
@@ -27,8 +37,7 @@ def mean_and_se(value: Tensor) -> dict[str, float]:
     {'mean': 2.0, 'se': 2.0}
     """
     value = value.double()
-    se = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
-    return {"mean": value.mean().item(), "se": se}
+    return {"mean": value.mean().item(), "se": standard_error(value).item()}
 
 
 def estimate(value: Tensor) -> Estimate:

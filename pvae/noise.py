@@ -24,8 +24,14 @@ def block_size(device: torch.device, particles: int, chunk: int | None = None) -
     return CELL * max(1, chunk // (CELL * particles))
 
 
-def forked(device: torch.device) -> AbstractContextManager:
-    """Within it draws on a device, or on the CPU, leave the generators that others see as they are."""
+def forked(device: torch.device | None = None) -> AbstractContextManager:
+    """Within it draws on the CPU and on a device leave the generators that others see as they are.
+
+    Args:
+        device: that is drawn on; if not given, the current one of CUDA, where CUDA is in use.
+    """
+    if device is None:
+        return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else [])
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
@@ -68,7 +74,7 @@ class Noise:
         return self._draw(torch.rand, like)
 
     def seeded(self) -> Iterator[slice]:
-        """Each cell's data in turn, with torch's own generators seeded for it: to be used within `fork_rng`."""
+        """Each cell's data in turn, with torch's own generators seeded for it: to be used within `forked`."""
         self.times += 1  # new draws every time; 0 is the stream of the cell's generator
         for cell, each in zip(self.cells, self.seeds, strict=True):
             seed(_number((*each, self.times)), self.device)

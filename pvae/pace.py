@@ -1,4 +1,4 @@
-"""How far a long evaluation is, said now and then."""
+"""Lines about the progress of long work, every few seconds."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def is_subsample(site: Site) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
 
 
-def is_untold(site: Site) -> bool:
+def is_untraced(site: Site) -> bool:
     """Whether it is a draw within a site, whose density that site has: as Pyro's tracing leaves it out."""
     return bool(site["infer"].get("_do_not_trace"))
 
@@ -146,14 +146,11 @@ def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
 def _check_inside(sites: Mapping[str, Site], plate: str) -> None:
     for name, site in sites.items():
         if plate not in [frame.name for frame in site["cond_indep_stack"]]:
-            raise InputError(_outside(name, f" '{plate}'"))
-
-
-def _outside(name: str, plate: str = "") -> str:
-    return (
-        f"site '{name}': outside the plate of data{plate}: weights belong to data, so a latent shared by all of them"
-        " has no bound for each: move the site into the plate, or pass plate=None for one bound on log p of all data"
-    )
+            raise InputError(
+                f"site '{name}': outside the plate of data '{plate}': weights belong to data, so a latent shared by all"
+                " of them has no bound for each: move the site into the plate, or pass plate=None for one bound on log"
+                " p of all data"
+            )
 
 
 def _check_scale(name: str, site: Site) -> None:
@@ -194,14 +191,14 @@ def check_log_prob(site: Site, shape: Sequence[int], particles: int, nesting: in
     mask = site["mask"]
     masked = f" and a mask of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else ""
     wide = particles > 1 and len(shape) > nesting + 1  # which one particle is not
-    told = (
+    hint = (
         f", and let shapes broadcast as they are: of {particles} particles, on the left, a latent in no plate has batch"
         f" shape {(particles, *[1] * nesting)}"
     )
     raise InputError(
         f"site '{site['name']}': found a log-probability of shape {tuple(shape)}, from a value of shape"
         f" {tuple(site['value'].shape)}{masked}, where its plates have {expected}: expected no batch dimensions but the"
-        f" plates': declare those of one draw by .to_event(1), or squeeze a column of data{told if wide else ''}"
+        f" plates': declare those of one draw by .to_event(1), or squeeze a column of data{hint if wide else ''}"
     )
 
 

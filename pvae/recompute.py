@@ -1,4 +1,4 @@
-"""A function of many rows in little memory: of some rows at a time, and once more when the gradient is taken."""
+"""Gradient checkpointing by rows: a function of some rows at a time, run once more when the gradient is taken."""
 
 from __future__ import annotations
 

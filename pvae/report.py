@@ -1,4 +1,4 @@
-"""What a run says as it begins, and leaves when it is done: final numbers, labelled results, the table."""
+"""What a run prints as it begins, and what it writes at its end: final numbers, labelled results, the table."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     say(table(config, summary))  # before what may fail on a full disk
     run.write_json("summary.json", summary)
     arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
-    write_results(run.folder / "results.nc", arrays, attributes(summary))
+    write_results(run.folder / "results.nc", arrays, {**summary["protocol"], "epoch": summary["epoch"]})
     figures.draw(run, vae, dataset.test, found, say)
 
 
@@ -120,12 +120,6 @@ def nested(found: Evaluation) -> dict[str, Any]:
         for name, rate in found.rates().items()
     }
     return {**rest, "iw": iw, "active_units": found.active_units, **({"layers": layers} if layers else {})}
-
-
-def attributes(summary: dict[str, Any]) -> dict[str, Any]:
-    """The protocol as attributes of a results file: text and numbers."""
-    flat = {**summary["protocol"], "epoch": summary["epoch"]}
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat.items()}
 
 
 @torch.no_grad()

@@ -64,7 +64,8 @@ class Run:
             try:
                 yield run
             except BaseException:
-                run.remove_if_empty()
+                if run.is_empty():  # it ended before its first checkpoint
+                    shutil.rmtree(run.folder, ignore_errors=True)
                 raise
 
     def describe(self, dataset: Dataset, device: torch.device, start: Mapping[str, Any]) -> None:
@@ -81,11 +82,6 @@ class Run:
     def names(self) -> list[str]:
         """The names of its checkpoints, oldest first."""
         return checkpoints.names(self.folder / "checkpoints")
-
-    def remove_if_empty(self) -> None:
-        """Delete the folder of a run that ended before its first checkpoint."""
-        if self.is_empty():
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -324,7 +320,7 @@ def write_results(
         path: a `.nc` file.
         groups: {"posterior": {"z": (("chain", "draw", "datum", "latent"), tensor or array)}, ...}; what is named as its
             dimension labels it.
-        attributes: of the file.
+        attributes: of the file; what is neither text nor a number is written as text.
         then: what to do where the disk was full.
     """
     import xarray
@@ -333,7 +329,8 @@ def write_results(
         f"/{name}": xarray.Dataset({key: (dims, _array(value)) for key, (dims, value) in group.items()})
         for name, group in groups.items()
     }
-    tree["/"] = xarray.Dataset(attrs=attributes)
+    plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in attributes.items()}
+    tree["/"] = xarray.Dataset(attrs=plain)
     # In memory, as HDF5 crashes on a full disk; copied, as Python 3.12.1 crashes where a view of it is garbage.
     made = bytes(xarray.DataTree.from_dict(tree).to_netcdf(engine="h5netcdf"))
     with whole(path, then) as aside:

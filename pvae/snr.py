@@ -1,4 +1,4 @@
-"""Signal and noise of gradient estimates: the gradient taken many times at fixed parameters, from fresh draws."""
+"""The signal-to-noise ratio of gradient estimates: taken many times at fixed parameters, from fresh draws."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, at_least
+from .noise import forked
 from .replay.captured import replayed
 from .replay.generators import random_state, set_random_state
 from .replay.precision import tolerance
@@ -115,8 +116,7 @@ def measure(
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
 
-    devices = [tensors[0].device] if tensors and tensors[0].is_cuda else []
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+    with forked(tensors[0].device if tensors else None), pyro.validation_enabled(False):
         gradient(*tensors)  # finds out how deep the plates go
         torch.manual_seed(seed)
         gradient = _quick(gradient, tensors)

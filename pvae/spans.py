@@ -1,7 +1,8 @@
-"""Between which bounds a latent lies: whether those of the guide move with its parameters, or leave the prior's.
+"""The interval that a latent's draws lie in, and the refusal of guides whose interval makes a gradient wrong.
 
-A gradient through draws knows nothing of weights that are zero beyond a bound, and one that rests on the score knows
-nothing of bounds that move. Looked at once, as it reads bounds; where they are not known nothing is said.
+A gradient through draws knows nothing of weights that are zero where the guide reaches beyond the prior's bounds, and
+one that rests on the score knows nothing of bounds that move with parameters. Looked at once, as it reads bounds; where
+they are not known nothing is said.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A command that is stopped while it is being imported, which takes seconds, ends with one line and code 130."""
+"""Ctrl-C while a command is still being imported, which takes seconds: one line and code 130, no traceback."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What gradient estimators are made of: a step's programs, values with the gradient of something else, gated paths."""
+"""What gradient estimators share: a step's programs and draws, surrogate losses, weights on the path through draws."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Autoencoder(nn.Module):
         names = self._held(data, y) if torch.distributions.Distribution._validate_args else frozenset()
         traces = weights.trace(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
         if names:
-            weights.check_supports(self.model, self.guide, data, weights.outside(traces, names))
+            weights.check_supports(self.model, self.guide, data, weights.outside_support(traces, names))
         return weights.split(traces)
 
     def _held(self, data: tuple[Tensor, ...], y: Tensor | None) -> frozenset[str]:

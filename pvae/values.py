@@ -1,4 +1,4 @@
-"""Values of options, which may be text, as the types that they should have."""
+"""Values of options, which may be text, converted to the types that they are annotated with."""
 
 from __future__ import annotations
 

@@ -19,10 +19,8 @@ from .collect import Enough as Enough
 from .collect import Look as Look
 from .collect import Program as Program
 from .collect import check_supports as check_supports
-from .collect import cuda_devices as cuda_devices
 from .collect import drawn_of as drawn_of
 from .collect import fits
-from .collect import inspect as inspect
 from .collect import is_point as is_point
 from .collect import look as look
 from .collect import sites_of as sites_of
@@ -42,6 +40,10 @@ from .replay.turns import taken_in_turn
 from .svi.observed import inside_by_element
 
 
+class NoInverse(InputError):
+    """A distribution that scores only what it has just drawn."""
+
+
 class LogWeights(NamedTuple):
     """The three terms of the log-weight, each (K, B), nats."""
 
@@ -58,7 +60,7 @@ class LogWeights(NamedTuple):
         return self.likelihood + self.prior - self.posterior
 
 
-@dataclass(frozen=True)
+@dataclass
 class Traces:
     """A guide's sites and the model's, run on what the guide drew, for K particles."""
 
@@ -79,12 +81,12 @@ class Traces:
     def __post_init__(self) -> None:
         guide, model = (dict(sites_of(sites, observed=True)) for sites in (self.guide, self.model))
         frame = data_plate(guide, model, self.plate)
-        object.__setattr__(self, "name", frame and frame.name)
-        object.__setattr__(self, "dim", frame and frame.dim)
-        object.__setattr__(self, "size", frame.size if frame else 1)
-        object.__setattr__(self, "scale", (frame.full_size or frame.size) / frame.size if frame else 1.0)
+        self.name = frame and frame.name
+        self.dim = frame and frame.dim
+        self.size = frame.size if frame else 1
+        self.scale = (frame.full_size or frame.size) / frame.size if frame else 1.0
         shape = (self.size,) if self.particles == 1 else (self.particles, self.size)
-        object.__setattr__(self, "shape", shape if self.max_plate_nesting == 1 else ())
+        self.shape = shape if self.max_plate_nesting == 1 else ()
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
@@ -226,7 +228,7 @@ def trace(
             sites in guide and model that do not match.
     """
     if max_plate_nesting is None:
-        max_plate_nesting = inspect(model, guide, *args, plate=plate, **kwargs)
+        max_plate_nesting = look(model, guide, *args, plate=plate, **kwargs).nesting
     drawn = draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
     return score(model, drawn, *args, plate=plate, **kwargs)
 
@@ -317,9 +319,9 @@ def scored(site: Site) -> Tensor:
     try:
         return site["fn"].log_prob(site["value"])
     except (NotImplementedError, KeyError) as error:  # Pyro's transforms raise either
-        raise InputError(
+        raise NoInverse(
             f"site '{site['name']}': {type(site['fn']).__name__} has no inverse, so that it scores only what it has"
-            " just drawn: expected the gradient reparam, or a flow with an inverse"
+            " just drawn: expected a flow with an inverse, or, for training, the gradient reparam"
         ) from error
 
 
@@ -339,8 +341,8 @@ def rates(traces: Traces) -> dict[str, Tensor]:
     return found
 
 
-def told(traces: Traces) -> Look:
-    """What the sites of a run tell of its programs, but for which are validated."""
+def look_at(traces: Traces) -> Look:
+    """As `look`, of programs that have been run: all but which sites are validated."""
     guide = dict(sites_of(traces.guide, observed=True))
     thinned = [site for site in (*guide.values(), *traces.model.values()) if traces.thins(site)]
     frames = [frame for site in thinned for frame in site["cond_indep_stack"] if frame.name != traces.name]
@@ -349,7 +351,7 @@ def told(traces: Traces) -> Look:
     return Look(traces.max_plate_nesting, frozenset(), factors, tuple(sorted(thin)))
 
 
-def outside(traces: Traces, names: Iterable[str]) -> Tensor:
+def outside_support(traces: Traces, names: Iterable[str]) -> Tensor:
     """Which data have, in sites of these names, values outside the support, whatever is drawn: (B,), 1 or 0.
 
     Those that a mask leaves out may be anything.
@@ -374,7 +376,4 @@ def unreparameterized(drawn: Drawn) -> list[Site]:
 
 def total(terms: list[Tensor]) -> Tensor:
     """The sum of some tensors."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    return sum(terms[1:], terms[0])

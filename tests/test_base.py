@@ -221,7 +221,6 @@ def test_round_trips(values, tmp_path):
     assert from_flat(to_flat(found)) == found
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(found))
-    assert config.read(file) == to_flat(found)
     assert from_flat(config.read(file)) == found
     assert all("_" not in name for name in to_flat(found) if "." not in name)
 
@@ -240,7 +239,6 @@ def test_a_file_may_write_underscores(tmp_path):
         ("a: [1\n", "not YAML: "),
         ("- 1\n- 2\n", "found list, expected lines of `name: value`"),
         ("", "expected lines of `name: value`"),
-        ("1: 2\n", "expected lines of `name: value`"),
         ("\x00", "not YAML"),
     ],
 )

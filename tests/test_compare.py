@@ -154,7 +154,7 @@ def test_each_model_is_given_its_own_labels():
     test = {"near": Data(x, torch.zeros(40, 1)), "far": Data(x, torch.linspace(3, 9, 40).unsqueeze(1))}
     train = {"near": Data(other, torch.ones(30, 1)), "far": Data(other, torch.linspace(-9, 2, 30).unsqueeze(1))}
     plan = Plan(
-        (1, 3), draws=6, subset=7, annealing=Annealing(400, 8, 5), start="guide", families=("mean_field",), steps=5
+        (1, 3), draws=6, subset=7, annealing=Annealing(20, 8, 5), start="guide", families=("mean_field",), steps=5
     )
     found = compare(dict.fromkeys(test, (shifted, posterior)), test, train, plan)
     for name, each in found.models.items():

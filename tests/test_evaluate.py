@@ -514,9 +514,7 @@ def test_the_term_that_is_not_a_number_is_named(vae, x, program, term):
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("likelihood", "draws"), [(pvae.Bernoulli, 100), (pvae.Bernoulli, 2000), (pvae.Gaussian, 2000)]
-)
+@pytest.mark.parametrize(("likelihood", "draws"), [(pvae.Bernoulli, 100), (pvae.Bernoulli, 500), (pvae.Gaussian, 500)])
 def test_memory_is_bounded_by_the_chunk_whatever_the_draws(new_vae, draws, likelihood):
     chunk, n, pixels = 256, 64, 1600
     vae = new_vae(latent=3, shape=(40, 40), likelihood=likelihood)

@@ -505,7 +505,7 @@ def test_a_parameter_that_is_not_finite_is_one_line(loss, where, after, new_vae,
 
 def test_finding_out_the_plates_draws_nothing(vae, x):
     state = torch.get_rng_state()
-    assert weights.inspect(vae.model, vae.guide, x) == 1
+    assert weights.look(vae.model, vae.guide, x).nesting == 1
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -15,26 +15,38 @@ from ..weights import Drawn, Traces
 from .gradient import Bounded, Gradient, alone, made, other_bound
 
 
-class Score(Gradient, name="score"):
-    """The score function, for draws of any kind, with what the other draws give as the baseline; unbiased.
-
-    a = c, b = 0, s_k = L - L_(-k) - c_k, L_(-k) the same bound of the other K - 1 draws.
-    Williams 1992; for the baseline Kool, van Hoof and Welling 2019.
-    """
+class Baselined(Gradient):
+    """The base of score functions that take a baseline off the bound: a = c, b = 0, s_k = L - baseline_k - c_k."""
 
     @classmethod
     def misfit(cls, objective: Bounded) -> str:
         """One particle alone."""
         return alone(objective)
 
+    def baseline(self, objective: Bounded, log_w: Tensor) -> Tensor:
+        """What each draw's bound is held against, (K, B): from the other draws alone."""
+        raise NotImplementedError
+
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The bound less its baseline."""
         _, a = bounds.slope(objective.bound, log_w)
         value, c = bounds.slope(objective.guide_bound, log_w)
-        return Coefficients(a, None, value - objective.left_out(log_w) - beta * c)
+        return Coefficients(a, None, value - self.baseline(objective, log_w) - beta * c)
 
 
-class VIMCO(Gradient, name="vimco"):
+class Score(Baselined, name="score"):
+    """The score function, for draws of any kind, with what the other draws give as the baseline; unbiased.
+
+    a = c, b = 0, s_k = L - L_(-k) - c_k, L_(-k) the same bound of the other K - 1 draws.
+    Williams 1992; for the baseline Kool, van Hoof and Welling 2019.
+    """
+
+    def baseline(self, objective: Bounded, log_w: Tensor) -> Tensor:
+        """The bound of the other draws."""
+        return objective.left_out(log_w)
+
+
+class VIMCO(Baselined, name="vimco"):
     """The score function with, as the baseline, the bound with each draw's weight replaced by a mean of the others'.
 
     a = c, b = 0, s_k = L - L(log w with log w_k replaced) - c_k. Unbiased, for draws of any kind and any bound. For
@@ -47,17 +59,9 @@ class VIMCO(Gradient, name="vimco"):
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
         self.mean = _choice("mean", mean, {"geometric": bounds.elbo, "arithmetic": bounds.iwae})
 
-    @classmethod
-    def misfit(cls, objective: Bounded) -> str:
-        """One particle alone."""
-        return alone(objective)
-
-    def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
-        """The bound less its baseline."""
-        _, a = bounds.slope(objective.bound, log_w)
-        value, c = bounds.slope(objective.guide_bound, log_w)
-        baseline = bounds.stood_in(objective.guide_bound, log_w, self.mean)
-        return Coefficients(a, None, value - baseline - beta * c)
+    def baseline(self, objective: Bounded, log_w: Tensor) -> Tensor:
+        """The bound with each draw's weight replaced."""
+        return bounds.stood_in(objective.guide_bound, log_w, self.mean)
 
 
 class OVIS(Gradient, name="ovis"):

@@ -107,10 +107,10 @@ class CovarianceNormal(DependentNormal):
         standard = torch.linalg.solve_triangular(self.root, columns, upper=False)
         squared = standard.square().sum(-2).movedim(-1, 0)
         squared = squared.reshape(extra + squared.shape[1:])
-        return -0.5 * squared - self.log_determinant - 0.5 * math.log(2 * math.pi) * self.event_shape[0]
+        return -0.5 * squared - self.half_log_det - 0.5 * math.log(2 * math.pi) * self.event_shape[0]
 
     @property
-    def log_determinant(self) -> Tensor:  # noqa: D102
+    def half_log_det(self) -> Tensor:  # noqa: D102
         return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @property

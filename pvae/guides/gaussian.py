@@ -29,7 +29,7 @@ class DependentNormal(dist.TorchDistribution):
         raise NotImplementedError
 
     @property
-    def log_determinant(self) -> Tensor:
+    def half_log_det(self) -> Tensor:
         """Half the log-determinant of the covariance, (...)."""
         raise NotImplementedError
 
@@ -38,4 +38,4 @@ class DependentNormal(dist.TorchDistribution):
 def _kl(q: DependentNormal, p: DiagonalNormal) -> Tensor:
     """1/2 [sum_i (C_ii + (m_i - n_i)^2) / t_i^2 - D] + sum_i log t_i - 1/2 log det C, C the covariance."""
     distance = ((q.variance + (q.loc - p.loc).square()) / p.scale.square() - 1).sum(-1)
-    return 0.5 * distance + p.scale.log().sum(-1) - q.log_determinant
+    return 0.5 * distance + p.scale.log().sum(-1) - q.half_log_det

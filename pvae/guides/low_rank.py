@@ -102,13 +102,13 @@ class LowRankNormal(DependentNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         """-1/2 |(I - Q Q') [(z - m) / s; 0]|^2 - log det - D/2 log 2 pi."""
         size = self.event_shape[0]
-        span, log_determinant = self._factored()
+        span, half_log_det = self._factored()
         standard = (value - self.loc) / self.scale
         upper, lower = span[..., :size, :], span[..., size:, :]
         share = torch.einsum("...ir,...i->...r", upper, standard)
         squared = (standard - torch.einsum("...ir,...r->...i", upper, share)).square().sum(-1)
         squared = squared + torch.einsum("...ir,...r->...i", lower, share).square().sum(-1)
-        return -0.5 * squared - log_determinant - 0.5 * math.log(2 * math.pi) * size
+        return -0.5 * squared - half_log_det - 0.5 * math.log(2 * math.pi) * size
 
     def _factored(self) -> tuple[Tensor, Tensor]:
         """Q (..., D + R, R), and half the log-determinant of the covariance (...)."""
@@ -116,17 +116,17 @@ class LowRankNormal(DependentNormal):
         eye = torch.eye(rank, dtype=self.loc.dtype, device=self.loc.device)
         scaled = self.factor / self.scale.unsqueeze(-1)
         rest = torch.cat([scaled, eye.expand(*scaled.shape[:-2], rank, rank)], -2)
-        span, log_determinant = [], self.scale.log().sum(-1)
+        span, half_log_det = [], self.scale.log().sum(-1)
         for _ in range(rank):  # the modified Gram-Schmidt process
             squared = rest[..., :1].square().sum(-2, keepdim=True)
-            log_determinant = log_determinant + 0.5 * squared.log().flatten(-2).squeeze(-1)
+            half_log_det = half_log_det + 0.5 * squared.log().flatten(-2).squeeze(-1)
             unit = rest[..., :1] * squared.rsqrt()
             span.append(unit)
             rest = rest[..., 1:] - unit * (unit * rest[..., 1:]).sum(-2, keepdim=True)
-        return torch.cat(span, -1), log_determinant
+        return torch.cat(span, -1), half_log_det
 
     @property
-    def log_determinant(self) -> Tensor:  # noqa: D102
+    def half_log_det(self) -> Tensor:  # noqa: D102
         return self._factored()[1]
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from .. import bounds, chunks, estimators, spans, surrogates, weights
 from ..base import Member, lookup
 from ..errors import InputError, at_least
 from ..estimators import Gradient
+from ..noise import forked
 from ..surrogates import Step
 from ..weights import Drawn, Program, Site, Traces
 
@@ -188,12 +188,13 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             self._losses = torch.zeros((), device=device)
         return self._losses
 
+    # As Pyro's objectives give them: by these `pvae.SVI` finds the site where a step is not finite.
+
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
         yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        particles = pyro.plate(weights.PARTICLES, self.num_particles, dim=-1 - (self.max_plate_nesting or 0))
-        with particles if self.num_particles > 1 else nullcontext():
+        with weights.vectorized(self.num_particles, self.max_plate_nesting or 0):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return model_trace, guide_trace
@@ -216,12 +217,12 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     def _look_at_sites(self, validates: bool, looked: Callable[[], Any], step: Step, traces: Traces) -> None:
         """Refuse plates, factors and supports that the gradient is wrong for, at the first step with a gradient."""
-        _check(weights.told(traces), self)
+        _check(weights.look_at(traces), self)
         if not torch.is_grad_enabled():
             return
 
         def apart() -> dict[str, Site]:
-            with torch.random.fork_rng(devices=weights.cuda_devices()):
+            with forked():
                 return step.draw(detach=True).sites
 
         path = self.gradient.reparameterized

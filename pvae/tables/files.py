@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import files
 from ..comparison import Comparison, Measured
 from ..diagnostics import FEWEST, khat_threshold
 from .rows import bits
@@ -76,7 +75,7 @@ def as_csv(found: Comparison, protocol: dict[str, Any]) -> str:
         rows += [{**shared, **_quantity(key), **pair._asdict()} for key, pair in pairs.items()]
     columns = ["run", "less", "part", "quantity", "K", "mean", "se", "n", "draws", "wins", "losses", "p_value"]
     columns.append("bounds_on")
-    return _csv(columns, rows)
+    return files.as_csv(columns, rows)
 
 
 def data_csv(found: Comparison) -> str:
@@ -89,7 +88,7 @@ def data_csv(found: Comparison) -> str:
             {"run": name, "datum": datum, **dict(zip(columns, value, strict=True))}
             for datum, value in enumerate(values)
         ]
-    return _csv(["run", "datum", *columns], rows)
+    return files.as_csv(["run", "datum", *columns], rows)
 
 
 def _columns(found: Measured) -> dict[str, Tensor]:
@@ -105,14 +104,6 @@ def _columns(found: Measured) -> dict[str, Tensor]:
 def _quantity(key: str) -> dict[str, Any]:
     name, _, k = key.rpartition("iw.")
     return {"quantity": f"{name}iw", "K": int(k)} if "iw." in key else {"quantity": key}
-
-
-def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def arrays(found: Comparison) -> Arrays:

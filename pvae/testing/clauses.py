@@ -6,7 +6,6 @@ import copy
 import inspect
 import io
 import pickle
-import traceback
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..conditions import Label
 from ..errors import InputError
 from ..objectives import ELBO, IWAE, Objective
+from ..plates import written_at
 from ..supports import supports_to
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
@@ -237,9 +237,7 @@ def copies(s: Subject) -> str | None:
     expected = _density(s)
     found = [s.copy()]
     if "<locals>" not in type(s.part).__qualname__:
-        vae = pickle.loads(pickle.dumps(s.vae))
-        part = {"prior": vae.prior, "likelihood": vae.likelihood, "guide": vae.posterior}[s.part.family]
-        found.append(Subject(part, vae, s.latent, s.shape, s.y))
+        found.append(s.within(pickle.loads(pickle.dumps(s.vae))))
     for one in found:
         what = "other draws or another log_prob of a copy"
         expect(torch.equal(_density(one), expected), what, "the same", "keep all it is in the module")
@@ -274,17 +272,11 @@ def reads(s: Subject) -> str | None:
             with suppress(NotImplementedError):
                 p.log_prob(p.rsample() if p.has_rsample else p.sample())
     except _Read as error:
-        frame = _own(error)
         raise Broken(
-            f"found .{error}() of a tensor at {frame.filename}:{frame.lineno}, expected tensors only: a step that is"
-            " replayed cannot read: keep it a tensor, or make a number of it in __init__"
+            f"found .{error}() of a tensor{written_at(error)}, expected tensors only: a step that is replayed cannot"
+            " read: keep it a tensor, or make a number of it in __init__"
         ) from error
     return None
-
-
-def _own(error: Exception) -> Any:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    return frames[-1]
 
 
 def fast(s: Subject) -> str | None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import traceback
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from .. import vae as package
 from ..base import Part, loose_tensor, path_of, root
 from ..errors import InputError, nearest
+from ..plates import written_at
 from . import clauses, densities, draws
 from .setting import Broken, ContractError, Subject, around_guide, around_likelihood, around_prior, expect
 
@@ -185,14 +183,4 @@ def _clause(report: Report, name: str, seed: int, look: Callable[[], Any]) -> An
         raise ContractError(f"{report.part}: {name}: {str(error).removeprefix(report.part + ': ')}") from error
     except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ContractError(f"{report.part}: {name}: {_where(error)}: {type(error).__name__}: {text}") from error
-
-
-LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro, package))
-
-
-def _where(error: Exception) -> str:
-    """The line that a person wrote: the last that is in no library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
-    return f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}"
+        raise ContractError(f"{report.part}: {name}{written_at(error)}: {type(error).__name__}: {text}") from error

@@ -110,6 +110,10 @@ class Subject:
     def copy(self) -> Subject:
         """The same, apart: what is trained or changed is this one."""
         vae = copy.deepcopy(self.vae)
+        return self.within(vae)
+
+    def within(self, vae: VAE) -> Subject:
+        """The part of another model that is in the place of this one."""
         part = {"prior": vae.prior, "likelihood": vae.likelihood, "guide": vae.posterior}[self.part.family]
         return Subject(part, vae, self.latent, self.shape, self.y, self.memo)
 
@@ -288,7 +292,7 @@ def data_shape(guide: Part) -> tuple[int, ...]:
         encoder = encoder.network
     shape = getattr(encoder, "shape", None)
     if shape is None:
-        shape = _width(encoder, "in_features", "an encoder", "an Encoder, with the shape that it takes")
+        shape = _width(encoder, "an encoder", "an Encoder, with the shape that it takes")
     return tuple(shape)
 
 
@@ -296,11 +300,11 @@ def latent_of(decoder: nn.Module) -> int:
     """The size of the latent, by a likelihood's decoder."""
     if isinstance(decoder, ConditionedDecoder) or hasattr(decoder, "inputs"):
         return decoder.inputs  # type: ignore[return-value]
-    return _width(decoder, "in_features", "a decoder", "a Decoder, or latent= beside it")[0]
+    return _width(decoder, "a decoder", "a Decoder, or latent= beside it")[0]
 
 
-def _width(network: nn.Module, name: str, what: str, expected: str) -> tuple[int]:
+def _width(network: nn.Module, what: str, expected: str) -> tuple[int]:
     for layer in network.modules():
-        if hasattr(layer, name):
-            return (getattr(layer, name),)
+        if hasattr(layer, "in_features"):
+            return (layer.in_features,)
     raise Broken(f"found {what} that does not say what it takes, expected {expected}: pass one")
