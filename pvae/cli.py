@@ -44,11 +44,13 @@ class Parser(argparse.ArgumentParser):
         if not rest:
             return
         if not rest[0].startswith("-"):
-            raise InputError(f"{rest[0]}: found one word too many, expected options: see {self.prog} --help")
-        known = [word for action in self._actions for word in action.option_strings]
-        name = rest[0].partition("=")[0]
+            raise InputError(
+                f"{rest[0] or repr('')}: found one word too many, expected options: see {self.prog} --help"
+            )
+        known = {word.lstrip("-"): word for action in self._actions for word in action.option_strings}
+        name = rest[0].partition("=")[0].lstrip("-").lower()  # dashes are alike in all
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        hint = f"did you mean {known[close[0]]}?" if close else f"see {self.prog} --help"
         raise InputError(f"{rest[0]}: unknown option: {hint}")
 
 
