@@ -217,7 +217,7 @@ def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | N
     try:
         start.imported()
         try:
-            code = main(sys.argv[1:] if argv is None else argv)
+            code = main(_as_text(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -231,6 +231,19 @@ def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | N
             raise
         code = _complain(name, message, 2)
     raise SystemExit(code)
+
+
+def _as_text(argv: Sequence[str]) -> Sequence[str]:
+    """The words, which are Unicode; what a terminal or a pipe cannot show of them is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # what a notebook puts there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{word!a}: found bytes that are not UTF-8, expected text: rename it") from error
+    return argv
 
 
 def _explain(name: str, error: Exception) -> str | None:

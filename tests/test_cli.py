@@ -864,6 +864,18 @@ def test_a_reader_that_goes(argv):
         assert runs.Run.open("new").last().state["steps"] > 0
 
 
+def test_a_name_that_is_not_unicode(capsys):
+    message = "pvae fit: error: '--out=r\\udcff': found bytes that are not UTF-8, expected text: rename it"
+    assert message in refused(capsys, "--out=r\udcff")
+
+
+def test_names_that_the_terminal_cannot_show(here, plain, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert go(*SMALL, "--epochs", "1", "--out", "größe") == 0
+    assert rb"run folder: 'gr\xf6\xdfe'" in shown.buffer.getvalue()
+
+
 def test_help_shows_the_options_of_a_class_of_ones_own(tmp_path, monkeypatch, capsys):
     source = 'import pvae\nclass Wide(pvae.Prior):\n    """Wide.\n\n    Args:\n        width: how wide.\n    """\n'
     source += "    def __init__(self, latent, width: float = 2.0):\n        super().__init__(latent)\n"
