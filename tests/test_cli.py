@@ -180,6 +180,7 @@ CONFIGS = {
     "- 1": "found list",
     "": "found NoneType",
     "a: [1": "not YAML",
+    "a: " + "[" * 2000: "not YAML",
     "\0": "not YAML",
 }
 
