@@ -118,7 +118,10 @@ def _hierarchy(
 
     def layer(size: int, above: int) -> Part:
         outputs = made.outputs_for(size, **defaults(made)) * size
-        return made(network(given["prior"], above, outputs), size)
+        try:
+            return made(network(given["prior"], above, outputs), size)
+        except InputError as error:
+            raise InputError(f"--layer {config.layer}: {error}") from error
 
     made: Any = lookup("guide", config.layer)
     layers = [layer(size, above) for size, above in pairwise(config.layers)]

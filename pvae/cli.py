@@ -44,11 +44,13 @@ class Parser(argparse.ArgumentParser):
         if not rest:
             return
         if not rest[0].startswith("-"):
-            raise InputError(f"{rest[0]}: found one word too many, expected options: see {self.prog} --help")
-        known = [word for action in self._actions for word in action.option_strings]
-        name = rest[0].partition("=")[0]
+            raise InputError(
+                f"{rest[0] or repr('')}: found one word too many, expected options: see {self.prog} --help"
+            )
+        known = {word.lstrip("-"): word for action in self._actions for word in action.option_strings}
+        name = rest[0].partition("=")[0].lstrip("-").lower()  # dashes are alike in all
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        hint = f"did you mean {known[close[0]]}?" if close else f"see {self.prog} --help"
         raise InputError(f"{rest[0]}: unknown option: {hint}")
 
 
@@ -214,7 +216,7 @@ def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | N
     try:
         start.imported()
         try:
-            code = main(sys.argv[1:] if argv is None else argv)
+            code = main(_as_text(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -228,6 +230,19 @@ def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | N
             raise
         code = _complain(name, message, 2)
     raise SystemExit(code)
+
+
+def _as_text(argv: Sequence[str]) -> Sequence[str]:
+    """The words, which are Unicode; what a terminal or a pipe cannot show of them is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # what a notebook puts there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{word!a}: found bytes that are not UTF-8, expected text: rename it") from error
+    return argv
 
 
 def _explain(name: str, error: Exception) -> str | None:

@@ -321,6 +321,29 @@ def to_flat(config: Config) -> dict[str, Any]:
     return flat
 
 
+def lasting(config: Config) -> dict[str, Any]:
+    """What of a configuration, flat, stays as it is from the first step of a run to its last number.
+
+    The rest may change: where a run and its data lie, and how far it goes.
+    """
+    free = {"data", "data-dir", "start-from", "device", "eval-chunk", "eval-particles"}
+    free |= {"epochs"} if config.schedule == "constant" else set()
+    return {name: value for name, value in to_flat(config).items() if name not in free}
+
+
+def changed(config: Config, before: Mapping[str, Any] | None) -> str:
+    """The first thing that `lasting` says otherwise than before, and what that was; nothing where all is as it was.
+
+    A field that was not there before, as it is new in the program, has not changed.
+    """
+    now = lasting(config)
+    for name in {**now, **before} if before else ():
+        known = name in before or "." in name
+        if known and now.get(name) != before.get(name):
+            return f"{name} {now.get(name, 'not set')}, which was {before.get(name, 'not set')}"
+    return ""
+
+
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `read` reads."""
     return dump(to_flat(config))

@@ -15,6 +15,7 @@ from .errors import InputError
 
 _LABELS = ("label", "y")
 _MISSING = ("", "na", "n/a", "null", "none", "?", "-", ".")
+_BETWEEN = ": found {} between the numbers, expected commas: export it with them, and with decimal points"
 _OPTIONS: dict[str, Any] = {"comments": None, "quotechar": '"', "encoding": "utf-8-sig", "delimiter": ",", "ndmin": 2}
 
 
@@ -55,6 +56,9 @@ def read_csv(path: Path) -> Table:
         first = np.array([[float(cell) for cell in top.row]])
         rest = np.concatenate([first, rest]) if rest.size else first
     if not rest.size:
+        if any("\n" in cell for cell in top.row):
+            found = "found nothing but one row, in which a quote holds several lines"
+            raise InputError(f"{path}: line {top.before + 1}: {found}: close the quote, or give it data")
         return Table(np.empty((0, 1)), None, "")
     said, dropped = [f"{rest.shape[1]} column{'s' * (rest.shape[1] != 1)} {how}"], []
     if names and not names[0] and _count(rest[:, 0]):
@@ -167,11 +171,14 @@ def _wrong(row: list[str], length: int, names: list[str]) -> str:
     text = ",".join(row)
     for mark, what in ((";", "';'"), ("\t", "a tab")):
         if mark in text:
-            return f": found {what} between the numbers, expected commas: export it with them, and with decimal points"
+            return _BETWEEN.format(what)
+    if len(row) == 1 and len(cells := text.split()) > 1 and all(map(_is_number, cells)):
+        return _BETWEEN.format("spaces")
     for i, cell in enumerate(row):
         if _is_number(cell) and "_" not in cell:  # which Python reads, and NumPy does not
             continue
-        where = f", column {i + 1}" + (f" ({names[i]})" if i < len(names) and names[i] else "") + f": found '{cell}'"
+        where = f", column {i + 1}" + (f" ({names[i]})" if i < len(names) and names[i] else "")
+        where += f": found {cell[:40]!r}"
         if cell.strip().lower() in _MISSING:
             return f"{where}, a missing value, expected a number: fill it in, or leave out that row or column"
         if i < len(names) and names[i].lower() in _LABELS:

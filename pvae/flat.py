@@ -52,7 +52,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.constructor.ConstructorError as error:
         raise InputError(f"--config {path}: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: found {type(values).__name__}, expected lines of `name: value`")

@@ -119,7 +119,7 @@ class Run:
             InputError: no run is there, or its checkpoint is damaged.
         """
         run = cls.open(cls.folder_of(path))
-        return run, run.last() if run.folder == Path(path) else checkpoints.load(Path(path).resolve())
+        return run, run.last() if run.folder == Path(path) else run._read(Path(path).resolve())
 
     @classmethod
     def chosen(cls, path: str | Path) -> tuple[Run, Checkpoint]:
@@ -207,6 +207,7 @@ class Run:
     def save(self, vae: torch.nn.Module, state: dict[str, Any]) -> None:
         """Write a checkpoint; keep the last two and the best."""
         folder = self.folder / "checkpoints"
+        state = {**state, "config": config.lasting(self.config)}
         checkpoints.save(folder, _name(state["steps"]), vae.state_dict(), state)
         best = {_name(state["best"]["steps"])} if state["best"] is not None else set()
         checkpoints.keep(folder, {*self.names()[-2:], *best})
@@ -220,7 +221,17 @@ class Run:
         if self.is_empty():
             again = f"python -m pvae.fit --config {self.folder}/config.yaml"
             raise InputError(f"{self.folder}: no checkpoint in it: fit it again, in another folder, with {again}")
-        return checkpoints.load(self.folder / "checkpoints" / self.names()[-1])
+        return self._read(self.folder / "checkpoints" / self.names()[-1])
+
+    def _read(self, path: Path) -> Checkpoint:
+        """A checkpoint, that was written with this configuration."""
+        found = checkpoints.load(path)
+        if changed := config.changed(self.config, found.state.get("config")):
+            raise InputError(
+                f"{self.folder}/config.yaml: found {changed} when {path.name} was written: put that back; to fit with"
+                f" other options start a new run with --config {self.folder}/config.yaml"
+            )
+        return found
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation bound; the newest where there was no validation."""
@@ -228,7 +239,7 @@ class Run:
         best = last.state["best"]
         name = _name(best["steps"]) if best is not None else last.path.name
         # a run that went back to an older checkpoint may no longer have what was the best then
-        return checkpoints.load(last.path.parent / name) if name in self.names() else last
+        return self._read(last.path.parent / name) if name in self.names() else last
 
 
 def check_free(folder: str | Path | None) -> None:

@@ -75,6 +75,8 @@ def _read(data: str, data_dir: str | Path | None) -> Source:
         if path.suffix or len(path.parts) > 1:
             raise InputError(f"{data}: no such file or folder (looked for {path.absolute()}), expected {_PATHS}")
         raise InputError(f"data: unknown name {data!r}: {nearest(data, list(NAMED))}; or give {_PATHS}")
+    if not path.is_file():
+        raise InputError(f"{data}: found neither a file nor a folder, expected {_PATHS}: save what comes out of a pipe")
     if path.suffix.lower() not in _FILES:
         raise InputError(f"{data}: cannot read files of kind {path.suffix!r}, expected {_PATHS}: convert it")
     with _reading(path):
@@ -113,7 +115,7 @@ def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
             at = np.argwhere(~np.isfinite(y))[0].tolist()
             raise InputError(f"{where}: found {y[tuple(at)]:g} at {at}, expected finite covariates: mend that datum")
         return y
-    odd = ~(np.isfinite(y) & (y == np.floor(y)))
+    odd = ~((np.abs(y.astype(float)) < 2.0**63) & (y == np.floor(y)))
     if odd.any():
         found = f"found {y[odd][0]:g} at {odd.argmax()}"
         raise InputError(f"{where}: {found}, expected whole numbers as labels: name it otherwise if it is data")

@@ -84,6 +84,10 @@ OPTIONS = {
     "--binarize dynamc": "did you mean 'dynamic'?",
     "--device gpu": "found 'gpu', expected auto, cpu or cuda",
     "--epoch 3": "did you mean --epochs?",
+    "--x 3": "--x: unknown option: see pvae fit --help",
+    "--LATENT 3": "--LATENT: unknown option: did you mean --latent?",
+    "''": "'': found one word too many",
+    "--latent 1,3 --layer categorical": "--layer categorical: categories: found 1 for a latent of size 1",
     "--epochs": "--epochs: expected one argument",
     "--epochs ten": "--epochs: found 'ten', expected a whole number",
     "--epochs 1.5": "--epochs: found '1.5'",
@@ -176,6 +180,7 @@ CONFIGS = {
     "- 1": "found list",
     "": "found NoneType",
     "a: [1": "not YAML",
+    "a: " + "[" * 2000: "not YAML",
     "\0": "not YAML",
 }
 
@@ -300,8 +305,55 @@ def test_resume_of_what_is_no_run(here, run, capsys):
     assert "exists and is not empty: choose another folder" in refused(capsys, "--out", run)  # no way round in a circle
 
 
+def edit(folder, old, new):
+    text = (Path(folder) / "config.yaml").read_text()
+    assert old in text
+    (Path(folder) / "config.yaml").write_text(text.replace(old, new))
+
+
+EDITS = {
+    "lr 0.01, which was 0.002": ("\nlr: 0.002", "\nlr: 0.01"),
+    "seed 1, which was 0": ("\nseed: 0", "\nseed: 1"),
+    "epochs 5, which was 3": ("epochs: 3", "epochs: 5"),
+    "save-every 2, which was None": ("save-every: null", "save-every: 2"),
+    "latent 3, which was 2": ("latent: 2", "latent: 3"),
+    "objective.beta 2.0, which was not set": ("gradient:", "objective.beta: 2.0\ngradient:"),
+    "encoder.hidden not set, which was [16]": ("encoder.hidden:\n- 16\n", ""),
+}
+
+
+@pytest.mark.parametrize("found", EDITS)
+def test_a_configuration_that_was_edited_is_refused(found, run, capsys):
+    """Else it would go on, or be measured, as neither the one run nor the other."""
+    edit(run, *EDITS[found])
+    last = run / "checkpoints" / runs.Run.open(run).names()[-1]
+    for command, argv in {"fit": ["--resume", run], "compare": [run], "sample": [last]}.items():
+        assert f"config.yaml: found {found} when {last.name} was" in refused(capsys, *argv, command=command)
+
+
+def test_where_a_run_and_its_data_lie_may_be_edited(run, finished, plain):
+    edit(run, "device: auto", "device: cpu")
+    edit(run, "eval-chunk: null", "eval-chunk: 1024")
+    edit(run, "data-dir: null", "data-dir: elsewhere")
+    assert go("--resume", run) == 0
+    assert (run / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, capsys, plain):
+    assert go(*SMALL, "--seed", "1", "--out", "other") == 0
+    name = runs.Run.open(run).names()[-1]
+    shutil.rmtree(run / "checkpoints" / name)
+    shutil.copytree(Path("other/checkpoints") / name, run / "checkpoints" / name)
+    assert f"found seed 0, which was 1 when {name} was written" in refused(capsys, "--resume", run)
+
+
 def test_resume_of_another_model(run, capsys):
-    Path(run / "config.yaml").write_text((run / "config.yaml").read_text().replace("latent: 2", "latent: 3"))
+    """Of a checkpoint that says nothing of its configuration, as those of earlier versions."""
+    last = runs.Run.open(run).last()
+    shutil.rmtree(last.path)
+    state = {key: value for key, value in last.state.items() if key != "config"}
+    checkpoints.save(last.path.parent, last.path.name, last.weights, state)
+    edit(run, "latent: 2", "latent: 3")
     assert "of another model: 'likelihood.decoder" in refused(capsys, "--resume", run)
 
 
@@ -811,6 +863,18 @@ def test_a_reader_that_goes(argv):
         assert process.returncode == 141
         assert err.splitlines()[-1].strip() == "python -m pvae.fit --resume new"
         assert runs.Run.open("new").last().state["steps"] > 0
+
+
+def test_a_name_that_is_not_unicode(capsys):
+    message = "pvae fit: error: '--out=r\\udcff': found bytes that are not UTF-8, expected text: rename it"
+    assert message in refused(capsys, "--out=r\udcff")
+
+
+def test_names_that_the_terminal_cannot_show(here, plain, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert go(*SMALL, "--epochs", "1", "--out", "größe") == 0
+    assert rb"run folder: 'gr\xf6\xdfe'" in shown.buffer.getvalue()
 
 
 def test_help_shows_the_options_of_a_class_of_ones_own(tmp_path, monkeypatch, capsys):

@@ -402,6 +402,13 @@ def test_missing_file(path):
         load(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "mine.csv")  # whoever opened it would wait
+    with refused("mine.csv: found neither a file nor a folder, expected"):
+        load(str(tmp_path / "mine.csv"))
+
+
 def test_unknown_kind_of_file(tmp_path):
     (tmp_path / "mine.h5").write_bytes(b"")
     with refused("cannot read files of kind '.h5', expected a path to a .npz, .npy or .csv"):
@@ -450,6 +457,10 @@ CSVS = {
     "missing, a header": ("\n# by R\na,b\n\n1,2\n3, NA\n", "line 6, column 2 (b): found ' NA', a missing value"),
     "semicolons": ("a;b\n1,5;2,5\n", "line 2: found ';' between the numbers, expected commas: export it with them"),
     "tabs": ("1\t2\n3\t4\n", "line 2: found a tab between the numbers, expected commas"),
+    "spaces": ("1 2\n3 4\n", "line 2: found spaces between the numbers, expected commas"),
+    "NUL": ("1,2\n\0,4\n", r"line 2, column 1: found '\x00', expected a number"),
+    "an open quote": ('"a,b\n1,2\n3,4\n', "line 1: found nothing but one row, in which a quote holds several lines"),
+    "label out of range": ("a,y\n1,1e30\n2,0\n", "y: found 1e+30 at 0, expected whole numbers as labels"),
     "word labels": ("a,label\n1,cat\n", "line 2, column 2 (label): found 'cat', expected whole numbers as labels"),
     "thousands": ('a,b\n1,"1,000"\n', "line 2, column 2 (b): found '1,000', expected a number"),
     "underscores": ("1,1_000\n2,3\n", "line 1, column 2: found '1_000', expected a number"),
@@ -495,6 +506,7 @@ ARRAYS = {
     "y strings": ({"x": grey(), "y": np.full(20, "a")}, "y has dtype <U1, expected whole numbers"),
     "y fractions": ({"x": grey(), "y": labels() / 2}, "y: found 0.5 at 1, expected whole numbers"),
     "y nan": ({"x": grey(), "y": np.full(20, np.inf)}, "y: found inf at 0, expected whole numbers"),
+    "y huge": ({"x": grey(), "y": np.full(20, 2**63, np.uint64)}, "y: found 9.22337e+18 at 0, expected whole numbers"),
     "names": ({"a": grey(), "b": grey()}, "found arrays a, b; expected x (and y), or x_train and x_test"),
     "labels alone": ({"y": np.ones((20, 2))}, "found arrays y; expected x (and y)"),
     "no arrays": ({}, "found arrays none; expected x"),
