@@ -114,6 +114,39 @@ def test_a_gaussians_draws_have_its_moments_and_its_gradient(made):
         close(mine, right, 0.08)
 
 
+def test_the_bound_of_a_nearly_singular_covariance_is_right_in_float32():
+    torch.manual_seed(0)
+    guide = guides.FullCovariance(nn.Linear(DIM, guides.FullCovariance.outputs_for(5) * 5), 5)
+    with torch.no_grad():
+        guide.encoder.weight.zero_()
+        guide.encoder.bias.normal_()[5:10] = -8  # a diagonal of 5e-4 beside numbers of size 1
+        q = guide(torch.ones(1, DIM))
+    exact = MultivariateNormal(q.loc[0].double(), scale_tril=q.root[0].double())
+    rate = kl_divergence(exact, MultivariateNormal(torch.zeros(5).double(), torch.eye(5).double()))
+    vae = pvae.VAE(pvae.Normal(5), pvae.Bernoulli(nn.Linear(5, DIM), (DIM,)), guide)
+    found = pvae.evaluate.evaluate(vae.model, vae.guide, torch.ones(4, DIM), particles=[1, 1000])
+    assert ((found.rate - rate).abs() < 5 * found.se["rate"]).all()
+    assert (found.se["rate"] < 1).all()
+    loss = pvae.ELBO(2).loss_and_grads(vae.model, vae.guide, torch.ones(4, DIM))
+    assert 0 < loss < 1000
+    assert guide.encoder.bias.grad.abs().max() < 1e4
+
+
+@pytest.mark.parametrize("graded", [False, True], ids=["draws", "reparameterized"])
+def test_the_density_of_own_draws_is_that_of_any_others_of_the_same_numbers(graded):
+    torch.manual_seed(0)
+    ours, _, parameters = full(4)
+    with torch.set_grad_enabled(graded):
+        z = ours.rsample((3,))
+    mine, others = ours.log_prob(z), ours.log_prob(z * 1.0)
+    close(mine, others, 1e-10)
+    grads = [torch.autograd.grad(p.sum(), parameters, allow_unused=True, retain_graph=True) for p in (mine, others)]
+    for found, right in zip(*grads, strict=True):
+        found = torch.zeros_like(right) if found is None else found
+        # above its diagonal a triangle's numbers are zero, and count in no density
+        close(*((grad.tril() if grad.dim() == 3 else grad) for grad in (found, right)), 1e-8)
+
+
 def test_the_covariances_triangle_is_filled_row_by_row():
     guide = guides.FullCovariance(nn.Identity(), 3)
     root = guide(torch.tensor([9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0])).root

@@ -75,6 +75,9 @@ class FullCovariance(Guide, name="full_covariance"):
 class CovarianceNormal(DependentNormal):
     """N(loc, L L'), the triangle L kept once for all draws; nothing is checked, nothing factored.
 
+    The log-density of the very tensor that was drawn last is that of its noise, as of a `FlowDistribution`: to solve
+    for the noise multiplies a draw's rounding by L's condition, which nothing bounds.
+
     Args:
         loc: (..., D).
         root: L (..., D, D), zero above its diagonal and positive on it.
@@ -89,6 +92,7 @@ class CovarianceNormal(DependentNormal):
 
     def __init__(self, loc: Tensor, root: Tensor) -> None:
         self.loc, self.root = loc, root
+        self._drawn: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> CovarianceNormal:  # noqa: D102
@@ -97,17 +101,27 @@ class CovarianceNormal(DependentNormal):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # noqa: D102
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).normal_()
-        return self.loc + torch.einsum("...ij,...j->...i", self.root, noise)
+        z = self.loc + torch.einsum("...ij,...j->...i", self.root, noise)
+        self._drawn = z, noise, torch.is_grad_enabled()
+        return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """-1/2 |L^-1 (z - m)|^2 - sum_i log L_ii - D/2 log 2 pi."""
+        squared = self._squared(value)
+        return -0.5 * squared - self.half_log_det - 0.5 * math.log(2 * math.pi) * self.event_shape[0]
+
+    def _squared(self, value: Tensor) -> Tensor:
+        """|L^-1 (z - m)|^2, (...)."""
+        if self._drawn is not None:
+            z, noise, with_gradient = self._drawn
+            if value is z and (with_gradient or not torch.is_grad_enabled()):
+                return noise.square().sum(-1)
         centred = value - self.loc
         extra = centred.shape[: max(0, centred.dim() - self.root.dim() + 1)]
         columns = centred.reshape(extra.numel(), *centred.shape[len(extra) :]).movedim(0, -1)
         standard = torch.linalg.solve_triangular(self.root, columns, upper=False)
         squared = standard.square().sum(-2).movedim(-1, 0)
-        squared = squared.reshape(extra + squared.shape[1:])
-        return -0.5 * squared - self.half_log_det - 0.5 * math.log(2 * math.pi) * self.event_shape[0]
+        return squared.reshape(extra + squared.shape[1:])
 
     @property
     def half_log_det(self) -> Tensor:  # noqa: D102
