@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from . import weights
-from .errors import InputError
+from .errors import InputError, written_at
 from .masks import counted
 from .noise import Noise, forked
 from .svi.observed import single
@@ -212,7 +212,7 @@ class Density:
             return run(*self.data)
         except torch.linalg.LinAlgError as error:
             raise InputError(
-                f"model{weights.written_at(error)}: {str(error).partition(':')[0]} fails where a chain of annealing got"
+                f"model{written_at(error)}: {str(error).partition(':')[0]} fails where a chain of annealing got"
                 " to: expected a density, or NaN, at any values of its latents: take the factor of"
                 " torch.linalg.cholesky_ex, NaN where it tells that it failed, as scale_tril"
             ) from error

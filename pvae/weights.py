@@ -35,7 +35,6 @@ from .plates import check_log_prob, data_plate
 from .plates import check_named as check_named
 from .plates import is_auxiliary as is_auxiliary
 from .plates import subsampling as subsampling
-from .plates import written_at as written_at
 from .svi.observed import inside_by_element
 
 
