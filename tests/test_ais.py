@@ -210,9 +210,8 @@ def test_every_model_can_be_simulated_and_sandwiched(case):
 def test_angles_that_are_mapped_are_refused():
     def model(x):
         with pyro.plate("data", len(x)):
-            twice = dist.TransformedDistribution(
-                dist.VonMises(torch.zeros(2), 1.0), dist.transforms.AffineTransform(0, 2)
-            )
+            angles = dist.VonMises(torch.tensor(0.0), 1.0)
+            twice = dist.TransformedDistribution(angles, dist.transforms.AffineTransform(0.0, 2.0))
             pyro.sample("x", dist.Normal(pyro.sample("z", twice), 1.0), obs=x)
 
     with pytest.raises(pvae.InputError, match="site 'z': found angles of VonMises that a transform maps"):
