@@ -16,7 +16,8 @@ import torch
 import pvae
 from pvae.ais import Annealing, ais
 from pvae.density import Density
-from pvae.evaluate import evaluate, mean_and_se
+from pvae.evaluate import evaluate
+from pvae.means import mean_and_se
 from pvae.noise import block_size
 
 from . import common

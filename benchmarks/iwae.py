@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import pvae
 from pvae.data import order, pixels
-from pvae.evaluate import evaluate, mean_and_se
+from pvae.evaluate import evaluate
+from pvae.means import mean_and_se
 
 from . import common
 

@@ -17,7 +17,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from .errors import InputError, nearest
+from .errors import LIBRARIES, InputError, nearest
 
 _families: dict[str, dict[str, type[Member]]] = {}
 
@@ -209,7 +209,6 @@ def blame(error: BaseException) -> str:
     return ""
 
 
-LIBRARIES = ("torch", "pyro", __name__.partition(".")[0])
 _imported: dict[str, str] = {}
 """What was named on the command line, by the file that it is in."""
 
@@ -244,7 +243,7 @@ def _import(where: str, name: str) -> Any:
         raise InputError(f"{where}: '{module_name}' has no class '{attribute}': {nearest(attribute, classes)}")
     found = getattr(module, attribute)
     for name in {module_name, *(cls.__module__ for cls in getattr(found, "__mro__", ()))}:
-        own = name == module_name or name.partition(".")[0] not in (*LIBRARIES, *sys.stdlib_module_names)
+        own = name == module_name or name.partition(".")[0] not in LIBRARIES
         if own and (file := getattr(sys.modules.get(name), "__file__", None)):
             _imported[file] = where
     return found

@@ -162,9 +162,14 @@ def grouped(log_w: Tensor, groups: int) -> Tensor:
         InputError: M below 1, or draws that are not a multiple of it.
     """
     draws = log_w.shape[0]
+    check_groups(draws, groups)
+    return log_w.reshape(groups, draws // groups, *log_w.shape[1:]).transpose(0, 1)
+
+
+def check_groups(draws: int, groups: int) -> None:
+    """Refuse a number of groups that does not divide that of draws."""
     if groups < 1 or draws < 1 or draws % groups:
         raise InputError(f"groups: found {groups} for {draws} particles, expected a divisor of their number")
-    return log_w.reshape(groups, draws // groups, *log_w.shape[1:]).transpose(0, 1)
 
 
 def at(bound: Callable[[Tensor], Tensor], log_w: Tensor, particles: int) -> Tensor:

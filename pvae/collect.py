@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
-from .errors import InputError
+from .errors import InputError, written_at
 from .noise import forked
 from .plates import (
     PARTICLES,
@@ -27,7 +27,6 @@ from .plates import (
     is_subsample,
     is_untraced,
     subsampling,
-    written_at,
 )
 from .svi.calls import anew
 from .svi.faults import in_a_line

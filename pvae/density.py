@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import pi, prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -11,13 +11,13 @@ from pyro import poutine
 from pyro.distributions import SineBivariateVonMises, SineSkewed
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Transform, VonMises, biject_to, constraints
+from torch.distributions import Transform, TransformedDistribution, VonMises, biject_to, constraints
 
 from . import weights
-from .errors import InputError
+from .errors import InputError, written_at
 from .masks import counted
 from .noise import Noise, forked
-from .svi.observed import single
+from .svi.observed import inner, single
 from .weights import Program, Site, Traces
 
 CIRCLES = (VonMises, SineBivariateVonMises, SineSkewed)
@@ -116,7 +116,7 @@ class Density:
             self.slots = tuple(self._slot(name, sites[name]) for name in drawn)
             self.counted = self._counted(sites)
         self.sizes = [prod(slot.rest) for slot in self.slots]
-        self.circles = [name for name in drawn if _is_circle(sites[name]["fn"])]
+        self.circles = [name for name in drawn if _is_circle(sites[name])]
 
     @property
     def whole(self) -> bool:
@@ -212,7 +212,7 @@ class Density:
             return run(*self.data)
         except torch.linalg.LinAlgError as error:
             raise InputError(
-                f"model{weights.written_at(error)}: {str(error).partition(':')[0]} fails where a chain of annealing got"
+                f"model{written_at(error)}: {str(error).partition(':')[0]} fails where a chain of annealing got"
                 " to: expected a density, or NaN, at any values of its latents: take the factor of"
                 " torch.linalg.cholesky_ex, NaN where it tells that it failed, as scale_tril"
             ) from error
@@ -313,7 +313,7 @@ class _Unconstrained(weights.Collect):
             return
         numbers = self.numbers[msg["name"]]
         msg["value"], msg["done"] = numbers, True
-        if _is_circle(msg["fn"]):
+        if _is_circle(msg):
             msg["value"] = numbers - 2 * pi * (numbers / (2 * pi)).round()
         elif not _is_real(msg):
             msg["value"] = biject_to(msg["fn"].support)(numbers)
@@ -334,11 +334,23 @@ def _is_real(site: Site) -> bool:
     return single(site["fn"].support) is constraints.real
 
 
-def _is_circle(fn: Any) -> bool:
-    """Whether draws are angles, which torch calls real: their densities are of one turn, and the same a turn on."""
-    while not isinstance(fn, CIRCLES) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, CIRCLES)
+def _is_circle(site: Site) -> bool:
+    """Whether draws are angles, which torch calls real: their densities are of one turn, and the same a turn on.
+
+    Raises:
+        InputError: angles that are mapped to other numbers, of which a turn is of another length.
+    """
+    fn = inner(site["fn"])
+    if isinstance(fn, CIRCLES):
+        return True
+    while isinstance(fn, TransformedDistribution):
+        fn = inner(fn.base_dist)
+    if isinstance(fn, CIRCLES):
+        raise InputError(
+            f"site '{site['name']}': found angles of {type(fn).__name__} that a transform maps to other numbers,"
+            " expected angles themselves: draw these, and map them in the model"
+        )
+    return False
 
 
 def _log_det(site: Site, numbers: Tensor) -> Tensor:

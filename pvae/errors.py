@@ -1,4 +1,10 @@
-"""The error for what a person did wrong, said in one line, and checks that raise it."""
+"""The error for what a person did wrong, said in one line; checks that raise it, and what its message tells."""
+
+import sys
+import traceback
+
+LIBRARIES = {"torch", "pyro", __name__.partition(".")[0], *sys.stdlib_module_names}
+"""Modules that are not a person's own."""
 
 
 class InputError(ValueError):
@@ -51,3 +57,11 @@ def nearest(unknown: str, known: list[str]) -> str:
     close = difflib.get_close_matches(unknown.lower(), list(lower), n=1, cutoff=0.5)
     hint = f"did you mean '{lower[close[0]]}'? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"
+
+
+def written_at(error: Exception) -> str:
+    """The last line that a person wrote: none of a library's."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
+            return f" at {frame.f_code.co_filename}:{line}"
+    return ""

@@ -19,8 +19,7 @@ from .cells import CELL, CHUNK, Cells, Kept, of_device
 from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
-from .means import mean_and_se as mean_and_se
-from .means import standard_error, with_error
+from .means import mean_and_se, standard_error, with_error
 from .noise import forked
 from .replay.turns import taken_in_turn
 from .weights import LogWeights, Look, Program

@@ -6,8 +6,6 @@ Names and sizes only: nothing is read back from the device.
 from __future__ import annotations
 
 import re
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, written_at
 
 Site = dict[str, Any]
 """A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
@@ -260,15 +258,6 @@ def _fails(run: Callable[[], Any]) -> bool:
     except Exception:
         return True
     return False
-
-
-def written_at(error: Exception) -> str:
-    """The last line that a person wrote: none of a library's."""
-    libraries = {"torch", "pyro", __name__.partition(".")[0], *sys.stdlib_module_names}
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in libraries:
-            return f" at {frame.f_code.co_filename}:{line}"
-    return ""
 
 
 def _first_line(error: Exception) -> str:

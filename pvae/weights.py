@@ -31,11 +31,9 @@ from .errors import InputError
 from .plates import PARTICLES as PARTICLES
 from .plates import Site as Site
 from .plates import check_auxiliary as check_auxiliary
-from .plates import check_log_prob, data_plate
+from .plates import check_log_prob, data_plate, subsampling
 from .plates import check_named as check_named
 from .plates import is_auxiliary as is_auxiliary
-from .plates import subsampling as subsampling
-from .plates import written_at as written_at
 from .replay.turns import taken_in_turn
 from .svi.observed import inside_by_element
 

@@ -207,6 +207,17 @@ def test_every_model_can_be_simulated_and_sandwiched(case):
     assert (found.upper - found.lower).mean().abs() < 0.4
 
 
+def test_angles_that_are_mapped_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            angles = dist.VonMises(torch.tensor(0.0), 1.0)
+            twice = dist.TransformedDistribution(angles, dist.transforms.AffineTransform(0.0, 2.0))
+            pyro.sample("x", dist.Normal(pyro.sample("z", twice), 1.0), obs=x)
+
+    with pytest.raises(pvae.InputError, match="site 'z': found angles of VonMises that a transform maps"):
+        Density(model, (torch.zeros(2),))
+
+
 def test_angles_go_round():
     density = Density(angle, (torch.zeros(1).double(),), particles=3)
     u = torch.tensor([-1.0, -1.0 + 2 * math.pi, -1.0 - 4 * math.pi], dtype=torch.float64).reshape(3, 1, 1)

@@ -15,7 +15,8 @@ from watching import Largest
 import pvae
 from pvae import comparison, exact, tables, weights
 from pvae import evaluate as evaluate_room
-from pvae.evaluate import CELL, Evaluation, evaluate, mean_and_se
+from pvae.evaluate import CELL, Evaluation, evaluate
+from pvae.means import mean_and_se
 
 WEIGHT = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype=torch.float64)
 N = 200

@@ -76,7 +76,7 @@ ROOMS = {
         *{"vae"},
     },
     "testing": {
-        *{"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "plates", "sphere"},
+        *{"errors", "base", "conditions", "config", "likelihoods", "networks", "objectives", "sphere"},
         *{"supports", "svi", "vae"},
     },
     "files": {"errors"},

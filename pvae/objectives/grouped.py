@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from .. import bounds
-from ..errors import InputError
 from .objective import Objective
 
 
@@ -21,12 +20,9 @@ class Grouped(Objective):
     """
 
     def __init__(self, num_particles: int = 1, groups: int = 1, **shared: Any) -> None:
-        if groups < 1 or num_particles % groups:
-            raise InputError(
-                f"groups: found {groups} for {num_particles} particles, expected a divisor of their number"
-            )
-        self.groups = groups
         super().__init__(num_particles, **shared)
+        bounds.check_groups(num_particles, groups)
+        self.groups = groups
 
     def left_out(self, log_w: Tensor) -> Tensor:
         """MIWAE's bound without each draw, (M K, B): its own group has one less; or is none, where it was of one."""

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..conditions import Label
-from ..errors import InputError
+from ..errors import InputError, written_at
 from ..objectives import ELBO, IWAE, Objective
-from ..plates import written_at
 from ..supports import supports_to
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything

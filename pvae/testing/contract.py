@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base import Part, loose_tensor, path_of, root
-from ..errors import InputError, nearest
-from ..plates import written_at
+from ..errors import InputError, nearest, written_at
 from . import clauses, densities, draws
 from .setting import Broken, ContractError, Subject, around_guide, around_likelihood, around_prior, expect
 
