@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoints, config
+from . import checkpoints, config, metrics
 from .checkpoints import Checkpoint
 from .config import Config
 from .data import Dataset
@@ -93,9 +93,13 @@ class Run:
         path = Path(folder)
         if not path.is_dir():
             raise InputError(f"{path}: no such run folder: expected one that a fit wrote, as those in runs/")
-        if not (path / "config.yaml").is_file():
+        file = path / "config.yaml"
+        if not file.is_file():
             raise InputError(f"{path}: not a run folder: found no config.yaml in it: expected one that a fit wrote")
-        return cls(path, config.from_flat(config.read(path / "config.yaml")))
+        try:
+            return cls(path, config.from_flat(config.read(file)))
+        except InputError as error:
+            raise InputError(f"{file}: {str(error).removeprefix(f'--config {file}: ')}") from error
 
     def held(self) -> AbstractContextManager[None]:
         """Hold the folder, to train in it.
@@ -133,10 +137,9 @@ class Run:
 
     def rewind(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers."""
-        path = self.folder / "metrics.jsonl"
+        lines = metrics.until(self.folder / "metrics.jsonl", checkpoint.state["epoch"])
         with disk(self.folder):
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            self._write("metrics.jsonl", "".join(lines[: checkpoint.state["epoch"]]))
+            self._write("metrics.jsonl", lines)
             for name in ("summary.json", "results.nc"):
                 (self.folder / name).unlink(missing_ok=True)
             earlier = {name for name in self.names() if checkpoints.steps(name) <= checkpoint.state["steps"]}
@@ -168,7 +171,8 @@ class Run:
         try:
             return json.loads((self.folder / name).read_text())
         except FileNotFoundError as error:
-            raise InputError(f"{self.folder / name}: missing: finish the run with --resume {self.folder}") from error
+            then = "restore it, or fit again" if name in BEGINNING else f"finish the run with --resume {self.folder}"
+            raise InputError(f"{self.folder / name}: missing: {then}") from error
         except ValueError as error:
             raise InputError(f"{self.folder / name}: damaged: not JSON: restore it, or fit again") from error
 
@@ -187,8 +191,8 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with disk(self.folder, self._then), open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(as_json(record, None))
+        with disk(self.folder, self._then):
+            metrics.append(self.folder / "metrics.jsonl", record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`.
@@ -196,18 +200,14 @@ class Run:
         Raises:
             InputError: it is missing or damaged.
         """
-        path = self.folder / "metrics.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: missing or damaged: expected a line of JSON for each epoch: restore it, or fit again"
-            ) from error
+        return metrics.read(self.folder / "metrics.jsonl")
 
     def save(self, vae: torch.nn.Module, state: dict[str, Any]) -> None:
         """Write a checkpoint; keep the last two and the best."""
         folder = self.folder / "checkpoints"
         state = {**state, "config": config.lasting(self.config)}
+        with disk(self.folder, self._then):
+            metrics.sync(self.folder / "metrics.jsonl")
         checkpoints.save(folder, _name(state["steps"]), vae.state_dict(), state)
         best = {_name(state["best"]["steps"])} if state["best"] is not None else set()
         checkpoints.keep(folder, {*self.names()[-2:], *best})

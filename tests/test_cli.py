@@ -230,8 +230,10 @@ def test_a_run_is_trained_further_where_no_schedule_ends_with_it(capsys, plain):
     assert "3 epochs from epoch 3" in capsys.readouterr().out
     assert_equal_runs("whole", "part")
     assert Path("whole/config.yaml").read_text() == Path("part/config.yaml").read_text()
-    assert go("--resume", "part") == 0  # to where it ends now
-    assert_equal_runs("whole", "part")
+    before = Path("part/checkpoints") / checkpoints.names(Path("part/checkpoints"))[0]
+    for path in (before, "part"):  # of before it was made longer; and to where it ends now
+        assert go("--resume", path) == 0
+        assert_equal_runs("whole", "part")
 
 
 def test_a_run_whose_schedule_has_ended_is_not_trained_further(run, capsys):

@@ -225,3 +225,56 @@ def test_a_damaged_environment_is_a_line(run, text, capsys):
     for argv in (["--resume", run], [*SMALL, "--start-from", run]):
         assert go(*argv) == 2
         assert "environment.json: damaged: found no 'data' with name, sha256 and sizes" in capsys.readouterr().err
+
+
+METRICS = {
+    "empty": lambda text: b"",
+    "cut": lambda text: text[: len(text) // 2],
+    "a lost line": lambda text: b"".join(text.splitlines(keepends=True)[::2]),
+    "bytes": lambda text: text.replace(b"steps", b"st\xffps").replace(b"epoch", b"ep\0ch"),
+    "no records": lambda text: b"3\n" * 3,
+}
+
+
+@pytest.mark.parametrize("how", METRICS)
+def test_damaged_metrics_are_a_line(how, run, capsys):
+    (run / "metrics.jsonl").write_bytes(METRICS[how]((run / "metrics.jsonl").read_bytes()))
+    before = content(run)
+    assert go("--resume", run) == 2
+    message = "metrics.jsonl: damaged: expected a line of JSON for each epoch to 3: restore it, or delete it to go on"
+    assert message in capsys.readouterr().err
+    assert content(run) == before
+
+
+def test_metrics_that_were_being_written_or_were_deleted(run, finished):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "tr')  # as of a run that was killed
+    assert go("--resume", run) == 0
+    assert (run / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").unlink()
+    assert go("--resume", run / "checkpoints" / checkpoints.names(run / "checkpoints")[0]) == 0
+    last = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)[-1]
+    assert (run / "metrics.jsonl").read_text() == last
+    assert go("--resume", run) == 0  # the file began anew
+    assert (run / "metrics.jsonl").read_text() == last
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no names of open files")
+def test_metrics_are_durable_before_the_checkpoint_after_them(monkeypatch, here):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    assert go(*SMALL, "--epochs", "1", "--out", "run") == 0
+    assert [Path(path).name for path in synced[:2]] == ["metrics.jsonl", checkpoints.WEIGHTS]
+
+
+@pytest.mark.parametrize(("text", "message"), [("laten: 2", "--laten: unknown option"), ("a: [", "not YAML")])
+def test_a_damaged_configuration_names_its_file(text, message, run, capsys):
+    (run / "config.yaml").write_text(text)
+    assert go("--resume", run) == 2
+    assert f"error: {run}/config.yaml: {message}" in capsys.readouterr().err
+
+
+def test_a_missing_environment_is_not_to_be_resumed_from(run, capsys):
+    (run / "environment.json").unlink()
+    assert go("--resume", run) == 2
+    assert "environment.json: missing: restore it, or fit again" in capsys.readouterr().err

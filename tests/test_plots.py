@@ -164,6 +164,20 @@ def test_reconstructions_of_a_table_stand_against_the_data_by_column():
     assert {f"column {i}" for i in range(3, 51, 5)} < set(titles)
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3, 8])
+def test_the_names_of_what_is_beside_the_data_are_within_the_figure(columns):
+    x = np.tile(PROFILES[:, :1], columns)
+    figure = plots.samples(x, x, names=("test data", "samples of the model"))
+    figure.draw_without_rendering()
+    shown, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= shown.x0 < shown.x1 <= whole.x1
+
+
+def test_khat_of_one_datum_is_a_point():
+    figure = plots.khat_quantiles({"one": [0.3], "two": [0.2, 0.4]}, 0.7)
+    assert [line.get_marker() for line in figure.axes[0].lines[:2]] == ["o", "None"]
+
+
 def test_samples_of_a_table_are_histograms_beside_the_data():
     figure = plots.samples(PROFILES[:, :3], PROFILES[:5, :3] + 9, names=("here", "there"))
     data, drawn = (patch.get_data() for patch in figure.axes[2].patches)

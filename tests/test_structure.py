@@ -83,7 +83,8 @@ ROOMS = {
     "checkpoints": {"errors", "files"},
     "train": {"errors", "cells", "config", "data", "evaluate", "svi", "vae"},
     "locks": {"errors", "files"},
-    "runs": {"errors", "checkpoints", "config", "data", "evaluate", "files", "locks"},
+    "metrics": {"errors", "files"},
+    "runs": {"errors", "checkpoints", "config", "data", "evaluate", "files", "locks", "metrics"},
     "load": {"errors", "base", "build", "config", "data", "runs", "sources", "vae"},
     "figures": {"errors", "data", "evaluate", "files", "noise", "plots", "priors", "runs", "vae"},
     "report": {

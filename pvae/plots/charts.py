@@ -108,7 +108,8 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
     for i, (name, row) in enumerate(rows.items()):
         share = 100 * (np.arange(len(row)) + 0.5) / len(row)
         above = 100 * (row > threshold).mean()
-        axes.plot(share, row.clip(low, high), label=f"{name}{gap}{above:.0f}% above", **_look(i))
+        mark = "o" if len(row) == 1 else None  # of one point there is no line
+        axes.plot(share, row.clip(low, high), label=f"{name}{gap}{above:.0f}% above", marker=mark, **_look(i))
     axes.axhline(threshold, color=INK, ls="--", lw=0.9, label=f"threshold{gap}{threshold:.2f}")
     axes.set(xlabel="data, in order of k-hat (%)", ylabel="Pareto k-hat", xlim=(0, 100), ylim=(low, high))
     figure.set_figheight(max(figure.get_figheight(), 0.18 * len(rows) + 0.4))

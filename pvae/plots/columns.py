@@ -77,7 +77,8 @@ def _name(figure: Figure, sets: Mapping[str, np.ndarray], title: str) -> None:
     figure.suptitle(title or None)
     if len(sets) > 1:
         handles, _ = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(sets))
+        beside = len(sets) if figure.get_figwidth() > 3 else 1  # below one panel there is room for one
+        figure.legend(handles=handles, loc="outside lower center", ncols=beside)
 
 
 def _panels(x: np.ndarray, size: float = 1.35) -> tuple[Figure, Iterator[tuple[int, Axes]]]:
