@@ -1,5 +1,6 @@
 """Gradient estimators against the exact gradient of their bound: by quadrature, or by enumeration of discrete draws."""
 
+import copy
 import gc
 import math
 import weakref
@@ -650,6 +651,43 @@ def test_under_stock_svi_a_warm_up_counts_its_own_losses(vae, x):
         svi.evaluate_loss(x)
         objective.loss(vae.model, vae.guide, x)
         objective.bounds(vae.model, vae.guide, x)
+
+
+class OwnSchedule(ELBO):
+    """The warm-up of the family, by a method of one's own."""
+
+    def beta_for(self, rate):
+        return (self.taken(rate.device) / 20).clamp(0, 1)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"analytic_kl": True}, {"gradient": "dreg"}, {"gradient": "vimco"}, {"chunk": 2}],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_an_own_schedule_is_kept_as_the_familys_is_also_when_resumed(options, mode, vae, x):
+    def fitted(objective, stop=None):
+        svi = make_svi(objective, vae)
+        for step in range(12):
+            svi.step(x)
+            if step == stop:
+                state, draws = svi.state_dict(), torch.get_rng_state()
+                svi = make_svi(objective, svi.model.__self__)
+                svi.load_state_dict(state)
+                torch.set_rng_state(draws)
+        return torch.cat([p.detach().flatten() for p in svi.model.__self__.parameters()])
+
+    def make_svi(objective, program):
+        torch.manual_seed(0)
+        program = copy.deepcopy(program)
+        optim = torch.optim.Adam(program.parameters(), 0.01)
+        return pvae.SVI(program.model, program.guide, optim, objective(), compile=mode)
+
+    expected = fitted(lambda: ELBO(4, warmup=20, **options))
+    assert torch.equal(fitted(lambda: OwnSchedule(4, **options)), expected)
+    assert torch.equal(fitted(lambda: OwnSchedule(4, **options), stop=4), expected)
+    assert not torch.equal(fitted(lambda: ELBO(4, **options)), expected)
 
 
 def test_beta_weighs_prior_and_posterior_alone(vae, x):

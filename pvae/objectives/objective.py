@@ -54,6 +54,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
     sets and advances in place; while it is None an objective with a warm-up counts the losses that it has given with
     a gradient. Bowman et al. 2016 (warm-up); Kingma et al. 2016 (free bits, here of all latent sites together).
+    Another weight of the KL is `beta_for`, overridden: a number, or a tensor made of the steps `taken`.
 
     Programs may be random, and keep state, beside their sites: dropout, running statistics in training mode. A step may
     run them several times: a guide of several sites again with the gradients stl, dreg and gdreg, and with reparam
@@ -72,6 +73,14 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
     >>> Best(5, gradient="vimco", warmup=100).bounds(vae.model, vae.guide, torch.ones(3, 6)).shape
     torch.Size([3])
+
+    A schedule of the KL of one's own, in cycles (Fu et al. 2019), is one too:
+
+    >>> class Cyclic(pvae.ELBO):
+    ...     def beta_for(self, rate):
+    ...         return (self.taken(rate.device) % 1000 / 500).clamp(max=1)
+    >>> svi = pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), Cyclic())
+    >>> loss = svi.step(torch.ones(3, 6))
     """
 
     needs_param_sites = False
@@ -140,7 +149,10 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         return bounds.left_out(self.guide_bound, log_w)
 
     def differentiable(self, traces: Traces) -> Tensor:
-        """The bound for each datum, (B,), nats, to be differentiated through the draws."""
+        """The bound for each datum, (B,), nats, to be differentiated through the draws.
+
+        Asked for by the gradient reparam alone, and where all particles are taken at once.
+        """
         terms = weights.split(traces)
         if self._plain:
             return self.bound(terms.log_w)
@@ -151,7 +163,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         """The weight of the KL at this step, where the rate log q(z|x) - log p(z) of the draws is `rate` (K, B)."""
         beta: float | Tensor = self.beta
         if self.warmup:
-            beta = beta * (self._clock(rate.device) / self.warmup).clamp(0, 1)
+            beta = beta * (self.taken(rate.device) / self.warmup).clamp(0, 1)
         return beta * (rate.mean() > self.free_bits) if self.free_bits else beta
 
     def bounds(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -178,10 +190,16 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         return loss.detach()
 
     @property
-    def _plain(self) -> bool:
-        return self.beta == 1 and not self.warmup and not self.free_bits
+    def clocked(self) -> bool:
+        """Whether it asks for the number of steps taken, which is then to be its `clock`."""
+        return bool(self.warmup) or type(self).beta_for is not Objective.beta_for
 
-    def _clock(self, device: torch.device) -> Tensor:
+    @property
+    def _plain(self) -> bool:
+        return self.beta == 1 and not self.clocked and not self.free_bits
+
+    def taken(self, device: torch.device) -> Tensor:
+        """The number of steps taken, (): the `clock`, or else how many losses it has given with a gradient."""
         if self.clock is not None:
             return self.clock
         if self._losses is None:

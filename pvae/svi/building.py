@@ -76,6 +76,8 @@ class Build:
     def __call__(self) -> Step | None:
         """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
 
+        Or as the objective takes its particles in parts.
+
         Raises:
             Untraceable: the program, and where.
         """
@@ -85,7 +87,7 @@ class Build:
                 f"{self.device.index}) before the first step"
             )
         svi = self.svi
-        if not self._set_up():
+        if not self._set_up() or getattr(svi.objective, "in_parts", False):  # as is known once it has been run
             return None
         svi._look_at_values(self.call)
         self.guards = Guards(self._programs, svi._names)

@@ -143,7 +143,7 @@ class Trained(pyro.infer.SVI):
 
     def _set_clock(self, call: Call) -> None:
         """Give an objective that depends on the number of steps taken a tensor of it, which the steps advance."""
-        if not (hasattr(self.objective, "clock") and getattr(self.objective, "warmup", True)):
+        if not (hasattr(self.objective, "clock") and getattr(self.objective, "clocked", True)):
             return
         if self._clock is None:
             device = call.inputs[0].device if call.inputs else self._device
