@@ -123,6 +123,15 @@ def laid_otherwise(x):
     return (total,)
 
 
+def joined_otherwise(x):
+    """What lies by columns, is filled, and whose dimensions are then joined in the order in which they lie."""
+    total = x.clone()
+    for _ in range(TIMES):
+        made = torch.empty_like(x.t()).copy_((x + total.sum()).t())
+        total = (made.t().view(-1).sin().cumsum(0).view(4, 4) * made.t().view(2, 8).exp().view(4, 4)).tanh()
+    return (total,)
+
+
 def changed_where_it_is_narrow(x):
     """The fewest values wait between where memory is made and where it is changed."""
     one, other = x.sin(), x.cos()
@@ -154,6 +163,7 @@ FUNCTIONS = [
     (summed_twice_each, torch.randn(4, 4)),
     (summed_over_columns, torch.randn(4, 4)),
     (laid_otherwise, torch.randn(4, 4)),
+    (joined_otherwise, torch.randn(4, 4)),
     (changed_where_it_is_narrow, torch.randn(4, 4)),
     (several_where_it_is_narrow, torch.randn(4, 4)),
 ]

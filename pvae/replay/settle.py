@@ -170,10 +170,15 @@ def _laid_anew(graph: GraphModule) -> None:
 
 
 def _note_views(node: Node) -> None:
-    for user in node.users:
-        if is_view(user):
+    """Note anew how the views of what lies otherwise now lie; one that it cannot be seen as is of a copy."""
+    for user in [user for user in node.users if is_view(user)]:
+        try:
             _note(user, node.meta["layout"][4])
-            _note_views(user)
+        except RuntimeError:  # the dimensions that it joins are not side by side
+            with node.graph.inserting_before(user):
+                user.replace_input_with(node, _called(aten.clone.default, node, memory_format=torch.contiguous_format))
+            _note(user, node.meta["layout"][4])
+        _note_views(user)
 
 
 # Order.
