@@ -187,6 +187,22 @@ def ready(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
     return not replayable(optimizer) or all(optimizer.state.get(p) for p in parameters)
 
 
+def begin(optimizer: Optimizer) -> None:
+    """Give parameters of an `SGD` that begin later than others the momentum of those: its fused step wants all or none.
+
+    It is such that after their first step it is their gradient, as torch has it.
+    """
+    for group in optimizer.param_groups if type(optimizer) is SGD else ():
+        if not (group["momentum"] and group.get("fused")):
+            continue
+        states = {p: optimizer.state.get(p, {}).get("momentum_buffer") for p in group["params"] if p.grad is not None}
+        if all(value is None for value in states.values()):
+            continue
+        for p in (p for p, value in states.items() if value is None):
+            gradient = (-p.grad if group["maximize"] else p.grad) + group["weight_decay"] * p.detach()
+            optimizer.state[p]["momentum_buffer"] = gradient * (group["dampening"] / group["momentum"])
+
+
 def prepare(optimizer: Optimizer) -> Tensor | None:
     """Make the optimizer's step one that can be replayed, where it can be; returns its learning rates as a tensor.
 

@@ -161,8 +161,8 @@ def drop_new(before: dict[str, Tensor]) -> bool:
     store = pyro.get_param_store()
     new = [name for name in store._params if name not in before]
     for name in new:
-        store._param_to_name.pop(store._params.pop(name))
-        store._constraints.pop(name)
+        store._param_to_name.pop(store._params.pop(name), None)  # a parameter may have two names
+        store._constraints.pop(name, None)
     return bool(new)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, MutableMapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.optim import PyroOptim
@@ -12,10 +14,38 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .arguments import checked
-from .optimizers import Groups, build, groups, replayable, untrained
+from .optimizers import build, groups, replayable, untrained
 
 Aside = WeakIdKeyDictionary
 """By parameter, what the optimizer's state of it and the arguments of its group were."""
+WISHES: WeakKeyDictionary[Optimizer, dict[Tensor, dict[str, Any]]] = WeakKeyDictionary()
+"""By optimizer, the arguments that parameters have been given since its last step."""
+
+
+class Own(MutableMapping):
+    """The arguments of one parameter of those in a group; what is set is its own from the next step on."""
+
+    def __init__(self, optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) -> None:
+        self.optimizer, self.parameter, self.group = optimizer, parameter, group
+
+    def _now(self) -> dict[str, Any]:
+        found = {**self.group, "params": [self.parameter], **WISHES.get(self.optimizer, {}).get(self.parameter, {})}
+        return {**found, "lr": float(found["lr"])} if "lr" in found else found  # Pyro's `AdagradRMSProp` has none
+
+    def __getitem__(self, key: str) -> Any:
+        return self._now()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        WISHES.setdefault(self.optimizer, {}).setdefault(self.parameter, {})[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        raise KeyError(f"'{key}' of the optimizer: expected to be set, not deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
 
 
 class Share:
@@ -25,15 +55,14 @@ class Share:
         self.whole, self.parameter = optimizer, parameter
 
     @property
-    def param_groups(self) -> Groups:
-        """The group that the parameter is in, with others."""
-        return [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
+    def param_groups(self) -> list[Own]:
+        """The arguments that the parameter has."""
+        having = [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
+        return [Own(self.whole, self.parameter, group) for group in having]
 
     def state_dict(self) -> dict[str, Any]:
         """As a torch optimizer over the one parameter."""
         groups = [{**group, "params": [0]} for group in self.param_groups]
-        for group in groups:
-            group |= {"lr": float(group["lr"])} if "lr" in group else {}  # Pyro's `AdagradRMSProp` has none
         return {"state": {0: dict(self.whole.state.get(self.parameter, {}))}, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,15 +131,45 @@ def replace(
             continue
         aside[old] = optimizer.state.pop(old, {}), _arguments(group)
         state, own = aside.pop(new, ({}, _first(optim, new, names.get(new, ""))))
-        home = next((other for other in (group, *optimizer.param_groups) if _has(other, own)), None)
-        if home is group:
-            group["params"] = [new if p is old else p for p in group["params"]]
+        if _has(group, own):
+            group["params"][:] = [new if p is old else p for p in group["params"]]
         else:
-            group["params"] = [p for p in group["params"] if p is not old]
-            optimizer.add_param_group({"params": [new], **own}) if home is None else home["params"].append(new)
+            _move(optimizer, old, group, new, own)
         if state:
             optimizer.state[new] = state
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    _drop_empty(optimizer)
+
+
+def settle(optimizer: Optimizer) -> bool:
+    """Give parameters the arguments that were set; whether they are in other groups now."""
+    wishes, parted = WISHES.pop(optimizer, {}), False
+    for group in list(optimizer.param_groups) if wishes else ():
+        own = [wishes.get(p, {}) for p in group["params"]]
+        if all(wish == own[0] for wish in own):
+            group.update(own[0])
+            continue
+        parted, before = True, {key: value for key, value in group.items() if key != "params"}
+        for parameter, wish in zip(list(group["params"]), own, strict=True):
+            if wish:
+                _move(optimizer, parameter, group, parameter, {**before, **_number(before), **wish})
+    _drop_empty(optimizer)
+    return parted
+
+
+def _move(optimizer: Optimizer, old: Tensor, group: dict[str, Any], new: Tensor, own: dict[str, Any]) -> None:
+    """Take a parameter out of its group, and put one into a group with these arguments."""
+    group["params"][:] = [p for p in group["params"] if p is not old]
+    home = next((other for other in optimizer.param_groups if other is not group and _has(other, own)), None)
+    optimizer.add_param_group({"params": [new], **own}) if home is None else home["params"].append(new)
+
+
+def _drop_empty(optimizer: Optimizer) -> None:
+    if not all(group["params"] for group in optimizer.param_groups):
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def _number(group: dict[str, Any]) -> dict[str, Any]:
+    return {"lr": float(group["lr"])} if "lr" in group else {}
 
 
 def _arguments(group: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,8 @@ class Trained(pyro.infer.SVI):
         self.check()
         if self._waiting is not None:
             return self._waiting
+        if self.optimizer is not None:
+            self._settle()
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
@@ -225,6 +227,12 @@ class Trained(pyro.infer.SVI):
         self._rates = optimizers.prepare(self.optimizer)
         shares.attach(self.optim, self.optimizer, {new: self._names[new] for _, new in pairs if new in self._names})
         self._graphs.forget()
+
+    def _settle(self) -> None:
+        """Take over what was set by hand on the parameters' own parts of the optimizer."""
+        if self.optimizer in shares.WISHES and shares.settle(self.optimizer):
+            self._rates = optimizers.prepare(self.optimizer)
+            self._graphs.forget()
 
     def _begin_anew(self) -> None:
         """With another optimizer, and the parameters as they are."""
