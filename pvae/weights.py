@@ -74,7 +74,7 @@ class Traces:
     scale: float = field(init=False)
     """By how much a sum over the plate's data is scaled: above 1 where the plate subsamples."""
     shape: tuple[int, ...] = field(init=False)
-    """That of a value for each particle and datum, where there are no other plates."""
+    """That of a value for each particle and datum, where there are no other plates; else empty."""
 
     def __post_init__(self) -> None:
         guide, model = (dict(sites_of(sites, observed=True)) for sites in (self.guide, self.model))
@@ -88,7 +88,7 @@ class Traces:
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Sum a site's log-probabilities over every plate but the particles' and the data's: (K, B)."""
-        if value.shape == self.shape:
+        if self.shape and value.shape == self.shape:
             return value if self.particles > 1 else value.unsqueeze(0)
         particle = -1 - self.max_plate_nesting
         kept = (particle,) if self.dim is None else (particle, self.dim)

@@ -431,3 +431,129 @@ def test_whole_numbers_that_are_read_are_compared():
     with pytest.warns(UserWarning, match="a tensor's value is read in Python"):
         both(lambda: (model, plain_guide), call=lambda step: (X, lengths.clone()), before=before, replayed=False)
     both(lambda: (model, plain_guide), call=lambda step: (X, lengths), before=before)
+
+
+# Parameters that are made anew ----------------------------------------------------------------------------------------
+
+
+def clear(step, svi):
+    if step in (5, 9):
+        pyro.clear_param_store()
+
+
+def by_chance(x):
+    start = pyro.param("mean", lambda: torch.randn(()))
+    pyro.sample("z", dist.Normal(start, pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)))
+
+
+def test_what_parameters_draw_for_themselves_comes_before_the_steps_own_draws():
+    both(lambda: (plain, by_chance), before=clear)
+
+
+DECAYING = [
+    lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.7}),
+    lambda: pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.6}),
+    lambda: pyro.optim.Adam(lambda name: {"lr": 0.05 if name == "mean" else 0.02}),
+]
+
+
+def decay(step, svi):
+    clear(step, svi)
+    if hasattr(svi.optim, "pt_scheduler_constructor") and step:
+        svi.optim.step()
+    elif step in (3, 7, 11):
+        for part in svi.optim.optim_objs.values():
+            for group in part.param_groups:
+                group["lr"] = group["lr"] * 0.5
+
+
+@pytest.mark.parametrize("optim", DECAYING, ids=["ClippedAdam", "ExponentialLR", "Adam"])
+def test_parameters_that_are_made_anew_begin_with_the_first_learning_rate(optim):
+    both(lambda: (plain, plain_guide), before=decay, optim=optim, steps=14)
+
+
+@pytest.mark.parametrize("optim", DECAYING[::2], ids=["ClippedAdam", "Adam"])
+def test_a_store_put_aside_has_its_learning_rates_again(optim):
+    """Where one of two parameters is replaced, the other goes on as it was."""
+    kept = {}
+
+    def before(step, svi):
+        store = pyro.get_param_store()
+        if step == 3:
+            for part in svi.optim.optim_objs.values():
+                part.param_groups[0]["lr"] *= 0.1
+        if step == 5:
+            kept.update(store.get_state())
+            del store["mean"]
+        if step == 8:
+            store.set_state(kept)
+
+    both(lambda: (plain, plain_guide), before=before, optim=optim)
+
+
+def test_a_schedule_where_only_some_parameters_are_made_anew_is_said():
+    def before(step, svi):
+        if step == 5:
+            del pyro.get_param_store()["mean"]
+
+    with pytest.warns(UserWarning, match="'mean' of Pyro's store has been replaced.*make another SVI"):
+        fit("graph", lambda: (plain, plain_guide), before=before, optim=DECAYING[1])
+
+
+def test_two_svis_share_an_optimizer_with_a_schedule():
+    second = {}
+
+    def before(step, svi):
+        if step == 0:
+            own = {"compile": svi.compile} if isinstance(svi, pvae.SVI) else {}
+            second["svi"] = type(svi)(plain, plain_guide, svi.optim, Trace_ELBO(), **own)
+        else:
+            second["svi"].step(X)
+            svi.optim.step()
+
+    both(lambda: (plain, plain_guide), before=before, optim=DECAYING[1])
+
+
+# Running statistics ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs", ["particles", "both programs", "unused"])
+def test_running_statistics_move_at_each_run_of_a_network(runs):
+    network = torch.nn.BatchNorm1d(2)
+
+    def make():
+        network.reset_parameters()
+
+        def model(x):
+            pyro.module("network", network)
+            pairs = torch.stack([x, x * x], -1)
+            shift = network(pairs).sum(-1)
+            if runs != "particles":
+                again = network(pairs if runs == "both programs" else pairs + 1).sum(-1)
+                shift = shift + again if runs == "both programs" else shift
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(shift, 1.0), obs=x)
+
+        return model, lambda x: None
+
+    def loss():
+        return Trace_ELBO(num_particles=3 if runs == "particles" else 1)
+
+    found = []
+    for mode in ("pyro", "off", "graph"):
+        fit(mode, make, loss=loss)
+        found.append({name: value.clone() for name, value in network.state_dict().items()})
+    assert found[0]["num_batches_tracked"] == (36 if runs == "particles" else 24)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+        assert torch.equal(found[2][name], found[1][name]), name
+
+
+def test_clipped_adam_has_all_digits_of_its_first_steps():
+    parameters = [torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+    ours, pyros = pvae.svi.ClippedAdam(parameters[:1]), pyro.optim.clipped_adam.ClippedAdam(parameters[1:])
+    for step in range(4):
+        for parameter, optimizer in zip(parameters, (ours, pyros), strict=True):
+            parameter.grad = torch.tensor([1.0, -2.0, 0.1], dtype=torch.float64) * (step + 1)
+            optimizer.step()
+    torch.testing.assert_close(*parameters, rtol=1e-13, atol=0)

@@ -60,7 +60,8 @@ def record(
         known = known or Known(inputs, outside=False)
         with unkept():
             with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known), noting:
-                graph = proxy_tensor.make_fx(function, decomposition_table=replaced, tracing_mode="real")(*inputs)
+                written = {**_SAYING, **(replaced or {})}
+                graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
             return _simplified(graph)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
@@ -100,6 +101,16 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.enabled = before
+
+
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *more: float) -> Any:
+    """The operation that says that it changes the running statistics: one that does not may be merged, or left out."""
+    if not training or mean is None:
+        return NotImplemented
+    return _aten._native_batch_norm_legit.default(x, weight, bias, mean, variance, training, *more)
+
+
+_SAYING = {_aten.native_batch_norm.default: _batch_norm}
 
 
 _FULL_DOT = pyro.infer.util._fulldot

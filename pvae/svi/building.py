@@ -24,7 +24,7 @@ from ..replay.values import Known, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
-from .parameters import put_back, stored
+from .parameters import drop_new, put_back, stored
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -107,7 +107,7 @@ class Build:
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
-        svi, call = self.svi, self.call
+        svi, call, before = self.svi, self.call, stored()
         with svi._undone(*call.objects):
             with undrawn() as drawn:
                 svi._gradients(*call.again())
@@ -117,6 +117,8 @@ class Build:
                     )
             having = [p for p in svi._names if p.grad is not None]
             svi._rates = rates.prepare(svi.optimizer) if svi._rates is None else svi._rates
+        if drop_new(before):
+            return False  # what a program draws for them comes before the step's own draws
         optimizers.aligned(svi.optimizer, having)
         svi._set_rates()  # somebody may have set one to a number, which a trace would take for all steps
         return optimizers.ready(svi.optimizer, having)

@@ -69,5 +69,6 @@ class ClippedAdam(Optimizer):
         torch._foreach_addcmul_(squares, spread, spread, value=1 - beta2)
         denominators = torch._foreach_add(torch._foreach_sqrt(squares), group["eps"])
         for p, step, mean, denominator in zip(parameters, steps, means, denominators, strict=True):
-            size = group["lr"] * (1 - beta2**step).sqrt() / (1 - beta1**step)
+            count = step.double()  # in float32 1 - beta2**1 has 4 digits
+            size = group["lr"] * (1 - beta2**count).sqrt() / (1 - beta1**count)
             p.sub_(size.to(p) * mean / denominator)

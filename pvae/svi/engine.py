@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ..replay.precision import TOLERANCE, in_single_steps, of
 from ..replay.turns import in_turn
-from . import arguments, calls, optimizers
+from . import arguments, calls, optimizers, shares
 from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
 from .graphs import Graph, Graphs
@@ -193,6 +193,8 @@ class SVI(Trained):
     def _advance(self, block: list[Call]) -> Any:
         """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
         self._set_clock(block[0])
+        if shares.WISHES and self.optimizer is not None:
+            self._settle()
         if self._graded():  # they are added to, as in Pyro
             return self._advance_by(None, block)
         try:
@@ -310,6 +312,7 @@ class SVI(Trained):
         if self.clip_norm is not None:
             clip_grads_with_norm_(having, self.clip_norm, norm, foreach=True)
         optimizers.clip_each(self.optim, having, self._names)
+        optimizers.begin(self.optimizer)
         self.optimizer.step()
         for parameter in having:
             parameter.grad = None

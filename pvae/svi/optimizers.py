@@ -15,10 +15,8 @@ from pyro.optim import PyroOptim
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay import hooks
-from .arguments import checked
 from .clipped_adam import ClippedAdam
 
 Optim = PyroOptim | Optimizer | Callable[..., Optimizer]
@@ -69,15 +67,6 @@ def groups(optim: PyroOptim, parameters: dict[Tensor, str]) -> Groups:
         else:
             found.append({"params": [parameter], **args})
     return found
-
-
-def replace(optimizer: Optimizer, old: Tensor, new: Tensor, aside: WeakIdKeyDictionary) -> None:
-    """Put a parameter in the place of another, whose state is put aside; one that comes back has its state again."""
-    for group in optimizer.param_groups:
-        group["params"] = [new if p is old else p for p in group["params"]]
-    aside[old] = optimizer.state.pop(old, {})
-    if state := aside.pop(new, None):
-        optimizer.state[new] = state
 
 
 def aligned(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
@@ -132,6 +121,22 @@ def ready(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
     return not replayable(optimizer) or all(optimizer.state.get(p) for p in parameters)
 
 
+def begin(optimizer: Optimizer) -> None:
+    """Give parameters of an `SGD` that begin later than others the momentum of those: its fused step wants all or none.
+
+    It is such that after their first step it is their gradient, as torch has it.
+    """
+    for group in optimizer.param_groups if type(optimizer) is SGD else ():
+        if not (group["momentum"] and group.get("fused")):
+            continue
+        states = {p: optimizer.state.get(p, {}).get("momentum_buffer") for p in group["params"] if p.grad is not None}
+        if all(value is None for value in states.values()):
+            continue
+        for p in (p for p, value in states.items() if value is None):
+            gradient = (-p.grad if group["maximize"] else p.grad) + group["weight_decay"] * p.detach()
+            optimizer.state[p]["momentum_buffer"] = gradient * (group["dampening"] / group["momentum"])
+
+
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
     """All that a step changes beside the parameters."""
     rates = [group.get("lr") for group in optimizer.param_groups]
@@ -150,71 +155,6 @@ def flush(optimizer: Optimizer, done: int, more: int) -> None:
     for value in state_tensors(optimizer):
         if value.is_floating_point() and value.device.type == "cpu" and value.dim():
             value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)
-
-
-class Share:
-    """What a parameter has of an optimizer over all, as Pyro's users know it: an optimizer of its own."""
-
-    def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
-        self.whole, self.parameter = optimizer, parameter
-
-    @property
-    def param_groups(self) -> Groups:
-        """The group that the parameter is in, with others."""
-        return [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
-
-    def state_dict(self) -> dict[str, Any]:
-        """As a torch optimizer over the one parameter."""
-        groups = [{**group, "params": [0]} for group in self.param_groups]
-        for group in groups:
-            group |= {"lr": float(group["lr"])} if "lr" in group else {}  # Pyro's `AdagradRMSProp` has none
-        return {"state": {0: dict(self.whole.state.get(self.parameter, {}))}, "param_groups": groups}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, or that of a torch optimizer of the parameter's own."""
-        for group, other in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in other.items() if key in ("lr", "initial_lr")})
-        found = state["state"].get(0)
-        if found:
-            steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
-            values = {**found, **steps}.items()
-            self.whole.state[self.parameter] = {
-                key: value.to(self.parameter.device, copy=True) if isinstance(value, Tensor) else value
-                for key, value in values
-            }
-
-
-def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
-    """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
-    if not isinstance(optim, PyroOptim):
-        return
-    if hasattr(optim, "pt_scheduler_constructor"):
-        if not optim.optim_objs:
-            optim.optim_objs = {"all": optim.pt_scheduler_constructor(optimizer, **optim.kwargs)}
-        return
-    for parameter, name in parameters.items():
-        optim.optim_objs[parameter] = Share(optimizer, parameter)
-        state = optim._state_waiting_to_be_consumed.pop(name, None)
-        if state is not None:
-            optim.optim_objs[parameter].load_state_dict(state)
-
-
-def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tuple[Optimizer, dict[Tensor, str]]:
-    """The one optimizer, which has these parameters too now, and those of them that were added to it.
-
-    The first that there is may be another `SVI`'s, made of the same `PyroOptim` over some of them.
-    """
-    added = new
-    if optimizer is None:
-        known = getattr(optim, "optim_objs", {})
-        optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
-        if optimizer is None:
-            return checked(build(optim, new)), {}
-        added = untrained(optimizer, new)
-    if added and isinstance(optim, PyroOptim):
-        for group in groups(optim, added):
-            optimizer.add_param_group(group)
-    return optimizer, added
 
 
 def untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> dict[Tensor, str]:

@@ -156,6 +156,16 @@ def stored() -> dict[str, Tensor]:
     return dict(pyro.get_param_store()._params)
 
 
+def drop_new(before: dict[str, Tensor]) -> bool:
+    """Take out of Pyro's store the parameters that were not there before; whether there were any."""
+    store = pyro.get_param_store()
+    new = [name for name in store._params if name not in before]
+    for name in new:
+        store._param_to_name.pop(store._params.pop(name), None)  # a parameter may have two names
+        store._constraints.pop(name, None)
+    return bool(new)
+
+
 def put_back(before: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Put parameters back into Pyro's store where another is in their place; yields name, parameter and the other.
 

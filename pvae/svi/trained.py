@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
-from . import optimizers, rates
+from . import optimizers, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
 from .parameters import Parameters, Snapshot
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 ALONE = "make another SVI, and give it state_dict() of this one"
 """What to do where programs cannot be copied with it."""
+PARTLY = (
+    "parameter '{}' of Pyro's store has been replaced, others of the same optimizer have not: its learning rate goes on"
+    " by their schedule, where Pyro begins with a new one: to begin anew make another SVI and another optim"
+)
 
 
 class Trained(pyro.infer.SVI):
@@ -72,8 +77,8 @@ class Trained(pyro.infer.SVI):
         self._numbers = Numbers()
         self._copied: dict[Tensor, str] = {}
         """Of the one that this is a copy of."""
-        self._aside = WeakIdKeyDictionary()
-        """The optimizer's states of parameters that Pyro's store no longer has; they may come back."""
+        self._aside: shares.Aside = WeakIdKeyDictionary()
+        """Parameters that Pyro's store no longer has; they may come back."""
         self._places: list[int] = []
 
     def check(self) -> None:
@@ -173,6 +178,8 @@ class Trained(pyro.infer.SVI):
         self.check()
         if self._waiting is not None:
             return self._waiting
+        if self.optimizer is not None:
+            self._settle()
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
@@ -205,12 +212,32 @@ class Trained(pyro.infer.SVI):
 
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
-        for old, new in self._used.replaced:
-            optimizers.replace(self.optimizer, old, new, self._aside)
+        pairs, every = list(self._used.replaced), list(self._names)
+        self._used.replaced.clear()
+        for old, new in pairs:
             self._names = {new if p is old else p: name for p, name in self._names.items()}
             self._used.had.discard(old)
-        self._used.replaced.clear()
+        if shares.schedules(self.optim) and all(p not in self._names for p in every):
+            self.optim.optim_objs.clear()  # its schedule is one for all
+            self._begin_anew()
+            return
+        if pairs and shares.schedules(self.optim):
+            warnings.warn(PARTLY.format(self._names.get(pairs[0][1])), stacklevel=2)
+        shares.replace(self.optim, self.optimizer, pairs, self._names, self._aside)
+        self._rates = rates.prepare(self.optimizer)
+        shares.attach(self.optim, self.optimizer, {new: self._names[new] for _, new in pairs if new in self._names})
         self._graphs.forget()
+
+    def _settle(self) -> None:
+        """Take over what was set by hand on the parameters' own parts of the optimizer."""
+        if self.optimizer in shares.WISHES and shares.settle(self.optimizer):
+            self._rates = rates.prepare(self.optimizer)
+            self._graphs.forget()
+
+    def _begin_anew(self) -> None:
+        """With another optimizer, and the parameters as they are."""
+        known, self._names, self.optimizer = self._names, {}, None
+        self._take(known)
 
     @property
     def optim(self) -> optimizers.Optim:
@@ -223,8 +250,7 @@ class Trained(pyro.infer.SVI):
         self._optim = optim
         if getattr(self, "optimizer", None) is not None:
             self.check()
-            known, self._names, self.optimizer = self._names, {}, None
-            self._take(known)
+            self._begin_anew()
 
     # Copies.
 
@@ -262,7 +288,7 @@ class Trained(pyro.infer.SVI):
         if self._clock is not None:
             self._clock = self.objective.clock = self._clock.to(self._device)
         first = self.optimizer is None
-        self.optimizer, added = optimizers.over(self.optim, self.optimizer, new)
+        self.optimizer, added = shares.over(self.optim, self.optimizer, new)
         if isinstance(self.optim, torch.optim.Optimizer):  # also those that no program names
             given = [p for group in self.optimizer.param_groups for p in group["params"] if p not in self._names]
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
@@ -271,7 +297,7 @@ class Trained(pyro.infer.SVI):
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:
             self._restore_optimizer(self._waiting["optimizer"])
         self._waiting = None
-        optimizers.attach(self.optim, self.optimizer, new if first else added)
+        shares.attach(self.optim, self.optimizer, new if first else added)
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
 

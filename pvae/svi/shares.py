@@ -1,0 +1,195 @@
+"""What a `PyroOptim` is to its users, an optimizer for each parameter, of the one optimizer over all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .arguments import checked
+from .optimizers import build, groups, replayable, untrained
+
+Aside = WeakIdKeyDictionary
+"""By parameter, what the optimizer's state of it and the arguments of its group were."""
+WISHES: WeakKeyDictionary[Optimizer, dict[Tensor, dict[str, Any]]] = WeakKeyDictionary()
+"""By optimizer, the arguments that parameters have been given since its last step."""
+
+
+class Own(MutableMapping):
+    """The arguments of one parameter of those in a group; what is set is its own from the next step on."""
+
+    def __init__(self, optimizer: Optimizer, parameter: Tensor, group: dict[str, Any]) -> None:
+        self.optimizer, self.parameter, self.group = optimizer, parameter, group
+
+    def _now(self) -> dict[str, Any]:
+        found = {**self.group, "params": [self.parameter], **WISHES.get(self.optimizer, {}).get(self.parameter, {})}
+        return {**found, "lr": float(found["lr"])} if "lr" in found else found  # Pyro's `AdagradRMSProp` has none
+
+    def __getitem__(self, key: str) -> Any:
+        return self._now()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        WISHES.setdefault(self.optimizer, {}).setdefault(self.parameter, {})[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        raise KeyError(f"'{key}' of the optimizer: expected to be set, not deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+
+class Share:
+    """What a parameter has of an optimizer over all, as Pyro's users know it: an optimizer of its own."""
+
+    def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
+        self.whole, self.parameter = optimizer, parameter
+
+    @property
+    def param_groups(self) -> list[Own]:
+        """The arguments that the parameter has."""
+        having = [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
+        return [Own(self.whole, self.parameter, group) for group in having]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As a torch optimizer over the one parameter."""
+        groups = [{**group, "params": [0]} for group in self.param_groups]
+        return {"state": {0: dict(self.whole.state.get(self.parameter, {}))}, "param_groups": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, or that of a torch optimizer of the parameter's own."""
+        for group, other in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({key: value for key, value in other.items() if key in ("lr", "initial_lr")})
+        found = state["state"].get(0)
+        if found:
+            steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
+            values = {**found, **steps}.items()
+            self.whole.state[self.parameter] = {
+                key: value.to(self.parameter.device, copy=True) if isinstance(value, Tensor) else value
+                for key, value in values
+            }
+
+
+def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
+    """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
+    if not isinstance(optim, PyroOptim):
+        return
+    if schedules(optim):
+        if not optim.optim_objs:
+            optim.optim_objs = {"all": optim.pt_scheduler_constructor(optimizer, **optim.kwargs)}
+        return
+    for parameter, name in parameters.items():
+        optim.optim_objs[parameter] = Share(optimizer, parameter)
+        state = optim._state_waiting_to_be_consumed.pop(name, None)
+        if state is not None:
+            optim.optim_objs[parameter].load_state_dict(state)
+
+
+def schedules(optim: Any) -> bool:
+    """Whether it has a schedule of torch's for the learning rates."""
+    return hasattr(optim, "pt_scheduler_constructor")
+
+
+def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tuple[Optimizer, dict[Tensor, str]]:
+    """The one optimizer, which has these parameters too now, and those of them that were added to it.
+
+    The first that there is may be another `SVI`'s, made of the same `PyroOptim` over some of them, or with a schedule.
+    """
+    added = new
+    if optimizer is None:
+        known = getattr(optim, "optim_objs", {})
+        optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
+        optimizer = optimizer or getattr(known.get("all"), "optimizer", None)  # that of a schedule
+        if optimizer is None:
+            return checked(build(optim, new)), {}
+        added = untrained(optimizer, new)
+    if added and isinstance(optim, PyroOptim):
+        for group in groups(optim, added):
+            optimizer.add_param_group(group)
+    return optimizer, added
+
+
+def replace(
+    optim: Any, optimizer: Optimizer, pairs: list[tuple[Tensor, Tensor]], names: dict[Tensor, str], aside: Aside
+) -> None:
+    """Put parameters in the place of others, whose state and arguments are put aside until they come back.
+
+    What is new begins as in Pyro with the arguments of the `PyroOptim`, whatever has become of the learning rate.
+    """
+    for old, new in pairs:
+        group = next((group for group in optimizer.param_groups if any(p is old for p in group["params"])), None)
+        if group is None:
+            continue
+        aside[old] = optimizer.state.pop(old, {}), _arguments(group)
+        state, own = aside.pop(new, ({}, _first(optim, new, names.get(new, ""))))
+        if _has(group, own):
+            group["params"][:] = [new if p is old else p for p in group["params"]]
+        else:
+            _move(optimizer, old, group, new, own)
+        if state:
+            optimizer.state[new] = state
+    _drop_empty(optimizer)
+
+
+def settle(optimizer: Optimizer) -> bool:
+    """Give parameters the arguments that were set; whether they are in other groups now."""
+    wishes, parted = WISHES.pop(optimizer, {}), False
+    for group in list(optimizer.param_groups) if wishes else ():
+        own = [wishes.get(p, {}) for p in group["params"]]
+        if all(wish == own[0] for wish in own):
+            group.update(own[0])
+            continue
+        parted, before = True, {key: value for key, value in group.items() if key != "params"}
+        for parameter, wish in zip(list(group["params"]), own, strict=True):
+            if wish:
+                _move(optimizer, parameter, group, parameter, {**before, **_number(before), **wish})
+    _drop_empty(optimizer)
+    return parted
+
+
+def _move(optimizer: Optimizer, old: Tensor, group: dict[str, Any], new: Tensor, own: dict[str, Any]) -> None:
+    """Take a parameter out of its group, and put one into a group with these arguments."""
+    group["params"][:] = [p for p in group["params"] if p is not old]
+    home = next((other for other in optimizer.param_groups if other is not group and _has(other, own)), None)
+    optimizer.add_param_group({"params": [new], **own}) if home is None else home["params"].append(new)
+
+
+def _drop_empty(optimizer: Optimizer) -> None:
+    if not all(group["params"] for group in optimizer.param_groups):
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def _number(group: dict[str, Any]) -> dict[str, Any]:
+    return {"lr": float(group["lr"])} if "lr" in group else {}
+
+
+def _arguments(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's own, with the learning rate that it has without a schedule."""
+    rate = {"lr": float(group.get("initial_lr", group["lr"]))} if "lr" in group else {}
+    return {name: value for name, value in group.items() if name != "params"} | rate
+
+
+def _first(optim: Any, parameter: Tensor, name: str) -> dict[str, Any]:
+    """The arguments that a parameter begins with; none where they are to be those of its group."""
+    if not isinstance(optim, PyroOptim) or schedules(optim):
+        return {}
+    return {key: value for key, value in groups(optim, {parameter: name})[0].items() if key != "params"}
+
+
+def _has(group: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether a group's arguments are these."""
+    found = _arguments(group)
+    pairs = [(found.get(name), value) for name, value in own.items()]
+    return all(
+        math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) and isinstance(other, float) else one == other
+        for one, other in pairs
+    )
