@@ -15,7 +15,7 @@ The modules, those that need no other first:
   `comparison` of models; written by `means`, `tables` and `plots`.
 - Data: `data`, read by `sources` and `csvs`, held against `supports`.
 - A run: `config` (with `values` and `flat`, its YAML), `build`, `train`, `report`, `figures`, in a folder of `runs`
-  (with `checkpoints`, `files`, `locks`); `load` reads it back.
+  (with `checkpoints`, `metrics`, `files`, `locks`); `load` reads it back.
 - Commands: `fit`, `compare`, `gradients`, `sample`, `parts`, by `__main__`; they share `cli`, `progress` and `pace`.
 - Checks of a part of one's own: `testing`.
 """
