@@ -247,8 +247,8 @@ def test_damaged_metrics_are_a_line(how, run, capsys):
 
 
 def test_metrics_that_were_being_written_or_were_deleted(run, finished):
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 4, "tr')  # as of a run that was killed
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"epoch": 4, "tr\xff\0')  # as of a run that was killed, or lost power
     assert go("--resume", run) == 0
     assert (run / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").unlink()
