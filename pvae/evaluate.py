@@ -220,6 +220,8 @@ def evaluate(
         raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
+    if x.layout != torch.strided:
+        raise InputError(f"x: found a tensor of layout {x.layout}, expected a dense one: pass x.to_dense()")
     parts, drawn, averages, held = [], [], [], []
     together = max(1, AT_ONCE // (CELL * draws))
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):

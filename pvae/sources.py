@@ -168,6 +168,8 @@ def _read_numpy(path: Path) -> Source:
     ends = {"all": ""} if "x" in found else {part: f"_{part}" for part in PARTS if f"x_{part}" in found}
     if "all" not in ends and not {"train", "test"} <= ends.keys():
         expected = "expected x (and y), or x_train and x_test (and y_*), or one array: rename them"
+        if {"indptr", "indices", "data"} <= found.keys():
+            expected = "a sparse matrix of SciPy, expected a dense array: save its toarray()"
         raise InputError(f"{path}: found arrays {', '.join(found) or 'none'}; {expected}")
     return Source({part: Arrays(found["x" + end], found.get("y" + end)) for part, end in ends.items()})
 

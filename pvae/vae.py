@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
             InputError: with Pyro's validation, labels that the model does not take, data outside the likelihood's
                 support: both are looked up on the host.
         """
-        check_labels(y, len(x))
+        check_data(x, y, self.likelihood)
         data = (x,) if y is None else (x, y)
         names = self._held(data, y) if torch.distributions.Distribution._validate_args else frozenset()
         traces = weights.trace(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
@@ -218,6 +218,8 @@ def check_data(x: Tensor, y: Tensor | None, likelihood: Part) -> None:
     """
     if not isinstance(x, Tensor):
         raise InputError(f"x: found {type(x).__name__}, expected a tensor: pass torch.as_tensor(x)")
+    if x.layout != torch.strided:
+        raise InputError(f"x: found a tensor of layout {x.layout}, expected a dense one: pass x.to_dense()")
     if x.dtype == torch.uint8:
         check_type(x, torch.get_default_dtype())
     shape = getattr(likelihood, "shape", None)

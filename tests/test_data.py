@@ -508,6 +508,7 @@ ARRAYS = {
     "y nan": ({"x": grey(), "y": np.full(20, np.inf)}, "y: found inf at 0, expected whole numbers"),
     "y huge": ({"x": grey(), "y": np.full(20, 2**63, np.uint64)}, "y: found 9.22337e+18 at 0, expected whole numbers"),
     "names": ({"a": grey(), "b": grey()}, "found arrays a, b; expected x (and y), or x_train and x_test"),
+    "sparse": ({key: labels() for key in ("indices", "indptr", "data")}, "a sparse matrix of SciPy, expected a dense"),
     "labels alone": ({"y": np.ones((20, 2))}, "found arrays y; expected x (and y)"),
     "no arrays": ({}, "found arrays none; expected x"),
     "no test": ({"x_train": grey(), "x_validation": grey()}, "found arrays x_train, x_validation; expected x"),

@@ -71,6 +71,21 @@ def reshaped_beside(x):
 
 
 SQUARE, ROW = torch.arange(9.0).reshape(3, 3), torch.arange(3.0)
+
+
+def parts_changed(x):
+    """As a gated recurrent cell does: parts of a new tensor, that are not said to be views of it, are changed."""
+    ways = (lambda y: y.unsafe_chunk(2), lambda y: y.unsafe_split(2), lambda y: y.unsafe_split_with_sizes([1, 2]))
+    return tuple(way(x.exp())[0].add_(1) * 3 for way in ways for _ in range(2))
+
+
+RNN = torch.nn.GRU(3, 2)
+
+
+def recurrent_twice(x):
+    return (RNN(x)[0], RNN(x)[0])
+
+
 FUNCTIONS = [
     (twice, SQUARE),
     (changed_between, ROW),
@@ -84,6 +99,8 @@ FUNCTIONS = [
     (alike, ROW),
     (reshaped_in_place, SQUARE),
     (reshaped_beside, SQUARE),
+    (parts_changed, SQUARE),
+    (recurrent_twice, SQUARE),
 ]
 
 

@@ -474,6 +474,19 @@ def test_data_that_are_no_tensor_are_refused_in_a_line(vae):
             vae.guide(x)
 
 
+def test_sparse_data_are_refused_in_a_line(vae, x):
+    for program in (
+        vae.guide,
+        vae.log_weights,
+        lambda x: pvae.evaluate.evaluate(vae.model, vae.guide, x, particles=[1]),
+        lambda x: pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), pvae.ELBO()).step(x),
+    ):
+        with pytest.raises(
+            pvae.InputError, match=r"x: found a tensor of layout torch.sparse_coo, .*: pass x\.to_dense\(\)"
+        ):
+            program(x.to_sparse())
+
+
 def test_data_of_another_type_than_the_parameters_are_refused_in_a_line(vae, x):
     with pytest.raises(
         pvae.InputError, match=r"^x: found float64, expected float32, .*: pass x\.to\(torch\.float32\)$"

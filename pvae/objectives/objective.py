@@ -42,7 +42,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
         chunk: how many particles are taken at once; where they are fewer than K the programs run again for the
-            gradient, and memory is flat in K. By default as many as there is memory for, at the first call.
+            gradient, memory is flat in K, and no step is replayed. By default as many as there is memory for.
         free_bits: nats a datum (its mean over the batch) below which the KL has no gradient.
 
     Raises:

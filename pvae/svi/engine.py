@@ -33,6 +33,7 @@ _GRADIENT = attrgetter("grad")
 
 NOTHING = "no parameter of model or guide has a gradient: there is nothing to fit"
 WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where nothing has a gradient: take it outside"
+UNSEEN = ': those of a torch module are seen where a program calls pyro.module("name", module), or pyro.param'
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
 
 
@@ -290,7 +291,8 @@ class SVI(Trained):
             raise ValueError(WITHOUT)
         having = self._used.fill(self._names)
         if not having:
-            raise ValueError(NOTHING + (OTHERS if self._used.stored else ""))
+            unseen = "" if self._names else UNSEEN
+            raise ValueError(NOTHING + (OTHERS if self._used.stored else unseen))
         self._kind, losses = numbers(self.objective, loss)
         return self._observed.held(losses), norm_of([p.grad for p in having])
 
