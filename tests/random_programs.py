@@ -7,6 +7,7 @@ fails is small: `Choices(seed, {"frame": "flat"})`.
 import itertools
 import linecache
 import random
+import re
 import types
 
 import pyro
@@ -74,7 +75,7 @@ OBSERVED = {
 }
 NETWORKS = {
     "linear": "nn.Linear(2, 1)",
-    "batch norm": "nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))",
+    "batch norm": "nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))",
     "dropout": "nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.3), nn.Tanh(), nn.Linear(3, 1))",
     "PyroModule": "PyroModule[nn.Linear](2, 1)",
 }
@@ -88,9 +89,7 @@ OPTIMIZERS = {
     "Adagrad": lambda: optim.Adagrad({"lr": 0.05}),
     "by name": lambda: optim.Adam(lambda name: {"lr": 0.05 if name.endswith("a") else 0.01}),
     "clipped": lambda: optim.Adam({"lr": 0.02}, {"clip_norm": 0.3}),
-    "scheduled": lambda: optim.ExponentialLR(
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.03}, "gamma": 0.8}
-    ),
+    "scheduled": lambda: optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.03}, "gamma": 0.8}),
 }
 
 
@@ -126,26 +125,28 @@ class Program:
 
     def _text(self):
         model, guide = self._model(), self._guide()
-        made = f"guide = {self.automatic.replace('M', 'model', 1) if self.automatic else ''}"
         made = f"guide = {self.automatic.replace('(M', '(model')}" if self.automatic else guide
         return "\n".join([HEAD + "\n".join(self.modules), model, made, ""])
 
     def _site(self, name, place, distribution):
         named = f'f"{name}_{{i}}"' if place == "local" and self.frame == "loop" else f'"{name}"'
         line = f"{name} = pyro.sample({named}, {distribution})"
+        around = [f'pyro.plate("groups of {name}", 3, dim=-1)'] if place == "group" else []
         if self.choose(f"{name}.scale", 0, 1, plain=0.85):
-            line = f"with poutine.scale(scale=0.5): {line}"
-        return f'with pyro.plate("groups of {name}", 3, dim=-1): {line}' if place == "group" else line
+            around.append("poutine.scale(scale=0.5)")
+        return f"with {', '.join(around)}: {line}" if around else line
 
     def _model(self):
         outer, inner, terms, before = [], [], [], "torch.zeros(())"
         for name, place, family in self.latents:
             size, prior, _ = LATENTS[family]
-            line = self._site(name, place, prior.replace("L", f"(0.3 * {before})", 1).replace("LogNormalL", "L"))
+            line = self._site(name, place, re.sub(r"\bL\b", f"(0.3 * {before})", prior))
             (inner if place == "local" else outer).append(line)
             before = f"{name}.to(x.dtype){'.sum(-1)' if size else ''}{'.mean(-1, keepdim=True)' * (place == 'group')}"
             terms.append(before)
-        noise = self.choose("noise", "torch.tensor(1.0)", 'pyro.param("noise", torch.tensor(0.8), constraints.positive)')
+        noise = self.choose(
+            "noise", "torch.tensor(1.0)", 'pyro.param("noise", torch.tensor(0.8), constraints.positive)'
+        )
         outer.append(f"noise = {noise}")
         if network := self.choose("network", "", *NETWORKS):
             self.modules.append(f"network = {NETWORKS[network]}")
@@ -171,14 +172,18 @@ class Program:
         for name, place, family in self.latents:
             lines = [*self._parameters(name, place, family), self._site(name, place, LATENTS[family][2])]
             (inner if place == "local" else outer).extend(lines)
-        return _function("guide", [*outer, *([self.plate] if inner else []), *(f"    {line}" for line in inner), "pass"])
+        return _function(
+            "guide", [*outer, *([self.plate] if inner else []), *(f"    {line}" for line in inner), "pass"]
+        )
 
     def _parameters(self, name, place, family):
         """The lines that make a and b."""
         size = LATENTS[family][0]
         plates, at = {"global": ("", ""), "group": ("3,", ""), "local": (self.table, self.at)}[place]
-        shape, style = f"({plates}{size or ''})", self.choose(f"{name}.style", "zero", "drawn", "network")
-        shape = shape.replace(",)", ",)") if shape != "()" else "()"
+        shape, style = (
+            f"({plates}{f'{size},' if size else ''})",
+            self.choose(f"{name}.style", "zero", "drawn", "network"),
+        )
         if style == "network" and place != "group":
             width = size or 1
             self.modules.append(f"{name}_network = nn.Linear(2, {2 * width})")
@@ -230,8 +235,13 @@ def _networks(module):
 
 
 def _groups(svi):
-    scheduled = hasattr(svi.optim, "pt_scheduler_constructor")
-    return [] if scheduled else [part.param_groups[0] for part in svi.optim.optim_objs.values()]
+    """What the optimizer has of each parameter of the store, by name."""
+    parts = {} if hasattr(svi.optim, "pt_scheduler_constructor") else svi.optim.optim_objs
+    store = pyro.get_param_store()
+    names = {
+        store.param_name(parameter): part for parameter, part in parts.items() if parameter in store._param_to_name
+    }
+    return [names[name].param_groups[0] for name in sorted(names)]
 
 
 @event
