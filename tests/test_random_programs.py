@@ -166,3 +166,31 @@ def loss_and_gradient(loss_of, program, args):
         loss.backward()
     store = pyro.get_param_store()._params
     return float(loss), {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in store.items()}
+
+
+# Resumed --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [*FEW[:4], *(pytest.param(seed, marks=pytest.mark.slow) for seed in MANY[:60])])
+@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "by name"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(seed, optim):
+    choose = Choices(seed, {"network": "", "particles": 1})
+    program = Program(choose, automatic=False)
+    found = [resumed(choose, program, optim, at) for at in (None, 5)]
+    assert found[0] == found[1], story(choose, program)
+
+
+def resumed(choose, program, optim, at):
+    """Losses, and the parameters as text, of replayed steps, with another SVI from one on."""
+    module = begun(program.text)
+    losses, svi = [], None
+    for step, args in enumerate(batches(choose)):
+        if svi is None or step == at:
+            state = svi and svi.state_dict()
+            loss = elbo(choose, program.deep)
+            svi = pvae.SVI(module.model, module.guide, OPTIMIZERS[optim](), loss, compile="graph")
+            if state is not None:
+                svi.load_state_dict(state)
+        losses.append(float(svi.step(*args)))
+    return losses, {name: value.tolist() for name, value in pyro.get_param_store().named_parameters()}
