@@ -14,6 +14,7 @@ import pyro
 import torch
 from pyro import optim
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule
 
 HEAD = """import pyro, torch
 import pyro.distributions as dist
@@ -319,7 +320,8 @@ def other_memory(svi, module, args):
 
 @event
 def frozen(svi, module, args):
-    for network in _networks(module)[:1]:
+    plain = [network for network in _networks(module) if not isinstance(network, PyroModule)]
+    for network in plain[:1]:  # Pyro moves those of a frozen PyroModule on by their momentum
         next(network.parameters()).requires_grad_(False)
 
 
