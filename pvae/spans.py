@@ -133,7 +133,9 @@ def _leaves(found: Span, guide: Site, prior: Site) -> bool:
         out = _below(found.low, within.low) | _below(*(-1 * end for end in (found.high, within.high)))
         mask = prior["mask"]
         if mask is not None:
-            out = out & (mask.reshape(*mask.shape, *[1] * prior["fn"].event_dim) if isinstance(mask, Tensor) else mask)
+            out = out & (
+                mask.reshape((*mask.shape, *[1] * prior["fn"].event_dim)) if isinstance(mask, Tensor) else mask
+            )
     except RuntimeError:  # shapes that do not go together
         return False
     return bool(out.any())

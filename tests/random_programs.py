@@ -7,12 +7,14 @@ fails is small: `Choices(seed, {"frame": "flat"})`.
 import itertools
 import linecache
 import random
+import re
 import types
 
 import pyro
 import torch
 from pyro import optim
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule
 
 HEAD = """import pyro, torch
 import pyro.distributions as dist
@@ -74,7 +76,7 @@ OBSERVED = {
 }
 NETWORKS = {
     "linear": "nn.Linear(2, 1)",
-    "batch norm": "nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))",
+    "batch norm": "nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))",
     "dropout": "nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.3), nn.Tanh(), nn.Linear(3, 1))",
     "PyroModule": "PyroModule[nn.Linear](2, 1)",
 }
@@ -124,22 +126,22 @@ class Program:
 
     def _text(self):
         model, guide = self._model(), self._guide()
-        made = f"guide = {self.automatic.replace('M', 'model', 1) if self.automatic else ''}"
         made = f"guide = {self.automatic.replace('(M', '(model')}" if self.automatic else guide
         return "\n".join([HEAD + "\n".join(self.modules), model, made, ""])
 
     def _site(self, name, place, distribution):
         named = f'f"{name}_{{i}}"' if place == "local" and self.frame == "loop" else f'"{name}"'
         line = f"{name} = pyro.sample({named}, {distribution})"
+        around = [f'pyro.plate("groups of {name}", 3, dim=-1)'] if place == "group" else []
         if self.choose(f"{name}.scale", 0, 1, plain=0.85):
-            line = f"with poutine.scale(scale=0.5): {line}"
-        return f'with pyro.plate("groups of {name}", 3, dim=-1): {line}' if place == "group" else line
+            around.append("poutine.scale(scale=0.5)")
+        return f"with {', '.join(around)}: {line}" if around else line
 
     def _model(self):
         outer, inner, terms, before = [], [], [], "torch.zeros(())"
         for name, place, family in self.latents:
             size, prior, _ = LATENTS[family]
-            line = self._site(name, place, prior.replace("L", f"(0.3 * {before})", 1).replace("LogNormalL", "L"))
+            line = self._site(name, place, re.sub(r"\bL\b", f"(0.3 * {before})", prior))
             (inner if place == "local" else outer).append(line)
             before = f"{name}.to(x.dtype){'.sum(-1)' if size else ''}{'.mean(-1, keepdim=True)' * (place == 'group')}"
             terms.append(before)
@@ -179,8 +181,10 @@ class Program:
         """The lines that make a and b."""
         size = LATENTS[family][0]
         plates, at = {"global": ("", ""), "group": ("3,", ""), "local": (self.table, self.at)}[place]
-        shape, style = f"({plates}{size or ''})", self.choose(f"{name}.style", "zero", "drawn", "network")
-        shape = shape.replace(",)", ",)") if shape != "()" else "()"
+        shape, style = (
+            f"({plates}{f'{size},' if size else ''})",
+            self.choose(f"{name}.style", "zero", "drawn", "network"),
+        )
         if style == "network" and place != "group":
             width = size or 1
             self.modules.append(f"{name}_network = nn.Linear(2, {2 * width})")
@@ -232,8 +236,13 @@ def _networks(module):
 
 
 def _groups(svi):
-    scheduled = hasattr(svi.optim, "pt_scheduler_constructor")
-    return [] if scheduled else [part.param_groups[0] for part in svi.optim.optim_objs.values()]
+    """What the optimizer has of each parameter of the store, by name."""
+    parts = {} if hasattr(svi.optim, "pt_scheduler_constructor") else svi.optim.optim_objs
+    store = pyro.get_param_store()
+    names = {
+        store.param_name(parameter): part for parameter, part in parts.items() if parameter in store._param_to_name
+    }
+    return [names[name].param_groups[0] for name in sorted(names)]
 
 
 @event
@@ -311,7 +320,8 @@ def other_memory(svi, module, args):
 
 @event
 def frozen(svi, module, args):
-    for network in _networks(module)[:1]:
+    plain = [network for network in _networks(module) if not isinstance(network, PyroModule)]
+    for network in plain[:1]:  # Pyro moves those of a frozen PyroModule on by their momentum
         next(network.parameters()).requires_grad_(False)
 
 

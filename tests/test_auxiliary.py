@@ -647,3 +647,17 @@ def test_what_needs_a_density_elsewhere_is_refused(pair, linear):
     refused("plate: found None", lambda: pvae.diagnostics.mutual_information(program.guide, x, plate=None))
     whole = pvae.IWAE(4, plate=None)
     refused("plate 'data': it subsamples", lambda: whole.loss(regression, AutoNormal(regression), *linear, 5))
+
+
+def test_one_particle_of_a_program_without_plates_has_one_weight():
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    def guide(y):
+        pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.1)), 1.0))
+
+    y = torch.ones(3)
+    assert weights.log_weights(model, guide, y, particles=1, plate=None).log_w.shape == (1, 1)
+    assert pvae.ELBO(plate=None).bounds(model, guide, y).shape == (1,)
+    assert pvae.TVO(1, plate=None, gradient="dreg").differentiable_loss(model, guide, y).shape == ()

@@ -407,3 +407,16 @@ def test_a_point_mass_is_known_within_what_wraps_it(wrap):
         assert m.grad.item() == pytest.approx(((2 * 0.3 * x - x) * x).sum().item(), rel=1e-4)
     with pytest.raises(InputError, match="site 'z': the guide is a point mass, which has no density to start from"):
         ais(model, x, guide=guide, annealing=Annealing(temperatures=2, chains=1))
+
+
+def test_a_mask_that_is_one_value_holds_for_all_of_a_narrower_prior():
+    def model(x):
+        with pyro.poutine.mask(mask=torch.tensor(True)):
+            z = pyro.sample("z", UNIT)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Beta(2.0, pyro.param("b", torch.tensor(2.0))))
+
+    assert pvae.ELBO(3, plate=None).differentiable_loss(model, guide, X).isfinite()

@@ -557,3 +557,41 @@ def test_clipped_adam_has_all_digits_of_its_first_steps():
             parameter.grad = torch.tensor([1.0, -2.0, 0.1], dtype=torch.float64) * (step + 1)
             optimizer.step()
     torch.testing.assert_close(*parameters, rtol=1e-13, atol=0)
+
+
+def test_a_parameter_that_begins_later_than_others_of_its_group_under_momentum():
+    """Torch's fused step of SGD wants the momentum of all parameters, or of none."""
+
+    def make():
+        layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2))
+
+        def model(x, both_layers):
+            pyro.module("layers", layers)
+            shift = layers[0](x.unsqueeze(-1)) + (layers[1](x.unsqueeze(-1)) if both_layers else 0.0)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(shift.squeeze(-1), 1.0), obs=x)
+
+        return model, lambda x, both_layers: None
+
+    def optim():
+        return pyro.optim.SGD({"lr": 0.01, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1})
+
+    both(make, call=lambda step: (X, step > 4), optim=optim)
+
+
+def test_one_parameters_part_of_the_optimizer_is_its_own():
+    """Also where all parameters' rates are made smaller, one after another."""
+
+    def before(step, svi):
+        store, parts = pyro.get_param_store(), svi.optim.optim_objs
+        if step == 4:
+            for part in parts.values():
+                part.param_groups[0]["lr"] *= 0.5
+        if step in (7, 9):
+            part = next(part for p, part in parts.items() if store.param_name(p) == "mean")
+            part.param_groups[0].update(lr=0.1 if step == 7 else 0.025, betas=(0.5, 0.9))
+            assert part.param_groups[0]["betas"] == (0.5, 0.9)
+            assert part.state_dict()["param_groups"][0]["lr"] == part.param_groups[0]["lr"]
+
+    svi = both(lambda: (plain, plain_guide), before=before, steps=14)
+    assert len(svi.optimizer.param_groups) == 2

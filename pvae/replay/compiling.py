@@ -36,6 +36,12 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
             # a capture can hold no graphs of inductor's own, which a user may have asked for
             chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
         with inductor.patch(chosen):
+            try:
+                return _in_pieces(graph, inputs) or _whole(graph, inputs)
+            except Exception as error:
+                if "CppCompileError" not in f"{type(error).__name__}: {error}":
+                    raise
+            # as where Ctrl-C has ended the compiler, too: a terminal sends it to all that it runs
             return _in_pieces(graph, inputs) or _whole(graph, inputs)
 
 

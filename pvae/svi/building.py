@@ -107,7 +107,7 @@ class Build:
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
-        svi, call, before = self.svi, self.call, stored()
+        svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
         with svi._undone(*call.objects):
             with undrawn() as drawn:
                 svi._gradients(*call.again())
@@ -117,8 +117,8 @@ class Build:
                     )
             having = [p for p in svi._names if p.grad is not None]
             svi._rates = rates.prepare(svi.optimizer) if svi._rates is None else svi._rates
-        if drop_new(before):
-            return False  # what a program draws for them comes before the step's own draws
+        if not resumed and drop_new(before):
+            return False  # what a program draws for them comes before the step's own draws; there that is long ago
         optimizers.aligned(svi.optimizer, having)
         svi._set_rates()  # somebody may have set one to a number, which a trace would take for all steps
         return optimizers.ready(svi.optimizer, having)
