@@ -1,6 +1,7 @@
 """Replayed steps are the eager steps: on programs of every kind, in `run`, over resumes, beside others."""
 
 import re
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -140,3 +141,23 @@ def in_double(program):
     if isinstance(module, torch.nn.Module):
         module.double()
     return program
+
+
+class CppCompileError(RuntimeError):
+    """As inductor's."""
+
+
+@pytest.mark.parametrize(("failures", "kind"), [([CppCompileError], None), ([CppCompileError] * 2, CppCompileError)])
+def test_a_compiler_that_is_ended_by_a_signal_is_asked_again(monkeypatch, failures, kind):
+    x, left = torch.ones(2), [error("killed") for error in failures]
+    graph = record(lambda x: (2 * x,), x)
+
+    def whole(graph, inputs):
+        if left:
+            raise left.pop()
+        return graph
+
+    monkeypatch.setattr(compiling, "_whole", whole)
+    with pytest.raises(kind) if kind else nullcontext():
+        assert compiling.compiled(graph, [x]) is graph
+    assert not left

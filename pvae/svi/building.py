@@ -69,7 +69,6 @@ class Build:
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (*svi._programs, *call.objects)
-        self._traces = _progress(svi.notice)
         self._having: list[Tensor] = []
         self._read: list[Tensor] = []
 
@@ -135,7 +134,7 @@ class Build:
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
-        graph = record(function, *values, each=self._traces, **options)
+        graph = record(function, *values, each=_progress(self.svi.notice), **options)
         self._read = graph.meta.pop("read")  # also where it had no part in the losses, as a running mean
         if self.device.type == "cuda":
             graph, read = placed(graph, self.device)
