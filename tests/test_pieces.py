@@ -342,22 +342,6 @@ def test_steps_in_pieces_are_the_eager_ones(program, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_takes_the_place_of_a_part_is_not_overwritten():
-    """Inductor by itself puts `kept` in a part of the whole, whose memory it then gives to another result."""
-
-    def function(x, weight):
-        parts = [torch.mm(x, weight + i).tanh() for i in range(10)]
-        first = torch.mm(torch.cat(parts), weight)
-        kept = (parts[0] + first.sum()).sin()
-        last = torch.mm(torch.mm(first, weight), weight).tanh()
-        return torch.mm(kept, torch.mm(last, weight)[:8]), first
-
-    x, weight = torch.randn(4, 8), torch.randn(8, 8) / 3
-    run = compiling.compiled(record(function, x, weight), [x, weight])
-    torch.testing.assert_close(tuple(run(x, weight)), function(x, weight), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("program", ["deep Markov, GRU", "deep Markov, RNN"])
 def test_compiled_steps_in_pieces_are_the_eager_ones(program):
     with patch.object(compiling, "_whole", side_effect=RuntimeError("compiled whole")):
