@@ -15,6 +15,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
 from .errors import InputError, written_at
+from .masks import warn_of_unmasked
 from .noise import forked
 from .plates import (
     PARTICLES,
@@ -28,6 +29,7 @@ from .plates import (
     is_untraced,
     subsampling,
 )
+from .replay.values import recording
 from .svi.calls import anew
 from .svi.faults import in_a_line
 from .svi.observed import inner, outside, validated
@@ -160,9 +162,8 @@ def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") ->
     seen = _Subsampling()
     try:
         for part in [[rows[:1] for rows in data]] + [data] * (len(data[0]) > 1):
-            found, *_ = _look(
-                model, guide, tuple(part), {}, seen, fits if part is data else partial(_scores, masked=False)
-            )
+            shape_of = fits if part is data else partial(_scores, masked=False)
+            found, *_ = _look(model, guide, tuple(part), {}, seen, shape_of)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if seen.names and not isinstance(error, InputError):
             raise subsampling(seen.names[0]) from error
@@ -214,6 +215,8 @@ def _look(
         )
         for site in each:
             check_log_prob(site, shape_of(site), 1, nesting)
+        if not recording():
+            warn_of_unmasked(scored, sites)
     factors = {name: getattr(site["fn"], "has_rsample", False) for name, site in scored.items() if site["is_observed"]}
     names = frozenset(name for name, site in sites.items() if validated(site))
     return Look(nesting, names, factors), scored, sites

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
@@ -34,3 +37,21 @@ def counted(site: Site) -> Tensor | None:
         mask = mask.reshape([*mask.shape, *[1] * event])
         value = mask if value is None else value & mask
     return value
+
+
+def warn_of_unmasked(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
+    """Say where the guide's density counts numbers of a latent that the model leaves out: no bound has that.
+
+    A prior that is left out whole is a flat one, as people write it.
+    """
+    for name, site in model.items():
+        left = None if site["is_observed"] or name not in guide else counted(site)
+        if left is None or not left.any():
+            continue
+        own = counted(guide[name])
+        if not left.all() and (own is None or (own & ~left).any()):
+            warnings.warn(
+                f"site '{name}': the guide keeps what the model's mask leaves out, and log q counts it: a bound may be"
+                " above log p: mask the guide alike",
+                stacklevel=2,
+            )

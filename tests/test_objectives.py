@@ -1,5 +1,6 @@
 """Bounds against closed forms, and against Pyro's own objectives at the same seed."""
 
+import contextlib
 import math
 
 import pyro
@@ -185,6 +186,34 @@ def test_a_masked_site_counts_where_the_mask_is():
     found = pvae.log_weights(masked, guide, torch.randn(3), particles=2)
     assert found.likelihood[:, 1].eq(0).all()
     assert found.likelihood[:, 0].ne(0).all()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("user", ["elbo", "log_weights", "evaluate"])
+def test_a_guide_that_keeps_what_the_model_masks_is_told_of(user, inside):
+    """log q then counts what p(x, z) does not have: the bound of no data at all is its entropy, above log 1."""
+    x = torch.tensor([1.0, -1.0, 2.0])
+
+    def site(name, fn, mask, **given):
+        with contextlib.nullcontext() if inside or mask is None else poutine.mask(mask=mask):
+            return pyro.sample(name, fn.mask(mask) if inside and mask is not None else fn, **given)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(site("z", dist.Normal(0.0, 1.0), x > 0), 1.0), obs=x)
+
+    def guide(x, mask=None):
+        with pyro.plate("data", len(x)):
+            site("z", dist.Normal(torch.zeros_like(x), 0.1), mask)
+
+    use = {
+        "elbo": lambda guide: pvae.ELBO().loss(model, guide, x),
+        "log_weights": lambda guide: pvae.log_weights(model, guide, x),
+        "evaluate": lambda guide: pvae.evaluate.evaluate(model, guide, x, particles=[1]),
+    }[user]
+    with pytest.warns(UserWarning, match="site 'z': the guide keeps what the model's mask leaves out"):
+        use(guide)
+    use(lambda x: guide(x, x > 0))  # warnings are errors here
 
 
 def test_a_closed_kl_counts_where_the_mask_is():

@@ -35,7 +35,7 @@ ROOMS = {
     "spans": {"errors", "svi", "weights"},
     "kl": {"weights"},
     "masks": {"plates"},
-    "collect": {"errors", "noise", "plates", "svi"},
+    "collect": {"errors", "masks", "noise", "plates", "replay", "svi"},
     "values": {"errors"},
     "conditions": {"errors", "base", "networks"},
     "discrete": {"errors"},

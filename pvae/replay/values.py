@@ -30,6 +30,11 @@ class Untraceable(Exception):
     """Why a function cannot be written down as a graph, and where."""
 
 
+def recording() -> bool:
+    """Whether what is done now is written down as a graph: then values are not to be looked at."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 class Known(TorchDispatchMode):
     """Follows what the tensors of a trace are made of, and refuses shapes that depend on values of later steps.
 
@@ -84,7 +89,7 @@ class Known(TorchDispatchMode):
             dynamic = not self.knows(args[1])
         else:
             dynamic = torch.Tag.dynamic_output_shape in func.tags
-        if dynamic and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        if dynamic and recording():
             raise Untraceable(SHAPE.format(name) + ADVICE.get(name, ""))
 
     def _of_all(self, tensors: Sequence[Tensor]) -> dict[int, Tensor] | None:
