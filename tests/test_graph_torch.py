@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch._inductor.config as inductor
 import torch.nn.functional as F
 from programs import assert_same, kinds, parameters
 from pyro.infer import Trace_ELBO
@@ -250,3 +251,22 @@ def test_a_step_that_is_compiled_wrong_is_replayed_as_it_is(monkeypatch):
     assert "the step is not compiled, its graph is replayed as it is: the loss of step 2 is" in str(warned.message)
     assert kinds(found[-1]) == ["graph"]
     assert_same(found, expected)
+
+
+def parts(x, m):
+    """Of it, as it is, inductor makes another number: a result lies in a part of what has been given to others."""
+    several = [torch.mm(x, m + i).tanh() for i in range(10)]
+    first = torch.mm(torch.cat(several), m)
+    kept = (several[0] + first.sum()).sin()
+    third = torch.mm(torch.mm(first, m), m)
+    return torch.mm(kept, torch.mm(third.tanh(), m)[:8]), first
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_no_result_is_put_in_the_place_of_a_part():
+    x, m = torch.randn(4, 8), torch.randn(8, 8) / 3
+    with compiling.parts_kept(), inductor.patch(force_disable_caches=True), torch.no_grad():
+        torch._dynamo.reset()
+        found = torch.compile(parts)(x, m)
+    torch.testing.assert_close(found, parts(x, m), rtol=0, atol=1e-4)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -28,14 +29,12 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
         warnings.simplefilter("ignore")  # of torch's own making
         import torch._inductor.config as inductor
 
-        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order;
-        # results that are put in the place of what they are made of can be wrong (benchmarks/NOTES.md)
-        chosen = {"fallback_random": True, "inplace_buffers": False}
-        chosen |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
+        # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
+        chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
         if any(value.is_cuda for value in constants(graph)):
             # a capture can hold no graphs of inductor's own, which a user may have asked for
             chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
-        with inductor.patch(chosen):
+        with inductor.patch(chosen), parts_kept():
             try:
                 return _in_pieces(graph, inputs) or _whole(graph, inputs)
             except Exception as error:
@@ -43,6 +42,31 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
                     raise
             # as where Ctrl-C has ended the compiler, too: a terminal sends it to all that it runs
             return _in_pieces(graph, inputs) or _whole(graph, inputs)
+
+
+@contextmanager
+def parts_kept() -> Iterator[None]:
+    """Within it inductor puts no result in the place of a part of a concatenation.
+
+    It asks whether others still read the part, not whether the whole's memory, which the part is in, goes to others
+    before the result has been read (torch 2.11 and 2.15; `benchmarks/NOTES.md`). A torch that asks in another way puts
+    no result in another's place at all.
+    """
+    import torch._inductor.config as inductor
+    from torch._inductor import ir
+    from torch._inductor.codegen import wrapper
+
+    fits = getattr(wrapper, "can_match_buffer_size", None)
+    if fits is None:
+        with inductor.patch(inplace_buffers=False):
+            yield
+        return
+
+    def fits_alone(given: Any, made: Any) -> bool:
+        return not isinstance(given.get_output_spec(), ir.NonOwningLayout) and fits(given, made)
+
+    with patch.object(wrapper, "can_match_buffer_size", fits_alone):
+        yield
 
 
 def _whole(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
