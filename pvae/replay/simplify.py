@@ -13,14 +13,7 @@ from torch.fx import GraphModule, Node
 
 TORCHS = ("aten", "prims")
 """Operations of which it is known that they draw no random numbers, but for those that say so."""
-SAME_MEMORY = (
-    "_unsafe_view",
-    "_reshape_alias",
-    "lift_fresh",
-    "unsafe_chunk",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-)
+SAME_MEMORY = ("_unsafe_view", "_reshape_alias", "lift_fresh")
 """Operations whose result is in the memory of what they are given, though they don't say so."""
 
 

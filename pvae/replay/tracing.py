@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -110,7 +111,25 @@ def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, tra
     return _aten._native_batch_norm_legit.default(x, weight, bias, mean, variance, training, *more)
 
 
-_SAYING = {_aten.native_batch_norm.default: _batch_norm}
+def _chunked(x: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
+    return _split(x, -(-x.shape[dim] // chunks), dim)
+
+
+def _split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
+    """Each said to be a view: where parts are not, as those of a recurrent cell, a change is noted of one part alone."""
+    length = x.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, length - start) for start in range(0, length, sizes)] if length else [0]
+    return [x.narrow(dim, end - size, size) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+_SAYING = {
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten.unsafe_chunk.default: _chunked,
+    _aten.unsafe_split.Tensor: _split,
+    _aten.unsafe_split_with_sizes.default: _split,
+}
+"""By operation, what does the same and says what it does."""
 
 
 _FULL_DOT = pyro.infer.util._fulldot
