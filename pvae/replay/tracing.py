@@ -116,7 +116,7 @@ def _chunked(x: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
 
 
 def _split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
-    """Each said to be a view: where parts are not, as those of a recurrent cell, a change is noted of one part alone."""
+    """Each said to be a view: where parts are not, as of a recurrent cell, a change is noted of one part alone."""
     length = x.shape[dim]
     if isinstance(sizes, int):
         sizes = [min(sizes, length - start) for start in range(0, length, sizes)] if length else [0]
