@@ -559,8 +559,15 @@ def test_clipped_adam_has_all_digits_of_its_first_steps():
     torch.testing.assert_close(*parameters, rtol=1e-13, atol=0)
 
 
-def test_a_parameter_that_begins_later_than_others_of_its_group_under_momentum():
-    """Torch's fused step of SGD wants the momentum of all parameters, or of none."""
+LATE = {
+    "SGD": lambda: pyro.optim.SGD({"lr": 0.01, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    "AdagradRMSProp": lambda: pyro.optim.AdagradRMSProp({"eta": 0.1}),
+}
+
+
+@pytest.mark.parametrize("optim", LATE.values(), ids=LATE)
+def test_a_parameter_that_begins_later_than_others_of_its_group(optim):
+    """Torch's fused step of SGD wants the momentum of all or of none; the other makes its state where it is made."""
 
     def make():
         layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2))
@@ -572,9 +579,6 @@ def test_a_parameter_that_begins_later_than_others_of_its_group_under_momentum()
                 pyro.sample("x", dist.Normal(shift.squeeze(-1), 1.0), obs=x)
 
         return model, lambda x, both_layers: None
-
-    def optim():
-        return pyro.optim.SGD({"lr": 0.01, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1})
 
     both(make, call=lambda step: (X, step > 4), optim=optim)
 

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import pyro.optim
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
@@ -122,10 +123,15 @@ def ready(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
 
 
 def begin(optimizer: Optimizer) -> None:
-    """Give parameters of an `SGD` that begin later than others the momentum of those: its fused step wants all or none.
+    """Give parameters that begin later than others the state that they lack, where a step does not make it.
 
-    It is such that after their first step it is their gradient, as torch has it.
+    Of an `SGD` the momentum, as its fused step wants that of all or none: such that after their first step it is their
+    gradient, as torch has it. Of Pyro's `AdagradRMSProp` what it makes where it is made itself.
     """
+    if isinstance(optimizer, AdagradRMSProp):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if not optimizer.state.get(parameter):
+                optimizer.state[parameter] = AdagradRMSProp([parameter]).state[parameter]
     for group in optimizer.param_groups if type(optimizer) is SGD else ():
         if not (group["momentum"] and group.get("fused")):
             continue
