@@ -181,6 +181,8 @@ def trained(name, objective, mode, precision="float32", steps=3):
 )
 def test_training_in_parts(name, objective, mode, monkeypatch):
     """Eagerly and as a graph as all at once."""
+    if (name, mode) == ("spline", "full") and torch.__version__.startswith("2.11"):
+        pytest.skip("of torch 2.11 inductor's C++ for it does not compile: it is replayed as it is, with a warning")
     expected = trained(name, objective(), "off")
     few_at_once(monkeypatch, name)
     for found in (trained(name, objective(), "off"), trained(name, objective(), mode)):
