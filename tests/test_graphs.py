@@ -147,9 +147,12 @@ class CppCompileError(RuntimeError):
     """As inductor's."""
 
 
-@pytest.mark.parametrize(("failures", "kind"), [([CppCompileError], None), ([CppCompileError] * 2, CppCompileError)])
+@pytest.mark.parametrize(
+    ("failures", "kind"),
+    [([""], None), (["", ""], CppCompileError), (["kernel.cpp:1:2: error: 'x' was not declared"], CppCompileError)],
+)
 def test_a_compiler_that_is_ended_by_a_signal_is_asked_again(monkeypatch, failures, kind):
-    x, left = torch.ones(2), [error("killed") for error in failures]
+    x, left = torch.ones(2), [CppCompileError(f"C++ compile error\n\nOutput:\n{text}") for text in failures]
     graph = record(lambda x: (2 * x,), x)
 
     def whole(graph, inputs):

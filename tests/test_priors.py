@@ -472,6 +472,17 @@ def test_in_evaluation_the_rate_is_one_number_within_its_error():
         assert abs(first.item() / exact - 1) < 0.1 * math.sqrt((1 - exact) / (exact * 2**16))  # of draws that were 1
 
 
+@pytest.mark.parametrize("kind", [priors.Resampled, priors.Energy])
+def test_a_normalizer_in_many_dimensions_is_that_of_draws(kind):
+    """Against sixteen times as many draws, within four of their errors and a quarter of that of as many."""
+    part = randomize(kind(20, hidden=(8,)), 1.0).eval()
+    value = part.accept if kind is priors.Resampled else lambda z: (-part.energy(z)).exp()
+    with torch.no_grad():
+        draws = value(torch.randn(2**20, 20, generator=torch.Generator().manual_seed(1))).double()
+        found = value(part.fixed).double().mean()
+    assert abs(found - draws.mean()) < 4 * draws.std() / 2**10 + draws.std() / 2**10
+
+
 # Energies -------------------------------------------------------------------------------------------------------------
 
 

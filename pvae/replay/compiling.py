@@ -38,9 +38,9 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
             try:
                 return _in_pieces(graph, inputs) or _whole(graph, inputs)
             except Exception as error:
-                if "CppCompileError" not in f"{type(error).__name__}: {error}":
+                if "CppCompileError" not in f"{type(error).__name__}: {error}" or " error: " in str(error):
                     raise
-            # as where Ctrl-C has ended the compiler, too: a terminal sends it to all that it runs
+            # the compiler had nothing to say: Ctrl-C has ended it, too, as a terminal sends that to all that it runs
             return _in_pieces(graph, inputs) or _whole(graph, inputs)
 
 
