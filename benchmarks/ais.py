@@ -15,10 +15,10 @@ import torch
 
 import pvae
 from pvae.ais import Annealing, ais
-from pvae.density import Density
 from pvae.evaluate import evaluate
 from pvae.means import mean_and_se
 from pvae.noise import block_size
+from pvae.programs import Density
 
 from . import common
 

@@ -1,21 +1,18 @@
 """Variational autoencoders as probabilistic programs.
 
-The modules, those that need no other first:
+The rooms, those that need no other first (a folder's own docstring says what its files are):
 
-- For all: `errors` (one-line refusals), `base` (families of parts, found by name), `start` (Ctrl-C during imports).
-- Distributions: `distributions`, `mixtures`, `discrete`, `sphere`; `kernels` (Triton), `recompute` (less memory).
-- Parts of a model: `networks`, `flows`, `conditions`, `priors`, `likelihoods`, `guides`; joined by `vae` and, in
-  several layers, by `hierarchy`.
-- Any Pyro program, run and scored: `collect` (its sites), `plates`, `masks`, `weights` (log-weights of draws), `kl`,
-  `density` (as a function of numbers without constraints), `noise` (random numbers for each datum).
-- What is climbed: `bounds` (of log-weights), `estimators` (of their gradients), `objectives` (both, for an SVI); they
-  are made of `surrogates`, `spans` (supports), `beside` (programs run twice), `chunks` (many particles).
-- A fast step: `svi`, on the graphs of `replay`.
-- What is measured: `evaluate` (with `cells` and `frozen`), `diagnostics`, `ais`, `gap`, `snr`, `exact` (closed forms),
-  `comparison` of models; written by `means`, `tables` and `plots`.
-- Data: `data`, read by `sources` and `csvs`, held against `supports`.
-- A run: `config` (with `values` and `flat`, its YAML), `build`, `train`, `report`, `figures`, in a folder of `runs`
-  (with `checkpoints`, `metrics`, `files`, `locks`); `load` reads it back.
+- For all: `errors` (one-line refusals), `base` (families of parts, found by name), `noise` (random numbers for each
+  datum), `means` (with standard errors), `frozen` (a cache while parameters stay), `files`, `start` (Ctrl-C during
+  imports).
+- A fast step for any Pyro program: `svi`, on the graphs of `replay`.
+- Any Pyro program, run and scored: `programs`, from its sites to log-weights.
+- Parts of a model: `networks`, `flows`, `conditions`, `priors`, `likelihoods`, `guides`, which return `distributions`
+  (with `kernels` for Hopper GPUs); joined by `vae` and, in several layers, by `hierarchy`.
+- What is climbed: `bounds` (of log-weights), `estimators` (of their gradients), `objectives` (both, for an SVI).
+- What is measured: `evaluate` (in `cells`), `diagnostics`, `ais`, `gap`, `snr`, `exact` (closed forms), `comparison` of
+  models; written by `tables` and `plots`.
+- A run: its `data` and `config`, `build`, `train`, `report`, `figures`, in a folder of `runs`; `load` reads it back.
 - Commands: `fit`, `compare`, `gradients`, `sample`, `parts`, by `__main__`; they share `cli`, `progress` and `pace`.
 - Checks of a part of one's own: `testing`.
 """
@@ -55,9 +52,9 @@ from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .networks import ConvDecoder, ConvEncoder, Decoder, Encoder, MLPDecoder, MLPEncoder, mlp
 from .objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Objective, Renyi
 from .priors import Normal, Prior
+from .programs import LogWeights, log_weights
 from .svi import SVI, NonFiniteError
 from .vae import VAE
-from .weights import LogWeights, log_weights
 
 __all__ = [
     "CIWAE",

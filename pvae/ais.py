@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from .bounds import iwae
-from .density import Density, State, simulate
 from .errors import InputError, at_least, nearest
 from .frozen import frozen
 from .means import mean_and_se, with_error
 from .noise import Noise, block_size
+from .programs import Density, Program, State, check_named, simulate
 from .replay.turns import taken_in_turn
-from .weights import Program, check_named
 
 Progress = Callable[[int, int], None]
 _DATA, _PILOT, _FORWARD, _REVERSE = range(4)  # each has random numbers of its own
@@ -172,7 +171,7 @@ def ais(
         progress: called after every temperature with how many are done, and of how many.
 
     Raises:
-        InputError: no data; as `pvae.density.Density` refuses programs and data; a weight that is not a number.
+        InputError: no data; as `pvae.programs.Density` refuses programs and data; a weight that is not a number.
 
     Neal 2001; Wu, Burda, Salakhutdinov and Grosse 2017 for decoder-based models.
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import noise, weights
+from . import noise, programs
+from .programs import LogWeights, Look, Program
 from .replay.captured import replayed
 from .replay.compiling import Forward
 from .replay.guards import Guards
 from .replay.precision import in_single_steps, tolerance
 from .replay.values import Untraceable
-from .weights import LogWeights, Look, Program
 
 CELL = 128
 """Data that one seed's draws are made for."""
@@ -105,7 +105,7 @@ class Cells:
         self._runs: dict[Any, Forward] = {}
         self.sites: list[str] = []
         self.drawn: set[str] = set()
-        """Sites whose posterior means are averages of draws: see `weights.Averaged`."""
+        """Sites whose posterior means are averages of draws: see `programs.Averaged`."""
 
     def draw(self, data: tuple[Tensor, ...], seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
         """The log-weights of all draws, (draws, B), and the averages over them that `_program` gives; float64."""
@@ -167,18 +167,18 @@ class Cells:
         The three terms (3, particles, B); which data are outside a support (B,); each site's posterior mean (B, l),
         then their squares; of several sites, the rates (B, sites).
         """
-        drawn = weights.draw(self.guide, *data, particles=particles, max_plate_nesting=self.look.nesting)
-        several = len(list(weights.sites_of(drawn.sites))) > 1
+        drawn = programs.draw(self.guide, *data, particles=particles, max_plate_nesting=self.look.nesting)
+        several = len(list(programs.sites_of(drawn.sites))) > 1
         parts, rates, outside = [], [], []
         for part in drawn.parts(max(1, self.chunk // len(data[0]))):
-            traces = weights.score(self.model, part, *data, plate=self.plate)
+            traces = programs.score(self.model, part, *data, plate=self.plate)
             if not parts:
                 if self.plate is not None:
-                    weights.check_whole(traces, len(data[0]))
-                outside = [weights.outside_support(traces, self.look.validated)] if self.look.validated else []
-            parts.append(torch.stack(weights.split(traces)))
+                    programs.check_whole(traces, len(data[0]))
+                outside = [programs.outside_support(traces, self.look.validated)] if self.look.validated else []
+            parts.append(torch.stack(programs.split(traces)))
             if several:
-                rates.append(torch.stack(list(weights.rates(traces).values()), -1))
+                rates.append(torch.stack(list(programs.rates(traces).values()), -1))
         means, terms = drawn.latent_means(traces.dim), torch.cat(parts, 1)
         if not self.sites:  # of the first cell, none has more particles
             self.sites, self.drawn = list(means), {name for name, each in means.items() if each.drawn}

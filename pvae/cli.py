@@ -19,8 +19,8 @@ import torch
 from . import config, start
 from .base import blame, lookup, members
 from .config import FAMILIES, Config, flag, member_help, member_options
+from .config.values import convert, describe
 from .errors import InputError, at_least
-from .values import convert, describe
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,6 +25,7 @@ from . import cli, plots, tables
 from .ais import Annealing
 from .comparison import Comparison, Data, Plan, choose, compare
 from .config import Config
+from .config.values import convert
 from .data import Dataset, binarize, dequantize, pixels
 from .diagnostics import FEWEST, khat_threshold
 from .errors import InputError
@@ -35,7 +36,6 @@ from .means import estimate
 from .pace import pace
 from .runs import Run, protocol, versions, write_results
 from .vae import VAE, Autoencoder
-from .values import convert
 
 IDLE = {
     **dict.fromkeys(("subset", "temperatures", "chains", "leapfrog", "start"), ("ais", "gap")),

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from .ais import Annealed, Annealing, ais
-from .density import Density
 from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_information, paired
 from .errors import InputError, at_least
 from .evaluate import Evaluation, evaluate
 from .gap import Gap, check_families, gap
 from .means import Estimate, estimate, quantile, share
-from .weights import Program, check_named
+from .programs import Density, Program, check_named
 
 QUANTILES = (10, 50, 90)
 """Of k-hat over the data, in percent."""

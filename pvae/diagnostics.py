@@ -11,15 +11,13 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from . import weights
+from . import programs
 from .errors import InputError
-from .masks import counted
 from .means import mean_and_se
 from .noise import CELL, Noise, forked
-from .plates import data_plate
+from .programs import NoInverse as NoInverse
+from .programs import Program, Site, counted, data_plate
 from .replay.turns import taken_in_turn
-from .weights import NoInverse as NoInverse
-from .weights import Program, Site
 
 SMALLEST = 6
 """Draws in a tail that is fitted, at least."""
@@ -157,16 +155,16 @@ def mutual_information(
     """
     if not len(x) or samples < 1:
         raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
-    weights.check_named(plate)
+    programs.check_named(plate)
     data = (x,) if y is None else (x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
     first = tuple(part[: max(CELL, chunk // len(order))] for part in data)
-    nesting = weights.whole(lambda *_: None, guide, *first).nesting
+    nesting = programs.whole(lambda *_: None, guide, *first).nesting
     with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         pairs = _Pairs(guide, nesting, _plate_of(guide, model, first, plate))
         noise = Noise((seed,), 0, len(order), x.device)
         cells = [pairs.draw(*(part[order[cell]] for part in data)) for cell in noise.seeded()]
-        own = torch.cat([weights.total([pairs.by_datum(site) for site in cell.values()]).double() for cell in cells])
+        own = torch.cat([programs.total([pairs.by_datum(site) for site in cell.values()]).double() for cell in cells])
         every, sites = torch.full_like(own, -math.inf), {name: pairs.joined(name, cells) for name in cells[0]}
         for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
             every = every.logaddexp(pairs.log_q(part, sites, len(order)).logsumexp(1))
@@ -175,9 +173,9 @@ def mutual_information(
 
 def _plate_of(guide: Program, model: Program | None, data: tuple[Tensor, ...], plate: str) -> str:
     """The name of the plate that the data are in."""
-    latent = dict(weights.sites_of(weights.Collect(guide)(*data)))
+    latent = dict(programs.sites_of(programs.Collect(guide)(*data)))
     if model is not None:
-        sites = dict(weights.sites_of(weights.Collect(model, latent)(*data), observed=True))
+        sites = dict(programs.sites_of(programs.Collect(model, latent)(*data), observed=True))
     else:  # as if what is observed were beside a latent
         sites = {**latent, "": {**next(iter(latent.values()), {}), "is_observed": True}}
     return data_plate(latent, sites, plate).name
@@ -193,7 +191,7 @@ class _Pairs:
 
     def draw(self, *data: Tensor) -> dict[str, Site]:
         """The guide's sites for some data; with which of their numbers count."""
-        sites = dict(weights.sites_of(weights.Collect(self.guide)(*data)))
+        sites = dict(programs.sites_of(programs.Collect(self.guide)(*data)))
         for name, site in sites.items():
             if site["made"]:
                 raise NoInverse(
@@ -215,12 +213,12 @@ class _Pairs:
             for key in ("value", "counted")
         )
         given, terms = {name: {"value": value} for name, value in values.items()}, []
-        with pyro.plate(weights.PARTICLES, draws, dim=-1 - self.nesting):
-            scored = dict(weights.sites_of(weights.Collect(self.guide, given)(*data)))
+        with pyro.plate(programs.PARTICLES, draws, dim=-1 - self.nesting):
+            scored = dict(programs.sites_of(programs.Collect(self.guide, given)(*data)))
         for name, site in scored.items():
             other = self.by_pair(masks[name] != _counted(site), site, site["fn"].event_dim).any(-1)
             terms.append(self.by_pair(_log_prob(site), site).sum(-1).masked_fill(other, -math.inf))
-        return weights.total(terms).double()
+        return programs.total(terms).double()
 
     def as_particles(self, site: Site, key: str, size: int) -> Tensor:
         """A site's draws, one for each datum of its own, as so many particles for each of `size` data."""
@@ -252,7 +250,7 @@ def _counted(site: Site) -> Tensor:
 
 
 def _log_prob(site: Site) -> Tensor:
-    value = weights.scored(site)
+    value = programs.scored(site)
     return value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
 
 

@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import bounds, diagnostics, weights
+from . import bounds, diagnostics, programs
 from .cells import CELL, CHUNK, Cells, Kept, of_device
 from .diagnostics import FEWEST
 from .errors import InputError
 from .frozen import frozen
 from .means import mean_and_se, standard_error, with_error
 from .noise import forked
+from .programs import LogWeights, Look, Program
 from .replay.turns import taken_in_turn
-from .weights import LogWeights, Look, Program
 
 BOUNDS = "bounds on log p(x)"
 NO_BOUNDS = "no bounds on log p(x): the guide is a point mass, and they are log p(x, z) at its point"
@@ -227,7 +227,7 @@ def evaluate(
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
         data = (x,) if y is None else (x, y)
         size = of_device(CHUNK, x) if chunk is None else chunk
-        look = weights.whole(model, guide, *data, plate=None) if plate is None else _look(model, guide, *data)
+        look = programs.whole(model, guide, *data, plate=None) if plate is None else _look(model, guide, *data)
         cell = len(x) if plate is None else CELL
         counts = len(x), draws
         cells = Cells(model, guide, look, plate, counts, cell=cell, chunk=size, compile=compile, kept=kept or Kept())
@@ -240,7 +240,7 @@ def evaluate(
             done = start + len(block[0])
             if len(drawn) == together or done == len(x):
                 first = done - sum(map(len, held))
-                weights.check_supports(model, guide, [part[first:] for part in data], torch.cat(held), first)
+                programs.check_supports(model, guide, [part[first:] for part in data], torch.cat(held), first)
                 parts.append(_reduced(drawn, ks, x[:done] if plate is not None else None, khat))
                 drawn.clear()
                 held.clear()
@@ -266,13 +266,13 @@ def _look(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) ->
     if y is not None and len(y) != len(x):
         raise InputError(f"y: found {len(y)} labels for {len(x)} data, expected one for each")
     if y is None or y.is_floating_point() or y.dim() != 1:
-        return weights.whole(model, guide, *(part[:CELL] for part in (x, y) if part is not None))
+        return programs.whole(model, guide, *(part[:CELL] for part in (x, y) if part is not None))
     for row in sorted({0, int(y.long().argmin()), int(y.long().argmax())}):
         try:
-            weights.whole(model, guide, x[row : row + 1], y[row : row + 1])
+            programs.whole(model, guide, x[row : row + 1], y[row : row + 1])
         except (InputError, IndexError) as error:
             raise InputError(f"evaluate: datum {row}, label {y[row]}: {error}") from error
-    return weights.whole(model, guide, x[:CELL], y[:CELL])
+    return programs.whole(model, guide, x[:CELL], y[:CELL])
 
 
 def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:

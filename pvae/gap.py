@@ -13,15 +13,14 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from . import weights
+from . import programs
 from .ais import Annealed
-from .density import Density
 from .errors import InputError, nearest
 from .frozen import frozen
 from .means import mean_and_se, standard_error, with_error
 from .noise import Noise, block_size, forked
+from .programs import Density, Program
 from .replay.turns import taken_in_turn
-from .weights import Program
 
 HIDDEN = 16
 """Units of each layer of a local flow."""
@@ -116,7 +115,7 @@ def gap(
     >>> bool((approximation.mean() - truth.gap()).abs() < 0.1)
     True
     """
-    weights.check_named(plate)
+    programs.check_named(plate)
     check_families(families)
     if min(len(x), steps, particles, draws) < 1:
         raise InputError(
@@ -174,7 +173,7 @@ class _Fit:
         with torch.no_grad(), forked(self.data[0].device):
             for _ in range(rounds):
                 parts = [
-                    weights.log_weights(
+                    programs.log_weights(
                         self.model,
                         self.guide,
                         *(part[cell] for part in self.data),

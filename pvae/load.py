@@ -14,9 +14,9 @@ from . import build, data
 from .base import lookup
 from .config import Config
 from .data import Dataset
+from .data.sources import NAMED
 from .errors import InputError
 from .runs import Run, load_weights
-from .sources import NAMED
 from .vae import Autoencoder
 
 

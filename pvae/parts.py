@@ -20,8 +20,8 @@ from typing import NamedTuple
 from . import cli
 from .base import Member, lookup, members, own_class
 from .config import FAMILIES, member_help, member_options
+from .config.values import describe
 from .errors import InputError, nearest
-from .values import describe
 
 WIDTH = 100
 BEGIN, END = "<!-- members: python -m pvae.parts --write README.md -->", "<!-- end of members -->"

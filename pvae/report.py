@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import figures, weights
+from . import figures, programs
 from .cells import CHUNK, of_device
 from .config import Config
 from .data import Dataset, Split, pixels
 from .evaluate import UNUSED, Evaluation, bits_per_dim, evaluate
-from .kl import closed
 from .means import with_error
 from .noise import forked
 from .pace import pace
+from .programs import LogWeights
+from .programs.kl import closed
 from .runs import Run, protocol, write_results
 from .train import Training
 from .vae import Autoencoder
-from .weights import LogWeights
 
 SHOWN = 100
 """Test data whose draws go into the results."""
@@ -59,9 +59,9 @@ def _sampled(training: Training) -> list[str]:
     vae, (x, y), mode = training.vae, training.dataset.train, training.vae.training
     with torch.no_grad(), forked(x.device):
         few = training.prepare(x[:2], None if y is None else y[:2])
-        traces = weights.trace(vae.eval().model, vae.guide, *few)
+        traces = programs.trace(vae.eval().model, vae.guide, *few)
     vae.train(mode)
-    found, latents = closed(traces), [name for name, _ in weights.sites_of(traces.guide)]
+    found, latents = closed(traces), [name for name, _ in programs.sites_of(traces.guide)]
     if not (rest := [name for name in latents if name not in found]):
         return []
     why = "there is none, or the guide draws in another order than the model"
@@ -131,9 +131,9 @@ def results(
     y = None if split.y is None else split.y[:SHOWN]
     with forked(x.device):
         torch.manual_seed(seed)
-        drawn = weights.draw(vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
+        drawn = programs.draw(vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
     parts = drawn.parts(max(1, (chunk or of_device(CHUNK, x)) // len(x)))
-    scored = [weights.split(weights.score(vae.model, part, x, y)) for part in parts]
+    scored = [programs.split(programs.score(vae.model, part, x, y)) for part in parts]
     terms = LogWeights(*(torch.cat(term) for term in zip(*scored, strict=True)))
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
     observed = {"x": (("shown", *pixel), x)}

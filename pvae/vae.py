@@ -7,11 +7,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from . import weights
+from . import programs
 from .base import Part, check_type, has_forward, loose_tensor, mean_of, members, path_of
 from .conditions import Condition
 from .errors import InputError
-from .weights import LogWeights
+from .programs import LogWeights
 
 
 class Autoencoder(nn.Module):
@@ -89,17 +89,17 @@ class Autoencoder(nn.Module):
         check_data(x, y, self.likelihood)
         data = (x,) if y is None else (x, y)
         names = self._held(data, y) if torch.distributions.Distribution._validate_args else frozenset()
-        traces = weights.trace(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
+        traces = programs.trace(self.model, self.guide, x, y, particles=particles, max_plate_nesting=1)
         if names:
-            weights.check_supports(self.model, self.guide, data, weights.outside_support(traces, names))
-        return weights.split(traces)
+            programs.check_supports(self.model, self.guide, data, programs.outside_support(traces, names))
+        return programs.split(traces)
 
     def _held(self, data: tuple[Tensor, ...], y: Tensor | None) -> frozenset[str]:
         """The sites whose data are held against a support; labels are looked at here."""
         for condition in self.modules():
             if isinstance(condition, Condition):
                 condition(y)
-        return weights.whole(self.model, self.guide, *(part[:1] for part in data)).validated
+        return programs.whole(self.model, self.guide, *(part[:1] for part in data)).validated
 
 
 class VAE(Autoencoder):

@@ -12,9 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import pvae
 from pvae import exact
 from pvae.ais import Annealing, ais, bdmc, transition
-from pvae.density import Density, State, simulate
-from pvae.masks import counted
 from pvae.noise import CELL, Noise, block_size
+from pvae.programs import Density, State, counted, simulate
 
 WEIGHT = torch.tensor([[1.0, 0.8], [0.2, 0.7], [-0.5, -0.3], [0.7, -0.2]], dtype=torch.float64)
 QUICK = Annealing(temperatures=8, chains=4, leapfrog=2)

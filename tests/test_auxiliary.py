@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pvae.estimators.spans import points
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -22,14 +23,13 @@ from pyro.infer.autoguide import (
 from pyro.infer.reparam import ConjugateReparam
 
 import pvae
-from pvae import weights
+from pvae import programs
 from pvae.ais import Annealing, ais
 from pvae.bounds import iwae
 from pvae.cells import Kept
-from pvae.density import Density
 from pvae.errors import InputError
-from pvae.kl import closed
-from pvae.spans import points
+from pvae.programs import Density
+from pvae.programs.kl import closed
 
 AUTOGUIDES = [
     AutoNormal,
@@ -118,9 +118,9 @@ def test_evaluation_and_rates_are_those_of_the_latent_drawn_itself(pair):
     for name, column in expected.columns().items():
         torch.testing.assert_close(found.columns()[name], column)
     torch.manual_seed(0)
-    traces = weights.trace(one.model, one.guide, x, particles=3)
-    terms = weights.split(traces)
-    torch.testing.assert_close(weights.rates(traces)["rate"], terms.posterior - terms.prior)
+    traces = programs.trace(one.model, one.guide, x, particles=3)
+    terms = programs.split(traces)
+    torch.testing.assert_close(programs.rates(traces)["rate"], terms.posterior - terms.prior)
 
 
 class Noisy(torch.nn.Module):
@@ -228,10 +228,10 @@ class Two(torch.nn.Module):
 def test_a_closed_kl_is_of_the_latents_that_are_drawn_themselves():
     x, two = torch.tensor([0.3, -1.0], dtype=torch.float64), Two()
     torch.manual_seed(0)
-    traces = weights.trace(two.model, two.guide, x, particles=5)
+    traces = programs.trace(two.model, two.guide, x, particles=5)
     torch.manual_seed(0)
     found = pvae.ELBO(5, analytic_kl=True).bounds(two.model, two.guide, x)
-    terms, rates = weights.split(traces), weights.rates(traces)
+    terms, rates = programs.split(traces), programs.rates(traces)
     assert list(closed(traces)) == ["a"]
     torch.testing.assert_close(sum(rates.values()), terms.posterior - terms.prior)
     exact = torch.distributions.kl_divergence(dist.Normal(x / 2, 0.5), dist.Normal(0 * x, 1.0))
@@ -250,8 +250,8 @@ def test_posterior_means_of_latents_that_are_made_are_of_their_draws(pair):
 
 def test_each_auxiliary_draw_is_in_one_rate(linear):
     guide = AutoNormal(positives)
-    traces = weights.trace(positives, guide, torch.ones(3), particles=4, plate=None)
-    terms, rates = weights.split(traces), weights.rates(traces)
+    traces = programs.trace(positives, guide, torch.ones(3), particles=4, plate=None)
+    terms, rates = programs.split(traces), programs.rates(traces)
     assert list(rates) == ["one", "other"]
     torch.testing.assert_close(sum(rates.values()), terms.posterior - terms.prior)
 
@@ -271,8 +271,8 @@ def test_a_factor_is_no_auxiliary_draw():
 
     x = torch.tensor([0.0, 1.0, 2.0, 5.0], dtype=torch.float64)
     pyro.clear_param_store()
-    drawn = weights.draw(guide, x, max_plate_nesting=1)
-    assert not weights.made_of(drawn)
+    drawn = programs.draw(guide, x, max_plate_nesting=1)
+    assert not programs.made_of(drawn)
     assert [site["name"] for site in points(drawn)] == ["rate"]
 
 
@@ -513,10 +513,10 @@ def test_conjugate_latents_that_the_model_draws_itself_are_integrated_out():
     model = pyro.poutine.reparam(rates, {"rate": ConjugateReparam(lambda y: dist.Gamma(y + 1, torch.ones_like(y)))})
     guide = AutoNormal(model)
     guide(y)
-    traces = weights.trace(model, guide, y, particles=4, plate=None)
+    traces = programs.trace(model, guide, y, particles=4, plate=None)
     shape = traces.guide["shape"]["value"]
     expected = dist.GammaPoisson(shape, 1.0).log_prob(y).sum(-1, keepdim=True)
-    found = weights.split(traces)
+    found = programs.split(traces)
     torch.testing.assert_close(found.likelihood, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.prior, dist.LogNormal(0.0, 1.0).log_prob(shape), rtol=1e-9, atol=1e-9)
 
@@ -658,6 +658,6 @@ def test_one_particle_of_a_program_without_plates_has_one_weight():
         pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.1)), 1.0))
 
     y = torch.ones(3)
-    assert weights.log_weights(model, guide, y, particles=1, plate=None).log_w.shape == (1, 1)
+    assert programs.log_weights(model, guide, y, particles=1, plate=None).log_w.shape == (1, 1)
     assert pvae.ELBO(plate=None).bounds(model, guide, y).shape == (1,)
     assert pvae.TVO(1, plate=None, gradient="dreg").differentiable_loss(model, guide, y).shape == ()

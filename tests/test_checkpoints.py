@@ -10,7 +10,8 @@ import shutil
 import pytest
 import torch
 
-from pvae import InputError, checkpoints
+from pvae import InputError
+from pvae.runs import checkpoints
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3)}
 STATE = {"steps": 7, "best": None, "random": torch.get_rng_state(), "nested": [{"lr": 0.1}]}

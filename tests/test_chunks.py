@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import chunks
 from pvae.distributions import DiagonalNormal
 from pvae.errors import InputError
+from pvae.estimators import chunks
 
 
 def gradients(objective, programs, x):

@@ -24,7 +24,8 @@ from commands import SMALL, go, refused
 from rich.console import Console
 
 import pvae
-from pvae import checkpoints, cli, config, fit, load, report, runs, svi
+from pvae import cli, config, fit, load, report, runs, svi
+from pvae.runs import checkpoints
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -630,7 +631,7 @@ def test_killed_at_any_moment(finished):
     draw = random.Random(0)
     body = """if True:
         import os, sys, h5netcdf, sklearn.datasets, torch._dynamo, xarray  # once for all children
-        import pvae.fit as fit, pvae.checkpoints as c, pvae.runs as runs, pvae.report as report
+        import pvae.fit as fit, pvae.runs.checkpoints as c, pvae.runs.run as runs, pvae.report as report
         report.figures.draw = lambda *_: None
         left = [int(sys.argv[1])]
         os.fsync = lambda _: None

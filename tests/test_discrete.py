@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import pvae
-from pvae import bounds, discrete, guides, priors
-from pvae.density import Density
-from pvae.distributions import IndependentBernoulli
+from pvae import bounds, guides, priors
+from pvae.distributions import IndependentBernoulli, discrete
+from pvae.distributions.sphere import Directional
 from pvae.gap import gap
-from pvae.sphere import Directional
+from pvae.programs import Density
 
 BITS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
 LOGITS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, 1.0]])

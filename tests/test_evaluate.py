@@ -13,7 +13,7 @@ from torch import nn
 from watching import Largest
 
 import pvae
-from pvae import comparison, exact, tables, weights
+from pvae import comparison, exact, programs, tables
 from pvae import evaluate as evaluate_room
 from pvae.evaluate import CELL, Evaluation, evaluate
 from pvae.means import mean_and_se
@@ -150,7 +150,7 @@ def test_every_number_is_that_of_the_log_weights_by_hand(seen):
         torch.testing.assert_close(found.iw[k], torch.stack(groups).mean(0))
     w = log_w.softmax(0)
     torch.testing.assert_close(found.ess, 1 / w.square().sum(0))
-    parts = [torch.cat([getattr(terms, name) for terms in seen], 1).mean(0) for name in weights.LogWeights._fields]
+    parts = [torch.cat([getattr(terms, name) for terms in seen], 1).mean(0) for name in programs.LogWeights._fields]
     torch.testing.assert_close(found.distortion, -parts[0])
     torch.testing.assert_close(found.rate, parts[2] - parts[1])
 

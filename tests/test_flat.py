@@ -4,8 +4,9 @@ import pytest
 import yaml
 from pictures import refused
 
-from pvae import config, flat
-from pvae.values import convert
+from pvae import config
+from pvae.config import flat
+from pvae.config.values import convert
 
 VALUES = {
     "010": (int, 10),

@@ -15,7 +15,8 @@ import pytest
 import torch
 from commands import SMALL, go
 
-from pvae import InputError, checkpoints, fit, load, locks, report, runs
+from pvae import InputError, fit, load, report, runs
+from pvae.runs import checkpoints, locks
 
 pytestmark = pytest.mark.usefixtures("here", "plain")
 HOLD = (

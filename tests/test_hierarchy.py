@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pvae
-from pvae import ais, build, compare, config, evaluate, fit, gradients, load, report, sample, snr, weights
+from pvae import ais, build, compare, config, evaluate, fit, gradients, load, programs, report, sample, snr
 from pvae.hierarchy import BottomUp, Hierarchy, Ladder, TopDown
 from pvae.train import Training
 
@@ -239,7 +239,7 @@ def test_the_rate_of_each_layer_is_its_closed_form(case, off):
     with torch.no_grad():
         spread = {
             name: rate.std(0) / math.sqrt(4000)
-            for name, rate in weights.rates(weights.trace(model.model, model.guide, x, particles=4000)).items()
+            for name, rate in programs.rates(programs.trace(model.model, model.guide, x, particles=4000)).items()
         }
     assert list(found.layers) == ["z1", "z2"]
     for i, datum in enumerate(x):
@@ -457,16 +457,16 @@ def test_the_pass_goes_through_every_network(kind):
 def test_three_layers_know_one_another():
     """A change of any layer's draw changes the scores of its neighbours and of no others."""
     model, x = make("bottom_up"), data(2)
-    drawn = weights.draw(model.guide, x, max_plate_nesting=1)
-    base = weights.score(model.model, drawn, x)
+    drawn = programs.draw(model.guide, x, max_plate_nesting=1)
+    base = programs.score(model.model, drawn, x)
     for changed, expected in {"z1": {"z1", "x"}, "z2": {"z1", "z2"}, "z3": {"z2", "z3"}}.items():
         moved = drawn.sites[changed]["value"] + 0.5
         sites = {**drawn.sites, changed: {**drawn.sites[changed], "value": moved}}
-        other = weights.score(model.model, weights.Drawn(sites, 1, 1), x)
+        other = programs.score(model.model, programs.Drawn(sites, 1, 1), x)
         differ = {
             name
-            for name, site in weights.sites_of(other.model, observed=True)
-            if not torch.equal(weights.log_prob(site, other), weights.log_prob(base.model[name], base))
+            for name, site in programs.sites_of(other.model, observed=True)
+            if not torch.equal(programs.log_prob(site, other), programs.log_prob(base.model[name], base))
         }
         assert differ == expected
 

@@ -15,12 +15,12 @@ import pvae
 from pvae import build, compare, config, data, distributions, fit, likelihoods
 from pvae.config import Config, from_flat
 from pvae.data import Dataset, Split
+from pvae.data.supports import is_discrete
 from pvae.distributions import IndependentBernoulli
 from pvae.errors import InputError
 from pvae.evaluate import Evaluation, bits_per_dim
 from pvae.load import read_data
 from pvae.runs import protocol
-from pvae.supports import is_discrete
 from pvae.train import Training, svi
 
 LOGITS = torch.tensor([-50.0, -10.0, -1.2, -1.0, -0.3, -1e-4, 0.0, 1e-9, 1e-3, 0.9999, 1.0001, 4.0, 50.0])

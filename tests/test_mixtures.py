@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pvae
-from pvae import guides, mixtures, priors, recompute
+from pvae import guides, priors
 from pvae.ais import Annealing, ais
-from pvae.mixtures import FiniteMixture
+from pvae.distributions import mixtures, recompute
+from pvae.distributions.mixtures import FiniteMixture
 from pvae.replay.tracing import record
 
 LATENT, COMPONENTS = 3, 7

@@ -12,7 +12,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from registry import EACH, FITTING
 
 import pvae
-from pvae import bounds, exact, kl, weights
+from pvae import bounds, exact, programs
+from pvae.programs import kl
 
 SAME = [
     (pvae.ELBO(), Trace_ELBO()),
@@ -322,7 +323,7 @@ def test_a_closed_kl_is_right_in_whichever_order_the_guide_draws(guide, closed):
     x = torch.linspace(-2, 2, 5)
     found = pvae.ELBO(40_000, analytic_kl=True, max_plate_nesting=1).bounds(chain, guide, x)
     torch.testing.assert_close(found, dist.Normal(0.0, 1.5).log_prob(x), rtol=0, atol=0.03)
-    assert list(kl.closed(weights.trace(chain, guide, x))) == closed
+    assert list(kl.closed(programs.trace(chain, guide, x))) == closed
 
 
 def test_latents_that_the_guide_draws_in_another_order_count_where_the_mask_is():
@@ -534,7 +535,7 @@ def test_a_parameter_that_is_not_finite_is_one_line(loss, where, after, new_vae,
 
 def test_finding_out_the_plates_draws_nothing(vae, x):
     state = torch.get_rng_state()
-    assert weights.look(vae.model, vae.guide, x).nesting == 1
+    assert programs.look(vae.model, vae.guide, x).nesting == 1
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -18,8 +18,9 @@ from torch import nn
 from torch.func import grad, vmap
 
 import pvae
-from pvae import config, surrogates
+from pvae import config
 from pvae.base import members, root
+from pvae.estimators import surrogates
 from pvae.likelihoods import decoded_shape
 
 LATENT, SHAPE = 3, (6, 5)

@@ -11,8 +11,9 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 import pvae
-from pvae import ais, chunks, comparison, diagnostics, evaluate, gap
+from pvae import ais, comparison, diagnostics, evaluate, gap
 from pvae.errors import InputError
+from pvae.estimators import chunks
 
 LOG_P = dist.Normal(0.0, 2**0.5)
 """log p(x) of z ~ N(0, 1), x ~ N(z, 1)"""

@@ -15,8 +15,8 @@ from pvae import priors
 from pvae.ais import Annealing, ais
 from pvae.data import load, pixels
 from pvae.distributions import DiagonalNormal
+from pvae.distributions.mixtures import FiniteMixture
 from pvae.evaluate import evaluate
-from pvae.mixtures import FiniteMixture
 
 SHAPE = (3, 2)
 

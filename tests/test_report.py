@@ -19,10 +19,10 @@ from pvae.data import Split
 from pvae.figures import picture, sample
 from pvae.load import load
 from pvae.networks import ConvEncoder, ResNetEncoder
+from pvae.programs import log_weights
 from pvae.report import table
 from pvae.runs import Run, write_results
 from pvae.sample import main as main_of_sample
-from pvae.weights import log_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pvae
-from pvae import guides, priors, sphere
+from pvae import guides, priors
+from pvae.distributions import sphere
 
 KINDS = {"vmf": sphere.VonMisesFisher, "power": sphere.PowerSpherical}
 both = pytest.mark.parametrize("kind", list(KINDS.values()), ids=list(KINDS))

@@ -9,11 +9,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .. import chunks, spans, weights
+from .. import programs
 from ..base import Member, members
 from ..errors import InputError
-from ..surrogates import Coefficients, Draws, Gate, Pairs, Step, weigh, weighted
-from ..weights import Drawn, LogWeights, Site, Traces
+from ..programs import Drawn, LogWeights, Site, Traces
+from . import chunks, intervals
+from .surrogates import Coefficients, Draws, Gate, Pairs, Step, weigh, weighted
 
 
 class Bounded(Protocol):
@@ -93,7 +94,7 @@ class Gradient(Member, family="gradient"):
             drawn = step.draw()
             self.check_sites(drawn, objective)
             traces = step.score(drawn)
-            return objective.bound(weights.split(traces).log_w), traces.scale
+            return objective.bound(programs.split(traces).log_w), traces.scale
         terms, pairs, traces = self.pairs(objective, step, partial(self.choose, objective))
         return weighted(objective.bound(terms.log_w.detach()), pairs), traces.scale
 
@@ -105,7 +106,7 @@ class Gradient(Member, family="gradient"):
         self.check_sites(draws.drawn, objective)
         gate = self.gate(objective, draws)
         traces = draws.score(draws.redraw(gate) if gate else draws.drawn)
-        terms = weights.split(traces)
+        terms = programs.split(traces)
         found, beta = choose(terms)
         if gate is not None:
             found = found._replace(model=gate.fill(found.model, found.path, traces))
@@ -117,7 +118,7 @@ class Gradient(Member, family="gradient"):
             fixed = draws.fixed if self.reparameterized else draws.drawn
             pairs += [
                 (-beta * a, terms.posterior),
-                (s + beta * a, weights.log_q(traces, fixed.sites, made=False)),
+                (s + beta * a, programs.log_q(traces, fixed.sites, made=False)),
             ]
         else:
             pairs.append((s, terms.posterior))
@@ -126,13 +127,13 @@ class Gradient(Member, family="gradient"):
 
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse sites that lack what the gradient needs, naming the estimators that don't need it."""
-        for site in spans.points(drawn) if self.scores else ():
+        for site in intervals.points(drawn) if self.scores else ():
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs the gradient of a density,"
-                f" and {spans.kind(site)} is a point mass: the guide's gradient would be wrong: expected"
+                f" and {intervals.kind(site)} is a point mass: the guide's gradient would be wrong: expected"
                 " the gradient reparam or stl"
             )
-        for site in weights.unreparameterized(drawn) if self.reparameterized else ():
+        for site in programs.unreparameterized(drawn) if self.reparameterized else ():
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs draws that are"
                 f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong:"

@@ -6,10 +6,10 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-from .. import bounds, weights
-from ..surrogates import Coefficients, Draws, Gate, Pairs, Step
-from ..weights import Drawn, Traces
+from .. import bounds, programs
+from ..programs import Drawn, Traces
 from .gradient import Bounded, Gradient, made
+from .surrogates import Coefficients, Draws, Gate, Pairs, Step
 
 
 class Reparameterized(Gradient, name="reparam"):
@@ -95,7 +95,7 @@ class GeneralizedDReG(Gradient, name="gdreg"):
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse latents made of auxiliary draws, too."""
         super().check_sites(drawn, objective)
-        for site in weights.made_of(drawn):
+        for site in programs.made_of(drawn):
             raise made(site, "pulls at it by itself", "dreg, which is unbiased for these too")
 
     def gate(self, objective: Bounded, draws: Draws) -> Gate:
@@ -108,7 +108,7 @@ class GeneralizedDReG(Gradient, name="gdreg"):
         for name, pull in draws.pull(traces).items() if draws.priors else ():
             site = draws.priors[name]
             moved = sum_rightmost(pull * draws.transported[name], site["fn"].event_dim)
-            pairs += [(weight, traces.by_datum(moved)), (-weight, weights.log_prob(site, traces))]
+            pairs += [(weight, traces.by_datum(moved)), (-weight, programs.log_prob(site, traces))]
         return pairs
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import bounds, weights
+from .. import bounds, programs
 from ..errors import InputError
-from ..surrogates import Coefficients, Draws, Pairs, dream
-from ..weights import Drawn, Traces
+from ..programs import Drawn, Traces
 from .gradient import Bounded, Gradient, alone, made, other_bound
+from .surrogates import Coefficients, Draws, Pairs, dream
 
 
 class Baselined(Gradient):
@@ -128,7 +128,7 @@ class ReweightedWakeSleep(Gradient, name="rws"):
     def check_sites(self, drawn: Drawn, objective: Bounded) -> None:
         """Refuse latents made of auxiliary draws, too, but for the phase wake where no parameter makes them."""
         super().check_sites(drawn, objective)
-        for site in weights.made_of(drawn):
+        for site in programs.made_of(drawn):
             if self.wake < 1 or site["value"].requires_grad:
                 raise made(
                     site, "rests on it where the model draws, or holds it fixed", "vimco, or for draws with a path dreg"

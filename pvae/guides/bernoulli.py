@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ..discrete import RelaxedBernoullis, check_temperature
 from ..distributions import IndependentBernoulli
+from ..distributions.discrete import RelaxedBernoullis, check_temperature
 from .guide import Guide
 
 
@@ -38,7 +38,7 @@ class Bernoulli(Guide, name="bernoulli"):
 class RelaxedBernoulli(Guide, name="relaxed_bernoulli"):
     """Independent numbers between 0 and 1: z = sigmoid((l + e) / t), e logistic noise, l from the encoder.
 
-    See `pvae.discrete` for how densities so close to 0 and 1 are taken.
+    See `pvae.distributions.discrete` for how densities so close to 0 and 1 are taken.
     Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
 
     Args:

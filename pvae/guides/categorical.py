@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ..discrete import OneHots, RelaxedOneHots, check_temperature, grouped
+from ..distributions.discrete import OneHots, RelaxedOneHots, check_temperature, grouped
 from .guide import Guide
 
 
@@ -49,7 +49,7 @@ class Categorical(Guide, name="categorical"):
 class RelaxedCategorical(Guide, name="relaxed_categorical"):
     """Independent probability vectors, concatenated: z_g = softmax((l_g + e) / t), e Gumbel noise, l from the encoder.
 
-    See `pvae.discrete` for how densities so close to 0 are taken.
+    See `pvae.distributions.discrete` for how densities so close to 0 are taken.
     Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
 
     Args:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .. import sphere
+from ..distributions import sphere
 from ..errors import InputError
 from .guide import Guide
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import bounds, estimators, surrogates, weights
+from .. import bounds, estimators, programs
 from ..errors import InputError
-from ..kl import kl
-from ..weights import Traces
+from ..estimators import surrogates
+from ..programs import Traces
+from ..programs.kl import kl
 from .objective import Objective
 
 
@@ -56,7 +57,7 @@ class ELBO(Objective, name="elbo"):
         """1/K sum_k log w_k, or 1/K sum_k log p(x|z_k) - KL: (B,), nats."""
         if not self.analytic_kl:
             return super().differentiable(traces)
-        likelihood, rate = weights.split(traces).likelihood.mean(0), kl(traces)
+        likelihood, rate = programs.split(traces).likelihood.mean(0), kl(traces)
         if self._plain:
             return likelihood - rate
         return surrogates.with_gradient_of(likelihood - rate, likelihood - self.beta_for(rate.detach()) * rate)

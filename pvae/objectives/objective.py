@@ -20,13 +20,13 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from .. import bounds, chunks, estimators, spans, surrogates, weights
+from .. import bounds, estimators, programs
 from ..base import Member, lookup
 from ..errors import InputError, at_least
-from ..estimators import Gradient
+from ..estimators import Gradient, chunks, intervals, surrogates
+from ..estimators.surrogates import Step
 from ..noise import forked
-from ..surrogates import Step
-from ..weights import Drawn, Program, Site, Traces
+from ..programs import Drawn, Program, Site, Traces
 
 
 class Objective(Member, pyro.infer.ELBO, family="objective"):
@@ -47,8 +47,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     Raises:
         InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
-            `pvae.weights.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
-            first step with a gradient, supports for which that would be wrong (see `pvae.spans.check`).
+            `pvae.programs.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
+            first step with a gradient, supports for which that would be wrong (see `pvae.estimators.intervals.check`).
 
     The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
@@ -153,7 +153,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
         Asked for by the gradient reparam alone, and where all particles are taken at once.
         """
-        terms = weights.split(traces)
+        terms = programs.split(traces)
         if self._plain:
             return self.bound(terms.log_w)
         beta = self.beta_for((terms.posterior - terms.prior).detach())
@@ -212,7 +212,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        with weights.vectorized(self.num_particles, self.max_plate_nesting or 0):
+        with programs.vectorized(self.num_particles, self.max_plate_nesting or 0):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return model_trace, guide_trace
@@ -230,12 +230,12 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         if programs not in looked:
             validates = pyro.distributions.is_validation_enabled()
             step = replace(step, look=partial(self._look_at_sites, validates, lambda: looked.setdefault(programs)))
-        with weights.unvalidated():
+        with programs.unvalidated():
             return self.gradient.estimate(self, step)
 
     def _look_at_sites(self, validates: bool, looked: Callable[[], Any], step: Step, traces: Traces) -> None:
         """Refuse plates, factors and supports that the gradient is wrong for, at the first step with a gradient."""
-        _check(weights.look_at(traces), self)
+        _check(programs.look_at(traces), self)
         if not torch.is_grad_enabled():
             return
 
@@ -246,9 +246,9 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         path = self.gradient.reparameterized
         by = f"{self.name or type(self).__name__} with gradient {self.gradient.name}"
         moves = isinstance(self.gradient, estimators.Reparameterized)
-        if self.apart and weights.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
+        if self.apart and programs.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
             _check_made(apart(), by)
-        spans.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
+        intervals.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
         looked()
 
     def _look(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
@@ -260,7 +260,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             # said, or a resumed fit's: to run programs once more may move what they keep, as running statistics
             nesting = looked[key] = self.max_plate_nesting
         if nesting is None:
-            found = weights.look(model, guide, *args, plate=self.plate, **kwargs)
+            found = programs.look(model, guide, *args, plate=self.plate, **kwargs)
             _check(found, self)
             if len(looked) == MANY:
                 looked.clear()
@@ -269,7 +269,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             self.max_plate_nesting = nesting
 
 
-def _check(look: weights.Look, objective: Objective) -> None:
+def _check(look: programs.Look, objective: Objective) -> None:
     """Refuse programs for which an objective's value or gradient would be wrong."""
     gradient = objective.gradient
     named = f"{objective.name or type(objective).__name__} with gradient {gradient.name}"
@@ -290,7 +290,7 @@ def _check(look: weights.Look, objective: Objective) -> None:
 
 def _check_made(apart: dict[str, Site], by: str) -> None:
     """Refuse latents that the guide's own parameters make of auxiliary draws: these would climb the model's bound."""
-    for name, site in weights.sites_of(apart):
+    for name, site in programs.sites_of(apart):
         if site["made"] and site["value"].requires_grad:
             raise InputError(
                 f"site '{name}': made of auxiliary draws by parameters, which would climb the model's bound, and {by}"

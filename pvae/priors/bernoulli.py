@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..discrete import RelaxedBernoullis, check_temperature
 from ..distributions import IndependentBernoulli
+from ..distributions.discrete import RelaxedBernoullis, check_temperature
 from .prior import Prior
 
 
@@ -35,7 +35,7 @@ class Bernoulli(Prior, name="bernoulli"):
 class RelaxedBernoulli(Prior, name="relaxed_bernoulli"):
     """Numbers between 0 and 1, mostly close to one: z = sigmoid((l + e) / t), e logistic noise, logits l learned.
 
-    Draws have a gradient; a guide has the same support, at a temperature of its own. See `pvae.discrete` for how
+    Draws have a gradient; a guide has the same support, at a temperature of its own. See `pvae.distributions.discrete` for how
     densities so close to 0 and 1 are taken. Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
 
     Args:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import DiagonalNormal
+from ..distributions.mixtures import FiniteMixture
 from ..errors import at_least
-from ..mixtures import FiniteMixture
 from .prior import Prior
 
 

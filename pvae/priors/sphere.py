@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..sphere import SphereUniform, check_latent
+from ..distributions.sphere import SphereUniform, check_latent
 from .prior import Prior
 
 

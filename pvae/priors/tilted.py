@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..base import full_precision, leading
 from ..distributions import Unexpanded
+from ..distributions.mixtures import choose, pick
 from ..errors import at_least, more_than
 from ..frozen import once
-from ..mixtures import choose, pick
 from ..networks import mlp
 from .prior import Prior
 

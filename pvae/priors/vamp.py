@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..base import Part
 from ..conditions import ConditionedEncoder
+from ..distributions.mixtures import FiniteMixture
 from ..errors import InputError, at_least, nearest
-from ..mixtures import FiniteMixture
 from .prior import Prior
 
 Inputs = Literal["learned", "data"]

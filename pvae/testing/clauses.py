@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..conditions import Label
+from ..data.supports import supports_to
 from ..errors import InputError, written_at
 from ..objectives import ELBO, IWAE, Objective
-from ..supports import supports_to
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
 from .setting import Broken, Subject, expect, foreign_support, values

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sphere import log_area
+from ..distributions.sphere import log_area
 from .separable import tested
 from .spaces import Space, space_of
 

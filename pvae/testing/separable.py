@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..supports import has_levels
+from ..data.supports import has_levels
 
 POINTS = 2000
 CHUNK = 2_000_000

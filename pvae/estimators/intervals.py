@@ -17,10 +17,10 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import constraints
 
-from . import weights
-from .errors import InputError
-from .svi.observed import inner, single
-from .weights import Drawn, Site, Traces
+from .. import programs
+from ..errors import InputError
+from ..programs import Drawn, Site, Traces
+from ..svi.observed import inner, single
 
 NARROWER = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed, dist.Empirical, dist.Unit)
 """Their support is said to be the real numbers, yet their draws lie in a part of them."""
@@ -54,7 +54,7 @@ def span(fn: Any) -> Span | None:
     numbers between -1 and 2..3
     """
     fn = inner(fn)
-    if weights.is_point(fn):
+    if programs.is_point(fn):
         return None
     if isinstance(fn, td.MixtureSameFamily):
         return _widest(fn.component_distribution)
@@ -71,7 +71,7 @@ def span(fn: Any) -> Span | None:
 
 def points(drawn: Drawn) -> list[Site]:
     """The guide's sites that are point masses: they have no density."""
-    return [site for _, site in weights.drawn_of(drawn.sites) if weights.is_point(site["fn"])]
+    return [site for _, site in programs.drawn_of(drawn.sites) if programs.is_point(site["fn"])]
 
 
 def kind(site: Site) -> str:
@@ -95,7 +95,7 @@ def check(
     Raises:
         InputError: the site and both supports.
     """
-    spans = {name: span(site["fn"]) for name, site in weights.drawn_of(traces.guide)}
+    spans = {name: span(site["fn"]) for name, site in programs.drawn_of(traces.guide)}
     if not moves and any(found and any(map(_has_gradient, found)) for found in spans.values()):
         _stay(apart(), by)  # bounds that move with the draws before them alone do no harm
     for name, found in spans.items() if narrow else ():
@@ -105,7 +105,7 @@ def check(
 
 
 def _stay(sites: dict[str, Site], by: str) -> None:
-    for name, site in weights.drawn_of(sites):
+    for name, site in programs.drawn_of(sites):
         if (found := span(site["fn"])) and any(map(_depends, found)):
             raise InputError(
                 f"site '{name}': the guide's support, {found}, moves with its parameters, and {by} takes it to stay:"

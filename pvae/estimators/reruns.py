@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .errors import InputError
-from .replay.simplify import memory, views
+from ..errors import InputError
+from ..replay.simplify import memory, views
 
 SILENT = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
 """Operations that in training change the arrays at places 3 and 4, though they don't say so."""
@@ -32,7 +32,7 @@ class _Note(NamedTuple):
     filled: list[Tensor]
 
 
-class Beside(TorchDispatchMode):
+class Reruns(TorchDispatchMode):
     """Notes what a program draws and changes in its first run; later runs draw the same, and change nothing.
 
     What sites draw is no concern of it: later runs are given that. State is what was in memory before the first run
@@ -46,10 +46,10 @@ class Beside(TorchDispatchMode):
     Raises:
         InputError: a later run draws what the first did not.
 
-    >>> beside, total = Beside(), torch.zeros(())
-    >>> with beside.first():
+    >>> reruns, total = Reruns(), torch.zeros(())
+    >>> with reruns.first():
     ...     first = total.add_(1) * torch.rand(3)
-    >>> with beside.again():
+    >>> with reruns.again():
     ...     second = total.add_(1) * torch.rand(3)
     >>> bool((first == second).all()), total
     (True, tensor(1.))
@@ -127,15 +127,15 @@ class Beside(TorchDispatchMode):
 class _Sites(Messenger):
     """Tells when a site draws."""
 
-    def __init__(self, beside: Beside) -> None:
+    def __init__(self, reruns: Reruns) -> None:
         super().__init__()
-        self.beside = beside
+        self.reruns = reruns
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        self.beside.at_a_site = True
+        self.reruns.at_a_site = True
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        self.beside.at_a_site = False
+        self.reruns.at_a_site = False
 
 
 class _Kind(NamedTuple):

@@ -13,10 +13,10 @@ import torch.distributions as td
 from pyro import poutine
 from torch import Tensor
 
-from . import weights
-from .beside import Beside
-from .errors import InputError
-from .weights import Drawn, LogWeights, Program, Site, Traces
+from .. import programs
+from ..errors import InputError
+from ..programs import Drawn, LogWeights, Program, Site, Traces
+from .reruns import Reruns
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Weights (K, B), detached, and the terms (K, B) of a surrogate that they multiply."""
@@ -57,7 +57,7 @@ class Step:
 
     def draw(self, detach: bool = False) -> Drawn:
         """K draws from the guide."""
-        return weights.draw(
+        return programs.draw(
             self.guide,
             *self.args,
             particles=self.particles,
@@ -69,16 +69,16 @@ class Step:
     def draws(self, objective: Any, detach: bool) -> Draws:
         """K draws; what the guide does beside its sites is noted if it had several, or has not been seen yet."""
         if detach:
-            return Draws(self, self.draw(detach=True), Beside())
-        noted, beside = objective.several, Beside()
-        with beside.first() if noted else nullcontext():
-            draws = Draws(self, self.draw(), beside)
+            return Draws(self, self.draw(detach=True), Reruns())
+        noted, reruns = objective.several, Reruns()
+        with reruns.first() if noted else nullcontext():
+            draws = Draws(self, self.draw(), reruns)
         objective.several = draws.several
         return draws if noted or not draws.several else self.draws(objective, detach)
 
     def score(self, drawn: Drawn) -> Traces:
         """The model at what the guide drew."""
-        traces = weights.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
+        traces = programs.score(self.model, drawn, *self.args, plate=self.plate, **self.kwargs)
         if self.look is not None:
             self.look(self, traces)
         return traces
@@ -90,20 +90,20 @@ class Draws:
 
     step: Step
     drawn: Drawn
-    beside: Beside
+    reruns: Reruns
     """What the guide drew beside its sites."""
-    model: Beside = field(default_factory=lambda: Beside(partly=True))
+    model: Reruns = field(default_factory=lambda: Reruns(partly=True))
     """Likewise the model."""
 
     @cached_property
     def several(self) -> bool:
         """Whether the guide draws at several sites, or makes latents of what it draws."""
-        return len(dict(weights.drawn_of(self.drawn.sites))) > 1 or bool(self.made)
+        return len(dict(programs.drawn_of(self.drawn.sites))) > 1 or bool(self.made)
 
     @cached_property
     def made(self) -> list[Site]:
-        """See `weights.made_of`. Whatever moves the draws that they are made of moves them too."""
-        return weights.made_of(self.drawn)
+        """See `programs.made_of`. Whatever moves the draws that they are made of moves them too."""
+        return programs.made_of(self.drawn)
 
     def redraw(self, change: Callable[[Site], Tensor]) -> Drawn:
         """The guide at other values, each what `change` makes of a site's own.
@@ -111,17 +111,17 @@ class Draws:
         Where there are several sites the guide runs again: the distributions of later ones depend on earlier values.
         """
         drawn, step = self.drawn, self.step
-        latents = weights.drawn_of(drawn.sites)
+        latents = programs.drawn_of(drawn.sites)
         sites = {**drawn.sites, **{name: {**site, "value": change(site)} for name, site in latents}}
         for site in self.made:
             del sites[site["name"]]
         if self.several:
             with (
-                weights.unvalidated(),
-                weights.vectorized(drawn.particles, drawn.max_plate_nesting),
-                self.beside.again(),
+                programs.unvalidated(),
+                programs.vectorized(drawn.particles, drawn.max_plate_nesting),
+                self.reruns.again(),
             ):
-                sites = weights.Collect(step.guide, sites)(*step.args, **step.kwargs)
+                sites = programs.Collect(step.guide, sites)(*step.args, **step.kwargs)
         return Drawn(sites, drawn.particles, drawn.max_plate_nesting)
 
     def score(self, drawn: Drawn) -> Traces:
@@ -139,7 +139,7 @@ class Draws:
         """The priors that have a gradient at the fixed draws, by site."""
         with self.model.first():
             sites = priors(self.step.model, self.fixed, *self.step.args, **self.step.kwargs)
-        return {name: site for name, site in sites.items() if weights.scored(site).requires_grad}
+        return {name: site for name, site in sites.items() if programs.scored(site).requires_grad}
 
     @cached_property
     def transported(self) -> dict[str, Tensor]:
@@ -151,20 +151,20 @@ class Draws:
         leaf = self.redraw(lambda site: site["value"].detach().requires_grad_())
         values = {name: leaf.sites[name]["value"] for name in self.priors}
         with torch.enable_grad():
-            log_q = weights.log_q(traces, leaf.sites).sum()
+            log_q = programs.log_q(traces, leaf.sites).sum()
             log_p = sum(
-                weights.log_prob({**site, "value": values[name]}, traces).sum() for name, site in self.priors.items()
+                programs.log_prob({**site, "value": values[name]}, traces).sum() for name, site in self.priors.items()
             )
             return dict(zip(values, torch.autograd.grad(log_q - log_p, list(values.values())), strict=True))
 
 
 def priors(model: Program, drawn: Drawn, *args: Any, **kwargs: Any) -> dict[str, Site]:
     """The model's latent sites at what a guide drew: it is run as far as the last of them."""
-    run = weights.Collect(model, drawn.sites, until={name for name, _ in weights.sites_of(drawn.sites)})
+    run = programs.Collect(model, drawn.sites, until={name for name, _ in programs.sites_of(drawn.sites)})
     with (
-        weights.unvalidated(),
-        weights.vectorized(drawn.particles, drawn.max_plate_nesting),
-        suppress(weights.Enough),
+        programs.unvalidated(),
+        programs.vectorized(drawn.particles, drawn.max_plate_nesting),
+        suppress(programs.Enough),
     ):
         run(*args, **kwargs)
     return {name: site for name, site in run.sites.items() if name in run.until}
@@ -176,13 +176,13 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
     Raises:
         InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
     """
-    run = weights.Collect(poutine.uncondition(model))
-    with torch.no_grad(), weights.unvalidated(), run:
+    run = programs.Collect(poutine.uncondition(model))
+    with torch.no_grad(), programs.unvalidated(), run:
         run.program(*args, **kwargs)  # the very objects: by them it is known which is observed
     sites = run.sites
     dreamed = {
         id(site["infer"]["obs"]): site
-        for _, site in weights.sites_of(sites, observed=True)
+        for _, site in programs.sites_of(sites, observed=True)
         if site["infer"].get("was_observed")
     }
     given = {id(arg) for arg in (*args, *kwargs.values())}
@@ -194,8 +194,8 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
             )
     args = tuple(dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for arg in args)
     kwargs = {name: dreamed[id(arg)]["value"] if id(arg) in dreamed else arg for name, arg in kwargs.items()}
-    with weights.unvalidated():
-        return weights.log_q(replace(traces, particles=1), weights.Collect(guide, sites)(*args, **kwargs))
+    with programs.unvalidated():
+        return programs.log_q(replace(traces, particles=1), programs.Collect(guide, sites)(*args, **kwargs))
 
 
 def weigh(terms: LogWeights, beta: float | Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoints, config, metrics
+from . import checkpoints, metrics
+from .. import config
 from .checkpoints import Checkpoint
-from .config import Config
-from .data import Dataset
-from .errors import InputError
-from .evaluate import BOUNDS, NO_BOUNDS
-from .files import RESUME, RETRY, as_json, disk, whole
+from ..config import Config
+from ..data import Dataset
+from ..errors import InputError
+from ..evaluate import BOUNDS, NO_BOUNDS
+from ..files import RESUME, RETRY, as_json, disk, whole
 from .locks import LOCK, locked
 
 BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}

@@ -8,8 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .distributions import DiagonalNormal, Unexpanded
+from .independent import DiagonalNormal
 from .recompute import by_rows
+from .unexpanded import Unexpanded
 
 
 class FiniteMixture(Unexpanded):

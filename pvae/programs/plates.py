@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from torch import Tensor
 
-from .errors import InputError, written_at
+from ..errors import InputError, written_at
 
 Site = dict[str, Any]
 """A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 _LABELS = ("label", "y")
 _MISSING = ("", "na", "n/a", "null", "none", "?", "-", ".")

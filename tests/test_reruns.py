@@ -6,16 +6,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pvae.estimators.beside import Beside
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 import pvae
-from pvae.beside import Beside
 from pvae.errors import InputError
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Renyi
-from pvae.weights import Collect
+from pvae.programs import Collect
 
 NUMBERS = count()
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .csvs import read_csv
-from .errors import InputError, nearest
+from ..errors import InputError, nearest
 
 PARTS = ("train", "validation", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")

@@ -13,12 +13,13 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Transform, TransformedDistribution, VonMises, biject_to, constraints
 
-from . import weights
-from .errors import InputError, written_at
+from ..errors import InputError, written_at
+from ..noise import Noise, forked
+from ..svi.observed import inner, single
+from .collect import Collect, Program, check_supports, is_point, sites_of, vectorized, whole
 from .masks import counted
-from .noise import Noise, forked
-from .svi.observed import inner, single
-from .weights import Program, Site, Traces
+from .plates import Site, check_auxiliary
+from .weights import Traces, check_whole, log_prob, outside_support, total
 
 CIRCLES = (VonMises, SineBivariateVonMises, SineSkewed)
 """Whose draws are angles."""
@@ -70,7 +71,7 @@ class Density:
 
     Raises:
         InputError: a latent that is discrete, or whose guide is a point mass; programs without a bound for each datum
-            (see `pvae.weights.trace`); a plate that subsamples; an observed value outside its site's support, unless a
+            (see `pvae.programs.trace`); a plate that subsamples; an observed value outside its site's support, unless a
             mask leaves it out, or one that is not finite: a mask does not spare the gradient.
 
     >>> import pyro.distributions as dist
@@ -96,14 +97,14 @@ class Density:
     ) -> None:
         self.model, self.data, self.particles, self.guide = model, data, particles, guide
         self.plate = plate
-        look = weights.whole(model, guide or (lambda *_: None), *data, plate=plate)
+        look = whole(model, guide or (lambda *_: None), *data, plate=plate)
         self.nesting = look.nesting
         with torch.no_grad(), forked(data[0].device):
             drawn, sites = self._run(slice(None))
             self._check(Traces(sites, drawn, particles, self.nesting, plate), look.validated, first)
             self.traces = Traces(_bare(sites), _bare(drawn), particles, self.nesting, plate)
             for name, site in drawn.items():
-                if weights.is_point(site["fn"]):
+                if is_point(site["fn"]):
                     what = "makes it of auxiliary draws" if site["made"] else "is a point mass"
                     raise InputError(
                         f"site '{name}': the guide {what}, which has no density to start from, expected one"
@@ -151,22 +152,20 @@ class Density:
     def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The base's log-density, and that of p(x, z) less the base's: (K, B) each, nats, differentiable."""
         with pyro.validation_enabled(False):
-            with weights.vectorized(self.particles, self.nesting):
+            with vectorized(self.particles, self.nesting):
                 run = _Unconstrained(self.model, self.unpack(u))
                 sites = self._sites(run)
-                guide = weights.Collect(self.guide, sites)(*self.data) if self.guide is not None else {}
-            prior = [weights.log_prob(sites[slot.name], self.traces) for slot in self.slots]
+                guide = Collect(self.guide, sites)(*self.data) if self.guide is not None else {}
+            prior = [log_prob(sites[slot.name], self.traces) for slot in self.slots]
             change = [self.traces.by_datum(value) for value in run.log_dets]
             likelihood = [
-                weights.log_prob(site, self.traces)
-                for _, site in weights.sites_of(sites, observed=True)
-                if site["is_observed"]
+                log_prob(site, self.traces) for _, site in sites_of(sites, observed=True) if site["is_observed"]
             ]
             if self.guide is None:
-                return weights.total([*prior, *change]), weights.total(likelihood)
-            base = weights.total([weights.log_prob(guide[slot.name], self.traces) for slot in self.slots])
-            ratio = weights.total([*prior, *likelihood]) - base
-            return weights.total([base, *change]), ratio
+                return total([*prior, *change]), total(likelihood)
+            base = total([log_prob(guide[slot.name], self.traces) for slot in self.slots])
+            ratio = total([*prior, *likelihood]) - base
+            return total([base, *change]), ratio
 
     def __call__(self, u: Tensor) -> State:
         """The state at u (K, B, d): both densities, and the gradient of each, from one run of the programs."""
@@ -181,11 +180,11 @@ class Density:
     def _check(self, traces: Traces, validated: frozenset[str], first: int) -> None:
         """Refuse data that cannot be scored, or have no gradient."""
         if not self.whole:
-            weights.check_whole(traces, len(self.data[0]))
+            check_whole(traces, len(self.data[0]))
         if validated:
-            outside = weights.outside_support(traces, validated)
-            weights.check_supports(self.model, self.guide or (lambda *_: None), self.data, outside, first)
-        for name, site in weights.sites_of(traces.model, observed=True):
+            outside = outside_support(traces, validated)
+            check_supports(self.model, self.guide or (lambda *_: None), self.data, outside, first)
+        for name, site in sites_of(traces.model, observed=True):
             if site["is_observed"] and not site["value"].isfinite().all():
                 datum = ""
                 if traces.dim is not None:
@@ -199,12 +198,12 @@ class Density:
     def _run(self, part: slice) -> tuple[dict[str, Site], dict[str, Site]]:
         """The latent sites as drawn from the base, and all the model's on what was drawn, for some of the data."""
         data = self.data if self.whole else tuple(value[part] for value in self.data)
-        with pyro.validation_enabled(False), weights.vectorized(self.particles, self.nesting):
-            found = weights.Collect(self.guide)(*data) if self.guide is not None else {}
-            weights.check_auxiliary(found)
-            drawn = dict(weights.sites_of(found))
-            sites = weights.Collect(self.model, drawn)(*data)
-        return drawn or dict(weights.sites_of(sites)), sites
+        with pyro.validation_enabled(False), vectorized(self.particles, self.nesting):
+            found = Collect(self.guide)(*data) if self.guide is not None else {}
+            check_auxiliary(found)
+            drawn = dict(sites_of(found))
+            sites = Collect(self.model, drawn)(*data)
+        return drawn or dict(sites_of(sites)), sites
 
     def _sites(self, run: _Unconstrained) -> dict[str, Site]:
         """The model's sites where a chain has got to."""
@@ -280,7 +279,7 @@ def simulate(
     with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         for cell in noise.seeded():
             part = tuple(value[cell] for value in data)
-            sites = dict(weights.sites_of(weights.Collect(poutine.uncondition(model))(*part)))
+            sites = dict(sites_of(Collect(poutine.uncondition(model))(*part)))
             names = [name for name, site in sites.items() if "was_observed" in site["infer"]]
             if len(names) != 1:
                 raise InputError(
@@ -297,7 +296,7 @@ def simulate(
     return torch.cat(drawn), latents
 
 
-class _Unconstrained(weights.Collect):
+class _Unconstrained(Collect):
     """Runs a model on numbers without constraints: a latent's value is their image in its support.
 
     The support may depend on the latents before it.
@@ -365,4 +364,4 @@ def _log_det(site: Site, numbers: Tensor) -> Tensor:
 def _bare(sites: dict[str, Site]) -> dict[str, Site]:
     """Sites without what takes memory: values and distributions."""
     kept = ("infer", "is_observed", "cond_indep_stack", "scale")
-    return {name: {"fn": None, **{key: site[key] for key in kept}} for name, site in weights.sites_of(sites, True)}
+    return {name: {"fn": None, **{key: site[key] for key in kept}} for name, site in sites_of(sites, True)}

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .errors import InputError
+from ..errors import InputError
 
 NOTHING = ("", "~")
 """What stands for none in YAML, beside null."""

@@ -5,11 +5,10 @@ Those that name an `Independent` of Pyro's are it in every other respect: closed
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -17,7 +16,7 @@ from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
-from . import kernels
+from .. import kernels
 
 
 class _Independent(dist.Independent):
@@ -218,89 +217,3 @@ class _BernoulliLogProb(torch.autograd.Function):
         else:
             torch.sub(x, residual, out=residual)
         return residual * grad, grad * logits if ctx.needs_input_grad[1] else None
-
-
-class Unexpanded(dist.TorchDistribution):
-    """A distribution that takes a wider batch without widening its arrays: the base of those that score by products.
-
-    A subclass writes `density`, and `draw`.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Unexpanded:  # noqa: D102
-        wider = copy.copy(self)
-        wider._batch_shape = torch.Size(batch_shape)
-        return wider
-
-    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
-        if self._validate_args:
-            self._validate_sample(value)
-        found = self.density(value)
-        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # noqa: D102
-        with torch.no_grad():
-            return self.draw(torch.Size(sample_shape) + self.batch_shape)
-
-    def density(self, value: Tensor) -> Tensor:
-        """The log-density of a value (..., *event): (...)."""
-        raise NotImplementedError
-
-    def draw(self, shape: torch.Size) -> Tensor:
-        """Draws (*shape, *event)."""
-        raise NotImplementedError
-
-
-class OfPixels(dist.TorchDistribution):
-    """A datum whose pixels are independent given parameters that each pixel has of its own.
-
-    A subclass says `support`, `mean`, `sample` and the log-probability of pixels; batch and event are said here.
-
-    Args:
-        parameters: that broadcast to (..., *event), or to (..., C, *event) where a pixel has a mixture's or a
-            category's C numbers.
-        event_dim: how many dimensions a datum has.
-    """
-
-    arg_constraints: ClassVar[dict] = {}
-    numbers: ClassVar[int] = 0
-    """How many dimensions the parameters have between batch and event."""
-
-    def __init__(self, *parameters: Tensor, event_dim: int) -> None:
-        self.parameters = parameters
-        shape = torch.broadcast_shapes(*(p.shape for p in parameters))
-        batch = len(shape) - event_dim - self.numbers
-        self._inner = shape[batch:]
-        super().__init__(shape[:batch], shape[batch + self.numbers :])
-
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> OfPixels:  # noqa: D102
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        shape = (*batch_shape, *self._inner)
-        return self._like(*(p.expand(shape) for p in self.parameters))
-
-    def _like(self, *parameters: Tensor) -> OfPixels:
-        return type(self)(*parameters, event_dim=len(self.event_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
-        if self._validate_args:
-            self._validate_sample(value)
-        return sum_rightmost(self.log_prob_of_pixels(value), len(self.event_shape))
-
-    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
-        """Of each pixel, (..., *event)."""
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return type(self).__name__.strip("_")
-
-
-class OpenUnitInterval(constraints.Constraint):
-    """Numbers above 0 and below 1."""
-
-    def check(self, value: Tensor) -> Tensor:  # noqa: D102
-        return (value > 0) & (value < 1)
-
-    def __repr__(self) -> str:
-        return "numbers above 0 and below 1"

@@ -14,9 +14,13 @@ from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
-from .errors import InputError, written_at
+from ..errors import InputError, written_at
+from ..noise import forked
+from ..replay.values import recording
+from ..svi.calls import anew
+from ..svi.faults import in_a_line
+from ..svi.observed import inner, outside, validated
 from .masks import warn_of_unmasked
-from .noise import forked
 from .plates import (
     PARTICLES,
     Plate,
@@ -29,10 +33,6 @@ from .plates import (
     is_untraced,
     subsampling,
 )
-from .replay.values import recording
-from .svi.calls import anew
-from .svi.faults import in_a_line
-from .svi.observed import inner, outside, validated
 
 Program = Callable[..., Any]
 
@@ -133,7 +133,7 @@ def look(model: Program, guide: Program, *args: Any, plate: str | None = "", **k
     """Run both programs once for one particle, with Pyro's validation as it is set.
 
     Draws nothing from the generators that others see. Values and parameters outside their support, and batch dimensions
-    that are no plate's, are found here and not in `pvae.weights.trace`: looking at values waits for the device, and of
+    that are no plate's, are found here and not in `pvae.programs.trace`: looking at values waits for the device, and of
     as many particles as data shapes do not tell.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError, nearest
+from ..errors import InputError, nearest
 
 
 def pixels(x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .files import RESUME, RETRY, disk
+from ..errors import InputError
+from ..files import RESUME, RETRY, disk
 
 FORMAT = "pvae checkpoint 1"
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"

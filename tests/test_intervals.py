@@ -6,13 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pvae.estimators.spans import span
 from torch.distributions import constraints
 
 import pvae
 from pvae.ais import Annealing, ais
-from pvae.collect import is_point
 from pvae.errors import InputError
-from pvae.spans import span
+from pvae.programs import is_point
 
 INF = math.inf
 T = dist.transforms
@@ -157,8 +157,10 @@ def test_it_is_refused_in_parts_after_a_look_without_a_gradient_and_by_a_replaye
 
 
 def test_supports_are_looked_at_once(monkeypatch):
-    looks, check = [], pvae.spans.check
-    monkeypatch.setattr(pvae.spans, "check", lambda *args, **kwargs: looks.append(1) or check(*args, **kwargs))
+    looks, check = [], pvae.estimators.intervals.check
+    monkeypatch.setattr(
+        pvae.estimators.intervals, "check", lambda *args, **kwargs: looks.append(1) or check(*args, **kwargs)
+    )
     model, guide, _ = programs(NORMAL, STAYING["fixed"])
     objective = pvae.IWAE(4, gradient="dreg")
     for _ in range(3):

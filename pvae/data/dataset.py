@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError, at_least, nearest
+from ..errors import InputError, at_least, nearest
 from .sources import NAMED as NAMED
 from .sources import PARTS, Arrays, Parts, read
 from .supports import check_part, pixels, supports_to

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .errors import InputError
+from ..errors import InputError
 
 BINARY_LOGIT = 6.0
 """c between 0 and 1: within (0.0025, 0.9975) nothing is shortened."""

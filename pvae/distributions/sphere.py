@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
-from .errors import InputError
+from ..errors import InputError
 
 PROPOSALS = 24
 """Of an angle; each is taken with a probability above 0.65, so that one in 10^11 draws takes none."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
-from .files import RETRY, disk
+from ..errors import InputError
+from ..files import RETRY, disk
 
 try:
     import fcntl

@@ -8,8 +8,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from . import weights
-from .weights import Traces
+from .collect import sites_of, unvalidated
+from .plates import is_auxiliary
+from .weights import Traces, log_prob, total
 
 
 def kl(traces: Traces) -> Tensor:
@@ -26,22 +27,20 @@ def kl(traces: Traces) -> Tensor:
     >>> def guide(x):
     ...     with pyro.plate("data", len(x)):
     ...         pyro.sample("z", dist.Normal(x, 1.0))
-    >>> kl(weights.trace(model, guide, torch.tensor([0.0, 2.0])))
+    >>> kl(trace(model, guide, torch.tensor([0.0, 2.0])))
     tensor([0., 2.])
     """
     found = closed(traces)
-    with weights.unvalidated():
+    with unvalidated():
         terms = [
             traces.by_datum(traces.scaled(site, found[name]))
             if name in found
-            else weights.log_prob(site, traces) - weights.log_prob(traces.model[name], traces)
-            for name, site in weights.sites_of(traces.guide)
+            else log_prob(site, traces) - log_prob(traces.model[name], traces)
+            for name, site in sites_of(traces.guide)
         ]
-        every = weights.sites_of(traces.guide, observed=True)
-        factors = [
-            weights.log_prob(site, traces) for _, site in every if site["is_observed"] or weights.is_auxiliary(site)
-        ]
-    return weights.total(terms + factors).mean(0)
+        every = sites_of(traces.guide, observed=True)
+        factors = [log_prob(site, traces) for _, site in every if site["is_observed"] or is_auxiliary(site)]
+    return total(terms + factors).mean(0)
 
 
 def closed(traces: Traces) -> dict[str, Tensor]:
@@ -50,11 +49,11 @@ def closed(traces: Traces) -> dict[str, Tensor]:
     Right it is where the guide, too, draws every latent before the site that the model does. Any other may come from
     this site's draw, and p depend on it: then no average over the site alone is the term.
     """
-    order = [name for name, _ in weights.sites_of(traces.model)]
+    order = [name for name, _ in sites_of(traces.model)]
     found, drawn = {}, set()
-    for name, site in weights.sites_of(traces.guide):
+    for name, site in sites_of(traces.guide):
         if not site.get("made") and drawn.issuperset(order[: order.index(name)]):
-            with weights.unvalidated(), suppress(NotImplementedError):
+            with unvalidated(), suppress(NotImplementedError):
                 value = kl_divergence(site["fn"], traces.model[name]["fn"])
                 found[name] = value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
         drawn.add(name)

@@ -11,12 +11,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import weights
-from .beside import Beside
-from .noise import forked
-from .plates import Site, is_subsample
+from .. import programs
+from ..noise import forked
+from ..programs import LogWeights, Program, Site, Traces, is_subsample
+from .reruns import Reruns
 from .surrogates import Coefficients, Pairs, Step, weighted
-from .weights import LogWeights, Program, Traces
 
 SHARE = 0.25
 """Of the free memory, that one part may take for its gradient; as much again comes and goes beside it."""
@@ -52,9 +51,9 @@ class _Part:
     """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
 
     def __init__(
-        self, gradient: Estimator, objective: Any, step: Step, elements: dict[str, Any], beside: Beside
+        self, gradient: Estimator, objective: Any, step: Step, elements: dict[str, Any], reruns: Reruns
     ) -> None:
-        self.gradient, self.objective, self.step, self.beside = gradient, objective, step, beside
+        self.gradient, self.objective, self.step, self.reruns = gradient, objective, step, reruns
         self.elements = elements
         """Of plates that subsample, what the first run has drawn."""
         self.chosen: tuple[Coefficients, Any] | None = None
@@ -62,7 +61,7 @@ class _Part:
         self.scale = 1.0
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with self.beside.once(), _SameElements(self.elements):
+        with self.reruns.once(), _SameElements(self.elements):
             terms, pairs, traces = self.gradient.pairs(self.objective, self.step, self._choose)
         self.scale = traces.scale
         nothing = torch.zeros_like(terms.likelihood[0])
@@ -80,12 +79,12 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     numbers; the state of a program, such as running statistics, moves in the first run alone. Nothing of size
     (K, B, anything) is kept.
     """
-    beside = Beside(draws=False)
+    reruns = Reruns(draws=False)
     starts = range(0, step.particles, step.chunk)
     sizes = [min(step.chunk, step.particles - start) for start in starts]
     elements: dict[str, Any] = {}
     parts = [
-        _Part(gradient, objective, replace(step, particles=size, path={}, aside={}), elements, beside) for size in sizes
+        _Part(gradient, objective, replace(step, particles=size, path={}, aside={}), elements, reruns) for size in sizes
     ]
     found = [checkpoint(part, use_reentrant=False) for part in parts]
     terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))
@@ -121,8 +120,8 @@ def _kept(model: Program, guide: Program, particles: int, max_plate_nesting: int
 
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with forked(), torch.enable_grad(), hooks:
-        drawn = weights.draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
-        terms = weights.split(weights.score(model, drawn, *args, **kwargs))
+        drawn = programs.draw(guide, *args, particles=particles, max_plate_nesting=max_plate_nesting, **kwargs)
+        terms = programs.split(programs.score(model, drawn, *args, **kwargs))
         del drawn
         return sum(seen.values()) * (terms is not None)
 

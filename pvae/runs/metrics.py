@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .files import as_json
+from ..errors import InputError
+from ..files import as_json
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

@@ -14,28 +14,11 @@ from typing import Any, NamedTuple
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .collect import Collect as Collect
-from .collect import Enough as Enough
-from .collect import Look as Look
-from .collect import Program as Program
-from .collect import check_supports as check_supports
-from .collect import drawn_of as drawn_of
-from .collect import fits
-from .collect import is_point as is_point
-from .collect import look as look
-from .collect import sites_of as sites_of
-from .collect import unvalidated as unvalidated
-from .collect import vectorized as vectorized
-from .collect import whole as whole
-from .errors import InputError
-from .plates import PARTICLES as PARTICLES
-from .plates import Site as Site
-from .plates import check_auxiliary as check_auxiliary
-from .plates import check_log_prob, data_plate, subsampling
-from .plates import check_named as check_named
-from .plates import is_auxiliary as is_auxiliary
-from .replay.turns import taken_in_turn
-from .svi.observed import inside_by_element
+from ..errors import InputError
+from ..replay.turns import taken_in_turn
+from ..svi.observed import inside_by_element
+from .collect import Collect, Look, Program, drawn_of, fits, look, sites_of, unvalidated, vectorized
+from .plates import Site, check_log_prob, data_plate, is_auxiliary, subsampling
 
 
 class NoInverse(InputError):

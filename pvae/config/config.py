@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from math import log
 from typing import Any, Literal
 
-from .base import Member, lookup, members, root
-from .errors import InputError, more_than, nearest
-from .flat import dump
-from .flat import read as read
-from .networks import Activation
-from .supports import has_levels, is_discrete
+from ..base import Member, lookup, members, root
+from ..data.supports import has_levels, is_discrete
+from ..errors import InputError, more_than, nearest
+from ..networks import Activation
+from .document import dump
+from .document import read as read
 from .values import convert
 
 FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "hierarchy", "condition", "objective", "gradient")

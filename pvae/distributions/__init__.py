@@ -1,0 +1,20 @@
+"""Distributions that Pyro lacks, or that are faster here: what priors, likelihoods and guides return.
+
+`independent` normals and Bernoullis of many dimensions, `mixtures`, `discrete` latents and their relaxations, `sphere`
+(von Mises-Fisher and others), `pixels` (the base of likelihoods of images), `unexpanded` (the base of those that score
+by products); `recompute` trades time for memory.
+"""
+
+from .independent import BernoulliOfLinear, DiagonalNormal, IndependentBernoulli, StandardNormal
+from .pixels import OfPixels, OpenUnitInterval
+from .unexpanded import Unexpanded
+
+__all__ = [
+    "BernoulliOfLinear",
+    "DiagonalNormal",
+    "IndependentBernoulli",
+    "OfPixels",
+    "OpenUnitInterval",
+    "StandardNormal",
+    "Unexpanded",
+]
