@@ -58,11 +58,11 @@ class Kept:
         self._programs: tuple[Program, Program] | None = None
         self._guards = Guards((), {})
 
-    def look(self, programs: tuple[Program, Program]) -> None:
+    def look(self, pair: tuple[Program, Program]) -> None:
         """Forget all graphs, unless they are of these programs and still right; asked for once constants are found."""
-        if self._programs != programs or self._guards.changed():
+        if self._programs != pair or self._guards.changed():
             self.graphs.clear()
-            self._programs, self._guards = programs, Guards((*programs, self.constants), {})
+            self._programs, self._guards = pair, Guards((*pair, self.constants), {})
 
     def build(self, key: Any, program: Forward, data: tuple[Tensor, ...], full: bool) -> None:
         """Make a graph; None where there can be none."""

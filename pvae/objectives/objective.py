@@ -226,10 +226,10 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         step = surrogates.Step(
             model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
         )
-        looked, programs = _LOOKED.setdefault(self, {}), ("sites", _key(model, guide, (), {}))
-        if programs not in looked:
+        looked, key = _LOOKED.setdefault(self, {}), ("sites", _key(model, guide, (), {}))
+        if key not in looked:
             validates = pyro.distributions.is_validation_enabled()
-            step = replace(step, look=partial(self._look_at_sites, validates, lambda: looked.setdefault(programs)))
+            step = replace(step, look=partial(self._look_at_sites, validates, lambda: looked.setdefault(key)))
         with programs.unvalidated():
             return self.gradient.estimate(self, step)
 
