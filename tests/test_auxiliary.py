@@ -4,7 +4,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pvae.estimators.spans import points
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -28,6 +27,7 @@ from pvae.ais import Annealing, ais
 from pvae.bounds import iwae
 from pvae.cells import Kept
 from pvae.errors import InputError
+from pvae.estimators.intervals import points
 from pvae.programs import Density
 from pvae.programs.kl import closed
 

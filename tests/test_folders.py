@@ -86,7 +86,7 @@ def test_a_folder_that_is_filled_while_data_are_read_is_refused(here, run, capsy
 
 
 def test_a_folder_that_is_filled_before_it_is_held_is_refused(here, run, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "_made", lambda *_: shutil.copytree(run, here / "new"))
+    monkeypatch.setattr(runs.run, "_made", lambda *_: shutil.copytree(run, here / "new"))
     assert go(*SMALL, "--out", "new") == 2
     assert "choose another folder" in capsys.readouterr().err
     assert content("new") == content(run)

@@ -6,12 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pvae.estimators.spans import span
 from torch.distributions import constraints
 
 import pvae
 from pvae.ais import Annealing, ais
 from pvae.errors import InputError
+from pvae.estimators.intervals import span
 from pvae.programs import is_point
 
 INF = math.inf

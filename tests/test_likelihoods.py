@@ -313,7 +313,7 @@ def test_values_and_gradients_are_finite_at_the_extremes_in_float32(case):
     cells = torch.tensor([-50.0, 0.0, 50.0])
     z = torch.cartesian_prod(*[cells] * numbers) if numbers < 6 else 50 * torch.randn(40, numbers).sign()
     z = z.reshape(-1, numbers).requires_grad_()
-    edge = 0.5 / 256 / data._CELLS if part.support == "open_unit_interval" else 0.0
+    edge = 0.5 / 256 / data.dataset._CELLS if part.support == "open_unit_interval" else 0.0
     for x in (edge, 51 / 255, 1 - max(edge, 0.0)):
         x = min(x, 1 - 2**-24) if edge else x
         log_prob = part(z).log_prob(torch.full((1,), x))
@@ -469,7 +469,7 @@ def test_dequantized_levels_are_even_within_their_level():
     within = 256 * x - levels
     for column in within.T:
         assert scipy.stats.kstest(column, "uniform").pvalue > 1e-4
-    assert within.unique().numel() == data._CELLS
+    assert within.unique().numel() == data.dataset._CELLS
     assert not torch.equal(within[:, 0], within[:, 1])
     assert data.dequantize(levels, "none").max() == 1
 

@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pvae.estimators.beside import Beside
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
@@ -14,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import pvae
 from pvae.errors import InputError
+from pvae.estimators.reruns import Reruns
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Renyi
 from pvae.programs import Collect
 
@@ -175,8 +175,8 @@ def test_a_guide_of_one_site_is_watched_until_that_is_seen(x, monkeypatch):
             with pyro.plate("data", len(x)):
                 pyro.sample("a", dist.Normal(self.out(self.between(self.into(x)))[..., 0], 0.3))
 
-    watched, real = [], Beside.first
-    monkeypatch.setattr(Beside, "first", lambda self: watched.append(self) or real(self))
+    watched, real = [], Reruns.first
+    monkeypatch.setattr(Reruns, "first", lambda self: watched.append(self) or real(self))
     programs, objective = seeded(lambda: One(nn.Dropout(0.5))), IWAE(4, gradient="dreg", **FLAT)
     for sites, runs in ((1, 1), (1, 0), (2, 1), (2, 1), (1, 1), (1, 0)):
         programs.sites = sites
@@ -295,12 +295,12 @@ def in_parts_of(weight):
 
 
 def test_operations_of_any_kind_give_the_same_again():
-    beside = Beside()
-    with beside.first():
+    reruns = Reruns()
+    with reruns.first():
         first = [torch.cat([value.flatten() for value in values]) for values in everything()]
     state = torch.get_rng_state()
     for _ in range(2):
-        with beside.again():
+        with reruns.again():
             again = [torch.cat([value.flatten() for value in values]) for values in everything()]
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert all(a.requires_grad == b.requires_grad for a, b in zip(first, again, strict=True))
@@ -308,10 +308,10 @@ def test_operations_of_any_kind_give_the_same_again():
 
 
 def test_gradients_go_through_what_is_drawn_again():
-    beside, weight = Beside(), torch.ones(50, requires_grad=True)
-    with beside.first():
+    reruns, weight = Reruns(), torch.ones(50, requires_grad=True)
+    with reruns.first():
         first = functional.dropout(weight, 0.5)
-    with beside.again():
+    with reruns.again():
         again = functional.dropout(weight, 0.5)
     (expected,), (gradient,) = (torch.autograd.grad(value.sum(), weight) for value in (first, again))
     assert torch.equal(gradient, expected)
@@ -319,30 +319,30 @@ def test_gradients_go_through_what_is_drawn_again():
 
 
 def test_what_is_drawn_once_for_good_is_passed_over():
-    beside, kept = Beside(), []
+    reruns, kept = Reruns(), []
 
     def program():
         if not kept:
             kept.append(torch.randn(2) + torch.rand(2))
         return torch.rand(3) + kept[0].sum()
 
-    with beside.first():
+    with reruns.first():
         first = program()
-    with beside.again():
+    with reruns.again():
         assert torch.equal(program(), first)
 
 
 def test_what_sites_draw_is_passed_by():
-    beside, seen = Beside(), []
+    reruns, seen = Reruns(), []
 
     def program():
         noise = dist.Normal(torch.zeros(3), 1.0)
         pyro.sample("z", noise)
         seen.append(noise.rsample())
 
-    with beside.first():
+    with reruns.first():
         sites = Collect(program)()
-    with beside.again():
+    with reruns.again():
         Collect(program, sites)()
     assert torch.equal(*seen)
     assert not torch.equal(seen[0], sites["z"]["value"])
@@ -364,18 +364,18 @@ def test_a_run_that_draws_more_is_refused(x):
 
 
 def test_nothing_is_kept_of_what_a_program_makes_itself():
-    beside, norm, x = Beside(), nn.BatchNorm1d(3).eval(), torch.ones(2, 3)
-    with beside.first():
+    reruns, norm, x = Reruns(), nn.BatchNorm1d(3).eval(), torch.ones(2, 3)
+    with reruns.first():
         torch.tensor([1.0, 2.0]).mul_(3)
         norm(torch.empty(2, 3).copy_(x)).unsqueeze(0)[0].add_(1)
-    assert not beside._before
-    with beside.first():
+    assert not reruns._before
+    with reruns.first():
         x.view(-1)[:2].add_(1)
-    assert len(beside._before) == 1
+    assert len(reruns._before) == 1
 
 
 def test_views_of_state_are_put_back():
-    state, beside = torch.arange(6.0).reshape(2, 3), Beside()
+    state, reruns = torch.arange(6.0).reshape(2, 3), Reruns()
 
     def program():
         state[0].add_(1)
@@ -383,22 +383,22 @@ def test_views_of_state_are_put_back():
         state.view(-1)[2:5].zero_()
         return state.sum()
 
-    with beside.first():
+    with reruns.first():
         first = program()
     moved = state.clone()
     for _ in range(2):
-        with beside.again():
+        with reruns.again():
             assert program() == first
         assert torch.equal(state, moved)
 
 
 def test_state_is_as_after_the_first_run_where_a_later_one_fails():
-    state, beside = torch.zeros(2), Beside()
-    with beside.first():
+    state, reruns = torch.zeros(2), Reruns()
+    with reruns.first():
         state.add_(1)
 
     def program():
-        with beside.again():
+        with reruns.again():
             state.add_(5)
             raise KeyError
 

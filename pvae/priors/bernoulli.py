@@ -36,7 +36,8 @@ class RelaxedBernoulli(Prior, name="relaxed_bernoulli"):
     """Numbers between 0 and 1, mostly close to one: z = sigmoid((l + e) / t), e logistic noise, logits l learned.
 
     Draws have a gradient; a guide has the same support, at a temperature of its own. See
-    `pvae.distributions.discrete` for how densities so close to 0 and 1 are taken. Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
+    `pvae.distributions.discrete` for how densities so close to 0 and 1 are taken.
+    Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
 
     Args:
         latent: size of the latent.

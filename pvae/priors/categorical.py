@@ -41,7 +41,8 @@ class RelaxedCategorical(Prior, name="relaxed_categorical"):
     """Probability vectors close to one-hot ones: z_g = softmax((l_g + e) / t), e Gumbel noise, logits l learned.
 
     Draws have a gradient; a guide has the same support, at a temperature of its own. See
-    `pvae.distributions.discrete` for how densities so close to 0 are taken. Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
+    `pvae.distributions.discrete` for how densities so close to 0 are taken.
+    Source: Maddison, Mnih and Teh 2017; Jang, Gu and Poole 2017.
 
     Args:
         latent: size of the latent: of all the vectors together.

@@ -5,7 +5,7 @@ import yaml
 from pictures import refused
 
 from pvae import config
-from pvae.config import flat
+from pvae.config import document
 from pvae.config.values import convert
 
 VALUES = {
@@ -35,16 +35,16 @@ VALUES = {
 def test_plain_values(text, tmp_path):
     (tmp_path / "a.yaml").write_text(f"x: {text}\n")
     kind, expected = VALUES[text]
-    found = convert(flat.read(tmp_path / "a.yaml")["x"], kind, "x")
+    found = convert(document.read(tmp_path / "a.yaml")["x"], kind, "x")
     assert found == expected
     assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize("value", ["010", "1e-3", "~", "", "a b", "0o17", 0.1, 1e-5, 7, True, None, ["off", "2"]])
 def test_what_is_written_is_read(value, tmp_path):
-    written = flat.dump({"x": value})
+    written = document.dump({"x": value})
     (tmp_path / "a.yaml").write_text(written)
-    found = flat.read(tmp_path / "a.yaml")["x"]
+    found = document.read(tmp_path / "a.yaml")["x"]
     assert yaml.safe_load(written)["x"] == value
     assert found == value if isinstance(value, str | list) else convert(found, type(value), "x") == value
 
@@ -68,6 +68,6 @@ def test_choices_that_yaml_1_1_takes_for_no(tmp_path):
 def test_what_is_refused(text, said, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with refused(f"--config {tmp_path}/a.yaml: {said}"):
-        flat.read(tmp_path / "a.yaml")
+        document.read(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("prior.a_b: 1\nprior.a-b: 2\nx: !!python/name:os.system\n")
-    assert flat.read(tmp_path / "a.yaml") == {"prior.a_b": "1", "prior.a-b": "2", "x": "none"}  # no code
+    assert document.read(tmp_path / "a.yaml") == {"prior.a_b": "1", "prior.a-b": "2", "x": "none"}  # no code
