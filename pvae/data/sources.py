@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .csvs import read_csv
 from ..errors import InputError, nearest
+from .csvs import read_csv
 
 PARTS = ("train", "validation", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import checkpoints, metrics
 from .. import config
-from .checkpoints import Checkpoint
 from ..config import Config
 from ..data import Dataset
 from ..errors import InputError
-from ..evaluate import BOUNDS, NO_BOUNDS
 from ..files import RESUME, RETRY, as_json, disk, whole
+from . import checkpoints, metrics
+from .checkpoints import Checkpoint
+from .environment import environment
 from .locks import LOCK, locked
 
 BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}
@@ -73,7 +69,7 @@ class Run:
         """Write what is known before the first step: configuration, environment, whose weights; no metrics yet."""
         with disk(self.folder, self._then):
             self.write_config(self.config)
-            self.write_json("environment.json", {**_environment(self.config, dataset, device), **start})
+            self.write_json("environment.json", {**environment(self.config, dataset, device), **start})
             self._write("metrics.jsonl", "")
 
     def is_empty(self) -> bool:
@@ -305,54 +301,6 @@ def load_weights(vae: torch.nn.Module, checkpoint: Checkpoint) -> None:
     vae.load_state_dict(found)
 
 
-def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
-    """What numbers must have in common to be put side by side, K apart."""
-    return {
-        "data": dataset.name,
-        "sha256": dataset.sha256,
-        "sizes": dataset.sizes,
-        "data_seed": config_.data_seed,
-        "binarization": config_.binarization,
-        "dequantization": config_.dequantization,
-        "measure": config_.measure,
-        "unit": "nats / datum",
-        "numbers": BOUNDS if config_.bounded else NO_BOUNDS,
-    }
-
-
-def write_results(
-    path: Path,
-    groups: Mapping[str, Mapping[str, tuple[tuple[str, ...], Any]]],
-    attributes: dict[str, Any],
-    then: str = RESUME,
-) -> None:
-    """Write labelled arrays that arviz opens, 0.23 and 1.x alike.
-
-    Args:
-        path: a `.nc` file.
-        groups: {"posterior": {"z": (("chain", "draw", "datum", "latent"), tensor or array)}, ...}; what is named as its
-            dimension labels it.
-        attributes: of the file; what is neither text nor a number is written as text.
-        then: what to do where the disk was full.
-    """
-    import xarray
-
-    tree = {
-        f"/{name}": xarray.Dataset({key: (dims, _array(value)) for key, (dims, value) in group.items()})
-        for name, group in groups.items()
-    }
-    plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in attributes.items()}
-    tree["/"] = xarray.Dataset(attrs=plain)
-    # In memory, as HDF5 crashes on a full disk; copied, as Python 3.12.1 crashes where a view of it is garbage.
-    made = bytes(xarray.DataTree.from_dict(tree).to_netcdf(engine="h5netcdf"))
-    with whole(path, then) as aside:
-        aside.write_bytes(made)
-
-
-def _array(value: Any) -> Any:
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
-
-
 def _name(steps: int) -> str:
     return f"step-{steps:09d}"
 
@@ -360,36 +308,3 @@ def _name(steps: int) -> str:
 def _name_of(config_: Config) -> str:
     parts = [Path(config_.data).stem, *(name.rpartition(":")[2] for name in (config_.likelihood, config_.objective))]
     return "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S}"])
-
-
-def versions() -> dict[str, Any]:
-    """Of the packages that numbers depend on, and of Python."""
-    packages = {name: version(name) for name in ("pvae", "pyro-ppl", "torch", "numpy", "arviz")}
-    return {"packages": packages, "python": platform.python_version()}
-
-
-def _environment(config_: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    return {
-        **versions(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
-        "commit": _commit(),
-        "seed": config_.seed,
-        "data": {
-            "name": dataset.name,
-            "sha256": dataset.sha256,
-            "sizes": dataset.sizes,
-            "directory": str(Path.cwd()),
-        },
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the package's own sources, where they lie in a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -1,0 +1,64 @@
+"""Where a run's numbers come from: versions, device, commit, data; and what numbers side by side must share."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..data import Dataset
+from ..evaluate import BOUNDS, NO_BOUNDS
+
+
+def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
+    """What numbers must have in common to be put side by side, K apart."""
+    return {
+        "data": dataset.name,
+        "sha256": dataset.sha256,
+        "sizes": dataset.sizes,
+        "data_seed": config_.data_seed,
+        "binarization": config_.binarization,
+        "dequantization": config_.dequantization,
+        "measure": config_.measure,
+        "unit": "nats / datum",
+        "numbers": BOUNDS if config_.bounded else NO_BOUNDS,
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Of the packages that numbers depend on, and of Python."""
+    packages = {name: version(name) for name in ("pvae", "pyro-ppl", "torch", "numpy", "arviz")}
+    return {"packages": packages, "python": platform.python_version()}
+
+
+def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    cuda = device.type == "cuda"
+    return {
+        **versions(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
+        "commit": _commit(),
+        "seed": config_.seed,
+        "data": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "sizes": dataset.sizes,
+            "directory": str(Path.cwd()),
+        },
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the package's own sources, where they lie in a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
