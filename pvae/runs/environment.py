@@ -38,6 +38,7 @@ def versions() -> dict[str, Any]:
 
 
 def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """What a run was made with and when."""
     cuda = device.type == "cuda"
     return {
         **versions(),
