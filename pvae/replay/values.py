@@ -56,8 +56,14 @@ class Known(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._refuse(func, args)
         given = _tensors((args, kwargs))
+        if _READING.intersection(func.tags) and recording() and self.knows(*given):  # by torch itself, in what it does
+            with disable_proxy_modes_tracing():
+                result = func(*args, **kwargs)
+            for made in _tensors(result):
+                self._made(made, self._of_all(given))
+            return result
+        self._refuse(func, args)
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
@@ -121,8 +127,20 @@ class Known(TorchDispatchMode):
         self._made(tensor, sources if key in self._sources else None)
 
 
-_MAKING = {"new_ones", "new_zeros", "new_full", "new_empty", "ones_like", "zeros_like", "full_like", "empty_like"}
-"""Operations that ask a tensor for its kind, not for its values."""
+_READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""Of operations that look at values."""
+_MAKING = {
+    "lift_fresh",
+    "new_ones",
+    "new_zeros",
+    "new_full",
+    "new_empty",
+    "ones_like",
+    "zeros_like",
+    "full_like",
+    "empty_like",
+}
+"""Operations that ask a tensor for its kind, not for its values; the first gives a tensor of Python's numbers."""
 
 
 def _tensors(tree: Any) -> list[Tensor]:
