@@ -170,6 +170,19 @@ def test_an_optimizers_state_goes_on_in_another(optim):
     assert resumed("graph") == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [2, 6])
+def test_an_optimizer_that_asks_which_rows_a_plate_took(size):
+    """It moves these alone, and their moments."""
+
+    def model(x):
+        with pyro.plate("data", 6, subsample_size=size) as rows:
+            mean = pyro.param("means", torch.zeros(6), event_dim=0)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
+
+    optim = lambda: pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": True})  # noqa: E731
+    both(lambda: (model, lambda x: None), optim=optim)
+
+
 # Objectives -----------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +326,28 @@ def test_a_step_number_as_an_argument_is_replayed(use):
 
 
 # What is read of constants, and of tensors that stay ------------------------------------------------------------------
+
+
+Pairs = dict[str, torch.Tensor]
+"""A name that programs may call; it shows the attributes of `dict`."""
+
+
+def named_pairs(x):
+    plain(Pairs(x=x)["x"])
+
+
+def one_flag(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    y = z * 1
+    y[z < 0] = 0.5
+    y.data[y.data > 1] = 1
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [named_pairs, one_flag])
+def test_names_of_generic_types_and_flags_of_one_value_are_replayed(model):
+    both(lambda: (model, plain_guide))
 
 
 def sequential_plates(x):

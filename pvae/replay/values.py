@@ -229,7 +229,7 @@ def _is_mask(index: Any) -> bool:
 
 def _is_flag(index: Any) -> bool:
     """Whether it is one value that says whether all is meant; torch's own way to take it would read it."""
-    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() == 0
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() == 0
 
 
 def _is_number(index: Any) -> bool:
