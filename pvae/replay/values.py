@@ -167,6 +167,8 @@ class HostReads(TorchFunctionMode):
             raise Untraceable(READ)
         if func in _SIZED:
             return func(*tree_map(self._size, args), **kwargs)
+        if func is Tensor.__setitem__ and _is_flag(args[1]):
+            return args[0].copy_(torch.where(args[1], args[2], args[0]))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and any(
             _is_mask(i) or _numbers(i) for i in _indices(args[1])
         ):
@@ -223,6 +225,11 @@ def _indices(index: Any) -> tuple:
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() > 0
+
+
+def _is_flag(index: Any) -> bool:
+    """Whether it is one value that says whether all is meant; torch's own way to take it would read it."""
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() == 0
 
 
 def _is_number(index: Any) -> bool:

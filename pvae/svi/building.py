@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
+SUBSAMPLE = "_pyro_subsample"
+"""The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -70,6 +72,8 @@ class Build:
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (*svi._programs, *call.objects)
         self._having: list[Tensor] = []
+        self._rows: list[tuple[dict, Any]] = []
+        """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
 
     def __call__(self) -> Step | None:
@@ -149,12 +153,21 @@ class Build:
         if not all(isinstance(loss, Tensor) for loss in losses):
             raise Untraceable("the loss is a number of Python, not a tensor")
         self._having = [p for p in self.svi._names if p.grad is not None]
-        return head(losses, norm if self.normed or not losses else losses[0]), *(p.grad for p in self._having)
+        taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
+        self._rows = [(rows, dim) for rows in taken for dim in rows]
+        gradients = [p.grad for p in self._having]
+        return (
+            head(losses, norm if self.normed or not losses else losses[0]),
+            *gradients,
+            *(r[d] for r, d in self._rows),
+        )
 
-    def _change(self, values: Tensor, *gradients: Tensor) -> tuple:
+    def _change(self, values: Tensor, *given: Tensor) -> tuple:
         """From these to changed parameters."""
-        for parameter, gradient in zip(self._having, gradients, strict=True):
+        for parameter, gradient in zip(self._having, given[: len(self._having)], strict=True):
             parameter.grad = gradient
+        for (rows, dim), taken in zip(self._rows, given[len(self._having) :], strict=True):
+            rows[dim] = taken
         self.svi._update(values[-1])
         return ()
 

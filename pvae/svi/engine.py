@@ -34,6 +34,7 @@ _GRADIENT = attrgetter("grad")
 NOTHING = "no parameter of model or guide has a gradient: there is nothing to fit"
 WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where nothing has a gradient: take it outside"
 UNSEEN = ': those of a torch module are seen where a program calls pyro.module("name", module), or pyro.param'
+UNUSED = ": the loss depends on none of {}"
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
 
 
@@ -291,10 +292,17 @@ class SVI(Trained):
             raise ValueError(WITHOUT)
         having = self._used.fill(self._names)
         if not having:
-            unseen = "" if self._names else UNSEEN
-            raise ValueError(NOTHING + (OTHERS if self._used.stored else unseen))
+            raise ValueError(NOTHING + self._why())
         self._kind, losses = numbers(self.objective, loss)
         return self._observed.held(losses), norm_of([p.grad for p in having])
+
+    def _why(self) -> str:
+        """Why nothing has a gradient."""
+        if self._used.others:
+            return OTHERS
+        if self._used.stored:
+            return UNUSED.format(", ".join(f"'{name}'" for name in list(self._used.stored)[:3]))
+        return "" if self._names else UNSEEN
 
     def _look_at_values(self, call: Call, needed: bool = True) -> None:
         """From here on hold what is observed against the supports: where nobody else does, and the data are new."""

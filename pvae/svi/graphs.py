@@ -140,7 +140,8 @@ class Graph(Step):
         """Losses and norm of the gradient of one step, whose heads these are."""
         if self.normed:
             return heads[0].tolist()
-        return read(heads[0, :-1].unbind(), norm_of(self.captures[1].gradients))
+        gradients = [value for value in self.captures[1].gradients if value.is_floating_point()]  # others are rows
+        return read(heads[0, :-1].unbind(), norm_of(gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
