@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
+DRAWN = (
+    "the optimizer is subsample_aware: at each step it asks which elements a plate drew, which a graph does not tell"
+)
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -118,6 +121,8 @@ class Build:
             svi._rates = rates.prepare(svi.optimizer) if svi._rates is None else svi._rates
         if not resumed and drop_new(before):
             return False  # what a program draws for them comes before the step's own draws; there that is long ago
+        if optimizers.asks_what_was_drawn(svi.optimizer):
+            raise Untraceable(DRAWN)
         optimizers.aligned(svi.optimizer, having)
         svi._set_rates()  # somebody may have set one to a number, which a trace would take for all steps
         return optimizers.ready(svi.optimizer, having)
@@ -146,8 +151,9 @@ class Build:
         before = stored()
         losses, norm = self.svi._gradients(*self.call.arguments(*inputs))
         _keep(before, self.svi._names)
-        if not all(isinstance(loss, Tensor) for loss in losses):
-            raise Untraceable("the loss is a number of Python, not a tensor")
+        losses = tuple(
+            torch.as_tensor(loss, device=norm.device) for loss in losses
+        )  # a number, where nothing is scored
         self._having = [p for p in self.svi._names if p.grad is not None]
         return head(losses, norm if self.normed or not losses else losses[0]), *(p.grad for p in self._having)
 

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.optim import _load_state_dict
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
@@ -20,6 +21,10 @@ Aside = WeakIdKeyDictionary
 """By parameter, what the optimizer's state of it and the arguments of its group were."""
 WISHES: WeakKeyDictionary[Optimizer, dict[Tensor, dict[str, Any]]] = WeakKeyDictionary()
 """By optimizer, the arguments that parameters have been given since its last step."""
+
+
+HOW = ("fused", "foreach", "capturable", "differentiable")
+"""Arguments of how a step is computed: no others' part."""
 
 
 class Own(MutableMapping):
@@ -68,7 +73,7 @@ class Share:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, or that of a torch optimizer of the parameter's own."""
         for group, other in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in other.items() if key in ("lr", "initial_lr")})
+            group.update({key: value for key, value in other.items() if key not in ("params", *HOW)})
         found = state["state"].get(0)
         if found:
             steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
@@ -79,19 +84,67 @@ class Share:
             }
 
 
+class Scheduled:
+    """The same where there is a schedule of torch's: that is one for all, and stepped by the first of these."""
+
+    def __init__(self, optim: Any, schedule: Any, parameter: Tensor) -> None:
+        self.optim, self.schedule, self.optimizer = optim, schedule, Share(schedule.optimizer, parameter)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """As the schedule's, once for all."""
+        if next(iter(self.optim.optim_objs.values())) is self:
+            self.schedule.step(*args, **kwargs)
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate that the parameter has."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _each(self, value: Any) -> bool:
+        """Whether it has an element for each group."""
+        return isinstance(value, list) and len(value) == len(self.schedule.optimizer.param_groups)
+
+    def _place(self) -> int:
+        having = [any(p is self.optimizer.parameter for p in g["params"]) for g in self.schedule.optimizer.param_groups]
+        return having.index(True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of a schedule of the parameter's own."""
+        place, state = self._place(), self.schedule.state_dict()
+        return {key: [value[place]] if self._each(value) else value for key, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        place, now = self._place(), self.schedule.state_dict()
+        for key, value in state.items():
+            if self._each(now.get(key)):
+                now[key] = [*now[key][:place], *value, *now[key][place + 1 :]]
+            else:
+                now[key] = value
+        self.schedule.load_state_dict(now)
+
+
 def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
     """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
     if not isinstance(optim, PyroOptim):
         return
-    if schedules(optim):
-        if not optim.optim_objs:
-            optim.optim_objs = {"all": optim.pt_scheduler_constructor(optimizer, **optim.kwargs)}
-        return
+    one = schedule(optim)
+    later = one is not None
+    if schedules(optim) and not later:
+        one = optim.pt_scheduler_constructor(optimizer, **optim.kwargs)
     for parameter, name in parameters.items():
-        optim.optim_objs[parameter] = Share(optimizer, parameter)
+        share = Share(optimizer, parameter) if one is None else Scheduled(optim, one, parameter)
+        optim.optim_objs[parameter] = share
         state = optim._state_waiting_to_be_consumed.pop(name, None)
-        if state is not None:
-            optim.optim_objs[parameter].load_state_dict(state)
+        if state is not None and later:
+            share.optimizer.load_state_dict(state["optimizer"])
+        elif state is not None:
+            _load_state_dict(share, state)
+
+
+def schedule(optim: Any) -> Any:
+    """The schedule of torch's that there is already."""
+    known = getattr(optim, "optim_objs", {}).values()
+    return next((share.schedule for share in known if isinstance(share, Scheduled)), None)
 
 
 def schedules(optim: Any) -> bool:
@@ -108,7 +161,7 @@ def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tup
     if optimizer is None:
         known = getattr(optim, "optim_objs", {})
         optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
-        optimizer = optimizer or getattr(known.get("all"), "optimizer", None)  # that of a schedule
+        optimizer = optimizer or getattr(schedule(optim), "optimizer", None)
         if optimizer is None:
             return checked(build(optim, new)), {}
         added = untrained(optimizer, new)

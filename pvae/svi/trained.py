@@ -180,7 +180,9 @@ class Trained(pyro.infer.SVI):
             return self._waiting
         if self.optimizer is not None:
             self._settle()
+        schedule = shares.schedule(self.optim)
         return {
+            **({} if schedule is None else {"schedule": schedule.state_dict()}),
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
@@ -201,10 +203,13 @@ class Trained(pyro.infer.SVI):
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
-            self._restore_optimizer(state["optimizer"])
+            self._restore_optimizer(state)
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
+        state = copy.deepcopy(state)  # torch would go on in the very tensors
+        self.optimizer.load_state_dict(state["optimizer"])
+        if "schedule" in state:
+            shares.schedule(self.optim).load_state_dict(state["schedule"])
         self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = rates.prepare(self.optimizer)
@@ -294,10 +299,11 @@ class Trained(pyro.infer.SVI):
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = rates.prepare(self.optimizer)
-        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
-            self._restore_optimizer(self._waiting["optimizer"])
-        self._waiting = None
         shares.attach(self.optim, self.optimizer, new if first else added)
+        self._settle()  # the arguments of a state that was waiting for these parameters
+        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
+            self._restore_optimizer(self._waiting)
+        self._waiting = None
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
 
