@@ -71,7 +71,7 @@ class Build:
         self.inputs = anew(call.inputs, {})[0]
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
-        self._programs = (*svi._programs, *call.objects)
+        self._programs = (*svi._programs, *call.looked_at)
         self._having: list[Tensor] = []
         self._read: list[Tensor] = []
 
@@ -101,7 +101,7 @@ class Build:
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with unkept(), svi._undone(*self.call.objects):
+        with unkept(), svi._undone(*self.call.looked_at):
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
@@ -110,7 +110,7 @@ class Build:
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
-        with svi._undone(*call.objects):
+        with svi._undone(*call.looked_at):
             with undrawn() as drawn:
                 svi._gradients(*call.again())
                 if drawn():

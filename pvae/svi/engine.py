@@ -218,7 +218,7 @@ class SVI(Trained):
 
     def _eager(self, call: Call) -> list[float]:
         if self._waiting is not None and self.steps > 0:  # what programs draw to set themselves up was drawn long ago
-            with self._undone(*call.objects):
+            with self._undone(*call.looked_at):
                 self._gradients(*call.again())
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
