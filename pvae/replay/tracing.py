@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node, graph_module
 
+from .names import LIBRARIES
 from .simplify import merge_alike, note, reshapes
 from .values import READ, HostReads, Known, Untraceable
 
-LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
 OURS = str(Path(__file__).parents[1])
-HERE = str(Path(__file__).parent)
+OWN = __name__.partition(".")[0]
 _aten = torch.ops.aten
 
 
@@ -141,12 +141,16 @@ def _dot(probability: Tensor, cost: Tensor) -> Tensor:
 
 
 def _where(error: BaseException) -> str:
-    """The line that a person wrote: the last that is not in a library; or the last of ours; or the last of Pyro's."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((HERE, "<"))]
-    outside = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
-    theirs = [frame for frame in outside if not frame.filename.startswith(OURS)] or outside
-    found = theirs or [frame for frame in frames if frame.filename.startswith(LIBRARIES[1])]
-    return f"{found[-1].filename}:{found[-1].lineno}: " if found else ""
+    """The line that a person wrote: the last that is not in a library; or the last of ours or of Pyro's."""
+    found = theirs = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+        library = name.partition(".")[0]
+        if library not in LIBRARIES and not file.startswith("<"):
+            theirs = f"{file}:{line}: "
+        elif library in ("pyro", OWN) and not name.startswith(__package__):
+            found = f"{file}:{line}: "
+    return theirs or found
 
 
 def _first_line(error: BaseException) -> str:

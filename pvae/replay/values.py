@@ -5,10 +5,12 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions.stable import _standard_stable
+from pyro.infer.reparam.stable import _safe_shift
 from pyro.infer.util import Dice
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
@@ -161,8 +163,8 @@ class HostReads(TorchFunctionMode):
             return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
             return _one_hot(*args, **kwargs)
-        if func is Tensor.__bool__ and (_asked_by(Dice.compute_expectation) or _asserted()):
-            return True  # that all probabilities are above 0: where they are not, terms are left out
+        if func is Tensor.__bool__ and (_asking().f_code in _SPARING or _asserted()):
+            return True
         if func in _READS:
             raise Untraceable(READ)
         if func in _SIZED:
@@ -305,9 +307,11 @@ def _asking() -> Any:
     return frame
 
 
-def _asked_by(function: Callable) -> bool:
-    """Whether a value is read by this function itself."""
-    return _asking().f_code is function.__code__
+_SPARING = {function.__code__ for function in (Dice.compute_expectation, _standard_stable, _safe_shift)}
+"""Functions of Pyro that read a truth value to spare work: what they do where it is true is right in any case.
+
+That all probabilities are above 0: where they are not, terms are left out. That a stability is near 1.
+"""
 
 
 def _asserted() -> bool:

@@ -53,7 +53,10 @@ BY_KIND = {
 }
 """What to do about that which keeps changing and cannot be passed to the step."""
 NOT_COMPILED = "the step is not compiled, its graph is replayed as it is: {}"
-OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
+OTHERS = (
+    "steps with arguments other than tensors, numbers, text and functions run eagerly: pass tensors, also in lists and"
+    " dicts"
+)
 
 HOOKS = "steps run eagerly while there are hooks of all modules, as torch's register_module_forward_hook makes"
 GRADIENTS = "steps on arguments that require a gradient run eagerly, which gives them theirs: else pass x.detach()"
