@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import count
+from math import nan
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..replay.pieces import arranged
 from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Untraceable
+from ..replay.values import Known, Supposed, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -49,6 +50,8 @@ class Step:
     """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
     """Which inputs' values Python has read."""
+    supposed: list[str]
+    """The lines that read values which later steps may have otherwise: then the head is not a number."""
 
 
 class Build:
@@ -71,6 +74,7 @@ class Build:
         self._programs = (*svi._programs, *call.objects)
         self._having: list[Tensor] = []
         self._read: list[Tensor] = []
+        self._supposed = Supposed()
 
     def __call__(self) -> Step | None:
         """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
@@ -102,7 +106,7 @@ class Build:
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read)
+        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, list(self._supposed.places))
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
@@ -126,7 +130,7 @@ class Build:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
-        traced = self._written(self._step, *self.inputs, known=known)
+        traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
         found = known.read.values()
         self.guards.add_read(found)
         if changed := self.guards.settle(self._read) or self.guards.changed():
@@ -149,7 +153,10 @@ class Build:
         if not all(isinstance(loss, Tensor) for loss in losses):
             raise Untraceable("the loss is a number of Python, not a tensor")
         self._having = [p for p in self.svi._names if p.grad is not None]
-        return head(losses, norm if self.normed or not losses else losses[0]), *(p.grad for p in self._having)
+        made = head(losses, norm if self.normed or not losses else losses[0])
+        if held := self._supposed.held:
+            made = made.where(torch.stack([value.to(made.device) for value in held]).all(), nan)
+        return made, *(p.grad for p in self._having)
 
     def _change(self, values: Tensor, *gradients: Tensor) -> tuple:
         """From these to changed parameters."""
