@@ -148,9 +148,12 @@ class Supposed:
         """Whether each is as it was read, ()."""
         self.places: dict[str, None] = {}
         """The lines that read."""
+        self.decided = False
+        """Whether anything but an assertion did."""
 
-    def read(self, value: Tensor, as_a: Callable[[Tensor], Any]) -> Any:
+    def read(self, value: Tensor, as_a: Callable[[Tensor], Any], asserted: bool = False) -> Any:
         """What Python reads of a tensor of one number, here and now."""
+        self.decided = self.decided or not asserted
         with disable_proxy_modes_tracing():
             found = as_a(value)
         value = value.detach().reshape(())
@@ -192,7 +195,7 @@ class HostReads(TorchFunctionMode):
         if func is Tensor.__bool__ and _asked_by(Dice.compute_expectation):
             return True  # that all probabilities are above 0: where they are not, terms are left out
         if self.supposed is not None and func in _DECIDING:
-            return self.supposed.read(args[0], _DECIDING[func])
+            return self.supposed.read(args[0], _DECIDING[func], _asserted())
         if self.supposed is not None and func in _COMPARING:
             return self.supposed.equal(*args)
         if func is Tensor.__bool__ and _asserted():
@@ -365,7 +368,7 @@ def _asked_by(function: Callable) -> bool:
 
 
 def _asserted() -> bool:
-    """Whether a value is read for an assertion, which is then taken to hold: replayed steps check nothing."""
+    """Whether a value is read for an assertion, which holds in all that is replayed, or ends it."""
     frame = _asking()
     after = (found for found in dis.get_instructions(frame.f_code) if found.offset > frame.f_lasti)
     following = next((found for found in after if found.opname not in ("CACHE", "NOT_TAKEN")), None)

@@ -52,6 +52,8 @@ class Step:
     """Which inputs' values Python has read."""
     supposed: list[str]
     """The lines that read values which later steps may have otherwise: then the head is not a number."""
+    decided: bool
+    """Whether any does so for more than an assertion, which the program would not pass: then it cannot wait."""
 
 
 class Build:
@@ -106,7 +108,8 @@ class Build:
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, list(self._supposed.places))
+        places, decided = list(self._supposed.places), self._supposed.decided
+        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, places, decided)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""

@@ -271,7 +271,7 @@ class SVI(Trained):
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
-        if graph.supposed and any(map(graph.misses, heads.tolist())):  # which waits for the device
+        if graph.decided and any(map(graph.misses, heads.tolist())):  # which waits for the device
             self._graphs.missed(graph)
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
@@ -279,7 +279,7 @@ class SVI(Trained):
             return self._instead(block)
         self._pending.add(block, heads)
         self._stepped(len(block))
-        if graph.supposed or self._pending.due(self._every()):
+        if graph.decided or self._pending.due(self._every()):
             self.check()
         return heads[:, :-1]
 
