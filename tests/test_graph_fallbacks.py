@@ -290,21 +290,6 @@ def drawn(how):
     return lambda: (model, lambda x: None)
 
 
-def packed():
-    network = nn.RNN(1, 2, batch_first=True)
-
-    def guide(x):
-        pyro.module("network", network)
-        lengths = (x.abs() * 2 + 1).long().clamp(max=3)
-        rows = nn.utils.rnn.pack_padded_sequence(x[:, None, None].expand(-1, 3, 1), lengths, True, False)
-        _, last = network(rows)
-        mean, scale = last[0].unbind(-1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(mean, scale.exp()))
-
-    return plain, guide
-
-
 def where_another_mask_is(x):
     near = torch.zeros(6)
     near[x > 0] = x[x.flip(0) > 0]
@@ -334,7 +319,6 @@ UNSEEN = {
     "unique": (reads(lambda x: float(len(x.unique()))), "depends on values"),
     "another mask": (reads(where_another_mask_is), "depends on values"),
     "buffer that counts": (counting, "the step changes that tensor"),
-    "packed sequence": (packed, "depends on values: give the same lengths at each step"),
     "random": (drawn(random.random), "random"),
     "numpy.random": (drawn(np.random.rand), "random"),
     "counter": (drawn(iter(range(1000)).__next__), "changes between steps|keeps changing"),
@@ -412,6 +396,12 @@ def test_a_function_of_its_own_reads_pythons_numbers_alone():
     assert found.tolist() == [3.0, 6.0]
     with pytest.raises(Untraceable, match="a tensor's value is read in Python"):
         replayed(lambda x: (x * math.exp(weight),), torch.ones(2))
+    with pytest.raises(Untraceable, match="depends on values: give the same lengths at each step"):
+        replayed(
+            lambda x, n: (nn.utils.rnn.pack_padded_sequence(x, n, True, False).data,),
+            torch.ones(2, 3, 1),
+            torch.tensor([3, 2]),
+        )
 
 
 def test_one_hot_of_any_shape_is_traced():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from programs import assert_same, kinds, parameters
 from pyro.infer import Trace_ELBO
+from torch import nn
 
 import pvae
 
@@ -88,7 +89,15 @@ def sizes(x):
     return torch.zeros(n + 1).sum() + x[: n + 2].mean() + len(range(n + 1)) + torch.eye(x.argmax() + 1).sum()
 
 
+def lengths(x):
+    counts = (x.abs() * 0 + torch.arange(6) % 3 + 1).long()
+    rows = nn.utils.rnn.pack_padded_sequence(x[:, None, None].expand(-1, 3, 1), counts, True, False)
+    padded, _ = nn.utils.rnn.pad_packed_sequence(rows, batch_first=True)
+    return padded.sum() + sum(counts.tolist())
+
+
 STEADY = {
+    "lengths": lengths,
     "a refusal": refuse,
     "a warning": warn,
     "an assertion": claim,

@@ -165,6 +165,12 @@ class Supposed:
         """Whether two tensors are."""
         return one is other or (one.shape == other.shape and self.read((one == other).all(), bool))
 
+    def stays(self, value: Tensor) -> None:
+        """All of a tensor is read, as it is here and now."""
+        with disable_proxy_modes_tracing():
+            found = value.detach().clone()
+        self.read((value == found).all(), bool)
+
 
 class HostReads(TorchFunctionMode):
     """What Python does with values: it reads those that are known. A number read of another stays a tensor.
@@ -188,7 +194,7 @@ class HostReads(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is Tensor.item:
             return args[0].detach()
-        if func in _SEQUENCES and self.known.knows(args[1]):
+        if func in _SEQUENCES and (self.known.knows(args[1]) or self._whole(args[1])):
             return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
             return _one_hot(*args, **kwargs)
@@ -198,6 +204,9 @@ class HostReads(TorchFunctionMode):
             return self.supposed.read(args[0], _DECIDING[func], _asserted())
         if self.supposed is not None and func in _COMPARING:
             return self.supposed.equal(*args)
+        if func is Tensor.tolist and self._whole(args[0]):
+            with disable_proxy_modes_tracing():
+                return args[0].tolist()
         if func is Tensor.__bool__ and _asserted():
             return True
         if func in _READS:
@@ -215,6 +224,13 @@ class HostReads(TorchFunctionMode):
         ):
             return self._indexed(func, *args)
         return func(*args, **kwargs)
+
+    def _whole(self, value: Tensor) -> bool:
+        """Whether it may be read as it has few whole numbers, which other steps may well have too."""
+        if self.supposed is None or value.is_floating_point() or value.numel() > SMALL:
+            return False
+        self.supposed.stays(value)
+        return True
 
     def _size(self, value: Any) -> Any:
         """A number of a shape, where it is known; torch would read it."""

@@ -221,7 +221,7 @@ class Graphs:
         self._graphs.pop(graph.call.key, None)
         if graph.call.numbers:
             self.svi._numbers.refuse(graph.call.numbers)
-        elif often or self._too_soon("what Python reads", graph):
+        elif often or self._too_soon("what Python reads", graph, 1):
             self.give_up(OFTEN.format(" ".join(graph.supposed[:3])))
 
     def give_up(self, reason: str) -> None:
@@ -372,10 +372,10 @@ class Graphs:
         self.give_up(why) if why else self.out_of_memory()
         return None
 
-    def _too_soon(self, name: str, graph: Graph) -> bool:
+    def _too_soon(self, name: str, graph: Graph, most: int = REBUILDS) -> bool:
         """Whether this has now too often made graphs useless that had hardly been played."""
         self._rebuilt[name] = self._rebuilt.get(name, 0) + (graph.played < WORTH[graph.kind])
-        return self._rebuilt[name] > REBUILDS
+        return self._rebuilt[name] > most
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
