@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import count
+from math import nan
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..replay.pieces import arranged
 from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Untraceable
+from ..replay.values import Known, Supposed, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -51,6 +52,10 @@ class Step:
     """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
     """Which inputs' values Python has read."""
+    supposed: list[str]
+    """The lines that read values which later steps may have otherwise: then the head is not a number."""
+    decided: bool
+    """Whether any does so for more than an assertion, which the program would not pass: then it cannot wait."""
 
 
 class Build:
@@ -75,6 +80,7 @@ class Build:
         self._rows: list[tuple[dict, Any]] = []
         """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
+        self._supposed = Supposed()
 
     def __call__(self) -> Step | None:
         """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
@@ -106,7 +112,8 @@ class Build:
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read)
+        places, decided = list(self._supposed.places), self._supposed.decided
+        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, places, decided)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
@@ -130,7 +137,7 @@ class Build:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
-        traced = self._written(self._step, *self.inputs, known=known)
+        traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
         found = known.read.values()
         self.guards.add_read(found)
         if changed := self.guards.settle(self._read) or self.guards.changed():
@@ -154,8 +161,10 @@ class Build:
         self._having = [p for p in self.svi._names if p.grad is not None]
         taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
         self._rows = [(rows, dim) for rows in taken for dim in rows]
-        heads = head(losses, norm if self.normed or not losses else losses[0])
-        return heads, *(p.grad for p in self._having), *(rows[dim] for rows, dim in self._rows)
+        made = head(losses, norm if self.normed or not losses else losses[0])
+        if held := self._supposed.held:
+            made = made.where(torch.stack([value.to(made.device) for value in held]).all(), nan)
+        return made, *(p.grad for p in self._having), *(rows[dim] for rows, dim in self._rows)
 
     def _change(self, values: Tensor, *given: Tensor) -> tuple:
         """From these to changed parameters."""

@@ -72,8 +72,10 @@ class SVI(Trained):
 
     What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
     a function that it reaches has changed, the step is traced anew; now and then a step is taken eagerly too, and
-    compared. A program that cannot be traced runs eagerly, with one warning. `notebooks/any-pyro-program.md` says what
-    is looked at, what is not, and what is refused. Several threads take their steps one after another.
+    compared. What Python decides by values that a step computes is looked at in each replay, and where it would decide
+    otherwise that step is taken eagerly. A program that cannot be traced runs eagerly, with one warning.
+    `notebooks/any-pyro-program.md` says what is looked at, what is not, and what is refused. Several threads take their
+    steps one after another.
     `copy.deepcopy` and `pickle` take the programs along, and what the steps have changed; graphs are built anew.
 
     >>> import pyro
@@ -257,6 +259,10 @@ class SVI(Trained):
             before.restore()
             return self._eager(call)
         values = head.tolist()
+        if graph.misses(values):
+            self._graphs.missed(graph)
+            before.restore()
+            return self._eager(call)
         if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
             self._graphs.distrust(graph, difference)
             before.restore()
@@ -278,12 +284,15 @@ class SVI(Trained):
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
+        if graph.decided and any(map(graph.misses, heads.tolist())):  # which waits for the device
+            self._graphs.missed(graph)
+            return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.distrust(graph, difference)
             return self._instead(block)
         self._pending.add(block, heads)
         self._stepped(len(block))
-        if self._pending.due(self._every()):
+        if graph.decided or self._pending.due(self._every()):
             self.check()
         return heads[:, :-1]
 
