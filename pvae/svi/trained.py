@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 
 ALONE = "make another SVI, and give it state_dict() of this one"
 """What to do where programs cannot be copied with it."""
-PARTLY = (
-    "parameter '{}' of Pyro's store has been replaced, others of the same optimizer have not: its learning rate goes on"
-    " by their schedule, where Pyro begins with a new one: to begin anew make another SVI and another optim"
-)
 
 
 class Trained(pyro.infer.SVI):
@@ -188,6 +183,7 @@ class Trained(pyro.infer.SVI):
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "schedules": shares.state_of_schedules(self.optim, self._names),
             "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
             "objective": own.changed(self.objective, self._marks) if self.objective else {},
             "graphs": dict(self._graphs.counts),
@@ -209,10 +205,12 @@ class Trained(pyro.infer.SVI):
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
-            self._restore_optimizer(state["optimizer"])
+            self._restore_optimizer(state)
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would go on in the very tensors
+        shares.WISHES.pop(self.optimizer, None)
+        shares.resume_schedules(self.optim, state.get("schedules", {}), self._names)
         self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = rates.prepare(self.optimizer)
@@ -220,20 +218,15 @@ class Trained(pyro.infer.SVI):
 
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
-        pairs, every = list(self._used.replaced), list(self._names)
+        pairs = list(self._used.replaced)
         self._used.replaced.clear()
         for old, new in pairs:
             self._names = {new if p is old else p: name for p, name in self._names.items()}
             self._used.had.discard(old)
-        if shares.schedules(self.optim) and all(p not in self._names for p in every):
-            self.optim.optim_objs.clear()  # its schedule is one for all
-            self._begin_anew()
-            return
-        if pairs and shares.schedules(self.optim):
-            warnings.warn(PARTLY.format(self._names.get(pairs[0][1])), stacklevel=2)
         shares.replace(self.optim, self.optimizer, pairs, self._names, self._aside)
         self._rates = rates.prepare(self.optimizer)
         shares.attach(self.optim, self.optimizer, {new: self._names[new] for _, new in pairs if new in self._names})
+        self._settle()
         self._graphs.forget()
 
     def _settle(self) -> None:
@@ -302,10 +295,11 @@ class Trained(pyro.infer.SVI):
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = rates.prepare(self.optimizer)
-        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
-            self._restore_optimizer(self._waiting["optimizer"])
-        self._waiting = None
         shares.attach(self.optim, self.optimizer, new if first else added)
+        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
+            self._restore_optimizer(self._waiting)
+        self._waiting = None
+        self._settle()
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
 
