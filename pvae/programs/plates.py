@@ -229,7 +229,7 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
     frames = sites[last]["cond_indep_stack"] if last else []
     particles = next((frame.size for frame in frames if frame.name == PARTICLES), 1)
     no_memory = isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower()
-    if particles > 1 and not (no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or _fails(alone)):
+    if particles > 1 and not (no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or fails(alone)):
         shared = [
             name for name, site in sites.items() if all(frame.name == PARTICLES for frame in site["cond_indep_stack"])
         ]
@@ -252,7 +252,8 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
         ) from error
 
 
-def _fails(run: Callable[[], Any]) -> bool:
+def fails(run: Callable[[], Any]) -> bool:
+    """Whether it raises anything."""
     try:
         run()
     except Exception:
