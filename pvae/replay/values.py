@@ -169,6 +169,9 @@ class HostReads(TorchFunctionMode):
             raise Untraceable(READ)
         if func in _SIZED:
             return func(*tree_map(self._size, args), **kwargs)
+        if func is Tensor.__setitem__ and _is_truth(args[1]) and isinstance(args[2], (int, float)):
+            args[0].masked_fill_(args[1], args[2])
+            return None
         if func in (Tensor.__getitem__, Tensor.__setitem__) and any(
             _is_mask(i) or _numbers(i) for i in _indices(args[1])
         ):
@@ -225,6 +228,11 @@ def _indices(index: Any) -> tuple:
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() > 0
+
+
+def _is_truth(index: Any) -> bool:
+    """Whether it takes all or nothing; torch would read it."""
+    return isinstance(index, Tensor) and index.dtype is torch.bool and index.dim() == 0
 
 
 def _is_number(index: Any) -> bool:
