@@ -231,6 +231,8 @@ class HostReads(TorchFunctionMode):
             return True
         if func in _READS:
             raise Untraceable(READ)
+        if func is Tensor.__deepcopy__ and args[0].is_leaf:  # torch's copies memory, of which no graph knows
+            return args[1].setdefault(id(args[0]), args[0].detach().clone().requires_grad_(args[0].requires_grad))
         if func in _SAYING:
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
