@@ -406,6 +406,20 @@ def test_a_function_of_its_own_reads_pythons_numbers_alone():
         )
 
 
+def test_what_is_set_by_a_truth_value_is_traced():
+    def cut(x):
+        single, every = x[0].clone(), x.clone()
+        single[single > 2] = 0.5
+        every[x[0] > 2] = -1
+        return single, every
+
+    run = replayed(cut, torch.tensor([1.0, 3.0]))
+    for first in (1.0, 3.0):
+        x = torch.tensor([first, 4.0])
+        for found, expected in zip(run(x), cut(x), strict=True):
+            assert found.tolist() == expected.tolist()
+
+
 def test_one_hot_of_any_shape_is_traced():
     def encoded(x):
         return tuple(nn.functional.one_hot(indices, 3) for indices in (x.argmax(-1), x[0].argmax(-1), x.argmax() % 3))

@@ -236,16 +236,16 @@ class HostReads(TorchFunctionMode):
             return True
         if func in _READS:
             raise Untraceable(READ)
+        if func is Tensor.__deepcopy__ and args[0].is_leaf:  # torch's copies memory, of which no graph knows
+            return args[1].setdefault(id(args[0]), args[0].detach().clone().requires_grad_(args[0].requires_grad))
         if func in _SAYING:
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
         if func in _SIZED:
             return func(*tree_map(self._size, args), **kwargs)
-        if func is Tensor.__setitem__ and _is_flags(args[1]) and _is_one(args[2]):
+        if func is Tensor.__setitem__ and _is_flags(args[1]) and (_is_one(args[2]) or args[1].dim() == 0):
             full = args[1].bool().reshape(args[1].shape + (1,) * (args[0].dim() - args[1].dim()))
-            return args[0].masked_fill_(full, args[2])
-        if func is Tensor.__setitem__ and _is_flags(args[1]) and args[1].dim() == 0:
-            return args[0].copy_(torch.where(args[1].bool(), args[2], args[0]))
+            return args[0].copy_(torch.where(full, args[2], args[0]))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and any(
             _is_mask(i) or _numbers(i) for i in _indices(args[1])
         ):
