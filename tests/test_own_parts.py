@@ -343,3 +343,42 @@ def test_what_is_no_part():
         pvae.InputError, match=r"likelihood: found Linear, expected a pvae\.Part: subclass pvae\.Likeli"
     ):
         pvae.VAE(part.prior, nn.Linear(2, 2), part.posterior)
+
+
+LABELLED = """
+class Prior(pvae.Prior):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.by = nn.Embedding(3, latent)
+    def forward(self, y=None):
+        mean = torch.zeros(self.latent) if y is None else self.by(y)
+        return dist.Normal(mean, 1.0).to_event(1)
+
+class Likelihood(pvae.Likelihood):
+    support = "unit_interval"
+    def forward(self, z, y=None):
+        mean = self.decode(z, y)
+        mean = mean if y is None else mean + y.reshape(-1, 1, 1)
+        return dist.Normal(mean, 1.0).to_event(2)
+
+class Left(pvae.Likelihood):
+    support = "unit_interval"
+    def forward(self, z, y=None):
+        if y is not None:
+            return dist.Normal(self.decode(z, y), 1.0).to_event(2)
+        return dist.Normal(self.decode(z), 1.0).to_event(2)
+"""
+
+
+def test_a_part_that_takes_labels_is_refused_where_bounds_would_be_said_to_be_without(here, capsys):
+    arrays("labelled.npz", (4, 4), y=np.arange(60) % 3)
+    write(LABELLED)
+    data = ["--data=labelled.npz", *SMALL[1:]]
+    for family in ("prior", "likelihood"):
+        likelihood = [] if family == "likelihood" else ["--likelihood=mylab:Left"]
+        options = [*data, f"--{family}", f"mylab:{family.title()}", *likelihood]
+        message = refused(capsys, *options)
+        assert f"--{family} mylab:{family.title()}: found that it takes labels" in message
+        assert "bounds are on log p(x given y): pass --condition label" in message
+        assert go(*options, "--condition", "label") == 0
+    assert go(*data, "--likelihood", "mylab:Left") == 0

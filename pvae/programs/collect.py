@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
-from ..errors import InputError, written_at
+from ..errors import InputError, fails, written_at
 from ..noise import forked
 from ..replay.values import Untraceable, recording
 from ..svi.calls import anew
@@ -28,7 +28,6 @@ from .plates import (
     check_log_prob,
     check_shapes,
     data_plate,
-    fails,
     is_auxiliary,
     is_subsample,
     is_untraced,

@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from torch import Tensor
 
-from ..errors import InputError, written_at
+from ..errors import InputError, fails, written_at
 
 Site = dict[str, Any]
 """A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
@@ -250,15 +250,6 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
             f"site '{name}': found {have} at dimension {dim} of its batch shape, where plate '{plate}' has {size}:"
             " expected no batch dimensions but the plates': declare those of one draw by .to_event(1)"
         ) from error
-
-
-def fails(run: Callable[[], Any]) -> bool:
-    """Whether it raises anything."""
-    try:
-        run()
-    except Exception:
-        return True
-    return False
 
 
 def _first_line(error: Exception) -> str:
