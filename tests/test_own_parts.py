@@ -382,3 +382,34 @@ def test_a_part_that_takes_labels_is_refused_where_bounds_would_be_said_to_be_wi
         assert "bounds are on log p(x given y): pass --condition label" in message
         assert go(*options, "--condition", "label") == 0
     assert go(*data, "--likelihood", "mylab:Left") == 0
+
+
+OTHERS = """
+class Embedded(pvae.Condition):
+    def __init__(self, size, width: int = 4):
+        super().__init__(width)
+        self.table = nn.Embedding(size, width)
+    @classmethod
+    def of(cls, y, width: int = 4):
+        return cls(int(y.max()) + 1, width)
+    def forward(self, y):
+        return self.table(y)
+
+class Scaled(pvae.Decoder):
+    def __init__(self, inputs, shape):
+        super().__init__(inputs, shape)
+        self.a, self.b = nn.Linear(inputs, 16), nn.Linear(inputs, 16)
+    def forward(self, z):
+        return (self.a(z).tanh() * self.b(z)).reshape(*z.shape[:-1], *self.shape)
+"""
+
+
+def test_a_condition_and_a_decoder_without_a_bias_of_its_own(here, capsys):
+    arrays("labelled.npz", (4, 4), y=np.arange(60) % 3)
+    write(OTHERS)
+    options = ["--data=labelled.npz", "--likelihood=continuous_bernoulli", "--condition=mylab:Embedded"]
+    small = [option for option in SMALL[1:] if "decoder" not in option]
+    assert go(*options, "--decoder=mylab:Scaled", *small, "--out", "run") == 0
+    assert go("run", "-n", "2", "-o", "samples.png", "--label", "2", command="sample") == 0
+    message = refused(capsys, "run", "-n", "2", "-o", "others.png", "--label", "7", command="sample")
+    assert "--label 7: found no such class, expected one of 0 to 2" in message
