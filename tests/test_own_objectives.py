@@ -142,6 +142,7 @@ class Factor(pvae.ELBO):
     def __init__(self, num_particles=1, **shared):
         super().__init__(num_particles, **shared)
         self.told = torch.nn.Linear(2, 2)
+        self.frozen = torch.nn.Linear(2, 2).requires_grad_(False)  # as of features that somebody else has trained
 
     def differentiable(self, traces):
         pyro.module("told", self.told)
@@ -170,6 +171,7 @@ def test_what_steps_change_of_an_objective_is_resumed(member, mode, new_vae, x):
     vae.load_state_dict(weights)
     svi.load_state_dict(state)
     assert svi.state_dict()["objective"].keys() == state["objective"].keys()
+    assert "frozen" not in state["objective"]
     torch.set_rng_state(random)
     assert [float(svi.step(x)) for _ in range(12)] == expected
     assert len({*before, *expected}) == 16

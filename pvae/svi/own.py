@@ -21,11 +21,11 @@ def marks(objective: Any) -> dict[str, Any]:
 
 
 def changed(objective: Any, since: dict[str, Any]) -> dict[str, Any]:
-    """The states of modules, and numbers and tensors that are no longer as they were marked, by path."""
+    """Numbers, tensors and the states of modules that are trained, or no longer as they were marked, by path."""
     return {
-        path: value.state_dict() if isinstance(value, nn.Module) else _copy(value)
+        path: _copy(value)
         for path, value in _held(objective)
-        if isinstance(value, nn.Module | nn.Parameter) or _differs(since.get(path), _mark(value))
+        if _trained(value) or _differs(since.get(path), _mark(value))
     }
 
 
@@ -73,15 +73,28 @@ def _place(objective: Any, path: str) -> tuple[Any, Any]:
     return holder, int(key) if isinstance(holder, list) else key
 
 
-def _mark(value: Any) -> tuple[Any, Any]:
+def _mark(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return [_mark(tensor) for tensor in (*value.parameters(), *value.buffers())]
     return value, value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
-def _differs(was: tuple[Any, Any] | None, now: tuple[Any, Any]) -> bool:
-    if was is None or isinstance(now[0], Tensor):
-        return was is None or was[0] is not now[0] or was[1] != now[1]
-    return type(was[0]) is not type(now[0]) or was[0] != now[0]
+def _differs(was: Any, now: Any) -> bool:
+    if was is None or isinstance(now, list):
+        return was is None or len(was) != len(now) or any(map(_differs, was, now))
+    (before, writes), (value, more) = was, now
+    if isinstance(value, Tensor):
+        return before is not value or writes != more
+    return type(before) is not type(value) or before != value
+
+
+def _trained(value: Any) -> bool:
+    """Whether it is, or has, parameters for an optimizer, of whose writing nothing may be known."""
+    found = value.parameters() if isinstance(value, nn.Module) else [value] * isinstance(value, nn.Parameter)
+    return any(parameter.requires_grad for parameter in found)
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return {name: tensor.clone() for name, tensor in value.state_dict().items()}
     return value.detach().clone() if isinstance(value, Tensor) else value
