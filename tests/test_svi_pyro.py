@@ -21,6 +21,7 @@ from pyro.infer import (
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import pvae
+from pvae.base import announce
 
 X = torch.linspace(-1.0, 2.0, 6)
 
@@ -593,6 +594,60 @@ def test_a_resumed_run_is_where_its_schedule_was(mode):
     svi = fresh()
     svi.load_state_dict(copy.deepcopy(state))
     assert losses + steps(svi, 5) == whole
+
+
+@pytest.mark.parametrize("kind", ["a rate of its own", "late", "later", "a module", "a later module", "a late module"])
+def test_a_resumed_run_has_the_state_of_each_parameter(kind):
+    """Also where parameters come in other groups, or in another order, than before; and modules under other names."""
+    every = []
+
+    def fresh():
+        parts = [pvae.MeanField(torch.nn.Linear(1, 2), 1), pvae.Normal(1), pvae.MeanField(torch.nn.Linear(1, 2), 1)]
+        every.append(parts)  # which keeps their names from others
+        return parts, pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile="off")
+
+    def model(x):
+        plain(x)
+        pyro.sample("y", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    def guide(x):
+        if late[0]:
+            scale = pyro.param("scale", torch.tensor(0.5))
+        mean = pyro.param("mean", torch.tensor(0.0))
+        pyro.sample("z", dist.Normal(mean, scale if late[0] else 0.5))
+        pyro.sample("y", every[-1][0 if late[0] and "module" in kind else 2](mean.reshape(1, 1)))
+        announce(every[-1][2])
+
+    late = ["late" not in kind]
+    parts, svi = fresh()
+    store = pyro.get_param_store()
+    svi.step(X)
+    if kind == "a rate of its own":
+        svi.optim.optim_objs[store._params["mean"]].param_groups[0]["lr"] = 0.001
+    late[0] = True
+    svi.step(X)
+    saved, values, random = copy.deepcopy(svi.state_dict()), copy.deepcopy(store.get_state()), torch.get_rng_state()
+    weights = copy.deepcopy([part.state_dict() for part in parts])
+
+    def further(svi):
+        late[0] = "later" not in kind
+        losses = [svi.step(X)]
+        late[0] = True
+        return losses + [svi.step(X) for _ in range(4)]
+
+    expected = further(svi)
+    pyro.clear_param_store()
+    store.set_state(values)
+    parts, svi = fresh()
+    torch.set_rng_state(random)
+    for part, state in zip(parts, weights, strict=True):
+        part.load_state_dict(state)
+    svi.load_state_dict(saved)
+    if kind == "a late module":  # it may come before the others now
+        with pytest.raises(ValueError, match="modules came at other steps"):
+            further(svi)
+    else:
+        assert further(svi) == expected
 
 
 def test_two_svis_share_an_optimizer_with_a_schedule():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .arguments import checked
 from .optimizers import build, groups, replayable, untrained
+from .parameters import PLACE
 
 Aside = WeakIdKeyDictionary
 """By parameter, what the optimizer's state of it and the arguments of its group were."""
@@ -119,12 +121,15 @@ def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> N
             made = optim.pt_scheduler_constructor(share, **optim.kwargs) if schedules(optim) else share
             optim.optim_objs[parameter] = made
         state = optim._state_waiting_to_be_consumed.pop(name, None)
-        if state is None:
-            continue
-        if schedules(optim):
-            optim.optim_objs[parameter].load_state_dict(copy.deepcopy(state["scheduler"]))
-            state = state["optimizer"]
-        share.load_state_dict(state)
+        if state is not None:
+            _load(optim, parameter, share, state)
+
+
+def _load(optim: Any, parameter: Tensor, share: Share, state: dict[str, Any]) -> None:
+    if schedules(optim):
+        optim.optim_objs[parameter].load_state_dict(copy.deepcopy(state["scheduler"]))
+        state = state["optimizer"]
+    share.load_state_dict(state)
 
 
 def _known(optim: Any, parameter: Tensor) -> Share | None:
@@ -134,18 +139,35 @@ def _known(optim: Any, parameter: Tensor) -> Share | None:
     return found if isinstance(found, Share) else None
 
 
-def state_of_schedules(optim: Any, names: dict[Tensor, str]) -> dict[str, Any]:
-    """How far the schedule of each parameter is."""
-    known = optim.optim_objs if schedules(optim) else {}
-    return {name: known[p].state_dict() for p, name in names.items() if p in known}
+def resume(optim: PyroOptim, optimizer: Optimizer, state: dict[str, Any], parameters: dict[Tensor, str]) -> None:
+    """Go on from what `state_of` gave; what others have in it, they take over when they turn up.
+
+    Raises:
+        ValueError: modules came in other steps than before, by which alone they are known.
+    """
+    waiting = copy.copy(state)
+    for parameter, key in _keys(parameters):
+        if key.startswith(PLACE) and key not in state:
+            raise ValueError("state: its modules came at other steps: expected programs that use the same at the first")
+        if key in waiting:
+            _load(optim, parameter, Share(optimizer, parameter), waiting.pop(key))
+    optim.set_state(waiting)
 
 
-def resume_schedules(optim: Any, states: dict[str, Any], names: dict[Tensor, str]) -> None:
-    """Go on from there."""
-    for parameter, name in names.items() if schedules(optim) else ():
-        if name in states:
-            optim.optim_objs[parameter].load_state_dict(copy.deepcopy(states[name]))
-            _follow(optim.optim_objs[parameter])
+def state_of(optim: PyroOptim, parameters: dict[Tensor, str]) -> dict[str, Any]:
+    """By name, what a parameter has of the optimizer, and how far its schedule is; of those in no store as well."""
+    found = {key: optim.optim_objs[p] for p, key in _keys(parameters) if p in optim.optim_objs}
+    if not schedules(optim):
+        return {key: share.state_dict() for key, share in found.items()}
+    return {key: {"scheduler": s.state_dict(), "optimizer": s.optimizer.state_dict()} for key, s in found.items()}
+
+
+def _keys(parameters: dict[Tensor, str]) -> Iterator[tuple[Tensor, str]]:
+    """Each parameter's name, with a number where others, as of another module, have it too."""
+    known: Counter[str] = Counter()
+    for parameter, name in parameters.items():
+        known[name] += 1
+        yield parameter, name if known[name] == 1 else f"{name}, {known[name]}"
 
 
 def _follow(schedule: Any) -> None:

@@ -177,8 +177,7 @@ class Trained(pyro.infer.SVI):
             self._settle()
         return {
             "steps": self.steps,
-            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "schedules": shares.state_of_schedules(self.optim, self._names),
+            "optimizer": self._state_of_optimizer() if self.optimizer else None,
             "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
             "graphs": dict(self._graphs.counts),
             "numbers": {place: list(values) for place, values in self._numbers.seen.items()},
@@ -197,12 +196,22 @@ class Trained(pyro.infer.SVI):
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
-            self._restore_optimizer(state)
+            self._restore_optimizer(state["optimizer"])
+
+    def _state_of_optimizer(self) -> dict[str, Any]:
+        if isinstance(self.optim, PyroOptim):
+            return shares.state_of(self.optim, self._keys(self._names))
+        return self.optimizer.state_dict()
+
+    def _keys(self, names: dict[Tensor, str]) -> dict[Tensor, str]:
+        return {p: self._used.keys.get(p, name) for p, name in names.items()}
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would go on in the very tensors
-        shares.WISHES.pop(self.optimizer, None)
-        shares.resume_schedules(self.optim, state.get("schedules", {}), self._names)
+        if isinstance(self.optim, PyroOptim):
+            shares.WISHES.pop(self.optimizer, None)
+            shares.resume(self.optim, self.optimizer, state, self._keys(self._names))
+        else:
+            self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
         self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = rates.prepare(self.optimizer)
@@ -217,15 +226,19 @@ class Trained(pyro.infer.SVI):
             self._used.had.discard(old)
         shares.replace(self.optim, self.optimizer, pairs, self._names, self._aside)
         self._rates = rates.prepare(self.optimizer)
-        shares.attach(self.optim, self.optimizer, {new: self._names[new] for _, new in pairs if new in self._names})
+        found = {new: self._names[new] for _, new in pairs if new in self._names}
+        shares.attach(self.optim, self.optimizer, self._keys(found))
         self._settle()
         self._graphs.forget()
 
     def _settle(self) -> None:
         """Take over what was set by hand on the parameters' own parts of the optimizer."""
-        if self.optimizer in shares.WISHES and shares.settle(self.optimizer):
+        if self.optimizer not in shares.WISHES:
+            return
+        if shares.settle(self.optimizer):
             self._rates = rates.prepare(self.optimizer)
             self._graphs.forget()
+        rates.hold(self.optimizer, self._rates)
 
     def _begin_anew(self) -> None:
         """With another optimizer, and the parameters as they are."""
@@ -287,9 +300,9 @@ class Trained(pyro.infer.SVI):
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = rates.prepare(self.optimizer)
-        shares.attach(self.optim, self.optimizer, new if first else added)
+        shares.attach(self.optim, self.optimizer, self._keys(new if first else added))
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:
-            self._restore_optimizer(self._waiting)
+            self._restore_optimizer(self._waiting["optimizer"])
         self._waiting = None
         self._settle()
         self._graphs.forget()
