@@ -871,3 +871,12 @@ def test_a_sweep_leaves_nothing_behind():
     texts = len(linecache.cache)
     assert sweep(5) <= sweep(1)
     assert len(linecache.cache) <= texts, "torch keeps the text of each graph"
+
+
+def test_pyros_deprecated_run_is_refused():
+    """Pyro's takes `num_steps` steps; ours would take none before its losses are asked for."""
+    program = Images()
+    with pytest.warns(FutureWarning, match="num_steps"):
+        svi = pvae.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), num_steps=10)
+    with pytest.raises(ValueError, match=r"run: found num_steps=10 and num_samples=0.*call step"):
+        svi.run(X)

@@ -19,6 +19,7 @@ from pyro.infer import (
     config_enumerate,
 )
 from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.reparam import StableReparam
 
 import pvae
 from pvae.base import announce
@@ -120,6 +121,24 @@ def test_two_losses_with_one_optimizer():
 
 NO_CYCLE = {"cycle_momentum": False}
 
+
+@pytest.mark.parametrize("labelled", [2, 7])
+def test_steps_in_which_a_loss_has_nothing_to_score(labelled):
+    """As the loss of a classifier beside a semi-supervised model, where data come without labels."""
+
+    def make():
+        network = torch.nn.Linear(6, 1)
+
+        def classify(x, y=None):
+            pyro.module("network", network)
+            if y is not None:
+                pyro.sample("y", dist.Normal(network(x), 1.0).to_event(1), obs=y)
+
+        return classify, lambda x, y=None: None
+
+    both(make, call=lambda step: (X, X[:1]) if step == 0 or step % labelled == 0 else (X,), steps=24)
+
+
 # The optimizer in a user's hands --------------------------------------------------------------------------------------
 
 
@@ -182,6 +201,82 @@ def test_an_optimizer_that_asks_which_rows_a_plate_took(size):
 
     optim = lambda: pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": True})  # noqa: E731
     both(lambda: (model, lambda x: None), optim=optim)
+
+
+def adam(**options):
+    return {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, **options}
+
+
+def of_each(name):
+    return {"lr": 0.05 if name == "mean" else 0.02}
+
+
+MOVING = {
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.8}),
+    "MultiStepLR": lambda: pyro.optim.MultiStepLR(adam(milestones=[3, 6], gamma=0.1)),
+    "of each": lambda: pyro.optim.LambdaLR(adam(lr_lambda=lambda step: 1 / (1 + step), optim_args=of_each)),
+    "LambdaLR": lambda: pyro.optim.LambdaLR(adam(lr_lambda=lambda step: 1 / (1 + step))),
+    "OneCycleLR": lambda: pyro.optim.OneCycleLR(adam(max_lr=0.2, total_steps=20, cycle_momentum=False)),
+    "ReduceLROnPlateau": lambda: pyro.optim.ReduceLROnPlateau(adam(patience=0, factor=0.5)),
+}
+"""Optimizers whose arguments move as they go."""
+
+
+@pytest.mark.parametrize("how", ["set_state", "load_state_dict"])
+@pytest.mark.parametrize("kind", MOVING)
+def test_a_fit_goes_on_where_its_learning_rates_were(kind, how):
+    def go_on(svi, steps):
+        losses = []
+        for _ in range(steps):
+            losses.append(svi.step(X))
+            if hasattr(svi.optim, "pt_scheduler_constructor"):
+                svi.optim.step(*losses[-1:] if kind == "ReduceLROnPlateau" else ())
+        return losses
+
+    def trained(mode):
+        own = {} if mode == "pyro" else {"compile": mode}
+        kept = []
+        for _ in range(2):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            svi = (pyro.infer.SVI if mode == "pyro" else pvae.SVI)(
+                plain, plain_guide, MOVING[kind](), Trace_ELBO(), **own
+            )
+            if kept:
+                store, random, state, whole = kept
+                pyro.get_param_store().set_state(store)
+                torch.set_rng_state(random)
+                svi.optim.set_state(state) if mode == "pyro" or how == "set_state" else svi.load_state_dict(state)
+                return whole, go_on(svi, 5)
+            go_on(svi, 5)
+            taken = svi.optim.get_state() if mode == "pyro" or how == "set_state" else svi.state_dict()
+            kept = copy.deepcopy([pyro.get_param_store().get_state(), torch.get_rng_state(), taken])
+            kept.append(go_on(svi, 5))
+
+    expected, after = trained("pyro")
+    assert after == expected
+    for mode in ("off", "graph"):
+        for found in trained(mode):
+            assert found == pytest.approx(expected, rel=1e-5), mode
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_an_optimizer_that_asks_which_elements_were_drawn(aware):
+    """Pyro's `DCTAdam` moves the moments of those alone."""
+    data = torch.linspace(-1.0, 2.0, 8)
+
+    def make():
+        def model(x):
+            with pyro.plate("data", 8, subsample_size=3):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 0.5), obs=pyro.subsample(x, event_dim=0))
+
+        return model, AutoNormal(model, create_plates=lambda x: pyro.plate("data", 8, subsample_size=3))
+
+    def optim():
+        return pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": aware})
+
+    both(make, call=lambda step: (data,), optim=optim)
 
 
 # Objectives -----------------------------------------------------------------------------------------------------------
@@ -481,8 +576,7 @@ def test_whole_numbers_that_are_read_are_compared():
     def model(x, lengths):
         plain(x[: int(lengths[0])])
 
-    with pytest.warns(UserWarning, match="a tensor's value is read in Python"):
-        both(lambda: (model, plain_guide), call=lambda step: (X, lengths.clone()), before=before, replayed=False)
+    both(lambda: (model, plain_guide), call=lambda step: (X, lengths.clone()), before=before)
     both(lambda: (model, plain_guide), call=lambda step: (X, lengths), before=before)
 
 
@@ -662,6 +756,26 @@ def test_two_svis_share_an_optimizer_with_a_schedule():
             svi.optim.step()
 
     both(lambda: (plain, plain_guide), before=before, optim=DECAYING[1])
+
+
+# Distributions that look at their parameters -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stability", [1.7, 1.001])
+def test_a_stable_distribution_is_replayed(stability):
+    """Near a stability of 1 it interpolates, elsewhere it spares the work."""
+
+    def make():
+        def model(x):
+            a = pyro.param("a", torch.tensor(stability), constraint=constraints.interval(0.1, 2.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Stable(a, 0.3, 1.0), obs=x)
+
+        return poutine.reparam(model, config={"x": StableReparam()}), AutoNormal(
+            poutine.block(poutine.reparam(model, config={"x": StableReparam()}), hide=["a"])
+        )
+
+    both(make, optim=lambda: pyro.optim.Adam({"lr": 0.001}))
 
 
 # Running statistics ---------------------------------------------------------------------------------------------------

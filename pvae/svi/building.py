@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import count
+from math import nan
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..replay.pieces import arranged
 from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Untraceable
+from ..replay.values import Known, Supposed, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -51,6 +52,10 @@ class Step:
     """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
     """Which inputs' values Python has read."""
+    supposed: list[str]
+    """The lines that read values which later steps may have otherwise: then the head is not a number."""
+    decided: bool
+    """Whether any does so for more than an assertion, which the program would not pass: then it cannot wait."""
 
 
 class Build:
@@ -70,11 +75,12 @@ class Build:
         self.inputs = anew(call.inputs, {})[0]
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
-        self._programs = (*svi._programs, *call.objects)
+        self._programs = (*svi._programs, *call.looked_at)
         self._having: list[Tensor] = []
         self._rows: list[tuple[dict, Any]] = []
         """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
+        self._supposed = Supposed()
 
     def __call__(self) -> Step | None:
         """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
@@ -102,16 +108,17 @@ class Build:
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with unkept(), svi._undone(*self.call.objects):
+        with unkept(), svi._undone(*self.call.looked_at):
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read)
+        places, decided = list(self._supposed.places), self._supposed.decided
+        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, places, decided)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
-        with svi._undone(*call.objects):
+        with svi._undone(*call.looked_at):
             with undrawn() as drawn:
                 svi._gradients(*call.again())
                 if drawn():
@@ -130,7 +137,7 @@ class Build:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
-        traced = self._written(self._step, *self.inputs, known=known)
+        traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
         found = known.read.values()
         self.guards.add_read(found)
         if changed := self.guards.settle(self._read) or self.guards.changed():
@@ -150,17 +157,14 @@ class Build:
         before = stored()
         losses, norm = self.svi._gradients(*self.call.arguments(*inputs))
         _keep(before, self.svi._names)
-        if not all(isinstance(loss, Tensor) for loss in losses):
-            raise Untraceable("the loss is a number of Python, not a tensor")
+        losses = [torch.as_tensor(loss, device=norm.device) for loss in losses]  # a number, where nothing is scored
         self._having = [p for p in self.svi._names if p.grad is not None]
         taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
         self._rows = [(rows, dim) for rows in taken for dim in rows]
-        gradients = [p.grad for p in self._having]
-        return (
-            head(losses, norm if self.normed or not losses else losses[0]),
-            *gradients,
-            *(r[d] for r, d in self._rows),
-        )
+        made = head(losses, norm if self.normed or not losses else losses[0])
+        if held := self._supposed.held:
+            made = made.where(torch.stack([value.to(made.device) for value in held]).all(), nan)
+        return made, *(p.grad for p in self._having), *(rows[dim] for rows, dim in self._rows)
 
     def _change(self, values: Tensor, *given: Tensor) -> tuple:
         """From these to changed parameters."""

@@ -33,6 +33,10 @@ _GRADIENT = attrgetter("grad")
 
 NOTHING = "no parameter of model or guide has a gradient: there is nothing to fit"
 WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where nothing has a gradient: take it outside"
+DEPRECATED = (
+    "run: found num_steps={} and num_samples={}, of Pyro's deprecated SVI.run, which is another: expected none: to take"
+    " steps, call step; to sample, use pyro.infer.Predictive"
+)
 UNSEEN = ': those of a torch module are seen where a program calls pyro.module("name", module), or pyro.param'
 UNUSED = ": the loss depends on none of {}"
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
@@ -68,8 +72,10 @@ class SVI(Trained):
 
     What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
     a function that it reaches has changed, the step is traced anew; now and then a step is taken eagerly too, and
-    compared. A program that cannot be traced runs eagerly, with one warning. `notebooks/any-pyro-program.md` says what
-    is looked at, what is not, and what is refused. Several threads take their steps one after another.
+    compared. What Python decides by values that a step computes is looked at in each replay, and where it would decide
+    otherwise that step is taken eagerly. A program that cannot be traced runs eagerly, with one warning.
+    `notebooks/any-pyro-program.md` says what is looked at, what is not, and what is refused. Several threads take their
+    steps one after another.
     `copy.deepcopy` and `pickle` take the programs along, and what the steps have changed; graphs are built anew.
 
     >>> import pyro
@@ -154,6 +160,9 @@ class SVI(Trained):
         Yields:
             The losses (block,) of the next steps, not yet read; a step is taken when they are asked for.
 
+        Raises:
+            ValueError: the SVI was given `num_steps` or `num_samples`, of Pyro's deprecated method of this name.
+
         >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
@@ -163,7 +172,12 @@ class SVI(Trained):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
+        if self.num_steps or self.num_samples:
+            raise ValueError(DEPRECATED.format(self.num_steps, self.num_samples))
+        return self._run(map(calls.of_rows(data, prepare), rows))
+
+    def _run(self, coming: Iterator[Call]) -> Iterator[Tensor]:
+        ahead = list[Call]()
         while True:
             with in_turn():
                 ahead += islice(coming, max(0, self._graphs.most() - len(ahead)))
@@ -219,7 +233,7 @@ class SVI(Trained):
 
     def _eager(self, call: Call) -> list[float]:
         if self._waiting is not None and self.steps > 0:  # what programs draw to set themselves up was drawn long ago
-            with self._undone(*call.objects):
+            with self._undone(*call.looked_at):
                 self._gradients(*call.again())
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
@@ -245,6 +259,10 @@ class SVI(Trained):
             before.restore()
             return self._eager(call)
         values = head.tolist()
+        if graph.misses(values):
+            self._graphs.missed(graph)
+            before.restore()
+            return self._eager(call)
         if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
             self._graphs.distrust(graph, difference)
             before.restore()
@@ -266,12 +284,15 @@ class SVI(Trained):
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
+        if graph.decided and any(map(graph.misses, heads.tolist())):  # which waits for the device
+            self._graphs.missed(graph)
+            return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.distrust(graph, difference)
             return self._instead(block)
         self._pending.add(block, heads)
         self._stepped(len(block))
-        if self._pending.due(self._every()):
+        if graph.decided or self._pending.due(self._every()):
             self.check()
         return heads[:, :-1]
 

@@ -25,6 +25,10 @@ WISHES: WeakKeyDictionary[Optimizer, dict[Tensor, dict[str, Any]]] = WeakKeyDict
 """By optimizer, the arguments that parameters have been given since its last step."""
 
 
+HOW = ("fused", "foreach", "capturable", "differentiable")
+"""Arguments of how a step is computed: no others' part."""
+
+
 class Own(MutableMapping):
     """The arguments of one parameter of those in a group; what is set is its own from the next step on."""
 
@@ -100,7 +104,7 @@ class Share(Optimizer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, or that of a torch optimizer of the parameter's own."""
         for group, other in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in other.items() if key in ("lr", "initial_lr")})
+            group.update({key: value for key, value in other.items() if key not in ("params", *HOW)})
         found = state["state"].get(0)
         if found:
             steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
@@ -109,6 +113,45 @@ class Share(Optimizer):
                 key: value.to(self.parameter.device, copy=True) if isinstance(value, Tensor) else value
                 for key, value in values
             }
+
+
+class Scheduled:
+    """The same where there is a schedule of torch's: that is one for all, and stepped by the first of these."""
+
+    def __init__(self, optim: Any, schedule: Any, parameter: Tensor) -> None:
+        self.optim, self.schedule, self.optimizer = optim, schedule, Share(schedule.optimizer, parameter)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """As the schedule's, once for all."""
+        if next(iter(self.optim.optim_objs.values())) is self:
+            self.schedule.step(*args, **kwargs)
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate that the parameter has."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _each(self, value: Any) -> bool:
+        """Whether it has an element for each group."""
+        return isinstance(value, list) and len(value) == len(self.schedule.optimizer.param_groups)
+
+    def _place(self) -> int:
+        having = [any(p is self.optimizer.parameter for p in g["params"]) for g in self.schedule.optimizer.param_groups]
+        return having.index(True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of a schedule of the parameter's own."""
+        place, state = self._place(), self.schedule.state_dict()
+        return {key: [value[place]] if self._each(value) else value for key, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        place, now = self._place(), self.schedule.state_dict()
+        for key, value in state.items():
+            if self._each(now.get(key)):
+                now[key] = [*now[key][:place], *value, *now[key][place + 1 :]]
+            else:
+                now[key] = value
+        self.schedule.load_state_dict(now)
 
 
 def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
-from . import optimizers, rates, shares
+from . import optimizers, own, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
 from .parameters import Parameters, Snapshot
@@ -75,6 +75,8 @@ class Trained(pyro.infer.SVI):
         self._aside: shares.Aside = WeakIdKeyDictionary()
         """Parameters that Pyro's store no longer has; they may come back."""
         self._places: list[int] = []
+        self._marks = own.marks(objective) if (objective := getattr(self, "objective", None)) else {}
+        """What the objective holds, as it was before the first step."""
 
     def check(self) -> None:
         """Look whether all losses so far were finite."""
@@ -90,11 +92,13 @@ class Trained(pyro.infer.SVI):
         for parameter in self._names:
             parameter.grad = None
         before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
+        loaded = self._waiting or {}
         try:
             yield
         finally:
             before.restore()
             held.restore() if len(self._names) == len(gradients) else held.restore_buffers()
+            own.restore(self.objective, loaded.get("objective", {}))
             for parameter in self._names:
                 parameter.grad = None
             for parameter, gradient in gradients:
@@ -164,8 +168,9 @@ class Trained(pyro.infer.SVI):
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the parameters: the optimizer's state and the number of steps taken.
 
-        And how deep the programs' plates go (to find it they run once more, which may change a module's buffers), and
-        which arguments have graphs.
+        And what the objective holds itself and steps have changed: numbers, tensors, modules' states; how deep the
+        programs' plates go (to find it they run once more, which may change a module's buffers); and which arguments
+        have graphs.
 
         Raises:
             NonFiniteError: as `check`.
@@ -179,6 +184,7 @@ class Trained(pyro.infer.SVI):
             "steps": self.steps,
             "optimizer": self._state_of_optimizer() if self.optimizer else None,
             "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
+            "objective": own.changed(self.objective, self._marks) if self.objective else {},
             "graphs": dict(self._graphs.counts),
             "numbers": {place: list(values) for place, values in self._numbers.seen.items()},
         }
@@ -193,6 +199,8 @@ class Trained(pyro.infer.SVI):
             self._clock.fill_(self.steps)
         if self.objective is not None and state.get("max_plate_nesting") is not None:
             self.objective.max_plate_nesting = state["max_plate_nesting"]
+        own.restore(self.objective, changes := state.get("objective", {}))
+        self._marks = {path: mark for path, mark in self._marks.items() if path not in changes}
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
@@ -274,11 +282,11 @@ class Trained(pyro.infer.SVI):
         return {**kept, "_own": self._own, "state": state, "names": dict(self._names)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        names, own = state.pop("names"), state.pop("state")
+        names, saved = state.pop("names"), state.pop("state")
         self.__dict__.update(state)
         self._begin()
         self._copied = names
-        self.load_state_dict(own)
+        self.load_state_dict(saved)
 
     def __copy__(self) -> Trained:
         raise ValueError(
