@@ -190,6 +190,21 @@ def test_an_optimizers_state_goes_on_in_another(optim):
     assert resumed("graph") == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("optim", ["Adam", "ExponentialLR"])
+def test_an_optimizer_whose_state_is_dropped_begins_anew(optim):
+    def make():
+        adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.5}
+        return getattr(pyro.optim, optim)({"lr": 0.05} if optim == "Adam" else adam)
+
+    def before(step, svi):
+        if optim == "ExponentialLR" and step:
+            svi.optim.step()
+        if step == 6:
+            svi.optim.optim_objs.clear()
+
+    both(lambda: (plain, plain_guide), before=before, optim=make)
+
+
 @pytest.mark.parametrize("size", [2, 6])
 def test_an_optimizer_that_asks_which_rows_a_plate_took(size):
     """It moves these alone, and their moments."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
@@ -209,8 +210,12 @@ class SVI(Trained):
     def _advance(self, block: list[Call]) -> Any:
         """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
         self._set_clock(block[0])
-        if shares.WISHES and self.optimizer is not None:
-            self._settle()
+        if self.optimizer is not None:
+            if isinstance(self.optim, PyroOptim) and not self.optim.optim_objs:  # somebody has dropped its state
+                self.check()
+                self._begin_anew()
+            if shares.WISHES:
+                self._settle()
         if self._graded():  # they are added to, as in Pyro
             return self._advance_by(None, block)
         try:
