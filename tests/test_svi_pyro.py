@@ -759,6 +759,21 @@ def test_a_resumed_run_has_the_state_of_each_parameter(kind):
         assert further(svi) == expected
 
 
+@pytest.mark.parametrize("other", ["a torch optimizer", "parameters"])
+def test_a_state_of_something_else_is_refused(other):
+    def another_guide(x):
+        pyro.sample("z", dist.Normal(pyro.param("place", torch.tensor(0.0)), 1.0))
+
+    optim = pyro.optim.Adam({"lr": 0.01})
+    first = pvae.SVI(plain, plain_guide, torch.optim.Adam if other == "a torch optimizer" else optim, Trace_ELBO())
+    first.step(X)
+    svi = pvae.SVI(plain, another_guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.load_state_dict(first.state_dict())
+    said = {"a torch optimizer": "found that of a torch optimizer, expected that of a pyro.optim"}
+    with pytest.raises(ValueError, match=said.get(other, "it has 'scale', the programs 'place'")):
+        svi.step(X)
+
+
 def test_two_svis_share_an_optimizer_with_a_schedule():
     second = {}
 

@@ -186,10 +186,14 @@ def resume(optim: PyroOptim, optimizer: Optimizer, state: dict[str, Any], parame
     """Go on from what `state_of` gave; what others have in it, they take over when they turn up.
 
     Raises:
-        ValueError: modules came in other steps than before, by which alone they are known.
+        ValueError: it has other parameters; or modules came at other steps than before, by which alone they are known.
     """
-    waiting = copy.copy(state)
-    for parameter, key in _keys(parameters):
+    waiting, keys = copy.copy(state), list(_keys(parameters))
+    if state and not any(key in state for _, key in keys):
+        raise ValueError(
+            f"state: it has '{next(iter(state))}', the programs '{keys[0][1]}': expected the same parameters"
+        )
+    for parameter, key in keys:
         if key.startswith(PLACE) and key not in state:
             raise ValueError("state: its modules came at other steps: expected programs that use the same at the first")
         if key in waiting:

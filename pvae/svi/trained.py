@@ -215,7 +215,11 @@ class Trained(pyro.infer.SVI):
         return {p: self._used.keys.get(p, name) for p, name in names.items()}
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        if isinstance(self.optim, PyroOptim):
+        pyros = isinstance(self.optim, PyroOptim)
+        if pyros == ("param_groups" in state):
+            found, expected = ("a torch", "a pyro.optim") if pyros else ("a pyro.optim", "a torch")
+            raise ValueError(f"state: found that of {found} optimizer, expected that of {expected} optimizer")
+        if pyros:
             shares.WISHES.pop(self.optimizer, None)
             shares.resume(self.optim, self.optimizer, state, self._keys(self._names))
         else:
