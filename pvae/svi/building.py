@@ -37,6 +37,10 @@ DRAWN = (
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
+class Unsettled(Exception):
+    """Something in Python has changed within a step: a program may set itself up, where it is first run so."""
+
+
 @dataclass
 class Step:
     """A step as a graph: its losses and gradients, and what is done with them."""
@@ -82,6 +86,7 @@ class Build:
 
         Raises:
             Untraceable: the program, and where.
+            Unsettled: the program, for the first time on such arguments.
         """
         if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
             raise Untraceable(
@@ -134,8 +139,12 @@ class Build:
         traced = self._written(self._step, *self.inputs, known=known)
         found = known.read.values()
         self.guards.add_read(found)
-        if changed := self.guards.settle(self._read) or self.guards.changed():
-            raise Untraceable(WITHIN.format(changed))
+        before = self.svi._graphs.unsettled
+        if changed := self.guards.settle(self._read, before.values()) or self.guards.changed():
+            if self.call.label in before:
+                raise Untraceable(WITHIN.format(changed))
+            before[self.call.label] = changed.partition(" (")[0]
+            raise Unsettled
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
