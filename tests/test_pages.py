@@ -61,7 +61,7 @@ def test_the_page_on_programs_runs(here, capsys):
     assert fitted.startswith("loss 1")
     assert "site 'y': found 2" in refused
     assert "expected Boolean()" in refused
-    assert eager.startswith(f"the program runs eagerly: it cannot be traced: {page}:")
+    assert eager.startswith(f"the program runs eagerly: {page}:")
     assert evidence.startswith("log evidence at least -10")
     assert mean.startswith("mean loss 1")
     assert "(notebooks/any-pyro-program.md)" in (FOLDER.parent / "README.md").read_text()

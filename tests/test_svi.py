@@ -427,8 +427,7 @@ def test_a_step_that_is_not_finite_says_which_argument_is_not():
 
 def test_a_warning_is_attributed_to_the_line_that_takes_the_step():
     def model(data):
-        if pyro.sample("w", dist.Normal(0.0, 1.0)) > 0:
-            pass
+        float(pyro.sample("w", dist.Normal(0.0, 1.0)))
         pyro.sample("y", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=data.sum())
 
     svi = pvae.SVI(

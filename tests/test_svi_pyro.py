@@ -1,7 +1,6 @@
 """What Pyro's users do around a step gives the numbers that Pyro's own `SVI` gives."""
 
 import copy
-from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -119,6 +118,9 @@ def test_two_losses_with_one_optimizer():
     both(make, before=before, steps=20)
 
 
+NO_CYCLE = {"cycle_momentum": False}
+
+
 @pytest.mark.parametrize("labelled", [2, 7])
 def test_steps_in_which_a_loss_has_nothing_to_score(labelled):
     """As the loss of a classifier beside a semi-supervised model, where data come without labels."""
@@ -149,27 +151,55 @@ def test_rates_set_on_optim_objs():
     both(lambda: (plain, plain_guide), before=set_rate)
 
 
-@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "AdagradRMSProp"])
+@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "AdagradRMSProp", "ExponentialLR", "OneCycleLR"])
 def test_an_optimizers_state_goes_on_in_another(optim):
+    """With the learning rates that it had come to, from the first step on."""
+
     def make_optim():
         options = {"SGD": {"lr": 0.01, "momentum": 0.9}, "AdagradRMSProp": {"eta": 0.01}}
+        schedules = {"ExponentialLR": {"gamma": 0.8}, "OneCycleLR": {"max_lr": 0.1, "total_steps": 30, **NO_CYCLE}}
+        if optim in schedules:
+            adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}}
+            return getattr(pyro.optim, optim)({**adam, **schedules[optim]})
         return getattr(pyro.optim, optim)(options.get(optim, {"lr": 0.01}))
 
+    def before(step, svi):
+        if step == 11 and optim in ("Adam", "SGD"):
+            for part in svi.optim.optim_objs.values():
+                part.param_groups[0]["lr"] = 0.001
+        elif step and optim.endswith("LR"):
+            svi.optim.step()
+
     def resumed(mode):
-        losses, _, svi = fit(mode, lambda: (plain, plain_guide), optim=make_optim)
+        losses, _, svi = fit(mode, lambda: (plain, plain_guide), before=before, optim=make_optim)
         state = copy.deepcopy(svi.optim.get_state())
         assert state.keys() == {"mean", "scale"}
         after, kept = make_optim(), copy.deepcopy(state)
         after.set_state(state)
         own = {} if mode == "pyro" else {"compile": mode}
         svi = type(svi)(plain, plain_guide, after, Trace_ELBO(), **own)
-        losses += [svi.step(X) for _ in range(6)]
+        for step in range(6):
+            losses.append(svi.step(X))
+            before(step + 1, svi)
         if mode != "pyro":
             assert str(state) == str(kept), "what was given has changed"
         return losses
 
     expected = resumed("pyro")
     assert resumed("graph") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_an_optimizer_that_asks_which_rows_a_plate_took(size):
+    """It moves these alone, and their moments."""
+
+    def model(x):
+        with pyro.plate("data", 6, subsample_size=size) as rows:
+            mean = pyro.param("means", torch.zeros(6), event_dim=0)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
+
+    optim = lambda: pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": True})  # noqa: E731
+    both(lambda: (model, lambda x: None), optim=optim)
 
 
 def adam(**options):
@@ -245,8 +275,7 @@ def test_an_optimizer_that_asks_which_elements_were_drawn(aware):
     def optim():
         return pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": aware})
 
-    with pytest.warns(UserWarning, match="the optimizer is subsample_aware") if aware else nullcontext():
-        both(make, call=lambda step: (data,), optim=optim, replayed=not aware)
+    both(make, call=lambda step: (data,), optim=optim)
 
 
 # Objectives -----------------------------------------------------------------------------------------------------------
@@ -394,6 +423,28 @@ def test_a_step_number_as_an_argument_is_replayed(use):
 # What is read of constants, and of tensors that stay ------------------------------------------------------------------
 
 
+Pairs = dict[str, torch.Tensor]
+"""A name that programs may call; it shows the attributes of `dict`."""
+
+
+def named_pairs(x):
+    plain(Pairs(x=x)["x"])
+
+
+def one_flag(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    y = z * 1
+    y[z < 0] = 0.5
+    y.data[y.data > 1] = 1
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [named_pairs, one_flag])
+def test_names_of_generic_types_and_flags_of_one_value_are_replayed(model):
+    both(lambda: (model, plain_guide))
+
+
 def sequential_plates(x):
     for i in pyro.plate("groups", 3):
         z = pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
@@ -524,8 +575,7 @@ def test_whole_numbers_that_are_read_are_compared():
     def model(x, lengths):
         plain(x[: int(lengths[0])])
 
-    with pytest.warns(UserWarning, match="a tensor's value is read in Python"):
-        both(lambda: (model, plain_guide), call=lambda step: (X, lengths.clone()), before=before, replayed=False)
+    both(lambda: (model, plain_guide), call=lambda step: (X, lengths.clone()), before=before)
     both(lambda: (model, plain_guide), call=lambda step: (X, lengths), before=before)
 
 
@@ -568,7 +618,7 @@ def test_parameters_that_are_made_anew_begin_with_the_first_learning_rate(optim)
     both(lambda: (plain, plain_guide), before=decay, optim=optim, steps=14)
 
 
-@pytest.mark.parametrize("optim", DECAYING[::2], ids=["ClippedAdam", "Adam"])
+@pytest.mark.parametrize("optim", DECAYING, ids=["ClippedAdam", "ExponentialLR", "Adam"])
 def test_a_store_put_aside_has_its_learning_rates_again(optim):
     """Where one of two parameters is replaced, the other goes on as it was."""
     kept = {}
@@ -577,23 +627,66 @@ def test_a_store_put_aside_has_its_learning_rates_again(optim):
         store = pyro.get_param_store()
         if step == 3:
             for part in svi.optim.optim_objs.values():
-                part.param_groups[0]["lr"] *= 0.1
+                getattr(part, "optimizer", part).param_groups[0]["lr"] *= 0.1
         if step == 5:
             kept.update(store.get_state())
             del store["mean"]
         if step == 8:
             store.set_state(kept)
+        if step > 3 and hasattr(svi.optim, "pt_scheduler_constructor"):
+            svi.optim.step()
 
     both(lambda: (plain, plain_guide), before=before, optim=optim)
 
 
-def test_a_schedule_where_only_some_parameters_are_made_anew_is_said():
-    def before(step, svi):
-        if step == 5:
-            del pyro.get_param_store()["mean"]
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ExponentialLR", {"gamma": 0.7}),
+        ("LambdaLR", {"lr_lambda": lambda epoch: 0.5 / (1 + epoch)}),
+        ("CosineAnnealingLR", {"T_max": 6}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 20, **NO_CYCLE}),
+        ("ReduceLROnPlateau", {"patience": 0}),
+    ],
+)
+def test_a_parameter_that_begins_late_has_a_schedule_of_its_own(name, options):
+    def guide(x, late):
+        scale = pyro.param("late", torch.tensor(0.8)) if late else 0.8
+        pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), scale))
 
-    with pytest.warns(UserWarning, match="'mean' of Pyro's store has been replaced.*make another SVI"):
-        fit("graph", lambda: (plain, plain_guide), before=before, optim=DECAYING[1])
+    def before(step, svi):
+        if step:
+            svi.optim.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+
+    adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}}
+    make = lambda: getattr(pyro.optim, name)({**adam, **options})  # noqa: E731
+    both(lambda: (plain, guide), call=lambda step: (X, step >= 4), before=before, optim=make)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_a_resumed_run_is_where_its_schedule_was(mode):
+    def steps(svi, count):
+        losses = []
+        for _ in range(count):
+            losses.append(svi.step(X))
+            svi.optim.step()
+        return losses
+
+    def fresh():
+        adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}}
+        return pvae.SVI(
+            plain, plain_guide, pyro.optim.CosineAnnealingLR({**adam, "T_max": 9}), Trace_ELBO(), compile=mode
+        )
+
+    torch.manual_seed(0)
+    whole = steps(fresh(), 10)
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    svi = fresh()
+    losses, state = steps(svi, 5), svi.state_dict()
+    svi = fresh()
+    svi.load_state_dict(copy.deepcopy(state))
+    assert losses + steps(svi, 5) == whole
 
 
 def test_two_svis_share_an_optimizer_with_a_schedule():

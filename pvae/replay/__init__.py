@@ -2,7 +2,7 @@
 
 Knows nothing of training or of this package's programs: `svi` replays training steps with it, `cells` evaluation.
 
-To a graph: `tracing` records what a function does, `values` says what Python may read meanwhile.
+To a graph: `tracing` records what a function does, `values` says what Python may read meanwhile, `lines` where it does.
 The graph: `simplify` drops what is computed twice, `settle` and `pieces` cut a long one where it repeats itself,
 `placement` leaves nothing on the CPU, `overlap` and `unfused` are for GPUs.
 Run: `compiling` by inductor, `captured` as a CUDA graph; `precision`, `generators`; `turns` keeps threads apart.

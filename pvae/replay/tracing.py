@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -18,12 +16,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node, graph_module
 
-from .names import LIBRARIES
+from . import lines
 from .simplify import merge_alike, note, reshapes
-from .values import READ, HostReads, Known, Untraceable
+from .values import READ, HostReads, Known, Supposed, Untraceable
 
-OURS = str(Path(__file__).parents[1])
-OWN = __name__.partition(".")[0]
 _aten = torch.ops.aten
 
 
@@ -33,13 +29,15 @@ def record(
     known: Known | None = None,
     replaced: dict[Any, Callable] | None = None,
     each: Callable[[], Any] = bool,
+    supposed: Supposed | None = None,
 ) -> GraphModule:
     """The graph of what a function of tensors did, by running it once.
 
     Tensors that are not inputs, such as parameters, are constants of the graph, read and changed where they are.
     Random operations stay random operations. Everything else that Python did is as it was in this run: that goes for
     values read of tensors that are `known` (default: those made of Python's numbers alone). Operations in `replaced`
-    are written as what the function in their place does. `each` is called at each operation.
+    are written as what the function in their place does. `each` is called at each operation. Where there is `supposed`,
+    Python may decide by other values too: what it has read is noted there.
 
     Raises:
         Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
@@ -60,12 +58,12 @@ def record(
     try:
         known = known or Known(inputs, outside=False)
         with unkept():
-            with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known), noting:
+            with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known, supposed), noting:
                 written = {**_SAYING, **(replaced or {})}
                 graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
             return _simplified(graph)
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
-        raise Untraceable(f"{_where(error)}{_first_line(error)}") from error
+        raise Untraceable(f"{lines.of(error)}{_first_line(error)}") from error
 
 
 def unkept() -> AbstractContextManager:
@@ -138,19 +136,6 @@ _FULL_DOT = pyro.infer.util._fulldot
 def _dot(probability: Tensor, cost: Tensor) -> Tensor:
     """The sum of probability times cost where the probability is not 0."""
     return _FULL_DOT(probability, cost.masked_fill(probability == 0, 0))
-
-
-def _where(error: BaseException) -> str:
-    """The line that a person wrote: the last that is not in a library; or the last of ours or of Pyro's."""
-    found = theirs = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        name, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
-        library = name.partition(".")[0]
-        if library not in LIBRARIES and not file.startswith("<"):
-            theirs = f"{file}:{line}: "
-        elif library in ("pyro", OWN) and not name.startswith(__package__):
-            found = f"{file}:{line}: "
-    return theirs or found
 
 
 def _first_line(error: BaseException) -> str:

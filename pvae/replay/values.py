@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from . import lines
 from .simplify import TORCHS, memory
 
 READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
@@ -58,8 +59,14 @@ class Known(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._refuse(func, args)
         given = _tensors((args, kwargs))
+        if _READING.intersection(func.tags) and recording() and self.knows(*given):  # by torch itself, in what it does
+            with disable_proxy_modes_tracing():
+                result = func(*args, **kwargs)
+            for made in _tensors(result):
+                self._made(made, self._of_all(given))
+            return result
+        self._refuse(func, args)
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
@@ -123,8 +130,20 @@ class Known(TorchDispatchMode):
         self._made(tensor, sources if key in self._sources else None)
 
 
-_MAKING = {"new_ones", "new_zeros", "new_full", "new_empty", "ones_like", "zeros_like", "full_like", "empty_like"}
-"""Operations that ask a tensor for its kind, not for its values."""
+_READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""Of operations that look at values."""
+_MAKING = {
+    "lift_fresh",
+    "new_ones",
+    "new_zeros",
+    "new_full",
+    "new_empty",
+    "ones_like",
+    "zeros_like",
+    "full_like",
+    "empty_like",
+}
+"""Operations that ask a tensor for its kind, not for its values; the first gives a tensor of Python's numbers."""
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -138,15 +157,51 @@ def _written(func: Any) -> tuple[int, ...]:
     return tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
 
 
+class Supposed:
+    """What Python has read of values that later steps may have otherwise, and by which it decided what to do.
+
+    A graph is right for the steps where all is as it was read.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[Tensor] = []
+        """Whether each is as it was read, ()."""
+        self.places: dict[str, None] = {}
+        """The lines that read."""
+        self.decided = False
+        """Whether anything but an assertion did."""
+
+    def read(self, value: Tensor, as_a: Callable[[Tensor], Any], asserted: bool = False) -> Any:
+        """What Python reads of a tensor of one number, here and now."""
+        self.decided = self.decided or not asserted
+        with disable_proxy_modes_tracing():
+            found = as_a(value)
+        value = value.detach().reshape(())
+        self.held.append(value.ne(0) == found if as_a is bool else value.trunc() == found)
+        self.places[lines.here()] = None
+        return found
+
+    def equal(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors are."""
+        return one is other or (one.shape == other.shape and self.read((one == other).all(), bool))
+
+    def stays(self, value: Tensor) -> None:
+        """All of a tensor is read, as it is here and now."""
+        with disable_proxy_modes_tracing():
+            found = value.detach().clone()
+        self.read((value == found).all(), bool)
+
+
 class HostReads(TorchFunctionMode):
     """What Python does with values: it reads those that are known. A number read of another stays a tensor.
 
-    So it can be computed with, where all that is done is arithmetic.
+    So it can be computed with, where all that is done is arithmetic. To decide what to do, or how often, Python may
+    read others too where that is noted, in `supposed`.
     """
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: Known, supposed: Supposed | None = None) -> None:
         super().__init__()
-        self.known = known
+        self.known, self.supposed = known, supposed
         self._chosen: dict[int, tuple[Tensor, Tensor]] = {}
         """What was chosen by a mask, at its place in all there was, until it is put where that mask is; the mask."""
 
@@ -159,34 +214,62 @@ class HostReads(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is Tensor.item:
             return args[0].detach()
-        if func in _SEQUENCES and self.known.knows(args[1]):
+        if func in _SEQUENCES and (self.known.knows(args[1]) or self._whole(args[1])):
             return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
             return _one_hot(*args, **kwargs)
-        if func is Tensor.__bool__ and (_asking().f_code in _SPARING or _asserted()):
+        if func is Tensor.__bool__ and _asking().f_code in _SPARING:
+            return True
+        if self.supposed is not None and func in _DECIDING:
+            return self.supposed.read(args[0], _DECIDING[func], _asserted())
+        if self.supposed is not None and func in _COMPARING:
+            return self.supposed.equal(*args)
+        if func is Tensor.tolist and self._whole(args[0]):
+            with disable_proxy_modes_tracing():
+                return args[0].tolist()
+        if func is Tensor.__bool__ and _asserted():
             return True
         if func in _READS:
             raise Untraceable(READ)
+        if func is Tensor.__deepcopy__ and args[0].is_leaf:  # torch's copies memory, of which no graph knows
+            return args[1].setdefault(id(args[0]), args[0].detach().clone().requires_grad_(args[0].requires_grad))
+        if func in _SAYING:
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
         if func in _SIZED:
             return func(*tree_map(self._size, args), **kwargs)
-        if func is Tensor.__setitem__ and _is_truth(args[1]) and isinstance(args[2], (int, float)):
-            args[0].masked_fill_(args[1], args[2])
-            return None
+        if func is Tensor.__setitem__ and _is_flags(args[1]) and (_is_one(args[2]) or args[1].dim() == 0):
+            full = args[1].bool().reshape(args[1].shape + (1,) * (args[0].dim() - args[1].dim()))
+            return args[0].copy_(torch.where(full, args[2], args[0]))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and any(
             _is_mask(i) or _numbers(i) for i in _indices(args[1])
         ):
             return self._indexed(func, *args)
         return func(*args, **kwargs)
 
+    def _whole(self, value: Tensor) -> bool:
+        """Whether it may be read as it has few whole numbers, which other steps may well have too."""
+        if self.supposed is None or value.is_floating_point() or value.numel() > SMALL:
+            return False
+        self.supposed.stays(value)
+        return True
+
     def _size(self, value: Any) -> Any:
         """A number of a shape, where it is known; torch would read it."""
-        if not (_is_number(value) and self.known.knows(value)):
+        if not _is_number(value):
             return value
-        with disable_proxy_modes_tracing():
-            return value.item()
+        if self.known.knows(value):
+            with disable_proxy_modes_tracing():
+                return value.item()
+        return value if self.supposed is None else self.supposed.read(value, int)
+
+    def _slice(self, index: Any) -> Any:
+        """An index, with the ends of a slice as numbers."""
+        return slice(*map(self._size, (index.start, index.stop, index.step))) if isinstance(index, slice) else index
 
     def _indexed(self, func: Any, tensor: Tensor, index: Any, *value: Any) -> Any:
         """An index with masks or numbers that are tensors: those that are known as positions."""
+        index = tuple(map(self._slice, index)) if isinstance(index, tuple) else self._slice(index)
         masks = [mask for mask in _indices(index) if _is_mask(mask)]
         numbers = [number for each in _indices(index) for number in _numbers(each)]
         if self.known.knows(*masks, *numbers):
@@ -209,6 +292,8 @@ class HostReads(TorchFunctionMode):
 
 
 _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}
+_DECIDING = {Tensor.__bool__: bool, Tensor.__int__: int, Tensor.__index__: int}
+_COMPARING = {torch.equal, Tensor.equal}
 _SHAPING = {
     Tensor.nonzero,
     torch.nonzero,
@@ -217,8 +302,11 @@ _SHAPING = {
     Tensor.repeat_interleave,
     torch.repeat_interleave,
 }
-_SIZED = {torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, Tensor.expand, Tensor.reshape}
-_ASIDE = _READS | _SHAPING | {Tensor.item, Tensor.__format__, Tensor.__contains__, torch.equal, Tensor.equal, one_hot}
+_MADE = {torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, torch.eye}
+_SIZED = _MADE | {Tensor.expand, Tensor.reshape, Tensor.view, Tensor.repeat}
+_SAYING = {Tensor.__format__, Tensor.__repr__}
+"""What makes text, as of a message that says what was wrong: it says what is there when the step is traced."""
+_ASIDE = _READS | _SHAPING | _COMPARING | {Tensor.item, Tensor.__contains__, one_hot}
 """What is done beside the trace, where all it is done with is known."""
 
 
@@ -226,17 +314,21 @@ def _indices(index: Any) -> tuple:
     return index if isinstance(index, tuple) else (index,)
 
 
+def _is_flags(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
 def _is_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() > 0
-
-
-def _is_truth(index: Any) -> bool:
-    """Whether it takes all or nothing; torch would read it."""
-    return isinstance(index, Tensor) and index.dtype is torch.bool and index.dim() == 0
+    return _is_flags(index) and index.dim() > 0
 
 
 def _is_number(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32) and index.dim() == 0
+
+
+def _is_one(value: Any) -> bool:
+    """Whether it is one number, or a tensor of one."""
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
 def _numbers(index: Any) -> list[Tensor]:
@@ -316,7 +408,7 @@ That all probabilities are above 0: where they are not, terms are left out. That
 
 
 def _asserted() -> bool:
-    """Whether a value is read for an assertion, which is then taken to hold: replayed steps check nothing."""
+    """Whether a value is read for an assertion, which holds in all that is replayed, or ends it."""
     frame = _asking()
     after = (found for found in dis.get_instructions(frame.f_code) if found.offset > frame.f_lasti)
     following = next((found for found in after if found.opname not in ("CACHE", "NOT_TAKEN")), None)

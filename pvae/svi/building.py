@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import count
+from math import nan
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..replay.pieces import arranged
 from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Untraceable
+from ..replay.values import Known, Supposed, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 
 EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
-DRAWN = (
-    "the optimizer is subsample_aware: at each step it asks which elements a plate drew, which a graph does not tell"
-)
+SUBSAMPLE = "_pyro_subsample"
+"""The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -56,6 +56,10 @@ class Step:
     """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
     """Which inputs' values Python has read."""
+    supposed: list[str]
+    """The lines that read values which later steps may have otherwise: then the head is not a number."""
+    decided: bool
+    """Whether any does so for more than an assertion, which the program would not pass: then it cannot wait."""
 
 
 class Build:
@@ -77,7 +81,10 @@ class Build:
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (*svi._programs, *call.looked_at)
         self._having: list[Tensor] = []
+        self._rows: list[tuple[dict, Any]] = []
+        """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
+        self._supposed = Supposed()
 
     def __call__(self) -> Step | None:
         """The graph; None where this step must be eager, as the optimizer's state is made by its first step.
@@ -110,7 +117,8 @@ class Build:
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read)
+        places, decided = list(self._supposed.places), self._supposed.decided
+        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, places, decided)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
@@ -126,8 +134,6 @@ class Build:
             svi._rates = rates.prepare(svi.optimizer) if svi._rates is None else svi._rates
         if not resumed and drop_new(before):
             return False  # what a program draws for them comes before the step's own draws; there that is long ago
-        if optimizers.asks_what_was_drawn(svi.optimizer):
-            raise Untraceable(DRAWN)
         optimizers.aligned(svi.optimizer, having)
         svi._set_rates()  # somebody may have set one to a number, which a trace would take for all steps
         return optimizers.ready(svi.optimizer, having)
@@ -136,7 +142,7 @@ class Build:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
-        traced = self._written(self._step, *self.inputs, known=known)
+        traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
         found = known.read.values()
         self.guards.add_read(found)
         before = self.svi._graphs.unsettled
@@ -160,16 +166,21 @@ class Build:
         before = stored()
         losses, norm = self.svi._gradients(*self.call.arguments(*inputs))
         _keep(before, self.svi._names)
-        losses = tuple(
-            torch.as_tensor(loss, device=norm.device) for loss in losses
-        )  # a number, where nothing is scored
+        losses = [torch.as_tensor(loss, device=norm.device) for loss in losses]  # a number, where nothing is scored
         self._having = [p for p in self.svi._names if p.grad is not None]
-        return head(losses, norm if self.normed or not losses else losses[0]), *(p.grad for p in self._having)
+        taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
+        self._rows = [(rows, dim) for rows in taken for dim in rows]
+        made = head(losses, norm if self.normed or not losses else losses[0])
+        if held := self._supposed.held:
+            made = made.where(torch.stack([value.to(made.device) for value in held]).all(), nan)
+        return made, *(p.grad for p in self._having), *(rows[dim] for rows, dim in self._rows)
 
-    def _change(self, values: Tensor, *gradients: Tensor) -> tuple:
+    def _change(self, values: Tensor, *given: Tensor) -> tuple:
         """From these to changed parameters."""
-        for parameter, gradient in zip(self._having, gradients, strict=True):
+        for parameter, gradient in zip(self._having, given[: len(self._having)], strict=True):
             parameter.grad = gradient
+        for (rows, dim), taken in zip(self._rows, given[len(self._having) :], strict=True):
+            rows[dim] = taken
         self.svi._update(values[-1])
         return ()
 

@@ -38,6 +38,7 @@ DEPRECATED = (
     " steps, call step; to sample, use pyro.infer.Predictive"
 )
 UNSEEN = ': those of a torch module are seen where a program calls pyro.module("name", module), or pyro.param'
+UNUSED = ": the loss depends on none of {}"
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
 
 
@@ -71,8 +72,10 @@ class SVI(Trained):
 
     What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
     a function that it reaches has changed, the step is traced anew; now and then a step is taken eagerly too, and
-    compared. A program that cannot be traced runs eagerly, with one warning. `notebooks/any-pyro-program.md` says what
-    is looked at, what is not, and what is refused. Several threads take their steps one after another.
+    compared. What Python decides by values that a step computes is looked at in each replay, and where it would decide
+    otherwise that step is taken eagerly. A program that cannot be traced runs eagerly, with one warning.
+    `notebooks/any-pyro-program.md` says what is looked at, what is not, and what is refused. Several threads take their
+    steps one after another.
     `copy.deepcopy` and `pickle` take the programs along, and what the steps have changed; graphs are built anew.
 
     >>> import pyro
@@ -256,6 +259,10 @@ class SVI(Trained):
             before.restore()
             return self._eager(call)
         values = head.tolist()
+        if graph.misses(values):
+            self._graphs.missed(graph)
+            before.restore()
+            return self._eager(call)
         if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
             self._graphs.distrust(graph, difference)
             before.restore()
@@ -277,12 +284,15 @@ class SVI(Trained):
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
+        if graph.decided and any(map(graph.misses, heads.tolist())):  # which waits for the device
+            self._graphs.missed(graph)
+            return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.distrust(graph, difference)
             return self._instead(block)
         self._pending.add(block, heads)
         self._stepped(len(block))
-        if self._pending.due(self._every()):
+        if graph.decided or self._pending.due(self._every()):
             self.check()
         return heads[:, :-1]
 
@@ -303,10 +313,17 @@ class SVI(Trained):
             raise ValueError(WITHOUT)
         having = self._used.fill(self._names)
         if not having:
-            unseen = "" if self._names else UNSEEN
-            raise ValueError(NOTHING + (OTHERS if self._used.stored else unseen))
+            raise ValueError(NOTHING + self._why())
         self._kind, losses = numbers(self.objective, loss)
         return self._observed.held(losses), norm_of([p.grad for p in having])
+
+    def _why(self) -> str:
+        """Why nothing has a gradient."""
+        if self._used.others:
+            return OTHERS
+        if self._used.stored:
+            return UNUSED.format(", ".join(f"'{name}'" for name in list(self._used.stored)[:3]))
+        return "" if self._names else UNSEEN
 
     def _look_at_values(self, call: Call, needed: bool = True) -> None:
         """From here on hold what is observed against the supports: where nobody else does, and the data are new."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..replay.captured import Captured
 from ..replay.hooks import of_all_modules
+from ..replay.lines import OURS
 from ..replay.precision import products, tolerance
-from ..replay.tracing import OURS
 from ..replay.values import Untraceable
 from . import optimizers
 from .building import Build, Step, Unsettled
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SHAPES = 8
 """Shapes of arguments that get a graph."""
+ROW, SELDOM, SHARE = 3, 10, 0.05
+"""How many steps in a row, and how many and what share of all, may have other values than a graph was made for."""
 REBUILDS = 3
 """How often something in Python may change too soon until the program runs eagerly."""
 WORTH = {"graph": 50, "full": 5000}
@@ -58,6 +60,7 @@ OTHERS = (
     " dicts"
 )
 
+OFTEN = "{}a tensor's value is read in Python, and changes, which a graph cannot follow: use torch.where, or a mask"
 HOOKS = "steps run eagerly while there are hooks of all modules, as torch's register_module_forward_hook makes"
 GRADIENTS = "steps on arguments that require a gradient run eagerly, which gives them theirs: else pass x.detach()"
 
@@ -79,6 +82,10 @@ class Graph(Step):
     """The step that was last compared with the program; 0 before the first."""
     miscompiled: bool = False
     """Whether it differed at once, compiled: then it is not Python that changed."""
+    missed: int = 0
+    """Steps in which Python read other values than it was made for."""
+    in_a_row: int = 0
+    """Those of them up to the last step."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -139,11 +146,18 @@ class Graph(Step):
         with svi._undone(), products(svi.precision):
             return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
 
+    def misses(self, values: Sequence[float]) -> bool:
+        """Whether Python may have read other values in this step, whose head has these; they are counted."""
+        missed = bool(self.supposed) and all(map(math.isnan, values))
+        self.missed, self.in_a_row = self.missed + missed, self.in_a_row + 1 if missed else 0
+        return missed
+
     def found(self, heads: Tensor) -> list[float]:
         """Losses and norm of the gradient of one step, whose heads these are."""
         if self.normed:
             return heads[0].tolist()
-        return read(heads[0, :-1].unbind(), norm_of(self.captures[1].gradients))
+        gradients = [value for value in self.captures[1].gradients if value.is_floating_point()]  # others are rows
+        return read(heads[0, :-1].unbind(), norm_of(gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
@@ -201,6 +215,20 @@ class Graphs:
         self.uncompiled = True
         self.forget()
         self._warn(NOT_COMPILED.format(difference))
+
+    def missed(self, graph: Graph) -> None:
+        """After a step in which Python read other values: go on with the graph where that is seldom.
+
+        Where it has become the rule make another; where neither is right for long, run eagerly.
+        """
+        often = graph.missed > SELDOM + SHARE * graph.played
+        if not often and graph.in_a_row < ROW:
+            return
+        self._graphs.pop(graph.call.key, None)
+        if graph.call.numbers:
+            self.svi._numbers.refuse(graph.call.numbers)
+        elif often or self._too_soon("what Python reads", graph, 1):
+            self.give_up(OFTEN.format(" ".join(graph.supposed[:3])))
 
     def give_up(self, reason: str) -> None:
         """Run eagerly from here on, and say why, once."""
@@ -353,10 +381,10 @@ class Graphs:
         self.give_up(why) if why else self.out_of_memory()
         return None
 
-    def _too_soon(self, name: str, graph: Graph) -> bool:
+    def _too_soon(self, name: str, graph: Graph, most: int = REBUILDS) -> bool:
         """Whether this has now too often made graphs useless that had hardly been played."""
         self._rebuilt[name] = self._rebuilt.get(name, 0) + (graph.played < WORTH[graph.kind])
-        return self._rebuilt[name] > REBUILDS
+        return self._rebuilt[name] > most
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:

@@ -128,7 +128,10 @@ def inner(fn: Any) -> Any:
 
 
 def _elements(fn: Any) -> Any:
-    return single(getattr(fn, "support", None))
+    try:
+        return single(getattr(fn, "support", None))
+    except NotImplementedError:  # a distribution that does not say
+        return None
 
 
 def single(support: Any) -> Any:

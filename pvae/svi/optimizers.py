@@ -115,12 +115,6 @@ def replayable(optimizer: Optimizer) -> bool:
     return type(optimizer) is RMSprop and all(capturable for _, capturable in flags)
 
 
-def asks_what_was_drawn(optimizer: Optimizer) -> bool:
-    """Whether its step asks which elements of a parameter the step before drew, as Pyro's plates note on these."""
-    parts = [(p, group.get("subsample_aware")) for group in optimizer.param_groups for p in group["params"]]
-    return any(aware and getattr(p, "_pyro_subsample", None) for p, aware in parts)
-
-
 def ready(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
     """Whether the state of these parameters is there, which a parameter's first step makes."""
     if type(optimizer) is SGD and not any(group["momentum"] for group in optimizer.param_groups):
