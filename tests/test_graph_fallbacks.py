@@ -369,17 +369,25 @@ def test_a_number_read_and_computed_with_is_replayed():
     assert (said, kinds(svi)) == ([], ["graph"])
 
 
+def mixture_guide(x):
+    with pyro.plate("data", len(x)):
+        logits = pyro.param("logits", torch.zeros(6))
+        pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+
+def mixture(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_running_mean_that_moves_twice_in_a_step_runs_eagerly():
+    _, said = both(lambda: (mixture, mixture_guide), loss=lambda: TraceGraph_ELBO(num_particles=2))
+    assert len(said) == 1
+    assert "parameter '__baseline_avg_downstream_cost_z' of Pyro's store changes within a step" in said[0]
+
+
 def test_a_running_mean_in_pyros_store_is_replayed():
-    def mixture_guide(x):
-        with pyro.plate("data", len(x)):
-            logits = pyro.param("logits", torch.zeros(6))
-            pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
-
-    def mixture(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def trained(mode):
         (losses, _, random, svi), said = fit(mode, lambda: (mixture, mixture_guide), loss=TraceGraph_ELBO)
         assert sum(len(group["params"]) for group in svi.optimizer.param_groups) == 2, "replaced parameters pile up"

@@ -23,6 +23,7 @@ from . import lines
 from .simplify import TORCHS, memory
 
 READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
+WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
 ADVICE = {"_pack_padded_sequence": ": give the same lengths at each step, or run over padded sequences and mask them"}
 SMALL = 10_000

@@ -21,7 +21,7 @@ from ..replay.pieces import arranged
 from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Supposed, Untraceable
+from ..replay.values import WITHIN, Known, Supposed, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -34,7 +34,6 @@ EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
 SUBSAMPLE = "_pyro_subsample"
 """The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
-WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
 class Unsettled(Exception):
