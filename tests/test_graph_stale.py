@@ -269,6 +269,25 @@ def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
     assert (said, kinds(svi)) == ([], ["graph"])
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_program_sets_up_when_it_is_first_run_so(again):
+    """An eager step does; where it keeps doing so, the program runs eagerly."""
+
+    def make():
+        held = SimpleNamespace(scale=None)
+
+        def model(x, more=None):
+            if more is not None and (again or held.scale is None):
+                held.scale = 2.0 if held.scale is None else held.scale + 1
+            plain(x, held.scale or 1.0)
+
+        return model, lambda x, more=None: plain_guide(x, 1.0)
+
+    svi, said = both(make, call=lambda step, x: (x,) if step < 4 else (x, x))
+    assert kinds(svi) == ([] if again else ["graph"] * 2)
+    assert ["changes within a step" in line for line in said] == [True] * again
+
+
 # What a trace does to Python is undone --------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter, call, eq, getitem, is_, methodcaller
 from typing import Any
 
@@ -122,11 +122,14 @@ class Notes:
                 if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
                     holder[key] = was
 
-    def settle(self, read: Sequence[Tensor]) -> str:
-        """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
+    def settle(self, read: Sequence[Tensor], kept: Collection[str] = ()) -> str:
+        """After a step: forget what it put others in the place of; the name of a tensor that it had read before.
+
+        Not that of these names, which are to stay.
+        """
         storages = {memory(tensor) for tensor in read} - {0}
         for place, (name, how, holder, key, was) in list(self._entries.items()):
-            if plain(was) or now(how, holder, key) is was:
+            if plain(was) or name in kept or now(how, holder, key) is was:
                 continue
             if isinstance(was, Tensor) and memory(was) in storages:
                 return f"the tensor {name}"

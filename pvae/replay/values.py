@@ -23,6 +23,7 @@ from . import lines
 from .simplify import TORCHS, memory
 
 READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
+WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
 ADVICE = {"_pack_padded_sequence": ": give the same lengths at each step, or run over padded sequences and mask them"}
 SMALL = 10_000
@@ -207,8 +208,10 @@ class HostReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._chosen and any(id(argument) in self._chosen for argument in args):
-            return self._put(func, args)
+        if self._chosen and any(id(tensor) in self._chosen for tensor in _tensors((args, kwargs))):
+            if self._puts(func, args):
+                return self._put(*args)
+            args, kwargs = tree_map(self._taken, (args, kwargs))
         if func in _ASIDE and self.known.knows(*_tensors((args, kwargs))):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
@@ -283,12 +286,25 @@ class HostReads(TorchFunctionMode):
             return chosen
         return func(tensor, index, *value)
 
-    def _put(self, func: Any, args: Sequence[Any]) -> None:
-        chosen, mask = self._chosen.get(id(args[-1]), (None, None))
-        if func is not Tensor.__setitem__ or args[1] is not mask or args[0].shape != chosen.shape:
-            raise Untraceable(SHAPE.format("index"))
+    def _puts(self, func: Any, args: Sequence[Any]) -> bool:
+        """Whether what a mask chose is put where that mask is."""
+        chosen, mask = self._chosen.get(id(args[-1]) if args else 0, (None, None))
+        return func is Tensor.__setitem__ and args[1] is mask and args[0].shape == chosen.shape
+
+    def _put(self, tensor: Tensor, mask: Tensor, chosen: Tensor) -> None:
         full = mask.reshape(mask.shape + (1,) * (chosen.dim() - mask.dim()))
-        args[0].copy_(torch.where(full, chosen, args[0]))
+        tensor.copy_(torch.where(full, chosen, tensor))
+
+    def _taken(self, value: Any) -> Any:
+        """What a mask chose, one after another, where other steps may well choose as many."""
+        if not isinstance(value, Tensor) or id(value) not in self._chosen:
+            return value
+        if self.supposed is None:
+            raise Untraceable(SHAPE.format("index"))
+        chosen, mask = self._chosen[id(value)]
+        count = self.supposed.read(mask.sum(), int)
+        places = mask.flatten().logical_not().to(torch.uint8).sort(stable=True).indices[:count]
+        return chosen.flatten(0, mask.dim() - 1).index_select(0, places)
 
 
 _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}

@@ -21,7 +21,7 @@ from ..replay.pieces import arranged
 from ..replay.placement import placed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Supposed, Untraceable
+from ..replay.values import WITHIN, Known, Supposed, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -34,7 +34,10 @@ EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
 SUBSAMPLE = "_pyro_subsample"
 """The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
-WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
+
+
+class Unsettled(Exception):
+    """Something in Python has changed within a step: a program may set itself up, where it is first run so."""
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Build:
 
         Raises:
             Untraceable: the program, and where.
+            Unsettled: the program, for the first time on such arguments.
         """
         if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
             raise Untraceable(
@@ -140,8 +144,12 @@ class Build:
         traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
         found = known.read.values()
         self.guards.add_read(found)
-        if changed := self.guards.settle(self._read) or self.guards.changed():
-            raise Untraceable(WITHIN.format(changed))
+        before = self.svi._graphs.unsettled
+        if changed := self.guards.settle(self._read, before.values()) or self.guards.changed():
+            if self.call.label in before:
+                raise Untraceable(WITHIN.format(changed))
+            before[self.call.label] = changed.partition(" (")[0]
+            raise Unsettled
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:

@@ -22,7 +22,7 @@ from ..replay.lines import OURS
 from ..replay.precision import products, tolerance
 from ..replay.values import Untraceable
 from . import optimizers
-from .building import Build, Step
+from .building import Build, Step, Unsettled
 from .calls import Call, change
 from .faults import norm_of, read
 
@@ -193,6 +193,8 @@ class Graphs:
         self._last: dict[str, Call] = {}
         """The last call of each kind."""
         self._rebuilt: dict[str, int] = {}
+        self.unsettled: dict[str, str] = {}
+        """By kind of arguments, what in Python changed within a step on these: once, it may be for good."""
         self._warned: set[str] = set()
 
     @cached_property
@@ -337,12 +339,15 @@ class Graphs:
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
+        except Unsettled:
+            return None
         except torch.OutOfMemoryError:
             lacking = True
         if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
         if step is None:
             return None
+        self.unsettled.pop(call.label, None)
         if step.kind == wanted or wanted == "auto":
             if call.label == next(iter(self.counts)) or call.numbers or step.kind == "full":
                 svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
+from ..replay.values import WITHIN, Untraceable, recording
 from . import optimizers, own, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
@@ -232,6 +233,8 @@ class Trained(pyro.infer.SVI):
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
         pairs = list(self._used.replaced)
+        if recording():
+            raise Untraceable(WITHIN.format(f"parameter '{self._names.get(pairs[0][0])}' of Pyro's store"))
         self._used.replaced.clear()
         for old, new in pairs:
             self._names = {new if p is old else p: name for p, name in self._names.items()}
