@@ -321,6 +321,7 @@ UNSEEN = {
     "random": (drawn(random.random), "random"),
     "numpy.random": (drawn(np.random.rand), "random"),
     "counter": (drawn(iter(range(1000)).__next__), "changes between steps|keeps changing"),
+    "bincount": (reads(lambda x: torch.bincount((3 + x).long()).sum() / 3.0), "the shape of what torch's 'bincount'"),
     "torch.manual_seed": (drawn(lambda: torch.manual_seed(3) and torch.randn(())), "changes between steps"),
 }
 
@@ -343,7 +344,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(program):
 
 
 @pytest.mark.parametrize("change", ["none", "in place", "another"])
-@pytest.mark.parametrize("program", ["float", "tolist", "numpy", "nonzero", "unique"])
+@pytest.mark.parametrize("program", ["float", "tolist", "numpy", "nonzero", "unique", "bincount"])
 def test_what_is_read_of_a_tensor_that_stays_is_replayed(program, change):
     """Until it changes: then it is read anew."""
     x = torch.linspace(-1.0, 2.0, 6)

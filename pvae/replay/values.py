@@ -61,13 +61,8 @@ class Known(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = _tensors((args, kwargs))
-        if _READING.intersection(func.tags) and recording() and self.knows(*given):  # by torch itself, in what it does
-            with disable_proxy_modes_tracing():
-                result = func(*args, **kwargs)
-            for made in _tensors(result):
-                self._made(made, self._of_all(given))
-            return result
-        self._refuse(func, args)
+        if recording() and self._reads(func, args):
+            return self._aside(func, args, kwargs)
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
@@ -91,16 +86,26 @@ class Known(TorchDispatchMode):
         self.read.update(sources or {})
         return sources is not None
 
-    def _refuse(self, func: Any, args: Sequence[Any]) -> None:
+    def _reads(self, func: Any, args: Sequence[Any]) -> bool:
+        """Whether torch itself reads values in an operation: for the shape of what it returns, or for a number."""
         name = func.overloadpacket.__name__
         if name == "index":
-            dynamic = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        elif name == "_pack_padded_sequence":
-            dynamic = not self.knows(args[1])
-        else:
-            dynamic = torch.Tag.dynamic_output_shape in func.tags
-        if dynamic and recording():
-            raise Untraceable(SHAPE.format(name) + ADVICE.get(name, ""))
+            return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if name == "_pack_padded_sequence":
+            return not self.knows(args[1])
+        return not _READING.isdisjoint(func.tags)
+
+    def _aside(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+        """What an operation that reads values makes of what is known, beside the trace."""
+        given = _tensors((args, kwargs))
+        if not self.knows(*given):
+            name, shape = func.overloadpacket.__name__, torch.Tag.data_dependent_output not in func.tags
+            raise Untraceable(SHAPE.format(name) + ADVICE.get(name, "") if shape else READ)
+        with disable_proxy_modes_tracing():
+            result = func(*args, **kwargs)
+        for made in _tensors(result):
+            self._made(made, self._of_all(given))
+        return result
 
     def _of_all(self, tensors: Sequence[Tensor]) -> dict[int, Tensor] | None:
         """The tensors from outside that these are made of; None where one varies."""
@@ -132,7 +137,7 @@ class Known(TorchDispatchMode):
 
 
 _READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-"""Of operations that look at values."""
+"""Of operations that read values."""
 _MAKING = {
     "lift_fresh",
     "new_ones",
