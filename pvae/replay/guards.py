@@ -45,6 +45,7 @@ class Guards(Notes):
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
         self._look_at_methods(known)
+        self._held = [entry for entry in self._entries.values() if isinstance(entry[4], Tensor)]
 
     def add_prepare(self, function: Any) -> None:
         """Note what a function reaches; of the object that it is a method of, what its code names."""

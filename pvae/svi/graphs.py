@@ -19,6 +19,7 @@ from torch import Tensor
 from ..replay.captured import Captured
 from ..replay.hooks import of_all_modules
 from ..replay.lines import OURS
+from ..replay.members import Entry
 from ..replay.precision import products, tolerance
 from ..replay.values import Untraceable
 from . import optimizers
@@ -179,6 +180,8 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.held: list[Entry] = []
+        """Where programs hold tensors that others keep taking the place of: graphs have copies of these."""
         self.uncompiled = False
         """Whether a compiled step had other numbers than the program."""
         self.too_many = ""
@@ -291,7 +294,7 @@ class Graphs:
         wanted = svi.compile if compiled else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
-        return graph
+        return graph if graph is None or graph.held.fit() else None
 
     def _still_right(self, call: Call) -> Graph | None:
         """The graph that there is, if all is as it was for that; where this keeps changing, give up."""
@@ -301,9 +304,13 @@ class Graphs:
             return graph
         if (before := self._back(call, changed)) is not None:
             return before
-        if self._too_soon(changed.partition(" (")[0], graph):
-            advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
-            self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
+        replaced = graph.guards.replaced() if changed.startswith("the tensor ") else []
+        if self._too_soon(changed.partition(" (")[0], graph, 1 if replaced else REBUILDS):
+            if replaced:
+                self.held += replaced
+            else:
+                advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
+                self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
         self.svi._used.look_again()
         return None
 
