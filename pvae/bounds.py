@@ -18,6 +18,8 @@ Bound = Callable[[Tensor], Tensor]
 """From log-weights (K, B) to a value for each datum (B,)."""
 CUT = 60.0
 """Nats below the largest at which a weight counts as zero."""
+PAIRS = 1 << 24
+"""So many numbers are made at once where each draw is held against the others."""
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -328,8 +330,13 @@ def left_out(bound: Bound, log_w: Tensor) -> Tensor:
             [1.]])
     """
     k, b = log_w.shape
-    others = _others(k, log_w.device)
-    return bound(log_w.detach()[others].reshape(k - 1, k * b)).reshape(k, b)
+    below = torch.arange(k - 1, device=log_w.device).unsqueeze(1)
+
+    def without(draws: Tensor) -> Tensor:
+        others = below + (below >= draws)  # in each column all but its own
+        return bound(log_w.detach()[others].reshape(k - 1, len(draws) * b))
+
+    return _by_draw(without, log_w)
 
 
 def stood_in(bound: Bound, log_w: Tensor, mean: Bound) -> Tensor:
@@ -340,13 +347,16 @@ def stood_in(bound: Bound, log_w: Tensor, mean: Bound) -> Tensor:
             [1.]])
     """
     k, b = log_w.shape
-    instead = left_out(mean, log_w)
-    own = torch.eye(k, dtype=torch.bool, device=log_w.device).unsqueeze(-1)
-    replaced = instead.unsqueeze(0).where(own, log_w.detach().unsqueeze(1))
-    return bound(replaced.reshape(k, k * b)).reshape(k, b)
+    instead, every = left_out(mean, log_w), torch.arange(k, device=log_w.device).unsqueeze(1)
+
+    def replaced(draws: Tensor) -> Tensor:
+        own = (every == draws).unsqueeze(-1)
+        return bound(instead[draws].where(own, log_w.detach().unsqueeze(1)).reshape(k, len(draws) * b))
+
+    return _by_draw(replaced, log_w)
 
 
-def _others(k: int, device: torch.device) -> Tensor:
-    """Indices (K - 1, K): in each column all but its own."""
-    below, each = torch.arange(k - 1, device=device).unsqueeze(1), torch.arange(k, device=device)
-    return below + (below >= each)
+def _by_draw(function: Bound, log_w: Tensor) -> Tensor:
+    """Values for each draw (K, B), of a function that looks at all draws for each: not of too many at once."""
+    draws = torch.arange(len(log_w), device=log_w.device).split(max(1, PAIRS // log_w.numel()))
+    return torch.cat([function(some).reshape(-1, log_w.shape[1]) for some in draws])

@@ -186,7 +186,8 @@ def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, 
         return part[family](*args, **given)
     except InputError as error:
         about = str(error).partition(":")[0]
-        where = f"--{family} " if about == part[family].name else f"--{family}."
+        named = str(error).startswith((f"{part[family].name}: ", f"{path_of(part[family])}: "))
+        where = f"--{family} " if named else f"--{family}."
         where = "--" if about in (f.name for f in fields()) else where
         raise InputError(f"{where}{error}") from error
     except Exception as error:

@@ -10,12 +10,13 @@ import shlex
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import current_thread, main_thread
 from typing import Any
 
+import pyro
 import torch
 
 from . import build, cli, config, data, report
@@ -102,7 +103,7 @@ def _check_together(training: Training) -> None:
     """
     vae, settings, (x, y) = training.vae, training.config, training.dataset.train
     try:
-        with forked(x.device):
+        with forked(x.device), _unstored():
             few = training.prepare(x[:2], None if y is None else y[:2])
             build.objective(settings).bounds(vae.eval().model, vae.guide, *few)
     except Exception as error:
@@ -156,10 +157,23 @@ def _check_longer(run: Run, settings: Config, n: int) -> None:
         )
 
 
+@contextmanager
+def _unstored() -> Iterator[None]:
+    """Leave nothing new in Pyro's store, which has one network of a name: an objective's are others in each fit."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - before:
+            del store[name]
+
+
 def _fit(run: Run, training: Training, signals: _Signals) -> int:
     print(report.opening(run, training), flush=True)
     try:
-        _train(run, training, signals)
+        with _unstored():
+            _train(run, training, signals)
         signals.at_once = True
         if not signals.number:
             load_weights(training.vae, run.best())

@@ -157,7 +157,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.at = Position(**{key: state[key] for key in asdict(self.at)})
-        self.svi.load_state_dict({key: state[key] for key in self.svi.state_dict()})
+        self.svi.load_state_dict({key: state[key] for key in self.svi.state_dict().keys() & state.keys()})
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"])

@@ -177,7 +177,10 @@ def test_twice_the_slope_keeps_its_digits_where_weights_are_small():
     torch.testing.assert_close(found, (2 * log_w.double().log_softmax(0)).exp().float(), rtol=1e-5, atol=0)
 
 
-def test_a_draw_left_out_or_replaced():
+@pytest.mark.parametrize("pairs", [bounds.PAIRS, 30, 1])
+def test_a_draw_left_out_or_replaced(pairs, monkeypatch):
+    """However many draws are looked at at once."""
+    monkeypatch.setattr(bounds, "PAIRS", pairs)
     log_w = log_weights(4)
     left, geometric, arithmetic = (
         bounds.left_out(bounds.iwae, log_w),

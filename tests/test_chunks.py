@@ -56,6 +56,13 @@ def reversed_parts(drawn, sites):
     return [noise for part in reversed(parts) for noise in part]
 
 
+class EachDraw(pvae.IWAE):
+    """With a weight of the KL for each draw."""
+
+    def beta_for(self, rate):
+        return 0.1 + (rate > rate.mean(0)).to(rate.dtype)
+
+
 OBJECTIVES = {
     "elbo": (pvae.ELBO, "reparam"),
     "iwae": (pvae.IWAE, "reparam"),
@@ -65,6 +72,7 @@ OBJECTIVES = {
     "vimco": (pvae.IWAE, "vimco"),
     "rws": (pvae.IWAE, "rws"),
     "tvo": (pvae.TVO, "reparam"),
+    "each draw's beta": (EachDraw, "dreg"),
     "miwae": (lambda k, **options: pvae.MIWAE(k, groups=5, **options), "dreg"),
 }
 

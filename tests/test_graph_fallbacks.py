@@ -4,6 +4,7 @@ import math
 import random
 import re
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -404,6 +405,20 @@ def test_a_function_of_its_own_reads_pythons_numbers_alone():
         )
 
 
+def test_what_is_set_by_a_truth_value_is_traced():
+    def cut(x):
+        single, every = x[0].clone(), x.clone()
+        single[single > 2] = 0.5
+        every[x[0] > 2] = -1
+        return single, every
+
+    run = replayed(cut, torch.tensor([1.0, 3.0]))
+    for first in (1.0, 3.0):
+        x = torch.tensor([first, 4.0])
+        for found, expected in zip(run(x), cut(x), strict=True):
+            assert found.tolist() == expected.tolist()
+
+
 def test_one_hot_of_any_shape_is_traced():
     def encoded(x):
         return tuple(nn.functional.one_hot(indices, 3) for indices in (x.argmax(-1), x[0].argmax(-1), x.argmax() % 3))
@@ -425,14 +440,14 @@ def test_a_parameter_put_in_the_store_in_another_shape_runs_eagerly():
     assert "parameter 'seen' of Pyro's store changes within a step" in said[0]
 
 
-def test_a_loss_that_is_a_number_of_python_runs_eagerly():
+def test_a_loss_that_is_a_number_of_python_is_replayed():
     def take(model, guide, *args):
         Trace_ELBO().differentiable_loss(model, guide, *args).backward()
         return 3.0
 
-    _, said = both(simple, loss=lambda: by_hand, loss_and_grads=take)
-    assert len(said) == 1
-    assert "the loss is a number of Python, not a tensor" in said[0]
+    svi, said = both(simple, loss=lambda: by_hand, loss_and_grads=take)
+    assert kinds(svi) == ["graph"]
+    assert said == []
 
 
 def test_what_changes_of_the_arguments_is_named():
@@ -460,6 +475,20 @@ class Batch:
     def __init__(self, x):
         self.x = x
 
+    def get(self):
+        return self.x
+
+
+TAKEN, FACTORS = torch.linspace(-1.0, 2.0, 6), [2.0]
+BATCH = Batch(TAKEN)
+
+
+def times(x, factor):
+    def product():
+        return x * (1 + factor) if product is not None else None
+
+    return product
+
 
 def of_batch(kind):
     return lambda: (lambda b: plain(kind(b)), lambda b: plain_guide(kind(b)))
@@ -470,6 +499,23 @@ ARGUMENTS = {
     "dict": (of_batch(lambda b: b["x"]), lambda step, x: ({"x": x + step, "name": "a"},), ["graph"], ""),
     "object": (of_batch(lambda b: b.x), lambda step, x: (Batch(x + step),), [], "other than tensors"),
     "numpy": (of_batch(torch.from_numpy), lambda step, x: ((x + step).numpy(),), [], "other than tensors"),
+    "partial": (of_batch(lambda b: b(1.0)), lambda step, x: (partial(torch.add, x + step),), ["graph"], ""),
+    "partial of a number": (of_batch(lambda b: b()), lambda step, x: (partial(torch.mul, x, step),), ["graph"] * 2, ""),
+    "partials within": (
+        of_batch(lambda b: b[0](out=None)),
+        lambda step, x: ([partial(partial(torch.mul, x + step), other=0.5 + step)],),
+        ["graph"] * 2,
+        "",
+    ),
+    "function": (of_batch(lambda b: b(TAKEN)), lambda step, x: ((lambda x: x * FACTORS[0]),), ["graph"], ""),
+    "function of two numbers": (of_batch(lambda b: b()), lambda step, x: (times(TAKEN, step % 2),), ["graph"] * 2, ""),
+    "function of other tensors": (
+        of_batch(lambda b: b()),
+        lambda step, x: (times(x + step, 1),),
+        [],
+        "other than tens",
+    ),
+    "method": (of_batch(lambda b: b()), lambda step, x: (BATCH.get,), ["graph"], ""),
     "shapes": (
         simple,
         lambda step, x: (x.repeat(step + 1),),

@@ -622,6 +622,16 @@ def test_a_module_made_again_is_pointed_to_pyros_store():
         svi.step(X)
 
 
+def test_a_loss_that_depends_on_no_parameter_is_said_to():
+    def model(x):
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("x", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0), obs=x[0, 0])
+
+    svi = pvae.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(ValueError, match="nothing to fit: the loss depends on none of 'mean'"):
+        svi.step(X)
+
+
 @pytest.mark.parametrize("mode", ["off", "graph"])
 @pytest.mark.parametrize("at", ["loss", "optimizer"])
 def test_a_step_that_is_interrupted_leaves_no_gradient(at, mode):
@@ -861,3 +871,12 @@ def test_a_sweep_leaves_nothing_behind():
     texts = len(linecache.cache)
     assert sweep(5) <= sweep(1)
     assert len(linecache.cache) <= texts, "torch keeps the text of each graph"
+
+
+def test_pyros_deprecated_run_is_refused():
+    """Pyro's takes `num_steps` steps; ours would take none before its losses are asked for."""
+    program = Images()
+    with pytest.warns(FutureWarning, match="num_steps"):
+        svi = pvae.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), num_steps=10)
+    with pytest.raises(ValueError, match=r"run: found num_steps=10 and num_samples=0.*call step"):
+        svi.run(X)

@@ -19,6 +19,7 @@ from pyro.infer import (
     config_enumerate,
 )
 from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.reparam import StableReparam
 
 import pvae
 
@@ -117,6 +118,26 @@ def test_two_losses_with_one_optimizer():
     both(make, before=before, steps=20)
 
 
+NO_CYCLE = {"cycle_momentum": False}
+
+
+@pytest.mark.parametrize("labelled", [2, 7])
+def test_steps_in_which_a_loss_has_nothing_to_score(labelled):
+    """As the loss of a classifier beside a semi-supervised model, where data come without labels."""
+
+    def make():
+        network = torch.nn.Linear(6, 1)
+
+        def classify(x, y=None):
+            pyro.module("network", network)
+            if y is not None:
+                pyro.sample("y", dist.Normal(network(x), 1.0).to_event(1), obs=y)
+
+        return classify, lambda x, y=None: None
+
+    both(make, call=lambda step: (X, X[:1]) if step == 0 or step % labelled == 0 else (X,), steps=24)
+
+
 # The optimizer in a user's hands --------------------------------------------------------------------------------------
 
 
@@ -130,27 +151,131 @@ def test_rates_set_on_optim_objs():
     both(lambda: (plain, plain_guide), before=set_rate)
 
 
-@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "AdagradRMSProp"])
+@pytest.mark.parametrize("optim", ["Adam", "ClippedAdam", "SGD", "AdagradRMSProp", "ExponentialLR", "OneCycleLR"])
 def test_an_optimizers_state_goes_on_in_another(optim):
+    """With the learning rates that it had come to, from the first step on."""
+
     def make_optim():
         options = {"SGD": {"lr": 0.01, "momentum": 0.9}, "AdagradRMSProp": {"eta": 0.01}}
+        schedules = {"ExponentialLR": {"gamma": 0.8}, "OneCycleLR": {"max_lr": 0.1, "total_steps": 30, **NO_CYCLE}}
+        if optim in schedules:
+            adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}}
+            return getattr(pyro.optim, optim)({**adam, **schedules[optim]})
         return getattr(pyro.optim, optim)(options.get(optim, {"lr": 0.01}))
 
+    def before(step, svi):
+        if step == 11 and optim in ("Adam", "SGD"):
+            for part in svi.optim.optim_objs.values():
+                part.param_groups[0]["lr"] = 0.001
+        elif step and optim.endswith("LR"):
+            svi.optim.step()
+
     def resumed(mode):
-        losses, _, svi = fit(mode, lambda: (plain, plain_guide), optim=make_optim)
+        losses, _, svi = fit(mode, lambda: (plain, plain_guide), before=before, optim=make_optim)
         state = copy.deepcopy(svi.optim.get_state())
         assert state.keys() == {"mean", "scale"}
         after, kept = make_optim(), copy.deepcopy(state)
         after.set_state(state)
         own = {} if mode == "pyro" else {"compile": mode}
         svi = type(svi)(plain, plain_guide, after, Trace_ELBO(), **own)
-        losses += [svi.step(X) for _ in range(6)]
+        for step in range(6):
+            losses.append(svi.step(X))
+            before(step + 1, svi)
         if mode != "pyro":
             assert str(state) == str(kept), "what was given has changed"
         return losses
 
     expected = resumed("pyro")
     assert resumed("graph") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_an_optimizer_that_asks_which_rows_a_plate_took(size):
+    """It moves these alone, and their moments."""
+
+    def model(x):
+        with pyro.plate("data", 6, subsample_size=size) as rows:
+            mean = pyro.param("means", torch.zeros(6), event_dim=0)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
+
+    optim = lambda: pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": True})  # noqa: E731
+    both(lambda: (model, lambda x: None), optim=optim)
+
+
+def adam(**options):
+    return {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, **options}
+
+
+def of_each(name):
+    return {"lr": 0.05 if name == "mean" else 0.02}
+
+
+MOVING = {
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.8}),
+    "MultiStepLR": lambda: pyro.optim.MultiStepLR(adam(milestones=[3, 6], gamma=0.1)),
+    "of each": lambda: pyro.optim.LambdaLR(adam(lr_lambda=lambda step: 1 / (1 + step), optim_args=of_each)),
+    "LambdaLR": lambda: pyro.optim.LambdaLR(adam(lr_lambda=lambda step: 1 / (1 + step))),
+    "OneCycleLR": lambda: pyro.optim.OneCycleLR(adam(max_lr=0.2, total_steps=20, cycle_momentum=False)),
+    "ReduceLROnPlateau": lambda: pyro.optim.ReduceLROnPlateau(adam(patience=0, factor=0.5)),
+}
+"""Optimizers whose arguments move as they go."""
+
+
+@pytest.mark.parametrize("how", ["set_state", "load_state_dict"])
+@pytest.mark.parametrize("kind", MOVING)
+def test_a_fit_goes_on_where_its_learning_rates_were(kind, how):
+    def go_on(svi, steps):
+        losses = []
+        for _ in range(steps):
+            losses.append(svi.step(X))
+            if hasattr(svi.optim, "pt_scheduler_constructor"):
+                svi.optim.step(*losses[-1:] if kind == "ReduceLROnPlateau" else ())
+        return losses
+
+    def trained(mode):
+        own = {} if mode == "pyro" else {"compile": mode}
+        kept = []
+        for _ in range(2):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            svi = (pyro.infer.SVI if mode == "pyro" else pvae.SVI)(
+                plain, plain_guide, MOVING[kind](), Trace_ELBO(), **own
+            )
+            if kept:
+                store, random, state, whole = kept
+                pyro.get_param_store().set_state(store)
+                torch.set_rng_state(random)
+                svi.optim.set_state(state) if mode == "pyro" or how == "set_state" else svi.load_state_dict(state)
+                return whole, go_on(svi, 5)
+            go_on(svi, 5)
+            taken = svi.optim.get_state() if mode == "pyro" or how == "set_state" else svi.state_dict()
+            kept = copy.deepcopy([pyro.get_param_store().get_state(), torch.get_rng_state(), taken])
+            kept.append(go_on(svi, 5))
+
+    expected, after = trained("pyro")
+    assert after == expected
+    for mode in ("off", "graph"):
+        for found in trained(mode):
+            assert found == pytest.approx(expected, rel=1e-5), mode
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_an_optimizer_that_asks_which_elements_were_drawn(aware):
+    """Pyro's `DCTAdam` moves the moments of those alone."""
+    data = torch.linspace(-1.0, 2.0, 8)
+
+    def make():
+        def model(x):
+            with pyro.plate("data", 8, subsample_size=3):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 0.5), obs=pyro.subsample(x, event_dim=0))
+
+        return model, AutoNormal(model, create_plates=lambda x: pyro.plate("data", 8, subsample_size=3))
+
+    def optim():
+        return pyro.optim.DCTAdam({"lr": 0.05, "subsample_aware": aware})
+
+    both(make, call=lambda step: (data,), optim=optim)
 
 
 # Objectives -----------------------------------------------------------------------------------------------------------
@@ -291,6 +416,28 @@ def test_a_step_number_as_an_argument_is_replayed(use):
 
 
 # What is read of constants, and of tensors that stay ------------------------------------------------------------------
+
+
+Pairs = dict[str, torch.Tensor]
+"""A name that programs may call; it shows the attributes of `dict`."""
+
+
+def named_pairs(x):
+    plain(Pairs(x=x)["x"])
+
+
+def one_flag(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    y = z * 1
+    y[z < 0] = 0.5
+    y.data[y.data > 1] = 1
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [named_pairs, one_flag])
+def test_names_of_generic_types_and_flags_of_one_value_are_replayed(model):
+    both(lambda: (model, plain_guide))
 
 
 def sequential_plates(x):
@@ -466,7 +613,7 @@ def test_parameters_that_are_made_anew_begin_with_the_first_learning_rate(optim)
     both(lambda: (plain, plain_guide), before=decay, optim=optim, steps=14)
 
 
-@pytest.mark.parametrize("optim", DECAYING[::2], ids=["ClippedAdam", "Adam"])
+@pytest.mark.parametrize("optim", DECAYING, ids=["ClippedAdam", "ExponentialLR", "Adam"])
 def test_a_store_put_aside_has_its_learning_rates_again(optim):
     """Where one of two parameters is replaced, the other goes on as it was."""
     kept = {}
@@ -475,23 +622,66 @@ def test_a_store_put_aside_has_its_learning_rates_again(optim):
         store = pyro.get_param_store()
         if step == 3:
             for part in svi.optim.optim_objs.values():
-                part.param_groups[0]["lr"] *= 0.1
+                getattr(part, "optimizer", part).param_groups[0]["lr"] *= 0.1
         if step == 5:
             kept.update(store.get_state())
             del store["mean"]
         if step == 8:
             store.set_state(kept)
+        if step > 3 and hasattr(svi.optim, "pt_scheduler_constructor"):
+            svi.optim.step()
 
     both(lambda: (plain, plain_guide), before=before, optim=optim)
 
 
-def test_a_schedule_where_only_some_parameters_are_made_anew_is_said():
-    def before(step, svi):
-        if step == 5:
-            del pyro.get_param_store()["mean"]
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ExponentialLR", {"gamma": 0.7}),
+        ("LambdaLR", {"lr_lambda": lambda epoch: 0.5 / (1 + epoch)}),
+        ("CosineAnnealingLR", {"T_max": 6}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 20, **NO_CYCLE}),
+        ("ReduceLROnPlateau", {"patience": 0}),
+    ],
+)
+def test_a_parameter_that_begins_late_has_a_schedule_of_its_own(name, options):
+    def guide(x, late):
+        scale = pyro.param("late", torch.tensor(0.8)) if late else 0.8
+        pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), scale))
 
-    with pytest.warns(UserWarning, match="'mean' of Pyro's store has been replaced.*make another SVI"):
-        fit("graph", lambda: (plain, plain_guide), before=before, optim=DECAYING[1])
+    def before(step, svi):
+        if step:
+            svi.optim.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+
+    adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}}
+    make = lambda: getattr(pyro.optim, name)({**adam, **options})  # noqa: E731
+    both(lambda: (plain, guide), call=lambda step: (X, step >= 4), before=before, optim=make)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_a_resumed_run_is_where_its_schedule_was(mode):
+    def steps(svi, count):
+        losses = []
+        for _ in range(count):
+            losses.append(svi.step(X))
+            svi.optim.step()
+        return losses
+
+    def fresh():
+        adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}}
+        return pvae.SVI(
+            plain, plain_guide, pyro.optim.CosineAnnealingLR({**adam, "T_max": 9}), Trace_ELBO(), compile=mode
+        )
+
+    torch.manual_seed(0)
+    whole = steps(fresh(), 10)
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    svi = fresh()
+    losses, state = steps(svi, 5), svi.state_dict()
+    svi = fresh()
+    svi.load_state_dict(copy.deepcopy(state))
+    assert losses + steps(svi, 5) == whole
 
 
 def test_two_svis_share_an_optimizer_with_a_schedule():
@@ -506,6 +696,26 @@ def test_two_svis_share_an_optimizer_with_a_schedule():
             svi.optim.step()
 
     both(lambda: (plain, plain_guide), before=before, optim=DECAYING[1])
+
+
+# Distributions that look at their parameters -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stability", [1.7, 1.001])
+def test_a_stable_distribution_is_replayed(stability):
+    """Near a stability of 1 it interpolates, elsewhere it spares the work."""
+
+    def make():
+        def model(x):
+            a = pyro.param("a", torch.tensor(stability), constraint=constraints.interval(0.1, 2.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Stable(a, 0.3, 1.0), obs=x)
+
+        return poutine.reparam(model, config={"x": StableReparam()}), AutoNormal(
+            poutine.block(poutine.reparam(model, config={"x": StableReparam()}), hide=["a"])
+        )
+
+    both(make, optim=lambda: pyro.optim.Adam({"lr": 0.001}))
 
 
 # Running statistics ---------------------------------------------------------------------------------------------------

@@ -91,7 +91,11 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     coefficients, beta = gradient.choose(objective, terms)
     for part, start, size in zip(parts, starts, sizes, strict=True):
         mine = slice(start, start + size)
-        part.chosen = Coefficients(*(None if c is None else c[mine] for c in coefficients)), beta
+        each = isinstance(beta, Tensor) and beta.dim() == 2 and len(beta) == step.particles
+        part.chosen = (
+            Coefficients(*(None if c is None else c[mine] for c in coefficients)),
+            beta[mine] if each else beta,
+        )
     value = objective.bound(terms.log_w)
     for surrogate, *_ in found:
         value = value + surrogate  # zeros, with the gradient

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import bounds, estimators, programs
+from .. import bounds, programs
+from ..base import path_of
 from ..errors import InputError
 from ..estimators import surrogates
 from ..programs import Traces
@@ -37,17 +38,15 @@ class ELBO(Objective, name="elbo"):
     power = 0.0
 
     def __init__(self, num_particles: int = 1, analytic_kl: bool = False, **shared: Any) -> None:
-        super().__init__(num_particles, **shared)
         self.analytic_kl = analytic_kl
-        if analytic_kl and not isinstance(self.gradient, estimators.Reparameterized):
-            raise InputError(
-                f"analytic_kl: found gradient {self.gradient.name}, which weighs draws, and a KL in closed form has"
-                " none: expected gradient reparam"
-            )
-        if analytic_kl:
-            if self.chunk is not None:
-                raise InputError("analytic_kl: found a chunk, expected none: the KL is of all particles at once")
-            self._at_once = num_particles
+        super().__init__(num_particles, **shared)
+        if analytic_kl and type(self).bound is not ELBO.bound:
+            raise InputError(f"analytic_kl: found it with the bound of {path_of(type(self))}, expected the ELBO's own")
+
+    @property
+    def whole(self) -> str:  # noqa: D102
+        own = type(self).differentiable is not ELBO.differentiable
+        return "analytic_kl: a KL in closed form" if self.analytic_kl else super().whole if own else ""
 
     def bound(self, log_w: Tensor) -> Tensor:
         """1/K sum_k log w_k: (B,), nats."""

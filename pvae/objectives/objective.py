@@ -21,7 +21,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from .. import bounds, estimators, programs
-from ..base import Member, lookup
+from ..base import Member, lookup, path_of
 from ..errors import InputError, at_least
 from ..estimators import Gradient, chunks, intervals, surrogates
 from ..estimators.surrogates import Step
@@ -81,6 +81,15 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     ...         return (self.taken(rate.device) % 1000 / 500).clamp(max=1)
     >>> svi = pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), Cyclic())
     >>> loss = svi.step(torch.ones(3, 6))
+
+    So is a penalty, of the guide's sites say, which goes with the gradient reparam alone. A network that it needs is
+    trained if it is named by `pyro.module`; what an objective holds and steps change is part of the SVI's state:
+
+    >>> class Penalized(pvae.ELBO):
+    ...     def differentiable(self, traces):
+    ...         return super().differentiable(traces) - traces.guide["z"]["fn"].mean.square().mean()
+    >>> Penalized(3).bounds(vae.model, vae.guide, torch.ones(3, 6)).shape
+    torch.Size([3])
     """
 
     needs_param_sites = False
@@ -97,6 +106,10 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.__signature__ = _signature(cls)
+        if {"bound", "guide_bound"} & vars(cls).keys() and super(cls, cls).bound is not Objective.bound:
+            # of another bound than its base's, of which that knows more
+            for name in {"power", "twice_slope", "left_out"} - vars(cls).keys():
+                setattr(cls, name, vars(Objective)[name])
 
     def __init__(
         self,
@@ -124,6 +137,25 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self._losses: Tensor | None = None
         self.gradient = lookup("gradient", gradient, "gradient")() if isinstance(gradient, str) else gradient
         estimators.check(self.gradient, self)
+        if self.whole:
+            self._check_whole()
+            self._at_once = num_particles
+
+    @property
+    def whole(self) -> str:
+        """Why it takes the gradient reparam alone, of all particles at once; nothing where it takes any."""
+        own = type(self).differentiable is not Objective.differentiable
+        return f"{path_of(type(self))}: its own differentiable" if own else ""
+
+    def _check_whole(self) -> None:
+        about, _, why = self.whole.partition(": ")
+        for fits, found, expected in (
+            (isinstance(self.gradient, estimators.Reparameterized), f"gradient {self.gradient.name}", "reparam"),
+            (not self.apart, "a bound of the guide's own", "one of model and guide"),
+            (self.chunk is None, "a chunk", "none: all particles are taken at once"),
+        ):
+            if not fits:
+                raise InputError(f"{about}: found {found}, expected {expected}: nothing else asks for {why}")
 
     @property
     def in_parts(self) -> bool:
@@ -151,7 +183,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     def differentiable(self, traces: Traces) -> Tensor:
         """The bound for each datum, (B,), nats, to be differentiated through the draws.
 
-        Asked for by the gradient reparam alone, and where all particles are taken at once.
+        Asked for by the gradient reparam alone, where all particles are taken at once and model and guide climb the
+        same: an objective that has its own is refused others, and takes them so.
         """
         terms = programs.split(traces)
         if self._plain:

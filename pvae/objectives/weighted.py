@@ -51,8 +51,12 @@ class Renyi(Objective, name="renyi"):
     def __init__(self, num_particles: int = 1, alpha: float = 0.5, **shared: Any) -> None:
         if not math.isfinite(alpha):
             raise InputError(f"alpha: found {alpha}, expected a finite number: 0 is IWAE, 1 the ELBO")
-        self.alpha, self.power = alpha, 1.0 - alpha
+        self.alpha = alpha
         super().__init__(num_particles, **shared)
+
+    @property
+    def power(self) -> float:  # noqa: D102
+        return 1.0 - self.alpha
 
     def bound(self, log_w: Tensor) -> Tensor:
         """The bound for each datum: (B,), nats."""

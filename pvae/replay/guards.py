@@ -207,7 +207,7 @@ class Guards(Notes):
                 yield f"a hook of {name}", hook
 
     def _object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if hasattr(value, "__dict__"):
+        if isinstance(getattr(value, "__dict__", None), dict):  # not so of list[int]
             private = not any(map(library, type(value).__mro__[:-1]))
             self._note_lacking(name, value)
             yield from self._attributes(name, vars(value), vars(value), private)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions.stable import _standard_stable
+from pyro.infer.reparam.stable import _safe_shift
 from pyro.infer.util import Dice
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
@@ -57,8 +59,14 @@ class Known(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._refuse(func, args)
         given = _tensors((args, kwargs))
+        if _READING.intersection(func.tags) and recording() and self.knows(*given):  # by torch itself, in what it does
+            with disable_proxy_modes_tracing():
+                result = func(*args, **kwargs)
+            for made in _tensors(result):
+                self._made(made, self._of_all(given))
+            return result
+        self._refuse(func, args)
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
@@ -122,8 +130,20 @@ class Known(TorchDispatchMode):
         self._made(tensor, sources if key in self._sources else None)
 
 
-_MAKING = {"new_ones", "new_zeros", "new_full", "new_empty", "ones_like", "zeros_like", "full_like", "empty_like"}
-"""Operations that ask a tensor for its kind, not for its values."""
+_READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""Of operations that look at values."""
+_MAKING = {
+    "lift_fresh",
+    "new_ones",
+    "new_zeros",
+    "new_full",
+    "new_empty",
+    "ones_like",
+    "zeros_like",
+    "full_like",
+    "empty_like",
+}
+"""Operations that ask a tensor for its kind, not for its values; the first gives a tensor of Python's numbers."""
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -198,8 +218,8 @@ class HostReads(TorchFunctionMode):
             return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
             return _one_hot(*args, **kwargs)
-        if func is Tensor.__bool__ and _asked_by(Dice.compute_expectation):
-            return True  # that all probabilities are above 0: where they are not, terms are left out
+        if func is Tensor.__bool__ and _asking().f_code in _SPARING:
+            return True
         if self.supposed is not None and func in _DECIDING:
             return self.supposed.read(args[0], _DECIDING[func], _asserted())
         if self.supposed is not None and func in _COMPARING:
@@ -218,9 +238,9 @@ class HostReads(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func in _SIZED:
             return func(*tree_map(self._size, args), **kwargs)
-        if func is Tensor.__setitem__ and _is_flags(args[1]) and _is_one(args[2]):
-            full = args[1].reshape(args[1].shape + (1,) * (args[0].dim() - args[1].dim()))
-            return args[0].masked_fill_(full, args[2])
+        if func is Tensor.__setitem__ and _is_flags(args[1]) and (_is_one(args[2]) or args[1].dim() == 0):
+            full = args[1].bool().reshape(args[1].shape + (1,) * (args[0].dim() - args[1].dim()))
+            return args[0].copy_(torch.where(full, args[2], args[0]))
         if func in (Tensor.__getitem__, Tensor.__setitem__) and any(
             _is_mask(i) or _numbers(i) for i in _indices(args[1])
         ):
@@ -380,9 +400,11 @@ def _asking() -> Any:
     return frame
 
 
-def _asked_by(function: Callable) -> bool:
-    """Whether a value is read by this function itself."""
-    return _asking().f_code is function.__code__
+_SPARING = {function.__code__ for function in (Dice.compute_expectation, _standard_stable, _safe_shift)}
+"""Functions of Pyro that read a truth value to spare work: what they do where it is true is right in any case.
+
+That all probabilities are above 0: where they are not, terms are left out. That a stability is near 1.
+"""
 
 
 def _asserted() -> bool:

@@ -1,7 +1,7 @@
 """Stochastic variational inference with a step that is traced once and replayed. Generic: any Pyro model and guide.
 
-`engine` takes steps and `trained` holds what they change, with `parameters`, `optimizers`, `shares`, `rates` and
-`clipped_adam`.
+`engine` takes steps and `trained` holds what they change, with `parameters`, `optimizers`, `shares`, `rates`,
+`own` (an objective's) and `clipped_adam`.
 Graphs: `calls` says which arguments are alike, `graphs` when one is built and when trusted, `building` makes it.
 Checks: `arguments` of what is given, `observed` of data against supports, `faults` and `pending` of losses that are
 not finite. `loss` is a number that is read late.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
+SUBSAMPLE = "_pyro_subsample"
+"""The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 
 
@@ -76,8 +78,10 @@ class Build:
         self.inputs = anew(call.inputs, {})[0]
         if self.device.type != "cpu":
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
-        self._programs = (*svi._programs, *call.objects)
+        self._programs = (*svi._programs, *call.looked_at)
         self._having: list[Tensor] = []
+        self._rows: list[tuple[dict, Any]] = []
+        """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
         self._supposed = Supposed()
 
@@ -115,7 +119,7 @@ class Build:
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with unkept(), svi._undone(*self.call.objects):
+        with unkept(), svi._undone(*self.call.looked_at):
             traced, read = self._traced()
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
@@ -126,7 +130,7 @@ class Build:
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
-        with svi._undone(*call.objects):
+        with svi._undone(*call.looked_at):
             with undrawn() as drawn:
                 svi._gradients(*call.again())
                 if drawn():
@@ -165,18 +169,21 @@ class Build:
         before = stored()
         losses, norm = self.svi._gradients(*self.call.arguments(*inputs))
         _keep(before, self.svi._names)
-        if not all(isinstance(loss, Tensor) for loss in losses):
-            raise Untraceable("the loss is a number of Python, not a tensor")
+        losses = [torch.as_tensor(loss, device=norm.device) for loss in losses]  # a number, where nothing is scored
         self._having = [p for p in self.svi._names if p.grad is not None]
+        taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
+        self._rows = [(rows, dim) for rows in taken for dim in rows]
         made = head(losses, norm if self.normed or not losses else losses[0])
         if held := self._supposed.held:
             made = made.where(torch.stack([value.to(made.device) for value in held]).all(), nan)
-        return made, *(p.grad for p in self._having)
+        return made, *(p.grad for p in self._having), *(rows[dim] for rows, dim in self._rows)
 
-    def _change(self, values: Tensor, *gradients: Tensor) -> tuple:
+    def _change(self, values: Tensor, *given: Tensor) -> tuple:
         """From these to changed parameters."""
-        for parameter, gradient in zip(self._having, gradients, strict=True):
+        for parameter, gradient in zip(self._having, given[: len(self._having)], strict=True):
             parameter.grad = gradient
+        for (rows, dim), taken in zip(self._rows, given[len(self._having) :], strict=True):
+            rows[dim] = taken
         self.svi._update(values[-1])
         return ()
 

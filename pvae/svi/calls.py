@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, register_pytree_node, tree_flatten, tree_map, tree_unflatten
 
 from ..replay.members import CONSTANTS
 
@@ -47,9 +48,16 @@ class Call:
     sources: tuple[Tensor, ...] = ()
     """The inputs as they were given, where they were then brought to the device."""
     objects: tuple[Any, ...] = ()
-    """Arguments that are of some other class, as options: what they hold is looked at."""
+    """Arguments that are of some other class, as options, and what functions hold: to be the same at each step."""
+    functions: tuple[Any, ...] = ()
+    """Arguments that are functions, which may be made anew at each step."""
 
     around: list[Any] = field(default_factory=_around)
+
+    @property
+    def looked_at(self) -> tuple[Any, ...]:
+        """What may hold what a graph takes in."""
+        return (*self.objects, *self.functions)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -134,7 +142,7 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
     if all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in leaves):
         tree, place = _flat(len(args), tuple(kwargs))
     else:
-        leaves, tree = tree_flatten((args, kwargs))
+        leaves, tree = _opened((args, kwargs))
         place = str(tree)
     first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0, device=device))
     dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
@@ -145,9 +153,10 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
         for index, leaf in enumerate(leaves)
     ]
     tensors = tuple(leaf for leaf in taken if isinstance(leaf, Tensor))
-    parts = [_part(leaf) for leaf in taken]
-    objects = tuple(leaf for leaf, part in zip(taken, parts, strict=True) if part is None)
+    functions = tuple(leaf for leaf in taken if inspect.isroutine(leaf))
+    objects = [leaf for leaf in taken if _part(leaf) is None]
     known = all(hasattr(leaf, "__dict__") for leaf in objects)
+    parts = [_known(leaf, objects) if inspect.isroutine(leaf) else _part(leaf) for leaf in taken]
     key = (place, *parts, *map(id, objects)) if known else None
 
     def arguments(*inputs: Tensor) -> tuple[tuple, dict[str, Any]]:
@@ -157,7 +166,8 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
     as_tensors = frozenset(type(leaf) for leaf, other in zip(leaves, taken, strict=True) if leaf is not other)
     inputs = tensors if device is None else tuple(_there(value, device) for value in tensors)
     label = str((place, *parts, *(type(leaf).__name__ for leaf in objects)))
-    return Call(inputs, arguments, key, label, (args, kwargs), numbers=as_tensors, sources=tensors, objects=objects)
+    common = {"numbers": as_tensors, "sources": tensors, "objects": tuple(objects), "functions": functions}
+    return Call(inputs, arguments, key, label, (args, kwargs), **common)
 
 
 def change(program: Callable[..., Any], now: Call, before: Call) -> str:
@@ -167,10 +177,12 @@ def change(program: Callable[..., Any], now: Call, before: Call) -> str:
     try:
         signature = inspect.signature(getattr(program, "forward", program))
         bound = [signature.bind(*args, **kwargs).arguments for args, kwargs in (now.given, before.given)]
+        for name in (name for name, given in signature.parameters.items() if given.kind is given.VAR_KEYWORD):
+            bound = [{**arguments, **arguments.pop(name, {})} for arguments in bound]
     except (TypeError, ValueError):  # a program that tells nothing of its arguments
         bound = [{"arguments": call.given} for call in (now, before)]
     for name in bound[0]:
-        for leaf, was in zip(*(tree_flatten(arguments.get(name))[0] for arguments in bound), strict=False):
+        for leaf, was in zip(*(_opened(arguments.get(name))[0] for arguments in bound), strict=False):
             if isinstance(leaf, Tensor) and isinstance(was, Tensor):
                 if leaf.shape != was.shape:
                     return f"{name} of shape {tuple(leaf.shape)} after {tuple(was.shape)}"
@@ -206,24 +218,77 @@ def take(rows: Tensor, data: Sequence[Any], prepare: Callable[..., Any]) -> tupl
     return (batch if isinstance(batch, tuple) else (batch,)), {}
 
 
+class Opened:
+    """A `functools.partial` among arguments, taken apart: it may be made anew at each step, with other numbers."""
+
+    def __init__(self, whole: functools.partial) -> None:
+        self.whole = whole
+
+
+def _parts_of(opened: Opened) -> tuple[list[Any], Any]:
+    whole = opened.whole
+    parts = [whole.func, *whole.args, *whole.keywords.values()]
+    return tree_map(_open, parts), (len(whole.args), tuple(whole.keywords))
+
+
+def _joined(parts: Sequence[Any], context: Any) -> functools.partial:
+    count, names = context
+    function, *rest = parts
+    return functools.partial(function, *rest[:count], **dict(zip(names, rest[count:], strict=True)))
+
+
+register_pytree_node(Opened, _parts_of, _joined)
+
+
+def _open(leaf: Any) -> Any:
+    return Opened(leaf) if isinstance(leaf, functools.partial) else leaf
+
+
+def _opened(tree: Any) -> tuple[list[Any], TreeSpec]:
+    leaves, spec = tree_flatten(tree)
+    whole = any(isinstance(leaf, functools.partial) for leaf in leaves)
+    return tree_flatten(tree_map(_open, tree)) if whole else (leaves, spec)
+
+
 def _identity(function: Any) -> Hashable:
     """The same for a function that is written once and made often: a lambda in a loop, a bound method, a partial."""
-    if isinstance(function, functools.partial):
-        given = [*function.args, *(part for item in sorted(function.keywords.items()) for part in item)]
-        return ("partial", _identity(function.func), *map(_of_value, given))
-    inner = getattr(function, "__func__", function)
-    if not inspect.isfunction(inner):
-        return id(function)
-    values = [cell.cell_contents for cell in inner.__closure__ or ()]
-    values += [*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()]
-    return (inner.__code__, id(getattr(function, "__self__", None)), *map(_of_value, values))
+    held: list[Any] = []
+    known = _known(function, held)
+    return (known, *map(id, held))
 
 
-def _of_value(value: Any) -> Hashable:
-    return value if isinstance(value, CONSTANTS) else id(value)
+def _known(value: Any, held: list[Any], seen: frozenset[int] = frozenset()) -> Hashable:
+    """The name of a function, with the numbers that it holds; the objects that it holds are added to `held`."""
+    inner = getattr(value, "__func__", value)
+    if id(inner) in seen:
+        return "itself"
+    if isinstance(value, functools.partial):
+        holds: list[Any] = [
+            value.func,
+            *value.args,
+            *(part for item in sorted(value.keywords.items()) for part in item),
+        ]
+    elif inspect.isfunction(inner):
+        holds = [inner.__code__, getattr(value, "__self__", None), *_cells(inner)]
+        holds += [*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()]
+    elif isinstance(value, CONSTANTS):
+        return value
+    else:
+        held.append(value)
+        return type(value).__name__
+    name = getattr(inner, "__qualname__", "partial")
+    return (name, *(_known(part, held, seen | {id(inner)}) for part in holds))
+
+
+def _cells(function: Any) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not yet filled
+            yield cell.cell_contents
 
 
 def _part(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return (tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device), leaf.requires_grad)
+    if inspect.isroutine(leaf):
+        return _identity(leaf)
     return (type(leaf).__name__, leaf) if isinstance(leaf, CONSTANTS) else None

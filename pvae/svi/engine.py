@@ -33,7 +33,12 @@ _GRADIENT = attrgetter("grad")
 
 NOTHING = "no parameter of model or guide has a gradient: there is nothing to fit"
 WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where nothing has a gradient: take it outside"
+DEPRECATED = (
+    "run: found num_steps={} and num_samples={}, of Pyro's deprecated SVI.run, which is another: expected none: to take"
+    " steps, call step; to sample, use pyro.infer.Predictive"
+)
 UNSEEN = ': those of a torch module are seen where a program calls pyro.module("name", module), or pyro.param'
+UNUSED = ": the loss depends on none of {}"
 OTHERS = ": Pyro's store has others under their names, as of modules made before: call pyro.clear_param_store()"
 
 
@@ -155,6 +160,9 @@ class SVI(Trained):
         Yields:
             The losses (block,) of the next steps, not yet read; a step is taken when they are asked for.
 
+        Raises:
+            ValueError: the SVI was given `num_steps` or `num_samples`, of Pyro's deprecated method of this name.
+
         >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
@@ -164,7 +172,12 @@ class SVI(Trained):
         >>> sum(len(losses) for losses in svi.run(torch.tensor([[0, 1], [2, 0]]), torch.ones(3)))
         2
         """
-        coming, ahead = map(calls.of_rows(data, prepare), rows), list[Call]()
+        if self.num_steps or self.num_samples:
+            raise ValueError(DEPRECATED.format(self.num_steps, self.num_samples))
+        return self._run(map(calls.of_rows(data, prepare), rows))
+
+    def _run(self, coming: Iterator[Call]) -> Iterator[Tensor]:
+        ahead = list[Call]()
         while True:
             with in_turn():
                 ahead += islice(coming, max(0, self._graphs.most() - len(ahead)))
@@ -220,7 +233,7 @@ class SVI(Trained):
 
     def _eager(self, call: Call) -> list[float]:
         if self._waiting is not None and self.steps > 0:  # what programs draw to set themselves up was drawn long ago
-            with self._undone(*call.objects):
+            with self._undone(*call.looked_at):
                 self._gradients(*call.again())
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
@@ -302,10 +315,17 @@ class SVI(Trained):
             raise ValueError(WITHOUT)
         having = self._used.fill(self._names)
         if not having:
-            unseen = "" if self._names else UNSEEN
-            raise ValueError(NOTHING + (OTHERS if self._used.stored else unseen))
+            raise ValueError(NOTHING + self._why())
         self._kind, losses = numbers(self.objective, loss)
         return self._observed.held(losses), norm_of([p.grad for p in having])
+
+    def _why(self) -> str:
+        """Why nothing has a gradient."""
+        if self._used.others:
+            return OTHERS
+        if self._used.stored:
+            return UNUSED.format(", ".join(f"'{name}'" for name in list(self._used.stored)[:3]))
+        return "" if self._names else UNSEEN
 
     def _look_at_values(self, call: Call, needed: bool = True) -> None:
         """From here on hold what is observed against the supports: where nobody else does, and the data are new."""

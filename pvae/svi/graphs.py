@@ -56,7 +56,10 @@ BY_KIND = {
 }
 """What to do about that which keeps changing and cannot be passed to the step."""
 NOT_COMPILED = "the step is not compiled, its graph is replayed as it is: {}"
-OTHERS = "steps with arguments other than tensors, numbers and text run eagerly: pass tensors, also in lists and dicts"
+OTHERS = (
+    "steps with arguments other than tensors, numbers, text and functions run eagerly: pass tensors, also in lists and"
+    " dicts"
+)
 
 OFTEN = "{}a tensor's value is read in Python, and changes, which a graph cannot follow: use torch.where, or a mask"
 HOOKS = "steps run eagerly while there are hooks of all modules, as torch's register_module_forward_hook makes"
@@ -154,7 +157,8 @@ class Graph(Step):
         """Losses and norm of the gradient of one step, whose heads these are."""
         if self.normed:
             return heads[0].tolist()
-        return read(heads[0, :-1].unbind(), norm_of(self.captures[1].gradients))
+        gradients = [value for value in self.captures[1].gradients if value.is_floating_point()]  # others are rows
+        return read(heads[0, :-1].unbind(), norm_of(gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)

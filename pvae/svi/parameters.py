@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from ..replay.generators import random_state, set_random_state
 from ..replay.members import Members
@@ -29,6 +29,8 @@ class Parameters(Messenger):
         """Those that have had a gradient; belongs to the optimizer, which may be another's too."""
         self.stored: dict[str, Tensor] = {}
         """Those of Pyro's store, by name."""
+        self.others = False
+        """Whether it has had another than the one that a module gave."""
         self.new: dict[Tensor, str] = {}
         self.replaced: list[tuple[Tensor, Tensor]] = []
         """Pairs of a parameter of Pyro's store that is no longer there, and the one that has its name now."""
@@ -77,6 +79,7 @@ class Parameters(Messenger):
         if pyro.get_param_store()._params.get(name) is not parameter:
             self._add(parameter, name)  # one that is the module's own
             return
+        self.others |= any(isinstance(given, Parameter) and given is not parameter for given in msg["args"])
         before = self.stored.get(name)
         self.stored[name] = parameter
         if before is None:

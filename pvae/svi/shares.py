@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -20,6 +21,10 @@ Aside = WeakIdKeyDictionary
 """By parameter, what the optimizer's state of it and the arguments of its group were."""
 WISHES: WeakKeyDictionary[Optimizer, dict[Tensor, dict[str, Any]]] = WeakKeyDictionary()
 """By optimizer, the arguments that parameters have been given since its last step."""
+
+
+HOW = ("fused", "foreach", "capturable", "differentiable")
+"""Arguments of how a step is computed: no others' part."""
 
 
 class Own(MutableMapping):
@@ -48,17 +53,46 @@ class Own(MutableMapping):
         return len(self._now())
 
 
-class Share:
-    """What a parameter has of an optimizer over all, as Pyro's users know it: an optimizer of its own."""
+class Share(Optimizer):
+    """What a parameter has of an optimizer over all, as Pyro's users know it: an optimizer of its own.
+
+    Its steps are those of the whole; a schedule of torch's may be made of it.
+    """
+
+    _opt_called = True
 
     def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
         self.whole, self.parameter = optimizer, parameter
+        self.alone: list[dict[str, Any]] = []
+        """Its arguments while the whole does not have it."""
+
+    def step(self, closure: Any = None) -> None:
+        """Refused: the steps are its SVI's."""
+        raise TypeError("optim_objs: a parameter's part takes no step by itself: call step of the SVI")
+
+    step._wrapped_by_lr_sched = True  # schedules look whether steps are taken, as of an optimizer of their own
 
     @property
-    def param_groups(self) -> list[Own]:
+    def defaults(self) -> dict[str, Any]:
+        """Those of the whole."""
+        return self.whole.defaults
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """The parameter's."""
+        return {p: state for p, state in self.whole.state.items() if p is self.parameter}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    @property
+    def param_groups(self) -> list[Own] | list[dict[str, Any]]:
         """The arguments that the parameter has."""
         having = [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
-        return [Own(self.whole, self.parameter, group) for group in having]
+        return [Own(self.whole, self.parameter, group) for group in having] or self.alone
 
     def state_dict(self) -> dict[str, Any]:
         """As a torch optimizer over the one parameter."""
@@ -68,7 +102,7 @@ class Share:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, or that of a torch optimizer of the parameter's own."""
         for group, other in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in other.items() if key in ("lr", "initial_lr")})
+            group.update({key: value for key, value in other.items() if key not in ("params", *HOW)})
         found = state["state"].get(0)
         if found:
             steps = {"step": torch.tensor(float(found["step"]))} if "step" in found and replayable(self.whole) else {}
@@ -79,19 +113,88 @@ class Share:
             }
 
 
+class Scheduled:
+    """The same where there is a schedule of torch's: that is one for all, and stepped by the first of these."""
+
+    def __init__(self, optim: Any, schedule: Any, parameter: Tensor) -> None:
+        self.optim, self.schedule, self.optimizer = optim, schedule, Share(schedule.optimizer, parameter)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """As the schedule's, once for all."""
+        if next(iter(self.optim.optim_objs.values())) is self:
+            self.schedule.step(*args, **kwargs)
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate that the parameter has."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _each(self, value: Any) -> bool:
+        """Whether it has an element for each group."""
+        return isinstance(value, list) and len(value) == len(self.schedule.optimizer.param_groups)
+
+    def _place(self) -> int:
+        having = [any(p is self.optimizer.parameter for p in g["params"]) for g in self.schedule.optimizer.param_groups]
+        return having.index(True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of a schedule of the parameter's own."""
+        place, state = self._place(), self.schedule.state_dict()
+        return {key: [value[place]] if self._each(value) else value for key, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        place, now = self._place(), self.schedule.state_dict()
+        for key, value in state.items():
+            if self._each(now.get(key)):
+                now[key] = [*now[key][:place], *value, *now[key][place + 1 :]]
+            else:
+                now[key] = value
+        self.schedule.load_state_dict(now)
+
+
 def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
     """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
     if not isinstance(optim, PyroOptim):
         return
-    if schedules(optim):
-        if not optim.optim_objs:
-            optim.optim_objs = {"all": optim.pt_scheduler_constructor(optimizer, **optim.kwargs)}
-        return
     for parameter, name in parameters.items():
-        optim.optim_objs[parameter] = Share(optimizer, parameter)
+        own, share = _known(optim, parameter), Share(optimizer, parameter)
+        if own is None or own.whole is not optimizer:
+            made = optim.pt_scheduler_constructor(share, **optim.kwargs) if schedules(optim) else share
+            optim.optim_objs[parameter] = made
         state = optim._state_waiting_to_be_consumed.pop(name, None)
-        if state is not None:
-            optim.optim_objs[parameter].load_state_dict(state)
+        if state is None:
+            continue
+        if schedules(optim):
+            optim.optim_objs[parameter].load_state_dict(copy.deepcopy(state["scheduler"]))
+            state = state["optimizer"]
+        share.load_state_dict(state)
+
+
+def _known(optim: Any, parameter: Tensor) -> Share | None:
+    """The part that a parameter has been given, also by another `SVI`."""
+    found = getattr(optim, "optim_objs", {}).get(parameter)
+    found = getattr(found, "optimizer", found)  # that of a schedule
+    return found if isinstance(found, Share) else None
+
+
+def state_of_schedules(optim: Any, names: dict[Tensor, str]) -> dict[str, Any]:
+    """How far the schedule of each parameter is."""
+    known = optim.optim_objs if schedules(optim) else {}
+    return {name: known[p].state_dict() for p, name in names.items() if p in known}
+
+
+def resume_schedules(optim: Any, states: dict[str, Any], names: dict[Tensor, str]) -> None:
+    """Go on from there."""
+    for parameter, name in names.items() if schedules(optim) else ():
+        if name in states:
+            optim.optim_objs[parameter].load_state_dict(copy.deepcopy(states[name]))
+            _follow(optim.optim_objs[parameter])
+
+
+def _follow(schedule: Any) -> None:
+    """Give a parameter the learning rate that its schedule is at."""
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = float(rate)
 
 
 def schedules(optim: Any) -> bool:
@@ -102,13 +205,11 @@ def schedules(optim: Any) -> bool:
 def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tuple[Optimizer, dict[Tensor, str]]:
     """The one optimizer, which has these parameters too now, and those of them that were added to it.
 
-    The first that there is may be another `SVI`'s, made of the same `PyroOptim` over some of them, or with a schedule.
+    The first that there is may be another `SVI`'s, made of the same `PyroOptim` over some of them.
     """
     added = new
     if optimizer is None:
-        known = getattr(optim, "optim_objs", {})
-        optimizer = next((known[p].whole for p in new if isinstance(known.get(p), Share)), None)
-        optimizer = optimizer or getattr(known.get("all"), "optimizer", None)  # that of a schedule
+        optimizer = next((share.whole for p in new if (share := _known(optim, p))), None)
         if optimizer is None:
             return checked(build(optim, new)), {}
         added = untrained(optimizer, new)
@@ -130,6 +231,8 @@ def replace(
         if group is None:
             continue
         aside[old] = optimizer.state.pop(old, {}), _arguments(group)
+        if (share := _known(optim, old)) is not None:  # a schedule goes on with it
+            share.alone = [{"params": [old], **_arguments(group), **_number(group)}]
         state, own = aside.pop(new, ({}, _first(optim, new, names.get(new, ""))))
         if _has(group, own):
             group["params"][:] = [new if p is old else p for p in group["params"]]
@@ -137,7 +240,18 @@ def replace(
             _move(optimizer, old, group, new, own)
         if state:
             optimizer.state[new] = state
+        if schedules(optim):
+            _begin_or_go_on(optim, optimizer, new)
     _drop_empty(optimizer)
+
+
+def _begin_or_go_on(optim: Any, optimizer: Optimizer, parameter: Tensor) -> None:
+    """Give a parameter the first learning rate, or that of its schedule where it had one before."""
+    if _known(optim, parameter) is not None:
+        _follow(optim.optim_objs[parameter])
+        return
+    for group in Share(optimizer, parameter).param_groups:
+        group["lr"] = float(group.get("initial_lr", group["lr"]))
 
 
 def settle(optimizer: Optimizer) -> bool:
@@ -180,14 +294,14 @@ def _arguments(group: dict[str, Any]) -> dict[str, Any]:
 
 def _first(optim: Any, parameter: Tensor, name: str) -> dict[str, Any]:
     """The arguments that a parameter begins with; none where they are to be those of its group."""
-    if not isinstance(optim, PyroOptim) or schedules(optim):
+    if not isinstance(optim, PyroOptim):
         return {}
     return {key: value for key, value in groups(optim, {parameter: name})[0].items() if key != "params"}
 
 
 def _has(group: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether a group's arguments are these."""
-    found = _arguments(group)
+    found = {**group, **_number(group)} if "initial_lr" in own else _arguments(group)
     pairs = [(found.get(name), value) for name, value in own.items()]
     return all(
         math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) and isinstance(other, float) else one == other

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
-from . import optimizers, rates, shares
+from . import optimizers, own, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
 from .parameters import Parameters, Snapshot
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 
 ALONE = "make another SVI, and give it state_dict() of this one"
 """What to do where programs cannot be copied with it."""
-PARTLY = (
-    "parameter '{}' of Pyro's store has been replaced, others of the same optimizer have not: its learning rate goes on"
-    " by their schedule, where Pyro begins with a new one: to begin anew make another SVI and another optim"
-)
 
 
 class Trained(pyro.infer.SVI):
@@ -80,6 +75,8 @@ class Trained(pyro.infer.SVI):
         self._aside: shares.Aside = WeakIdKeyDictionary()
         """Parameters that Pyro's store no longer has; they may come back."""
         self._places: list[int] = []
+        self._marks = own.marks(objective) if (objective := getattr(self, "objective", None)) else {}
+        """What the objective holds, as it was before the first step."""
 
     def check(self) -> None:
         """Look whether all losses so far were finite."""
@@ -95,11 +92,13 @@ class Trained(pyro.infer.SVI):
         for parameter in self._names:
             parameter.grad = None
         before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
+        loaded = self._waiting or {}
         try:
             yield
         finally:
             before.restore()
             held.restore() if len(self._names) == len(gradients) else held.restore_buffers()
+            own.restore(self.objective, loaded.get("objective", {}))
             for parameter in self._names:
                 parameter.grad = None
             for parameter, gradient in gradients:
@@ -169,8 +168,9 @@ class Trained(pyro.infer.SVI):
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the parameters: the optimizer's state and the number of steps taken.
 
-        And how deep the programs' plates go (to find it they run once more, which may change a module's buffers), and
-        which arguments have graphs.
+        And what the objective holds itself and steps have changed: numbers, tensors, modules' states; how deep the
+        programs' plates go (to find it they run once more, which may change a module's buffers); and which arguments
+        have graphs.
 
         Raises:
             NonFiniteError: as `check`.
@@ -183,7 +183,9 @@ class Trained(pyro.infer.SVI):
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "schedules": shares.state_of_schedules(self.optim, self._names),
             "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
+            "objective": own.changed(self.objective, self._marks) if self.objective else {},
             "graphs": dict(self._graphs.counts),
             "numbers": {place: list(values) for place, values in self._numbers.seen.items()},
         }
@@ -198,13 +200,17 @@ class Trained(pyro.infer.SVI):
             self._clock.fill_(self.steps)
         if self.objective is not None and state.get("max_plate_nesting") is not None:
             self.objective.max_plate_nesting = state["max_plate_nesting"]
+        own.restore(self.objective, changes := state.get("objective", {}))
+        self._marks = {path: mark for path, mark in self._marks.items() if path not in changes}
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
-            self._restore_optimizer(state["optimizer"])
+            self._restore_optimizer(state)
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would go on in the very tensors
+        shares.WISHES.pop(self.optimizer, None)
+        shares.resume_schedules(self.optim, state.get("schedules", {}), self._names)
         self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = rates.prepare(self.optimizer)
@@ -212,20 +218,15 @@ class Trained(pyro.infer.SVI):
 
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
-        pairs, every = list(self._used.replaced), list(self._names)
+        pairs = list(self._used.replaced)
         self._used.replaced.clear()
         for old, new in pairs:
             self._names = {new if p is old else p: name for p, name in self._names.items()}
             self._used.had.discard(old)
-        if shares.schedules(self.optim) and all(p not in self._names for p in every):
-            self.optim.optim_objs.clear()  # its schedule is one for all
-            self._begin_anew()
-            return
-        if pairs and shares.schedules(self.optim):
-            warnings.warn(PARTLY.format(self._names.get(pairs[0][1])), stacklevel=2)
         shares.replace(self.optim, self.optimizer, pairs, self._names, self._aside)
         self._rates = rates.prepare(self.optimizer)
         shares.attach(self.optim, self.optimizer, {new: self._names[new] for _, new in pairs if new in self._names})
+        self._settle()
         self._graphs.forget()
 
     def _settle(self) -> None:
@@ -268,11 +269,11 @@ class Trained(pyro.infer.SVI):
         return {**kept, "_own": self._own, "state": state, "names": dict(self._names)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        names, own = state.pop("names"), state.pop("state")
+        names, saved = state.pop("names"), state.pop("state")
         self.__dict__.update(state)
         self._begin()
         self._copied = names
-        self.load_state_dict(own)
+        self.load_state_dict(saved)
 
     def __copy__(self) -> Trained:
         raise ValueError(
@@ -294,10 +295,11 @@ class Trained(pyro.infer.SVI):
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = rates.prepare(self.optimizer)
-        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
-            self._restore_optimizer(self._waiting["optimizer"])
-        self._waiting = None
         shares.attach(self.optim, self.optimizer, new if first else added)
+        if first and self._waiting is not None and self._waiting["optimizer"] is not None:
+            self._restore_optimizer(self._waiting)
+        self._waiting = None
+        self._settle()
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
 

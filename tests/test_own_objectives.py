@@ -1,0 +1,228 @@
+"""Objectives of one's own: what they say is what is climbed, or a line says why not; what they hold is resumed."""
+
+import copy
+import json
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from commands import SMALL, go, refused
+from torch.func import functional_call
+
+import pvae
+from pvae import programs
+from pvae.estimators import chunks
+from pvae.runs import Run
+
+
+class Penalized(pvae.ELBO):
+    """The ELBO less the mean of squares of the guide's means."""
+
+    def differentiable(self, traces):
+        return super().differentiable(traces) - traces.guide["z"]["fn"].mean.square().mean()
+
+
+def found(objective, vae, x, seed=3):
+    torch.manual_seed(seed)
+    loss = objective.differentiable_loss(vae.model, vae.guide, x)
+    gradient = torch.autograd.grad(loss, list(vae.parameters()), allow_unused=True)
+    return loss.item(), torch.cat([g.flatten() for g in gradient if g is not None])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient": "stl"}, "found gradient stl, expected reparam: nothing else asks for its own differentiable"),
+        ({"gradient": "vimco"}, "found gradient vimco, expected reparam"),
+        ({"chunk": 2}, "found a chunk, expected none: all particles are taken at once: nothing else asks for"),
+    ],
+)
+def test_an_own_differentiable_is_refused_what_would_pass_it_over(options, message):
+    with pytest.raises(pvae.InputError, match=f"test_own_objectives:Penalized: {message}"):
+        Penalized(4, **options)
+
+
+def test_an_own_differentiable_goes_with_one_bound_of_model_and_guide():
+    class Apart(pvae.PIWAE):
+        def differentiable(self, traces):
+            return super().differentiable(traces)
+
+    with pytest.raises(pvae.InputError, match="Apart: found a bound of the guide's own, expected one"):
+        Apart(4)
+
+
+def test_an_own_differentiable_is_of_all_particles_however_little_memory_there_is(vae, x, monkeypatch):
+    monkeypatch.setattr(chunks, "fitting", lambda *_: 2)
+    plain, _ = found(pvae.ELBO(100, chunk=100, max_plate_nesting=1), vae, x)
+    loss, _ = found(Penalized(100, max_plate_nesting=1), vae, x)
+    assert loss - plain == pytest.approx(len(x) * vae.encode(x).mean.square().mean().item(), abs=1e-3)
+
+
+def half(log_w):
+    """Half of the largest weight's logarithm and half of the mean's."""
+    return 0.5 * log_w.amax(0) + 0.5 * log_w.mean(0)
+
+
+BASES = {
+    "elbo": (pvae.ELBO, {}),
+    "iwae": (pvae.IWAE, {}),
+    "renyi": (pvae.Renyi, {"alpha": 0.3}),
+    "miwae": (pvae.MIWAE, {"groups": 2}),
+    "tvo": (pvae.TVO, {}),
+}
+
+
+@pytest.mark.parametrize("gradient", ["reparam", "stl", "dreg", "gdreg", "score", "vimco"])
+@pytest.mark.parametrize("name", BASES)
+def test_another_bound_than_its_bases_is_climbed_as_any_other(name, gradient, vae, x):
+    base, options = BASES[name]
+    mine = type("Mine", (base,), {"bound": lambda self, log_w: half(log_w)})
+    plain = type("Plain", (pvae.Objective,), {"bound": lambda self, log_w: half(log_w)})
+    expected = found(plain(4, gradient=gradient, max_plate_nesting=1), vae, x)
+    torch.testing.assert_close(found(mine(4, gradient=gradient, max_plate_nesting=1, **options), vae, x), expected)
+
+
+def test_estimators_of_the_importance_weighted_bound_are_refused_to_another():
+    mine = type("Mine", (pvae.IWAE,), {"bound": lambda self, log_w: half(log_w)})
+    for gradient in ("rws", "ovis"):
+        with pytest.raises(pvae.InputError, match="it is for the importance-weighted bound"):
+            mine(4, gradient=gradient)
+    other = type("Other", (pvae.ELBO,), {"bound": lambda self, log_w: half(log_w)})
+    with pytest.raises(pvae.InputError, match=r"analytic_kl: found it with the bound of .*:Other, expected the ELBO's"):
+        other(4, analytic_kl=True)
+
+
+# What steps change of an objective ------------------------------------------------------------------------------------
+
+
+class Constrained(pvae.ELBO):
+    """KL + m C with a multiplier m that follows the constraint C (Rezende and Viola 2018); written to in place."""
+
+    def __init__(self, num_particles=1, **shared):
+        super().__init__(num_particles, **shared)
+        self.multiplier, self.state = torch.tensor(1.0), {"average": torch.tensor(0.0)}
+
+    def move(self, c):
+        self.state["average"].mul_(0.9).add_(0.1 * c)
+        self.multiplier.mul_((0.1 * self.state["average"]).exp().clamp(0.5, 2))
+
+    def differentiable(self, traces):
+        terms = programs.split(traces)
+        c = -terms.likelihood.mean(0) - 10.0
+        value = -(terms.posterior - terms.prior).mean(0) - self.multiplier.clone() * c
+        if torch.is_grad_enabled():
+            self.move(c.mean().detach())
+        return value
+
+
+class Replaced(Constrained):
+    """With other tensors in their place."""
+
+    def move(self, c):
+        self.state["average"] = 0.9 * self.state["average"] + 0.1 * c
+        self.multiplier = self.multiplier * (0.1 * self.state["average"]).exp().clamp(0.5, 2)
+
+
+class Counted(Constrained):
+    """By a number of Python's."""
+
+    def __init__(self, num_particles=1, **shared):
+        super().__init__(num_particles, **shared)
+        self.count = 0
+
+    def move(self, c):
+        self.count += 1
+        self.multiplier.fill_(1.0 + 0.1 * self.count)
+
+
+class Factor(pvae.ELBO):
+    """ELBO - 5 TC by a network that tells z from z of permuted dimensions, trained by the way (Kim and Mnih 2018)."""
+
+    def __init__(self, num_particles=1, **shared):
+        super().__init__(num_particles, **shared)
+        self.told = torch.nn.Linear(2, 2)
+
+    def differentiable(self, traces):
+        pyro.module("told", self.told)
+        z = traces.guide["z"]["value"]
+        fixed = functional_call(self.told, {n: p.detach() for n, p in self.told.named_parameters()}, (z,))
+        permuted = torch.stack([column[torch.randperm(len(z))] for column in z.detach().unbind(-1)], -1)
+        told = self.told(z.detach()).log_softmax(-1)[:, 0] + self.told(permuted).log_softmax(-1)[:, 1]
+        return super().differentiable(traces) - 5 * (fixed[:, 0] - fixed[:, 1]) + told
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("member", [Constrained, Replaced, Counted, Factor])
+@pytest.mark.filterwarnings("ignore:the program runs eagerly")
+def test_what_steps_change_of_an_objective_is_resumed(member, mode, new_vae, x):
+    def made():
+        pyro.clear_param_store()
+        vae = new_vae(latent=2)
+        return vae, pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), member(), compile=mode)
+
+    vae, svi = made()
+    before = [float(svi.step(x)) for _ in range(4)]
+    saved = copy.deepcopy((vae.state_dict(), svi.state_dict())), torch.get_rng_state()
+    expected = [float(svi.step(x)) for _ in range(12)]
+    (weights, state), random = saved
+    vae, svi = made()
+    vae.load_state_dict(weights)
+    svi.load_state_dict(state)
+    assert svi.state_dict()["objective"].keys() == state["objective"].keys()
+    torch.set_rng_state(random)
+    assert [float(svi.step(x)) for _ in range(12)] == expected
+    assert len({*before, *expected}) == 16
+
+
+def test_what_is_set_otherwise_by_hand_stays_so(vae, x):
+    def made(beta):
+        return pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), Counted(beta=beta))
+
+    svi, other = made(0.5), made(0.7)
+    svi.step(x)
+    other.load_state_dict(svi.state_dict())
+    assert (other.objective.beta, other.objective.count) == (0.7, 1)
+
+
+def test_a_copy_knows_what_has_changed_before(vae, x):
+    class Once(pvae.ELBO):
+        start = None
+
+        def bound(self, log_w):
+            self.start = self.start or len(log_w)
+            return super().bound(log_w)
+
+    svi = pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), Once(3), compile="off")
+    svi.step(x)
+    other = copy.copy(svi.objective)  # as it is when a copy begins
+    svi = pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), other, compile="off")
+    svi.load_state_dict({"steps": 1, "optimizer": None, "objective": {"start": 3}})
+    svi.step(x)
+    assert svi.state_dict()["objective"]["start"] == 3
+
+
+def test_a_network_that_an_objective_no_longer_has(new_vae, x):
+    vae = new_vae(latent=2)
+    svi = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Factor())
+    svi.step(x)
+    other = pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pvae.ELBO())
+    with pytest.raises(ValueError, match="objective: found no module 'told', whose state was saved: make it in __init"):
+        other.load_state_dict(svi.state_dict())
+
+
+def test_a_fit_trains_and_resumes_an_objectives_own_network(here, plain):
+    options = ["--objective", "test_own_objectives:Factor", *SMALL, "--out", "run"]
+    assert go(*options) == 0
+    run, (first, *_, last) = Run.open("run"), sorted(Path("run/checkpoints").iterdir())
+    networks = [run.at(step)[1].state["objective"]["told"]["weight"] for step in (first, last)]
+    assert not torch.equal(*networks)
+    whole = run.metrics()
+    assert go("--resume", first) == 0
+    assert json.dumps(run.metrics()) == json.dumps(whole)
+    assert torch.equal(run.at(last)[1].state["objective"]["told"]["weight"], networks[1])
+
+
+def test_a_fit_says_why_an_objective_does_not_go_with_a_gradient(here, capsys):
+    options = ["--objective", "test_own_objectives:Penalized", "--gradient", "stl"]
+    assert "--objective test_own_objectives:Penalized: found gradient stl, expected" in refused(capsys, *options)
