@@ -58,7 +58,7 @@ class Guards(Notes):
                 self._look(name, value, known, 1)
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, clips: Any, replayable: bool) -> None:
-        """Note what its groups say, but for the learning rates, which a graph reads; its state if that is replayed."""
+        """Note which parameters it has; if it is replayed its state and arguments, but not its rates."""
         self.add("optimizer", optimizer, ("param_groups", "state"))
         deque(self._hooks("the optimizer", hooks.of_optimizer(optimizer)), 0)
         for parameter, state in optimizer.state.items() if replayable else ():
@@ -69,7 +69,7 @@ class Guards(Notes):
         self._note_length("the optimizer's groups", optimizer.param_groups)
         for group in optimizer.param_groups:
             self._note_length("the optimizer's parameters", group["params"])
-            for key, value in group.items():
+            for key, value in group.items() if replayable else ():
                 if key not in ("params", "lr", "initial_lr"):
                     self._note(f"'{key}' of the optimizer", group, key, value)
         self._look("clipping", clips, set(), 0)

@@ -111,7 +111,7 @@ class Build:
     def _made(self) -> Step:
         svi = self.svi
         self.guards = Guards(self._programs, svi._names)
-        clips, replayed = getattr(svi.optim, "pt_clip_args", None), optimizers.replayable(svi.optimizer)
+        clips, replayed = getattr(svi.optim, "pt_clip_args", None), svi._graphs.replays_update()
         self.guards.add_optimizer(svi.optimizer, clips, replayed)
         if self.call.prepare is not None:
             self.guards.add_prepare(self.call.prepare)
@@ -209,7 +209,7 @@ class Build:
 
     def _updating(self, forward: Forward, kind: str) -> tuple[Update, bool]:
         """What is done with head and gradients, and whether it is a graph as well."""
-        if not optimizers.replayable(self.svi.optimizer):
+        if not self.svi._graphs.replays_update():
             return self._change, False
         try:
             outputs = forward(*self.inputs)
