@@ -107,6 +107,7 @@ STEADY = {
     "equal": lambda x: 2.0 if torch.equal(x * 2, x + x) and not x.equal(x[1:]) else 1.0,
     "numbers where flags are": flags,
     "sizes": sizes,
+    "a draw of one of some": lambda x: x.abs()[torch.multinomial(x.new_ones(6), 1)[0].reshape(1).expand(2)].mean(),
     "a chain": lambda x: 1.0 if 0 < x.max() < 100 else 2.0,
     "text": lambda x: 1.0 + len(f"{x.sum():.3f}{x}") * 0,
 }

@@ -237,7 +237,8 @@ class HostReads(TorchFunctionMode):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
         if func in _SIZED:
-            return func(*tree_map(self._size, args), **kwargs)
+            own = func not in _MADE  # a tensor's own, which is no size
+            return func(*args[:own], *tree_map(self._size, args[own:]), **kwargs)
         if func is Tensor.__setitem__ and _is_flags(args[1]) and (_is_one(args[2]) or args[1].dim() == 0):
             full = args[1].bool().reshape(args[1].shape + (1,) * (args[0].dim() - args[1].dim()))
             return args[0].copy_(torch.where(full, args[2], args[0]))
