@@ -20,9 +20,10 @@ from ..replay.guards import Guards
 from ..replay.held import Copies
 from ..replay.pieces import arranged
 from ..replay.placement import placed
+from ..replay.supposed import Supposed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Supposed, Untraceable
+from ..replay.values import Known, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
