@@ -142,6 +142,29 @@ def test_what_python_reads_of_such_data_is_read_in_each_step():
     assert (said, kinds(found[-1])) == ([], ["graph"])
 
 
+def test_data_that_the_program_changes_too_are_its_own():
+    """Who sets them may read them after the step."""
+    kept = {}
+    for mode in ("off", "graph"):
+        seen = []
+
+        def change(holder, x, seen=seen):
+            seen.append(holder.x.tolist())
+            holder.x = x.clone()
+
+        def read(x):
+            x.add_(1.0)
+            return 1.0
+
+        (losses, *_, svi), said = fit(mode, change, batches, read=read)
+        kept[mode] = losses, seen
+    assert kept["graph"][1] == kept["off"][1]
+    assert kept["graph"][0] == pytest.approx(kept["off"][0])
+    assert kinds(svi) == []
+    assert len(said) == 1
+    assert "x is set before each step, and changed in place within it" in said[0]
+
+
 @pytest.mark.cuda
 def test_on_a_device_each_step_has_the_data_of_its_own_also_where_it_is_taken_again(cuda):
     def data(step):

@@ -183,6 +183,17 @@ def test_what_is_decided_by_chance_now_and_then_is_given_up_too():
     assert READ in said[0]
 
 
+def test_what_reads_very_often_runs_eagerly():
+    def factor(x):
+        return 1.0 + sum(0 for value in x.repeat(200) if value > 100)
+
+    svi, said = both(factor, steps=4)
+    assert kinds(svi) == []
+    assert len(said) == 1
+    assert "a tensor's value is read in Python" in said[0]
+    assert "more than 1,000" in said[0]
+
+
 @pytest.mark.parametrize("which", ["a refusal", "an assertion"])
 def test_what_a_program_refuses_it_refuses_in_a_replayed_step_too(which):
     def data(step):

@@ -29,6 +29,10 @@ class Copies:
         self.places = [place for place in places if isinstance(now(*place[1:4]), Tensor)]
         self.tensors = [now(*place[1:4]).detach().clone() for place in self.places]
 
+    def changed(self) -> str:
+        """The name of one that has been changed in place, since it was made and before it was filled; empty if none."""
+        return next((p[0] for p, copy in zip(self.places, self.tensors, strict=True) if copy._version), "")
+
     def fit(self) -> bool:
         """Whether what is there now may be copied to them."""
         return all(alike(now(*place[1:4]), copy) for place, copy in zip(self.places, self.tensors, strict=True))

@@ -37,6 +37,7 @@ EVERY = 5.0
 SUBSAMPLE = "_pyro_subsample"
 """The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
+SET = "the tensor {} is set before each step, and changed in place within it: pass it to the step, and return it"
 
 
 @dataclass
@@ -122,6 +123,8 @@ class Build:
         self.normed = self.device.type != "cuda" or clips
         with unkept(), svi._undone(*self.call.looked_at):
             traced, read = self._traced()
+            if changed := self.held.changed():
+                raise Untraceable(SET.format(changed))
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
         guards, places = self.guards, list(self._supposed.places)
