@@ -22,6 +22,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.infer.reparam import StableReparam
 
 import pvae
+from pvae.base import announce
 
 X = torch.linspace(-1.0, 2.0, 6)
 
@@ -187,6 +188,21 @@ def test_an_optimizers_state_goes_on_in_another(optim):
 
     expected = resumed("pyro")
     assert resumed("graph") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("optim", ["Adam", "ExponentialLR"])
+def test_an_optimizer_whose_state_is_dropped_begins_anew(optim):
+    def make():
+        adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.5}
+        return getattr(pyro.optim, optim)({"lr": 0.05} if optim == "Adam" else adam)
+
+    def before(step, svi):
+        if optim == "ExponentialLR" and step:
+            svi.optim.step()
+        if step == 6:
+            svi.optim.optim_objs.clear()
+
+    both(lambda: (plain, plain_guide), before=before, optim=make)
 
 
 @pytest.mark.parametrize("size", [2, 6])
@@ -359,12 +375,7 @@ def test_data_that_is_replaced_where_the_program_finds_it(how, every):
             if box["set"]:
                 box["set"](x)
 
-    options = {"call": lambda step: (), "before": before}
-    if every == 5:
-        both(make, **options)
-    else:
-        with pytest.warns(UserWarning, match="the tensor .* keeps changing"):
-            both(make, replayed=False, **options)
+    both(make, call=lambda step: (), before=before)
 
 
 @pytest.mark.parametrize("state", ["averaging", "counting"])
@@ -687,6 +698,75 @@ def test_a_resumed_run_is_where_its_schedule_was(mode):
     svi = fresh()
     svi.load_state_dict(copy.deepcopy(state))
     assert losses + steps(svi, 5) == whole
+
+
+@pytest.mark.parametrize("kind", ["a rate of its own", "late", "later", "a module", "a later module", "a late module"])
+def test_a_resumed_run_has_the_state_of_each_parameter(kind):
+    """Also where parameters come in other groups, or in another order, than before; and modules under other names."""
+    every = []
+
+    def fresh():
+        parts = [pvae.MeanField(torch.nn.Linear(1, 2), 1), pvae.Normal(1), pvae.MeanField(torch.nn.Linear(1, 2), 1)]
+        every.append(parts)  # which keeps their names from others
+        return parts, pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile="off")
+
+    def model(x):
+        plain(x)
+        pyro.sample("y", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    def guide(x):
+        if late[0]:
+            scale = pyro.param("scale", torch.tensor(0.5))
+        mean = pyro.param("mean", torch.tensor(0.0))
+        pyro.sample("z", dist.Normal(mean, scale if late[0] else 0.5))
+        pyro.sample("y", every[-1][0 if late[0] and "module" in kind else 2](mean.reshape(1, 1)))
+        announce(every[-1][2])
+
+    late = ["late" not in kind]
+    parts, svi = fresh()
+    store = pyro.get_param_store()
+    svi.step(X)
+    if kind == "a rate of its own":
+        svi.optim.optim_objs[store._params["mean"]].param_groups[0]["lr"] = 0.001
+    late[0] = True
+    svi.step(X)
+    saved, values, random = copy.deepcopy(svi.state_dict()), copy.deepcopy(store.get_state()), torch.get_rng_state()
+    weights = copy.deepcopy([part.state_dict() for part in parts])
+
+    def further(svi):
+        late[0] = "later" not in kind
+        losses = [svi.step(X)]
+        late[0] = True
+        return losses + [svi.step(X) for _ in range(4)]
+
+    expected = further(svi)
+    pyro.clear_param_store()
+    store.set_state(values)
+    parts, svi = fresh()
+    torch.set_rng_state(random)
+    for part, state in zip(parts, weights, strict=True):
+        part.load_state_dict(state)
+    svi.load_state_dict(saved)
+    if kind == "a late module":  # it may come before the others now
+        with pytest.raises(ValueError, match="modules came at other steps"):
+            further(svi)
+    else:
+        assert further(svi) == expected
+
+
+@pytest.mark.parametrize("other", ["a torch optimizer", "parameters"])
+def test_a_state_of_something_else_is_refused(other):
+    def another_guide(x):
+        pyro.sample("z", dist.Normal(pyro.param("place", torch.tensor(0.0)), 1.0))
+
+    optim = pyro.optim.Adam({"lr": 0.01})
+    first = pvae.SVI(plain, plain_guide, torch.optim.Adam if other == "a torch optimizer" else optim, Trace_ELBO())
+    first.step(X)
+    svi = pvae.SVI(plain, another_guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.load_state_dict(first.state_dict())
+    said = {"a torch optimizer": "found that of a torch optimizer, expected that of a pyro.optim"}
+    with pytest.raises(ValueError, match=said.get(other, "it has 'scale', the programs 'place'")):
+        svi.step(X)
 
 
 def test_two_svis_share_an_optimizer_with_a_schedule():

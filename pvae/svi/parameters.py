@@ -14,6 +14,8 @@ from torch.nn import Module, Parameter
 from ..replay.generators import random_state, set_random_state
 from ..replay.members import Members
 
+PLACE = "module "
+
 
 class Parameters(Messenger):
     """Collects the parameters that programs use: each the first time it is seen, a known module's at no cost."""
@@ -31,12 +33,18 @@ class Parameters(Messenger):
         """Those of Pyro's store, by name."""
         self.others = False
         """Whether it has had another than the one that a module gave."""
+        self.keys: dict[Tensor, str] = {}
+        """What they are called in a state: a module's name may be another in another process, when it came is not."""
+        self._places: dict[Module, str] = {}
+        self._before = 0
+        """How many modules were known when the programs began to run."""
         self.new: dict[Tensor, str] = {}
         self.replaced: list[tuple[Tensor, Tensor]] = []
         """Pairs of a parameter of Pyro's store that is no longer there, and the one that has its name now."""
 
     def __enter__(self) -> Parameters:
         self._used.clear()
+        self._before = len(self._places)
         return super().__enter__()
 
     def taken(self) -> dict[Tensor, str]:
@@ -66,7 +74,9 @@ class Parameters(Messenger):
         (module,) = msg["args"]
         if module not in self._modules or self._modules[module].changed():
             self._modules[module] = Layers(module)
+            place = self._places.setdefault(module, f"{PLACE}{self._before}.{len(self._places)}")
             for name, parameter in module.named_parameters():
+                self.keys.setdefault(parameter, f"{place}: {name}")
                 if parameter.requires_grad:
                     self._add(parameter, f"{msg['name']}.{name}")
         if self.noting:
@@ -76,6 +86,7 @@ class Parameters(Messenger):
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         name, parameter = msg["name"], msg["value"].unconstrained()
         self._used[parameter] = None
+        self.keys.setdefault(parameter, name)
         if pyro.get_param_store()._params.get(name) is not parameter:
             self._add(parameter, name)  # one that is the module's own
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .arguments import checked
 from .optimizers import build, groups, replayable, untrained
+from .parameters import PLACE
 
 Aside = WeakIdKeyDictionary
 """By parameter, what the optimizer's state of it and the arguments of its group were."""
@@ -113,45 +115,6 @@ class Share(Optimizer):
             }
 
 
-class Scheduled:
-    """The same where there is a schedule of torch's: that is one for all, and stepped by the first of these."""
-
-    def __init__(self, optim: Any, schedule: Any, parameter: Tensor) -> None:
-        self.optim, self.schedule, self.optimizer = optim, schedule, Share(schedule.optimizer, parameter)
-
-    def step(self, *args: Any, **kwargs: Any) -> None:
-        """As the schedule's, once for all."""
-        if next(iter(self.optim.optim_objs.values())) is self:
-            self.schedule.step(*args, **kwargs)
-
-    def get_last_lr(self) -> list[float]:
-        """The learning rate that the parameter has."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def _each(self, value: Any) -> bool:
-        """Whether it has an element for each group."""
-        return isinstance(value, list) and len(value) == len(self.schedule.optimizer.param_groups)
-
-    def _place(self) -> int:
-        having = [any(p is self.optimizer.parameter for p in g["params"]) for g in self.schedule.optimizer.param_groups]
-        return having.index(True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As that of a schedule of the parameter's own."""
-        place, state = self._place(), self.schedule.state_dict()
-        return {key: [value[place]] if self._each(value) else value for key, value in state.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        place, now = self._place(), self.schedule.state_dict()
-        for key, value in state.items():
-            if self._each(now.get(key)):
-                now[key] = [*now[key][:place], *value, *now[key][place + 1 :]]
-            else:
-                now[key] = value
-        self.schedule.load_state_dict(now)
-
-
 def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
     """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
     if not isinstance(optim, PyroOptim):
@@ -162,12 +125,15 @@ def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> N
             made = optim.pt_scheduler_constructor(share, **optim.kwargs) if schedules(optim) else share
             optim.optim_objs[parameter] = made
         state = optim._state_waiting_to_be_consumed.pop(name, None)
-        if state is None:
-            continue
-        if schedules(optim):
-            optim.optim_objs[parameter].load_state_dict(copy.deepcopy(state["scheduler"]))
-            state = state["optimizer"]
-        share.load_state_dict(state)
+        if state is not None:
+            _load(optim, parameter, share, state)
+
+
+def _load(optim: Any, parameter: Tensor, share: Share, state: dict[str, Any]) -> None:
+    if schedules(optim):
+        optim.optim_objs[parameter].load_state_dict(copy.deepcopy(state["scheduler"]))
+        state = state["optimizer"]
+    share.load_state_dict(state)
 
 
 def _known(optim: Any, parameter: Tensor) -> Share | None:
@@ -177,18 +143,39 @@ def _known(optim: Any, parameter: Tensor) -> Share | None:
     return found if isinstance(found, Share) else None
 
 
-def state_of_schedules(optim: Any, names: dict[Tensor, str]) -> dict[str, Any]:
-    """How far the schedule of each parameter is."""
-    known = optim.optim_objs if schedules(optim) else {}
-    return {name: known[p].state_dict() for p, name in names.items() if p in known}
+def resume(optim: PyroOptim, optimizer: Optimizer, state: dict[str, Any], parameters: dict[Tensor, str]) -> None:
+    """Go on from what `state_of` gave; what others have in it, they take over when they turn up.
+
+    Raises:
+        ValueError: it has other parameters; or modules came at other steps than before, by which alone they are known.
+    """
+    waiting, keys = copy.copy(state), list(_keys(parameters))
+    if state and not any(key in state for _, key in keys):
+        raise ValueError(
+            f"state: it has '{next(iter(state))}', the programs '{keys[0][1]}': expected the same parameters"
+        )
+    for parameter, key in keys:
+        if key.startswith(PLACE) and key not in state:
+            raise ValueError("state: its modules came at other steps: expected programs that use the same at the first")
+        if key in waiting:
+            _load(optim, parameter, Share(optimizer, parameter), waiting.pop(key))
+    optim.set_state(waiting)
 
 
-def resume_schedules(optim: Any, states: dict[str, Any], names: dict[Tensor, str]) -> None:
-    """Go on from there."""
-    for parameter, name in names.items() if schedules(optim) else ():
-        if name in states:
-            optim.optim_objs[parameter].load_state_dict(copy.deepcopy(states[name]))
-            _follow(optim.optim_objs[parameter])
+def state_of(optim: PyroOptim, parameters: dict[Tensor, str]) -> dict[str, Any]:
+    """By name, what a parameter has of the optimizer, and how far its schedule is; of those in no store as well."""
+    found = {key: optim.optim_objs[p] for p, key in _keys(parameters) if p in optim.optim_objs}
+    if not schedules(optim):
+        return {key: share.state_dict() for key, share in found.items()}
+    return {key: {"scheduler": s.state_dict(), "optimizer": s.optimizer.state_dict()} for key, s in found.items()}
+
+
+def _keys(parameters: dict[Tensor, str]) -> Iterator[tuple[Tensor, str]]:
+    """Each parameter's name, with a number where others, as of another module, have it too."""
+    known: Counter[str] = Counter()
+    for parameter, name in parameters.items():
+        known[name] += 1
+        yield parameter, name if known[name] == 1 else f"{name}, {known[name]}"
 
 
 def _follow(schedule: Any) -> None:

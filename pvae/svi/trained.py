@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
+from ..replay.values import WITHIN, Untraceable, recording
 from . import optimizers, own, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
@@ -68,6 +69,8 @@ class Trained(pyro.infer.SVI):
         self._found: list[Tensor] = []
         self._held: dict[int, tuple[Tensor, int]] = {}
         """Tensors that the programs hold, and how often each had been changed in place when it was first seen."""
+        self._fresh: list[Tensor] = []
+        """Those of them that are new: whether steps change these is not known."""
         self._generators: list[torch.Generator] = []
         self._numbers = Numbers()
         self._copied: dict[Tensor, str] = {}
@@ -110,7 +113,7 @@ class Trained(pyro.infer.SVI):
     def _changing(self, buffers: bool = True) -> list[Tensor]:
         """All tensors that a step changes."""
         state = optimizers.state_tensors(self.optimizer) if self.optimizer is not None else []
-        found = self._buffers(anew=True) if buffers else []
+        found = [*self._buffers(anew=True), *self._fresh] if buffers else []
         return [*self._names, *state, *found, *([] if self._clock is None else [self._clock])]
 
     def _buffers(self, anew: bool = False) -> list[Tensor]:
@@ -122,6 +125,8 @@ class Trained(pyro.infer.SVI):
             guards = Guards(self._programs, {})
             self._found, self._generators = guards.buffers(), guards.generators
             held = {id(t): (t, t._version) for t in guards.tensors() if not t.is_inference()}
+            known = {*map(id, self._names), *map(id, self._found), *(self._held or held)}
+            self._fresh = [t for key, (t, _) in held.items() if key not in known and not _expanded(t)]
             self._held = {key: self._held.get(key, found) for key, found in held.items()}
             known = {*map(id, self._names), *map(id, self._found)}
             self._found += [t for t, was in self._held.values() if t._version != was and id(t) not in known]
@@ -182,8 +187,7 @@ class Trained(pyro.infer.SVI):
             self._settle()
         return {
             "steps": self.steps,
-            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "schedules": shares.state_of_schedules(self.optim, self._names),
+            "optimizer": self._state_of_optimizer() if self.optimizer else None,
             "max_plate_nesting": getattr(self.objective, "max_plate_nesting", None),
             "objective": own.changed(self.objective, self._marks) if self.objective else {},
             "graphs": dict(self._graphs.counts),
@@ -205,12 +209,26 @@ class Trained(pyro.infer.SVI):
         if self.optimizer is None:
             self._waiting = state
         elif state["optimizer"] is not None:
-            self._restore_optimizer(state)
+            self._restore_optimizer(state["optimizer"])
+
+    def _state_of_optimizer(self) -> dict[str, Any]:
+        if isinstance(self.optim, PyroOptim):
+            return shares.state_of(self.optim, self._keys(self._names))
+        return self.optimizer.state_dict()
+
+    def _keys(self, names: dict[Tensor, str]) -> dict[Tensor, str]:
+        return {p: self._used.keys.get(p, name) for p, name in names.items()}
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would go on in the very tensors
-        shares.WISHES.pop(self.optimizer, None)
-        shares.resume_schedules(self.optim, state.get("schedules", {}), self._names)
+        pyros = isinstance(self.optim, PyroOptim)
+        if pyros == ("param_groups" in state):
+            found, expected = ("a torch", "a pyro.optim") if pyros else ("a pyro.optim", "a torch")
+            raise ValueError(f"state: found that of {found} optimizer, expected that of {expected} optimizer")
+        if pyros:
+            shares.WISHES.pop(self.optimizer, None)
+            shares.resume(self.optim, self.optimizer, state, self._keys(self._names))
+        else:
+            self.optimizer.load_state_dict(copy.deepcopy(state))  # torch would go on in the very tensors
         self._places.clear()
         self._used.had.update(p for p in self._names if self.optimizer.state.get(p))
         self._rates = rates.prepare(self.optimizer)
@@ -219,21 +237,27 @@ class Trained(pyro.infer.SVI):
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
         pairs = list(self._used.replaced)
+        if recording():
+            raise Untraceable(WITHIN.format(f"parameter '{self._names.get(pairs[0][0])}' of Pyro's store"))
         self._used.replaced.clear()
         for old, new in pairs:
             self._names = {new if p is old else p: name for p, name in self._names.items()}
             self._used.had.discard(old)
         shares.replace(self.optim, self.optimizer, pairs, self._names, self._aside)
         self._rates = rates.prepare(self.optimizer)
-        shares.attach(self.optim, self.optimizer, {new: self._names[new] for _, new in pairs if new in self._names})
+        found = {new: self._names[new] for _, new in pairs if new in self._names}
+        shares.attach(self.optim, self.optimizer, self._keys(found))
         self._settle()
         self._graphs.forget()
 
     def _settle(self) -> None:
         """Take over what was set by hand on the parameters' own parts of the optimizer."""
-        if self.optimizer in shares.WISHES and shares.settle(self.optimizer):
+        if self.optimizer not in shares.WISHES:
+            return
+        if shares.settle(self.optimizer):
             self._rates = rates.prepare(self.optimizer)
             self._graphs.forget()
+        rates.hold(self.optimizer, self._rates)
 
     def _begin_anew(self) -> None:
         """With another optimizer, and the parameters as they are."""
@@ -295,13 +319,18 @@ class Trained(pyro.infer.SVI):
             self._names.update({p: f"number {place} of the optimizer's others" for place, p in enumerate(given)})
         self._used.had = optimizers.HAD.setdefault(self.optimizer, self._used.had)
         self._rates = rates.prepare(self.optimizer)
-        shares.attach(self.optim, self.optimizer, new if first else added)
+        shares.attach(self.optim, self.optimizer, self._keys(new if first else added))
         if first and self._waiting is not None and self._waiting["optimizer"] is not None:
-            self._restore_optimizer(self._waiting)
+            self._restore_optimizer(self._waiting["optimizer"])
         self._waiting = None
         self._settle()
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
+
+
+def _expanded(tensor: Tensor) -> bool:
+    """Whether several of its numbers are one in memory, which nothing can set."""
+    return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _with_gradient(loss: Callable, *args: Any, **kwargs: Any) -> Any:
