@@ -16,7 +16,7 @@ from .base import Member, Part, blame, check_call, lookup, path_of
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .config import FAMILIES, PARTS, Config, all_options, defaults, fields
 from .data import Dataset, pixels
-from .errors import InputError
+from .errors import InputError, fails
 from .hierarchy import Hierarchy
 from .hierarchy.inference import Bricks
 from .likelihoods import decoded_shape
@@ -81,6 +81,9 @@ def _tried(made: VAE, config: Config, x: Tensor, y: Tensor | None) -> None:
     }
     training = [module for module in made.modules() if module.training]
     made.eval()
+    if config.condition == "none" and y is not None:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            _check_unlabelled(made, config, x, y)
     for family in (family for family in part if ":" in getattr(config, family)):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -100,6 +103,27 @@ def _tried(made: VAE, config: Config, x: Tensor, y: Tensor | None) -> None:
             ) from error
     for module in training:
         module.training = True
+
+
+def _check_unlabelled(made: VAE, config: Config, x: Tensor, y: Tensor) -> None:
+    """Refuse a prior or a likelihood of somebody's own that takes labels which the configuration knows nothing of."""
+    takes: dict[str, Callable[[Any], Any]] = {
+        "prior": lambda labels: made.prior.forward(labels),
+        "likelihood": lambda labels: made.likelihood.forward(made.posterior(x, y).sample(), labels),
+    }
+    for family, forward in takes.items():
+        own = ":" in getattr(config, family)
+        if not own or fails(partial(forward, y)) or not fails(partial(forward, _Labels())):
+            continue
+        kind = "covariates" if y.is_floating_point() else "label"
+        raise InputError(
+            f"--{family} {getattr(config, family)}: found that it takes labels, and then bounds are on log p(x given"
+            f" y): pass --condition {kind}, which says so, or leave y alone"
+        )
+
+
+class _Labels:
+    """With which nothing can be done: who does not look at them does not miss them."""
 
 
 def _hierarchy(

@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 LIBRARIES = {"torch", "pyro", __name__.partition(".")[0], *sys.stdlib_module_names}
 """Modules that are not a person's own."""
@@ -65,3 +67,16 @@ def written_at(error: Exception) -> str:
         if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
             return f" at {frame.f_code.co_filename}:{line}"
     return ""
+
+
+def fails(run: Callable[[], Any]) -> bool:
+    """Whether it raises anything.
+
+    >>> fails(lambda: 1 / 0)
+    True
+    """
+    try:
+        run()
+    except Exception:
+        return True
+    return False

@@ -218,6 +218,11 @@ def evaluate(
         raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
     if compile not in ("off", "graph", "full"):
         raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"x: found {type(x).__name__}, expected a tensor (N, ...): of data in several tensors pass the numbers,"
+            " torch.arange(N), to programs that look them up"
+        )
     if not len(x):
         raise InputError("evaluate: found no data, expected at least one datum")
     if x.layout != torch.strided:

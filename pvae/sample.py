@@ -36,15 +36,17 @@ def _parser() -> cli.Parser:
 
 
 def _check_label(label: int, config: Config, dataset: Dataset) -> None:
-    if config.condition != "label" or not config.of_model:
-        what = "its guide alone is" if config.condition == "label" else "the run is not"
+    y = dataset.test.y
+    classes = config.condition != "none" and y is not None and not y.is_floating_point()
+    if not (classes and config.of_model):
+        what = "its guide alone is" if classes else "the run is not"
         raise InputError(
             f"--label {label}: {what} conditioned on labels: fit one with --condition label, of prior or likelihood"
         )
-    classes = torch.cat([getattr(dataset, name).y for name in dataset.sizes]).unique().tolist()
-    if label not in classes:
-        each = classes == list(range(len(classes)))
-        known = f"0 to {classes[-1]}" if each else ", ".join(map(str, classes[:20])) + ", ..." * (len(classes) > 20)
+    there = torch.cat([getattr(dataset, name).y for name in dataset.sizes]).unique().tolist()
+    if label not in there:
+        each = there == list(range(len(there)))
+        known = f"0 to {there[-1]}" if each else ", ".join(map(str, there[:20])) + ", ..." * (len(there) > 20)
         raise InputError(f"--label {label}: found no such class, expected one of {known}")
 
 

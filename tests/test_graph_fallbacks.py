@@ -315,14 +315,13 @@ UNSEEN = {
     "float": (reads(lambda x: math.exp(float(x.mean()) - 1)), "a tensor's value is read in Python"),
     "tolist": (reads(lambda x: x.abs().tolist()[0]), "a tensor's value is read in Python"),
     "numpy": (reads(lambda x: float(np.abs(x.numpy()).sum())), "a tensor's value is read in Python"),
-    "boolean index": (reads(lambda x: x[x > 0].mean()), "depends on values"),
     "nonzero": (reads(lambda x: float(len((x > 0).nonzero()))), "depends on values"),
     "unique": (reads(lambda x: float(len(x.unique()))), "depends on values"),
-    "another mask": (reads(where_another_mask_is), "depends on values"),
     "buffer that counts": (counting, "the step changes that tensor"),
     "random": (drawn(random.random), "random"),
     "numpy.random": (drawn(np.random.rand), "random"),
     "counter": (drawn(iter(range(1000)).__next__), "changes between steps|keeps changing"),
+    "bincount": (reads(lambda x: torch.bincount((3 + x).long()).sum() / 3.0), "the shape of what torch's 'bincount'"),
     "torch.manual_seed": (drawn(lambda: torch.manual_seed(3) and torch.randn(())), "changes between steps"),
 }
 
@@ -345,7 +344,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(program):
 
 
 @pytest.mark.parametrize("change", ["none", "in place", "another"])
-@pytest.mark.parametrize("program", ["float", "tolist", "numpy", "boolean index", "nonzero", "unique"])
+@pytest.mark.parametrize("program", ["float", "tolist", "numpy", "nonzero", "unique", "bincount"])
 def test_what_is_read_of_a_tensor_that_stays_is_replayed(program, change):
     """Until it changes: then it is read anew."""
     x = torch.linspace(-1.0, 2.0, 6)
@@ -369,17 +368,25 @@ def test_a_number_read_and_computed_with_is_replayed():
     assert (said, kinds(svi)) == ([], ["graph"])
 
 
+def mixture_guide(x):
+    with pyro.plate("data", len(x)):
+        logits = pyro.param("logits", torch.zeros(6))
+        pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+
+def mixture(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_running_mean_that_moves_twice_in_a_step_runs_eagerly():
+    _, said = both(lambda: (mixture, mixture_guide), loss=lambda: TraceGraph_ELBO(num_particles=2))
+    assert len(said) == 1
+    assert "parameter '__baseline_avg_downstream_cost_z' of Pyro's store changes within a step" in said[0]
+
+
 def test_a_running_mean_in_pyros_store_is_replayed():
-    def mixture_guide(x):
-        with pyro.plate("data", len(x)):
-            logits = pyro.param("logits", torch.zeros(6))
-            pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
-
-    def mixture(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def trained(mode):
         (losses, _, random, svi), said = fit(mode, lambda: (mixture, mixture_guide), loss=TraceGraph_ELBO)
         assert sum(len(group["params"]) for group in svi.optimizer.param_groups) == 2, "replaced parameters pile up"
@@ -417,6 +424,32 @@ def test_what_is_set_by_a_truth_value_is_traced():
         x = torch.tensor([first, 4.0])
         for found, expected in zip(run(x), cut(x), strict=True):
             assert found.tolist() == expected.tolist()
+
+
+MASKED = {
+    "number": lambda x: x * x[x > 0].mean(),
+    "another mask": lambda x: x * where_another_mask_is(x),
+    "rows": lambda x: x[x < 0].view(-1, 1).sum(-1),
+    "in a list": lambda x: torch.cat([x[x > 0], 2 * x[x < 0]]),
+    "by name": lambda x: torch.mean(input=x[x > 0]).expand(6),
+    "length": lambda x: x * len(x[x < 0]),
+    "put": lambda x: x.clone().index_put_((x < 0,), x[x < 0] ** 2),
+}
+
+
+@pytest.mark.parametrize("varies", [False, True])
+@pytest.mark.parametrize("kind", MASKED)
+def test_what_a_mask_chooses_is_replayed_where_it_chooses_as_many(kind, varies):
+    def call(step, x):
+        x = x.roll(step)
+        return (x - 0.5 if varies and step % 2 else x,)
+
+    def make():
+        chosen = MASKED[kind]
+        return lambda x: plain(chosen(x)), lambda x: plain_guide(chosen(x))
+
+    svi, said = both(make, call=call)
+    assert varies or (kinds(svi), said) == (["graph"], [])
 
 
 def test_one_hot_of_any_shape_is_traced():

@@ -269,6 +269,25 @@ def test_of_what_no_code_of_the_program_names_nothing_is_looked_at():
     assert (said, kinds(svi)) == ([], ["graph"])
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_program_sets_up_when_it_is_first_run_so(again):
+    """An eager step does; where it keeps doing so, the program runs eagerly."""
+
+    def make():
+        held = SimpleNamespace(scale=None)
+
+        def model(x, more=None):
+            if more is not None and (again or held.scale is None):
+                held.scale = 2.0 if held.scale is None else held.scale + 1
+            plain(x, held.scale or 1.0)
+
+        return model, lambda x, more=None: plain_guide(x, 1.0)
+
+    svi, said = both(make, call=lambda step, x: (x,) if step < 4 else (x, x))
+    assert kinds(svi) == ([] if again else ["graph"] * 2)
+    assert ["changes within a step" in line for line in said] == [True] * again
+
+
 # What a trace does to Python is undone --------------------------------------------------------------------------------
 
 
@@ -550,12 +569,11 @@ def test_a_difference_says_which_steps_are_in_doubt(check_every):
 
 
 def test_advice_is_of_the_kind_of_what_changes():
-    def set_betas(step, svi, held):
-        if step:
-            svi.optimizer.param_groups[0]["betas"] = (0.9 - step / 100, 0.999)
+    def set_layer(step, svi, held):
+        held[0].encoder[2] = nn.Tanh()
 
-    _, said = both(lambda: (plain, plain_guide), set_betas)
+    _, said = both(net, set_layer)
     assert len(said) == 1
-    assert "'betas' of the optimizer" in said[0]
-    assert "cycle_momentum=False" in said[0]
+    assert "a module, parameter or buffer of" in said[0]
+    assert "build modules once" in said[0]
     assert "pass it" not in said[0]

@@ -107,6 +107,7 @@ STEADY = {
     "equal": lambda x: 2.0 if torch.equal(x * 2, x + x) and not x.equal(x[1:]) else 1.0,
     "numbers where flags are": flags,
     "sizes": sizes,
+    "a draw of one of some": lambda x: x.abs()[torch.multinomial(x.new_ones(6), 1)[0].reshape(1).expand(2)].mean(),
     "a chain": lambda x: 1.0 if 0 < x.max() < 100 else 2.0,
     "text": lambda x: 1.0 + len(f"{x.sum():.3f}{x}") * 0,
 }
@@ -180,6 +181,17 @@ def test_what_is_decided_by_chance_now_and_then_is_given_up_too():
     assert kinds(svi) == []
     assert len(said) == 1
     assert READ in said[0]
+
+
+def test_what_reads_very_often_runs_eagerly():
+    def factor(x):
+        return 1.0 + sum(0 for value in x.repeat(200) if value > 100)
+
+    svi, said = both(factor, steps=4)
+    assert kinds(svi) == []
+    assert len(said) == 1
+    assert "a tensor's value is read in Python" in said[0]
+    assert "more than 1,000" in said[0]
 
 
 @pytest.mark.parametrize("which", ["a refusal", "an assertion"])

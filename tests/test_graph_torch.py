@@ -112,7 +112,14 @@ def compiled():
     return torch.compile(nn.Linear(6, 3), backend="eager")
 
 
+def correlated(net, x):
+    """What torch itself reads of what is known: a covariance its divisor, counts and repeats their numbers."""
+    z, counts = net.layer(x), torch.bincount(torch.tensor([0, 1, 1, 2]))
+    return z @ torch.cov(z.T) + torch.corrcoef(z).sum() + (z / counts).repeat_interleave(torch.tensor([1, 0, 2]), 1)
+
+
 NETS = {
+    "a covariance": lambda: Net(correlated),
     "a conjugate": lambda: Net(conjugated),
     "a checkpoint": lambda: Net(checkpointed),
     "a functional call": lambda: Net(called),

@@ -226,3 +226,46 @@ def test_a_fit_trains_and_resumes_an_objectives_own_network(here, plain):
 def test_a_fit_says_why_an_objective_does_not_go_with_a_gradient(here, capsys):
     options = ["--objective", "test_own_objectives:Penalized", "--gradient", "stl"]
     assert "--objective test_own_objectives:Penalized: found gradient stl, expected" in refused(capsys, *options)
+
+
+# Losses and data of one's own -----------------------------------------------------------------------------------------
+
+
+def test_a_loss_of_ones_own_is_replayed_where_it_is_told_how_deep_plates_go(new_vae, x):
+    def fitted(mode, **known):
+        def loss(model, guide, x):
+            return -pvae.bounds.iwae(pvae.log_weights(model, guide, x, particles=3, **known).log_w).sum()
+
+        vae, said = new_vae(), []
+        optim = torch.optim.Adam(vae.parameters(), 0.01)
+        svi = pvae.SVI(vae.model, vae.guide, optim, loss, compile=mode, notice=said.append)
+        return [float(svi.step(x)) for _ in range(12)], said
+
+    expected, _ = fitted("off")
+    found, said = fitted("graph", max_plate_nesting=1)
+    assert (found, len(said)) == (expected, 1)
+    with pytest.warns(UserWarning, match=r"runs eagerly: .*test_own_objectives.py.*: give it max_plate_nesting"):
+        assert fitted("graph") == (expected, [])
+
+
+def test_data_that_are_no_tensor_and_programs_of_all_data(vae, x):
+    with pytest.raises(pvae.InputError, match=r"x: found dict, expected a tensor .*: of data in several tensors pass"):
+        pvae.evaluate.evaluate(vae.model, vae.guide, {"x": x})
+    svi = pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), pvae.ELBO())
+    with pytest.raises(ValueError, match=r"data: found dict, expected tensors \(N, ...\) or None: pass each by itself"):
+        next(svi.run(torch.tensor([[0, 1]]), {"x": x}))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x.sum((1, 2)) + x[6].sum())
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(x[6].sum(), 1.0))
+
+    with pytest.raises(
+        pvae.InputError, match=r"one datum alone: index 6 is out of .*: .* pass plate=None, for one bound"
+    ):
+        pvae.evaluate.evaluate(model, guide, x)
+    assert len(pvae.evaluate.evaluate(model, guide, x, plate=None).elbo) == 1

@@ -343,3 +343,73 @@ def test_what_is_no_part():
         pvae.InputError, match=r"likelihood: found Linear, expected a pvae\.Part: subclass pvae\.Likeli"
     ):
         pvae.VAE(part.prior, nn.Linear(2, 2), part.posterior)
+
+
+LABELLED = """
+class Prior(pvae.Prior):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.by = nn.Embedding(3, latent)
+    def forward(self, y=None):
+        mean = torch.zeros(self.latent) if y is None else self.by(y)
+        return dist.Normal(mean, 1.0).to_event(1)
+
+class Likelihood(pvae.Likelihood):
+    support = "unit_interval"
+    def forward(self, z, y=None):
+        mean = self.decode(z, y)
+        mean = mean if y is None else mean + y.reshape(-1, 1, 1)
+        return dist.Normal(mean, 1.0).to_event(2)
+
+class Left(pvae.Likelihood):
+    support = "unit_interval"
+    def forward(self, z, y=None):
+        if y is not None:
+            return dist.Normal(self.decode(z, y), 1.0).to_event(2)
+        return dist.Normal(self.decode(z), 1.0).to_event(2)
+"""
+
+
+def test_a_part_that_takes_labels_is_refused_where_bounds_would_be_said_to_be_without(here, capsys):
+    arrays("labelled.npz", (4, 4), y=np.arange(60) % 3)
+    write(LABELLED)
+    data = ["--data=labelled.npz", *SMALL[1:]]
+    for family in ("prior", "likelihood"):
+        likelihood = [] if family == "likelihood" else ["--likelihood=mylab:Left"]
+        options = [*data, f"--{family}", f"mylab:{family.title()}", *likelihood]
+        message = refused(capsys, *options)
+        assert f"--{family} mylab:{family.title()}: found that it takes labels" in message
+        assert "bounds are on log p(x given y): pass --condition label" in message
+        assert go(*options, "--condition", "label") == 0
+    assert go(*data, "--likelihood", "mylab:Left") == 0
+
+
+OTHERS = """
+class Embedded(pvae.Condition):
+    def __init__(self, size, width: int = 4):
+        super().__init__(width)
+        self.table = nn.Embedding(size, width)
+    @classmethod
+    def of(cls, y, width: int = 4):
+        return cls(int(y.max()) + 1, width)
+    def forward(self, y):
+        return self.table(y)
+
+class Scaled(pvae.Decoder):
+    def __init__(self, inputs, shape):
+        super().__init__(inputs, shape)
+        self.a, self.b = nn.Linear(inputs, 16), nn.Linear(inputs, 16)
+    def forward(self, z):
+        return (self.a(z).tanh() * self.b(z)).reshape(*z.shape[:-1], *self.shape)
+"""
+
+
+def test_a_condition_and_a_decoder_without_a_bias_of_its_own(here, capsys):
+    arrays("labelled.npz", (4, 4), y=np.arange(60) % 3)
+    write(OTHERS)
+    options = ["--data=labelled.npz", "--likelihood=continuous_bernoulli", "--condition=mylab:Embedded"]
+    small = [option for option in SMALL[1:] if "decoder" not in option]
+    assert go(*options, "--decoder=mylab:Scaled", *small, "--out", "run") == 0
+    assert go("run", "-n", "2", "-o", "samples.png", "--label", "2", command="sample") == 0
+    message = refused(capsys, "run", "-n", "2", "-o", "others.png", "--label", "7", command="sample")
+    assert "--label 7: found no such class, expected one of 0 to 2" in message

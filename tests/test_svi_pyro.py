@@ -376,12 +376,7 @@ def test_data_that_is_replaced_where_the_program_finds_it(how, every):
             if box["set"]:
                 box["set"](x)
 
-    options = {"call": lambda step: (), "before": before}
-    if every == 5:
-        both(make, **options)
-    else:
-        with pytest.warns(UserWarning, match="the tensor .* keeps changing"):
-            both(make, replayed=False, **options)
+    both(make, call=lambda step: (), before=before)
 
 
 @pytest.mark.parametrize("state", ["averaging", "counting"])

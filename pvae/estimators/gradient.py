@@ -136,7 +136,7 @@ class Gradient(Member, family="gradient"):
         for site in programs.unreparameterized(drawn) if self.reparameterized else ():
             raise InputError(
                 f"site '{site['name']}': {_named(objective)} with gradient {self.name} needs draws that are"
-                f" reparameterized, and {type(site['fn']).__name__} has none: the guide's gradient would be wrong:"
+                f" reparameterized, and {intervals.kind(site)} has none: the guide's gradient would be wrong:"
                 f" {_without_path(objective)}"
             )
 

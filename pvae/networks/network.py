@@ -100,8 +100,10 @@ class Decoder(Member, nn.Module, family="decoder"):
         return None
 
     def center(self, value: Tensor) -> None:
-        """Start the last bias at value, which broadcasts to `shape`: the output's mean before training."""
-        raise NotImplementedError
+        """Start the last bias at value, which broadcasts to `shape`: the output's mean before training.
+
+        Nothing, where a member has no such bias.
+        """
 
 
 def split(network: nn.Module) -> tuple[Callable[..., Tensor], nn.Linear] | None:

@@ -14,9 +14,9 @@ from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 
-from ..errors import InputError, written_at
+from ..errors import InputError, fails, written_at
 from ..noise import forked
-from ..replay.values import recording
+from ..replay.values import Untraceable, recording
 from ..svi.calls import anew
 from ..svi.faults import in_a_line
 from ..svi.observed import inner, outside, validated
@@ -167,6 +167,13 @@ def whole(model: Program, guide: Program, *data: Any, plate: str | None = "") ->
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if seen.names and not isinstance(error, InputError):
             raise subsampling(seen.names[0]) from error
+        if not (
+            isinstance(error, InputError) or part is data or fails(lambda: _look(model, guide, data, {}, seen, fits))
+        ):
+            raise InputError(
+                f"one datum alone: {in_a_line(error) or error}, where all data are taken: values are of each datum:"
+                " where data are not apart pass plate=None, for one bound on log p of all"
+            ) from error
         raise
     if seen.names:
         raise subsampling(seen.names[0])
@@ -205,6 +212,8 @@ def _look(
     shape_of: Callable[[Site], Sequence[int]],
 ) -> tuple[Look, dict[str, Site], dict[str, Site]]:
     """What there is to see but for `thin`, and the sites of guide and model."""
+    if recording():  # the draws would be every later step's, too
+        raise Untraceable("programs are run once more, to see how deep their plates go: give it max_plate_nesting")
     with forked(), poutine.block(), torch.no_grad(), seen:
         drawn = Collect(guide)(*args, **kwargs)
         scored = dict(sites_of(drawn, observed=True))
@@ -215,8 +224,7 @@ def _look(
         )
         for site in each:
             check_log_prob(site, shape_of(site), 1, nesting)
-        if not recording():
-            warn_of_unmasked(scored, sites)
+        warn_of_unmasked(scored, sites)
     factors = {name: getattr(site["fn"], "has_rsample", False) for name, site in scored.items() if site["is_observed"]}
     names = frozenset(name for name, site in sites.items() if validated(site))
     return Look(nesting, names, factors), scored, sites

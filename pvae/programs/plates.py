@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from torch import Tensor
 
-from ..errors import InputError, written_at
+from ..errors import InputError, fails, written_at
 
 Site = dict[str, Any]
 """A sample site as Pyro's handlers see it: name, fn, value, is_observed, mask, scale, cond_indep_stack."""
@@ -229,7 +229,7 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
     frames = sites[last]["cond_indep_stack"] if last else []
     particles = next((frame.size for frame in frames if frame.name == PARTICLES), 1)
     no_memory = isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower()
-    if particles > 1 and not (no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or _fails(alone)):
+    if particles > 1 and not (no_memory or isinstance(error, InputError | torch.linalg.LinAlgError) or fails(alone)):
         shared = [
             name for name, site in sites.items() if all(frame.name == PARTICLES for frame in site["cond_indep_stack"])
         ]
@@ -250,14 +250,6 @@ def check_shapes(error: Exception, sites: Mapping[str, Site], alone: Callable[[]
             f"site '{name}': found {have} at dimension {dim} of its batch shape, where plate '{plate}' has {size}:"
             " expected no batch dimensions but the plates': declare those of one draw by .to_event(1)"
         ) from error
-
-
-def _fails(run: Callable[[], Any]) -> bool:
-    try:
-        run()
-    except Exception:
-        return True
-    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -201,7 +201,8 @@ def trace(
         particles: K, how many draws for each datum.
         plate: the plate whose elements the weights belong to, needed only where there are several; None where the
             whole program is to have one weight, B = 1, as it must where data share a latent.
-        max_plate_nesting: how deep the programs' plates go; found out by a run of both if not given.
+        max_plate_nesting: how deep the programs' plates go; found out by a run of both if not given, which a loss that
+            is to be replayed cannot do.
         **kwargs: theirs.
 
     Raises:

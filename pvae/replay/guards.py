@@ -45,6 +45,7 @@ class Guards(Notes):
         for program in programs:
             self._look(getattr(program, "__name__", type(program).__name__), program, known, 0)
         self._look_at_methods(known)
+        self._held = [entry for entry in self._entries.values() if isinstance(entry[4], Tensor)]
 
     def add_prepare(self, function: Any) -> None:
         """Note what a function reaches; of the object that it is a method of, what its code names."""
@@ -57,7 +58,7 @@ class Guards(Notes):
                 self._look(name, value, known, 1)
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, clips: Any, replayable: bool) -> None:
-        """Note what its groups say, but for the learning rates, which a graph reads; its state if that is replayed."""
+        """Note which parameters it has; if it is replayed its state and arguments, but not its rates."""
         self.add("optimizer", optimizer, ("param_groups", "state"))
         deque(self._hooks("the optimizer", hooks.of_optimizer(optimizer)), 0)
         for parameter, state in optimizer.state.items() if replayable else ():
@@ -68,7 +69,7 @@ class Guards(Notes):
         self._note_length("the optimizer's groups", optimizer.param_groups)
         for group in optimizer.param_groups:
             self._note_length("the optimizer's parameters", group["params"])
-            for key, value in group.items():
+            for key, value in group.items() if replayable else ():
                 if key not in ("params", "lr", "initial_lr"):
                     self._note(f"'{key}' of the optimizer", group, key, value)
         self._look("clipping", clips, set(), 0)

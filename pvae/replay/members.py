@@ -16,6 +16,9 @@ CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device
 CONTAINERS = (list, dict, set, deque)
 _VALUES = methodcaller("values")
 
+Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
+"""What it is called, how it is read, of what, by which key, and what it was."""
+
 
 class Members:
     """Dicts, as of a module's layers, that are to have the very objects that they had; all are looked at at once."""

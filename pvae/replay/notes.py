@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter, call, eq, getitem, is_, methodcaller
 from typing import Any
 
@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .members import CONTAINERS, Members, now, of_class, plain, refill, said, same
+from .held import alike
+from .members import CONTAINERS, Entry, Members, now, of_class, plain, refill, said, same
 from .simplify import memory
 from .values import SMALL
 
 _PLACE, _TRAINED = methodcaller("data_ptr"), attrgetter("requires_grad")
-
-Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
-"""What it is called, how it is read, of what, by which key, and what it was."""
 
 
 class Notes:
@@ -28,6 +26,8 @@ class Notes:
         self.modules: list[nn.Module] = []
         self.generators: list[torch.Generator] = []
         self._entries: dict[tuple[int, Any], Entry] = {}
+        self._held: list[Entry] = []
+        """Those of them that are of tensors which programs hold."""
         self._lacking: set[tuple[int, Any]] = set()
         """The entries that are of a class's attributes, which an instance's own would take the place of."""
         self._columns: list[list[Any]] | None = None
@@ -48,6 +48,17 @@ class Notes:
     def changed(self) -> str:
         """The name of what is no longer as it was; empty if all is."""
         return self._resized() or self._other() or self._moved() or self._rewritten()
+
+    def replaced(self) -> list[Entry]:
+        """Where others like them have taken the place of tensors that programs hold."""
+        return [place for place in self._held if alike(place[4], found := now(*place[1:4])) and found is not place[4]]
+
+    def leave_out(self, places: Iterable[Entry]) -> None:
+        """Do not look at these any longer."""
+        for _, _, holder, key, _ in places:
+            self._entries.pop((id(holder), key), None)
+        self._columns = None
+        self._held = [entry for entry in self._held if (id(entry[2]), entry[3]) in self._entries]
 
     def _resized(self) -> str:
         holders, lengths = self._lengths
@@ -122,11 +133,14 @@ class Notes:
                 if isinstance(was, Tensor) and not isinstance(was, nn.Parameter) and key in holder:
                     holder[key] = was
 
-    def settle(self, read: Sequence[Tensor]) -> str:
-        """After a step: forget what it put others in the place of; the name of a tensor that it had read before."""
+    def settle(self, read: Sequence[Tensor], kept: Collection[str] = ()) -> str:
+        """After a step: forget what it put others in the place of; the name of a tensor that it had read before.
+
+        Not that of these names, which are to stay.
+        """
         storages = {memory(tensor) for tensor in read} - {0}
         for place, (name, how, holder, key, was) in list(self._entries.items()):
-            if plain(was) or now(how, holder, key) is was:
+            if plain(was) or name in kept or now(how, holder, key) is was:
                 continue
             if isinstance(was, Tensor) and memory(was) in storages:
                 return f"the tensor {name}"

@@ -18,7 +18,8 @@ from torch.fx import GraphModule, Node, graph_module
 
 from . import lines
 from .simplify import merge_alike, note, reshapes
-from .values import READ, HostReads, Known, Supposed, Untraceable
+from .supposed import Supposed
+from .values import READ, HostReads, Known, Untraceable
 
 _aten = torch.ops.aten
 

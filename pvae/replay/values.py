@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from . import lines
 from .simplify import TORCHS, memory
+from .supposed import READ, Supposed, Untraceable
 
-READ = "a tensor's value is read in Python, which a graph cannot do: use torch.where, or a mask"
+WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
 SHAPE = "the shape of what torch's '{}' returns depends on values"
 ADVICE = {"_pack_padded_sequence": ": give the same lengths at each step, or run over padded sequences and mask them"}
 SMALL = 10_000
 """Numbers in a tensor whose values are compared at each step; of larger ones it is known how often they changed."""
-
-
-class Untraceable(Exception):
-    """Why a function cannot be written down as a graph, and where."""
 
 
 def recording() -> bool:
@@ -60,13 +56,8 @@ class Known(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = _tensors((args, kwargs))
-        if _READING.intersection(func.tags) and recording() and self.knows(*given):  # by torch itself, in what it does
-            with disable_proxy_modes_tracing():
-                result = func(*args, **kwargs)
-            for made in _tensors(result):
-                self._made(made, self._of_all(given))
-            return result
-        self._refuse(func, args)
+        if recording() and self._reads(func, args):
+            return self._aside(func, args, kwargs)
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
@@ -90,16 +81,26 @@ class Known(TorchDispatchMode):
         self.read.update(sources or {})
         return sources is not None
 
-    def _refuse(self, func: Any, args: Sequence[Any]) -> None:
+    def _reads(self, func: Any, args: Sequence[Any]) -> bool:
+        """Whether torch itself reads values in an operation: for the shape of what it returns, or for a number."""
         name = func.overloadpacket.__name__
         if name == "index":
-            dynamic = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        elif name == "_pack_padded_sequence":
-            dynamic = not self.knows(args[1])
-        else:
-            dynamic = torch.Tag.dynamic_output_shape in func.tags
-        if dynamic and recording():
-            raise Untraceable(SHAPE.format(name) + ADVICE.get(name, ""))
+            return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if name == "_pack_padded_sequence":
+            return not self.knows(args[1])
+        return not _READING.isdisjoint(func.tags)
+
+    def _aside(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+        """What an operation that reads values makes of what is known, beside the trace."""
+        given = _tensors((args, kwargs))
+        if not self.knows(*given):
+            name, shape = func.overloadpacket.__name__, torch.Tag.data_dependent_output not in func.tags
+            raise Untraceable(SHAPE.format(name) + ADVICE.get(name, "") if shape else READ)
+        with disable_proxy_modes_tracing():
+            result = func(*args, **kwargs)
+        for made in _tensors(result):
+            self._made(made, self._of_all(given))
+        return result
 
     def _of_all(self, tensors: Sequence[Tensor]) -> dict[int, Tensor] | None:
         """The tensors from outside that these are made of; None where one varies."""
@@ -131,7 +132,7 @@ class Known(TorchDispatchMode):
 
 
 _READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-"""Of operations that look at values."""
+"""Of operations that read values."""
 _MAKING = {
     "lift_fresh",
     "new_ones",
@@ -157,41 +158,6 @@ def _written(func: Any) -> tuple[int, ...]:
     return tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
 
 
-class Supposed:
-    """What Python has read of values that later steps may have otherwise, and by which it decided what to do.
-
-    A graph is right for the steps where all is as it was read.
-    """
-
-    def __init__(self) -> None:
-        self.held: list[Tensor] = []
-        """Whether each is as it was read, ()."""
-        self.places: dict[str, None] = {}
-        """The lines that read."""
-        self.decided = False
-        """Whether anything but an assertion did."""
-
-    def read(self, value: Tensor, as_a: Callable[[Tensor], Any], asserted: bool = False) -> Any:
-        """What Python reads of a tensor of one number, here and now."""
-        self.decided = self.decided or not asserted
-        with disable_proxy_modes_tracing():
-            found = as_a(value)
-        value = value.detach().reshape(())
-        self.held.append(value.ne(0) == found if as_a is bool else value.trunc() == found)
-        self.places[lines.here()] = None
-        return found
-
-    def equal(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two tensors are."""
-        return one is other or (one.shape == other.shape and self.read((one == other).all(), bool))
-
-    def stays(self, value: Tensor) -> None:
-        """All of a tensor is read, as it is here and now."""
-        with disable_proxy_modes_tracing():
-            found = value.detach().clone()
-        self.read((value == found).all(), bool)
-
-
 class HostReads(TorchFunctionMode):
     """What Python does with values: it reads those that are known. A number read of another stays a tensor.
 
@@ -207,8 +173,10 @@ class HostReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._chosen and any(id(argument) in self._chosen for argument in args):
-            return self._put(func, args)
+        if self._chosen and any(id(tensor) in self._chosen for tensor in _tensors((args, kwargs))):
+            if self._puts(func, args):
+                return self._put(*args)
+            args, kwargs = tree_map(self._taken, (args, kwargs))
         if func in _ASIDE and self.known.knows(*_tensors((args, kwargs))):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
@@ -237,7 +205,8 @@ class HostReads(TorchFunctionMode):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
         if func in _SIZED:
-            return func(*tree_map(self._size, args), **kwargs)
+            own = func not in _MADE  # a tensor's own, which is no size
+            return func(*args[:own], *tree_map(self._size, args[own:]), **kwargs)
         if func is Tensor.__setitem__ and _is_flags(args[1]) and (_is_one(args[2]) or args[1].dim() == 0):
             full = args[1].bool().reshape(args[1].shape + (1,) * (args[0].dim() - args[1].dim()))
             return args[0].copy_(torch.where(full, args[2], args[0]))
@@ -283,12 +252,25 @@ class HostReads(TorchFunctionMode):
             return chosen
         return func(tensor, index, *value)
 
-    def _put(self, func: Any, args: Sequence[Any]) -> None:
-        chosen, mask = self._chosen.get(id(args[-1]), (None, None))
-        if func is not Tensor.__setitem__ or args[1] is not mask or args[0].shape != chosen.shape:
-            raise Untraceable(SHAPE.format("index"))
+    def _puts(self, func: Any, args: Sequence[Any]) -> bool:
+        """Whether what a mask chose is put where that mask is."""
+        chosen, mask = self._chosen.get(id(args[-1]) if args else 0, (None, None))
+        return func is Tensor.__setitem__ and args[1] is mask and args[0].shape == chosen.shape
+
+    def _put(self, tensor: Tensor, mask: Tensor, chosen: Tensor) -> None:
         full = mask.reshape(mask.shape + (1,) * (chosen.dim() - mask.dim()))
-        args[0].copy_(torch.where(full, chosen, args[0]))
+        tensor.copy_(torch.where(full, chosen, tensor))
+
+    def _taken(self, value: Any) -> Any:
+        """What a mask chose, one after another, where other steps may well choose as many."""
+        if not isinstance(value, Tensor) or id(value) not in self._chosen:
+            return value
+        if self.supposed is None:
+            raise Untraceable(SHAPE.format("index"))
+        chosen, mask = self._chosen[id(value)]
+        count = self.supposed.read(mask.sum(), int)
+        places = mask.flatten().logical_not().to(torch.uint8).sort(stable=True).indices[:count]
+        return chosen.flatten(0, mask.dim() - 1).index_select(0, places)
 
 
 _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}

@@ -17,11 +17,13 @@ from ..replay import compiling
 from ..replay.compiling import Forward, Update
 from ..replay.generators import undrawn
 from ..replay.guards import Guards
+from ..replay.held import Copies
 from ..replay.pieces import arranged
 from ..replay.placement import placed
+from ..replay.supposed import Supposed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import Known, Supposed, Untraceable
+from ..replay.values import WITHIN, Known, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -34,7 +36,11 @@ EVERY = 5.0
 """Seconds between two lines of how far a trace is."""
 SUBSAMPLE = "_pyro_subsample"
 """The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
-WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
+SET = "the tensor {} is set before each step, and changed in place within it: pass it to the step, and return it"
+
+
+class Unsettled(Exception):
+    """Something in Python has changed within a step: a program may set itself up, where it is first run so."""
 
 
 @dataclass
@@ -54,8 +60,10 @@ class Step:
     """Which inputs' values Python has read."""
     supposed: list[str]
     """The lines that read values which later steps may have otherwise: then the head is not a number."""
-    decided: bool
-    """Whether any does so for more than an assertion, which the program would not pass: then it cannot wait."""
+    held: Copies
+    """Of what programs hold, where that keeps changing."""
+    waits: bool
+    """Whether each step is looked at before the next: lines read for more than an assertion, or copies are filled."""
 
 
 class Build:
@@ -89,6 +97,7 @@ class Build:
 
         Raises:
             Untraceable: the program, and where.
+            Unsettled: the program, for the first time on such arguments.
         """
         if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
             raise Untraceable(
@@ -99,8 +108,16 @@ class Build:
         if not self._set_up() or getattr(svi.objective, "in_parts", False):  # as is known once it has been run
             return None
         svi._look_at_values(self.call)
+        self.held = Copies(svi._graphs.held)
+        with self.held.in_place():
+            step = self._made()
+        self.guards.leave_out(self.held.places)
+        return step
+
+    def _made(self) -> Step:
+        svi = self.svi
         self.guards = Guards(self._programs, svi._names)
-        clips, replayed = getattr(svi.optim, "pt_clip_args", None), optimizers.replayable(svi.optimizer)
+        clips, replayed = getattr(svi.optim, "pt_clip_args", None), svi._graphs.replays_update()
         self.guards.add_optimizer(svi.optimizer, clips, replayed)
         if self.call.prepare is not None:
             self.guards.add_prepare(self.call.prepare)
@@ -110,10 +127,13 @@ class Build:
         self.normed = self.device.type != "cuda" or clips
         with unkept(), svi._undone(*self.call.looked_at):
             traced, read = self._traced()
+            if changed := self.held.changed():
+                raise Untraceable(SET.format(changed))
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
-        places, decided = list(self._supposed.places), self._supposed.decided
-        return Step(forward, update, kind, why, self.guards, replayable, self.normed, read, places, decided)
+        guards, places = self.guards, list(self._supposed.places)
+        waits = self._supposed.decided or bool(self.held.places)
+        return Step(forward, update, kind, why, guards, replayable, self.normed, read, places, self.held, waits)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
@@ -136,12 +156,16 @@ class Build:
     def _traced(self) -> tuple[GraphModule, list[int]]:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
-        known = Known([*self.svi._changing(buffers=False), *varying], outside=True)
+        known = Known([*self.svi._changing(buffers=False), *varying, *self.held.tensors], outside=True)
         traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
         found = known.read.values()
         self.guards.add_read(found)
-        if changed := self.guards.settle(self._read) or self.guards.changed():
-            raise Untraceable(WITHIN.format(changed))
+        before = self.svi._graphs.unsettled
+        if changed := self.guards.settle(self._read, before.values()) or self.guards.changed():
+            if self.call.label in before:
+                raise Untraceable(WITHIN.format(changed))
+            before[self.call.label] = changed.partition(" (")[0]
+            raise Unsettled
         return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
@@ -197,7 +221,7 @@ class Build:
 
     def _updating(self, forward: Forward, kind: str) -> tuple[Update, bool]:
         """What is done with head and gradients, and whether it is a graph as well."""
-        if not optimizers.replayable(self.svi.optimizer):
+        if not self.svi._graphs.replays_update():
             return self._change, False
         try:
             outputs = forward(*self.inputs)

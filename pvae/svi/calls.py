@@ -204,7 +204,17 @@ def _flat(count: int, names: tuple[str, ...]) -> tuple[TreeSpec, str]:
 
 
 def of_rows(data: Sequence[Any], prepare: Callable[..., Any]) -> Callable[[Tensor], Call]:
-    """From rows to a call with these rows of data that stay where they are."""
+    """From rows to a call with these rows of data that stay where they are.
+
+    Raises:
+        ValueError: data that are no tensors.
+    """
+    for found in data:
+        if not isinstance(found, Tensor | None):
+            raise ValueError(
+                f"data: found {type(found).__name__}, expected tensors (N, ...) or None: pass each by itself, and put"
+                " them together in prepare"
+            )
     common = (_identity(prepare), *(id(d) for d in data))
     chosen = functools.partial(take, data=data, prepare=prepare)
     return lambda rows: Call(

@@ -258,6 +258,7 @@ class SVI(Trained):
         before = self._snapshot(self._buffers())
         expected = self._expected(call) if graph.due() else None
         self._set_rates()
+        graph.held.fill()
         try:
             head, *gradients = graph.forward(*call.inputs)
         except (RuntimeError, IndexError):  # of values, as an index that is none: the program says it better
@@ -286,10 +287,11 @@ class SVI(Trained):
             expected = self._expected(block[0])
         if self._pending.before is None:
             self._pending.before = self._snapshot(self._changing())
+        graph.held.fill()
         heads = self._graphs.heads(graph, block)
         if heads is None:
             return self._instead(block)
-        if graph.decided and any(map(graph.misses, heads.tolist())):  # which waits for the device
+        if graph.waits and any(map(graph.misses, heads.tolist())):  # which waits for the device
             self._graphs.missed(graph)
             return self._instead(block)
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
@@ -297,7 +299,7 @@ class SVI(Trained):
             return self._instead(block)
         self._pending.add(block, heads)
         self._stepped(len(block))
-        if graph.decided or self._pending.due(self._every()):
+        if graph.waits or self._pending.due(self._every()):
             self.check()
         return heads[:, :-1]
 

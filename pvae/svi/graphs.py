@@ -19,10 +19,11 @@ from torch import Tensor
 from ..replay.captured import Captured
 from ..replay.hooks import of_all_modules
 from ..replay.lines import OURS
+from ..replay.members import Entry
 from ..replay.precision import products, tolerance
 from ..replay.values import Untraceable
 from . import optimizers
-from .building import Build, Step
+from .building import Build, Step, Unsettled
 from .calls import Call, change
 from .faults import norm_of, read
 
@@ -46,7 +47,6 @@ UNWATCHED = (
     "Pass it to the step as a tensor or a number, or keep it where it is looked at: in an attribute, a global, a dict"
 )
 BY_KIND = {
-    r" of the optimizer": "keep it as it is (OneCycleLR: cycle_momentum=False), or take compile='off'",
     r"\.training \(": "call train() and eval() less often",
     r"^a module, parameter or buffer of ": "build modules once",
     r"^a handler": "use the same handler at each step, or use it within the programs",
@@ -183,6 +183,10 @@ class Graphs:
         """Steps so far by kind of arguments, in the order they were first seen: the same after a resume."""
         self.eager_only = ""
         """Why the program runs eagerly."""
+        self.held: list[Entry] = []
+        """Where programs hold tensors that others keep taking the place of: graphs have copies of these."""
+        self.eager_update = False
+        """Whether the optimizer's step is not replayed, as its arguments keep changing."""
         self.uncompiled = False
         """Whether a compiled step had other numbers than the program."""
         self.too_many = ""
@@ -193,6 +197,8 @@ class Graphs:
         self._last: dict[str, Call] = {}
         """The last call of each kind."""
         self._rebuilt: dict[str, int] = {}
+        self.unsettled: dict[str, str] = {}
+        """By kind of arguments, what in Python changed within a step on these: once, it may be for good."""
         self._warned: set[str] = set()
 
     @cached_property
@@ -215,10 +221,7 @@ class Graphs:
         self._warn(NOT_COMPILED.format(difference))
 
     def missed(self, graph: Graph) -> None:
-        """After a step in which Python read other values: go on with the graph where that is seldom.
-
-        Where it has become the rule make another; where neither is right for long, run eagerly.
-        """
+        """After a step in which Python read other values: go on, or where that is the rule make another, or give up."""
         often = graph.missed > SELDOM + SHARE * graph.played
         if not often and graph.in_a_row < ROW:
             return
@@ -248,7 +251,11 @@ class Graphs:
         """How many steps can be taken at once, if all goes well."""
         svi = self.svi
         together = self.used and svi.steps > 0 and svi._device.type == "cuda"
-        return BLOCK if together and svi.optimizer and optimizers.replayable(svi.optimizer) else 1
+        return BLOCK if together and svi.optimizer and self.replays_update() else 1
+
+    def replays_update(self) -> bool:
+        """Whether the optimizer's step is a part of the graph."""
+        return optimizers.replayable(self.svi.optimizer) and not self.eager_update
 
     def together(self, calls: Sequence[Call]) -> int:
         """How many of these steps are to be taken at once."""
@@ -295,7 +302,7 @@ class Graphs:
         wanted = svi.compile if compiled else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
-        return graph
+        return graph if graph is None or graph.held.fit() else None
 
     def _still_right(self, call: Call) -> Graph | None:
         """The graph that there is, if all is as it was for that; where this keeps changing, give up."""
@@ -305,9 +312,15 @@ class Graphs:
             return graph
         if (before := self._back(call, changed)) is not None:
             return before
-        if self._too_soon(changed.partition(" (")[0], graph):
-            advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
-            self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
+        name = changed.partition(" (")[0]
+        replaced = graph.guards.replaced() if name.startswith("the tensor ") else []
+        eager_update = graph.replayable and name.endswith("' of the optimizer")
+        if self._too_soon(name, graph, 1 if replaced or eager_update else REBUILDS):
+            self.held += replaced
+            self.eager_update = self.eager_update or eager_update
+            if not (replaced or eager_update):
+                advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
+                self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
         self.svi._used.look_again()
         return None
 
@@ -337,12 +350,15 @@ class Graphs:
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
+        except Unsettled:
+            return None
         except torch.OutOfMemoryError:
             lacking = True
         if lacking:  # only here does nothing refer to what failed any longer
             self.out_of_memory()
         if step is None:
             return None
+        self.unsettled.pop(call.label, None)
         if step.kind == wanted or wanted == "auto":
             if call.label == next(iter(self.counts)) or call.numbers or step.kind == "full":
                 svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")

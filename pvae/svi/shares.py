@@ -115,45 +115,6 @@ class Share(Optimizer):
             }
 
 
-class Scheduled:
-    """The same where there is a schedule of torch's: that is one for all, and stepped by the first of these."""
-
-    def __init__(self, optim: Any, schedule: Any, parameter: Tensor) -> None:
-        self.optim, self.schedule, self.optimizer = optim, schedule, Share(schedule.optimizer, parameter)
-
-    def step(self, *args: Any, **kwargs: Any) -> None:
-        """As the schedule's, once for all."""
-        if next(iter(self.optim.optim_objs.values())) is self:
-            self.schedule.step(*args, **kwargs)
-
-    def get_last_lr(self) -> list[float]:
-        """The learning rate that the parameter has."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def _each(self, value: Any) -> bool:
-        """Whether it has an element for each group."""
-        return isinstance(value, list) and len(value) == len(self.schedule.optimizer.param_groups)
-
-    def _place(self) -> int:
-        having = [any(p is self.optimizer.parameter for p in g["params"]) for g in self.schedule.optimizer.param_groups]
-        return having.index(True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As that of a schedule of the parameter's own."""
-        place, state = self._place(), self.schedule.state_dict()
-        return {key: [value[place]] if self._each(value) else value for key, value in state.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        place, now = self._place(), self.schedule.state_dict()
-        for key, value in state.items():
-            if self._each(now.get(key)):
-                now[key] = [*now[key][:place], *value, *now[key][place + 1 :]]
-            else:
-                now[key] = value
-        self.schedule.load_state_dict(now)
-
-
 def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
     """Let what a user does with a `PyroOptim` reach the optimizer: `step`, `get_state`, `set_state`, `optim_objs`."""
     if not isinstance(optim, PyroOptim):

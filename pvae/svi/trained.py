@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
+from ..replay.values import WITHIN, Untraceable, recording
 from . import optimizers, own, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
@@ -68,6 +69,8 @@ class Trained(pyro.infer.SVI):
         self._found: list[Tensor] = []
         self._held: dict[int, tuple[Tensor, int]] = {}
         """Tensors that the programs hold, and how often each had been changed in place when it was first seen."""
+        self._fresh: list[Tensor] = []
+        """Those of them that are new: whether steps change these is not known."""
         self._generators: list[torch.Generator] = []
         self._numbers = Numbers()
         self._copied: dict[Tensor, str] = {}
@@ -110,7 +113,7 @@ class Trained(pyro.infer.SVI):
     def _changing(self, buffers: bool = True) -> list[Tensor]:
         """All tensors that a step changes."""
         state = optimizers.state_tensors(self.optimizer) if self.optimizer is not None else []
-        found = self._buffers(anew=True) if buffers else []
+        found = [*self._buffers(anew=True), *self._fresh] if buffers else []
         return [*self._names, *state, *found, *([] if self._clock is None else [self._clock])]
 
     def _buffers(self, anew: bool = False) -> list[Tensor]:
@@ -122,6 +125,8 @@ class Trained(pyro.infer.SVI):
             guards = Guards(self._programs, {})
             self._found, self._generators = guards.buffers(), guards.generators
             held = {id(t): (t, t._version) for t in guards.tensors() if not t.is_inference()}
+            known = {*map(id, self._names), *map(id, self._found), *(self._held or held)}
+            self._fresh = [t for key, (t, _) in held.items() if key not in known and not _expanded(t)]
             self._held = {key: self._held.get(key, found) for key, found in held.items()}
             known = {*map(id, self._names), *map(id, self._found)}
             self._found += [t for t, was in self._held.values() if t._version != was and id(t) not in known]
@@ -232,6 +237,8 @@ class Trained(pyro.infer.SVI):
     def _replace(self) -> None:
         """Follow Pyro's store where it has another parameter of a name."""
         pairs = list(self._used.replaced)
+        if recording():
+            raise Untraceable(WITHIN.format(f"parameter '{self._names.get(pairs[0][0])}' of Pyro's store"))
         self._used.replaced.clear()
         for old, new in pairs:
             self._names = {new if p is old else p: name for p, name in self._names.items()}
@@ -319,6 +326,11 @@ class Trained(pyro.infer.SVI):
         self._settle()
         self._graphs.forget()
         optimizers.warn_untrained(self.optimizer, new)
+
+
+def _expanded(tensor: Tensor) -> bool:
+    """Whether several of its numbers are one in memory, which nothing can set."""
+    return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _with_gradient(loss: Callable, *args: Any, **kwargs: Any) -> Any:

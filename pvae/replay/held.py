@@ -1,0 +1,61 @@
+"""Tensors that programs hold, as data that are set before each step: a graph reads copies, filled anew each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .members import CONTAINERS, Entry, now
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether one tensor may take the place of another in a graph: both are data, of the same kind and shape."""
+    for value in (one, other):
+        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.requires_grad:
+            return False
+    if one.layout is not torch.strided or other.layout is not torch.strided:
+        return False
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+class Copies:
+    """Copies of the tensors at some places, which a graph reads in their stead."""
+
+    def __init__(self, places: Sequence[Entry]) -> None:
+        self.places = [place for place in places if isinstance(now(*place[1:4]), Tensor)]
+        self.tensors = [now(*place[1:4]).detach().clone() for place in self.places]
+
+    def changed(self) -> str:
+        """The name of one that has been changed in place, since it was made and before it was filled; empty if none."""
+        return next((p[0] for p, copy in zip(self.places, self.tensors, strict=True) if copy._version), "")
+
+    def fit(self) -> bool:
+        """Whether what is there now may be copied to them."""
+        return all(alike(now(*place[1:4]), copy) for place, copy in zip(self.places, self.tensors, strict=True))
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Copy what is there now."""
+        for place, copy in zip(self.places, self.tensors, strict=True):
+            copy.copy_(now(*place[1:4]), non_blocking=True)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it programs hold the copies."""
+        before = [now(*place[1:4]) for place in self.places]
+        try:
+            self._put(self.tensors)
+            yield
+        finally:
+            self._put(before)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for (_, _, holder, key, _), value in zip(self.places, values, strict=True):
+            if isinstance(holder, CONTAINERS):
+                holder[key] = value
+            else:
+                setattr(holder, key, value)
