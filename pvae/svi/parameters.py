@@ -93,11 +93,11 @@ class Parameters(Messenger):
         if pyro.get_param_store()._params.get(name) is not parameter:
             self._add(parameter, name)  # one that is the module's own
             return
-        if name in self._seen:
+        before = self.stored.get(name)
+        if name in self._seen and before not in self.new:
             return
         self._seen.add(name)
         self.others |= any(isinstance(given, Parameter) and given is not parameter for given in msg["args"])
-        before = self.stored.get(name)
         self.stored[name] = parameter
         if before is None:
             self._add(parameter, name)
