@@ -312,7 +312,8 @@ def test_objectives_with_losses_of_their_own(loss):
     both(lambda: (plain, plain_guide), loss=loss)
 
 
-def test_a_running_mean_as_baseline():
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_running_mean_as_baseline(particles):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(0.3))
@@ -323,7 +324,7 @@ def test_a_running_mean_as_baseline():
             logits = pyro.param("logits", torch.zeros(6))
             pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
 
-    both(lambda: (model, guide), loss=TraceGraph_ELBO)
+    both(lambda: (model, guide), loss=lambda: TraceGraph_ELBO(num_particles=particles))
 
 
 # What programs do in Python -------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class Parameters(Messenger):
         self._modules: dict[Module, Layers] = {}
         self._used: dict[Any, None] = {}
         """Those that the last step's programs named, and modules."""
+        self._seen: set[str] = set()
+        """Names of Pyro's store that they have asked for: what they then put there themselves is seen the next time."""
         self.had: set[Tensor] = set()
         """Those that have had a gradient; belongs to the optimizer, which may be another's too."""
         self.stored: dict[str, Tensor] = {}
@@ -44,6 +46,7 @@ class Parameters(Messenger):
 
     def __enter__(self) -> Parameters:
         self._used.clear()
+        self._seen.clear()
         self._before = len(self._places)
         return super().__enter__()
 
@@ -90,8 +93,11 @@ class Parameters(Messenger):
         if pyro.get_param_store()._params.get(name) is not parameter:
             self._add(parameter, name)  # one that is the module's own
             return
-        self.others |= any(isinstance(given, Parameter) and given is not parameter for given in msg["args"])
         before = self.stored.get(name)
+        if name in self._seen and before not in self.new:
+            return
+        self._seen.add(name)
+        self.others |= any(isinstance(given, Parameter) and given is not parameter for given in msg["args"])
         self.stored[name] = parameter
         if before is None:
             self._add(parameter, name)
