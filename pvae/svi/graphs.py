@@ -55,10 +55,7 @@ BY_KIND = {
 }
 """What to do about that which keeps changing and cannot be passed to the step."""
 NOT_COMPILED = "the step is not compiled, its graph is replayed as it is: {}"
-OTHERS = (
-    "steps with arguments other than tensors, numbers, text and functions run eagerly: pass tensors, also in lists and"
-    " dicts"
-)
+OTHERS = "steps with arguments other than tensors, numbers, text and functions run eagerly: pass tensors, also in dicts"
 
 OFTEN = "{}a tensor's value is read in Python, and changes, which a graph cannot follow: use torch.where, or a mask"
 HOOKS = "steps run eagerly while there are hooks of all modules, as torch's register_module_forward_hook makes"
@@ -185,8 +182,7 @@ class Graphs:
         """Why the program runs eagerly."""
         self.held: list[Entry] = []
         """Where programs hold tensors that others keep taking the place of: graphs have copies of these."""
-        self.eager_update = False
-        """Whether the optimizer's step is not replayed, as its arguments keep changing."""
+        self.eager_update = False  # as the optimizer's arguments keep changing
         self.uncompiled = False
         """Whether a compiled step had other numbers than the program."""
         self.too_many = ""
@@ -314,11 +310,11 @@ class Graphs:
             return before
         name = changed.partition(" (")[0]
         replaced = graph.guards.replaced() if name.startswith("the tensor ") else []
-        eager_update = graph.replayable and name.endswith("' of the optimizer")
-        if self._too_soon(name, graph, 1 if replaced or eager_update else REBUILDS):
+        of_update = graph.replayable and name.endswith("' of the optimizer")
+        if self._too_soon(name, graph, 1 if replaced or of_update else REBUILDS):
             self.held += replaced
-            self.eager_update = self.eager_update or eager_update
-            if not (replaced or eager_update):
+            self.eager_update |= of_update
+            if not (replaced or of_update):
                 advice = next((text for kind, text in BY_KIND.items() if re.search(kind, changed)), ADVICE)
                 self.give_up(f"{changed} keeps changing, which a graph cannot see: {advice}")
         self.svi._used.look_again()
