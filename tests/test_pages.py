@@ -1,4 +1,4 @@
-"""The pages on writing a part run as they are written, from top to bottom."""
+"""The pages on writing a part, or an objective, run as they are written, from top to bottom."""
 
 import ast
 import re
@@ -42,6 +42,10 @@ def test_a_page_runs(page, here, capsys):
             for line in code.splitlines():
                 run(line)
     text = capsys.readouterr().out
+    if page.stem == "your-own-objective":
+        iwae, jackknife = re.findall(r": -(\S+) nats off", text)
+        assert float(jackknife) < 0.3 * float(iwae)
+        return
     assert "  integrates  ok\n  samples     ok\n" in text
     if page.stem == "your-own-prior":  # one file, no registration beyond naming it
         assert "mylab.priors:Horseshoe (default: 1.0): s, where it starts; it is learned." in " ".join(text.split())
@@ -68,7 +72,9 @@ def test_the_page_on_programs_runs(here, capsys):
 
 
 def test_there_is_a_page_for_each_part():
-    assert [page.stem for page in PAGES] == ["your-own-guide", "your-own-likelihood", "your-own-prior"]
+    assert [page.stem for page in PAGES] == [
+        "your-own-" + part for part in ("guide", "likelihood", "objective", "prior")
+    ]
     readme = (FOLDER.parent / "README.md").read_text()
     assert all(f"(notebooks/{page.name})" in readme for page in PAGES)
 

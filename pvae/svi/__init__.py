@@ -2,7 +2,8 @@
 
 `engine` takes steps and `trained` holds what they change, with `parameters`, `optimizers`, `shares`, `rates`,
 `own` (an objective's) and `clipped_adam`.
-Graphs: `calls` says which arguments are alike, `graphs` when one is built and when trusted, `building` makes it.
+Graphs: `calls` says which arguments are alike, `graphs` when one is built and when trusted, `building` makes a step
+into a `graph`.
 Checks: `arguments` of what is given, `observed` of data against supports, `faults` and `pending` of losses that are
 not finite. `loss` is a number that is read late.
 """

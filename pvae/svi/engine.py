@@ -19,7 +19,8 @@ from ..replay.turns import in_turn
 from . import arguments, calls, optimizers, shares
 from .calls import Call
 from .faults import NonFiniteError, blame, finite, in_lines, norm_of, read
-from .graphs import Graph, Graphs
+from .graph import Graph
+from .graphs import Graphs
 from .loss import Loss, numbers, told
 from .observed import Observed
 from .parameters import Snapshot

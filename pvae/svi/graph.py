@@ -1,0 +1,125 @@
+"""A step as a graph that is replayed, and whether it is still the program's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..replay.captured import Captured
+from ..replay.precision import products
+from .building import Step
+from .calls import Call
+from .faults import norm_of, read
+
+if TYPE_CHECKING:
+    from .engine import SVI
+
+UNWATCHED = (
+    "Pass it to the step as a tensor or a number, or keep it where it is looked at: in an attribute, a global, a dict"
+)
+
+
+@dataclass
+class Graph(Step):
+    """A step for one kind of arguments."""
+
+    wanted: str
+    tolerance: float
+    had: int
+    """How many parameters had had a gradient: another, where it is used, has a gradient of zero from then on."""
+    call: Call
+    """What it was built for; a key may have the addresses of what is in it."""
+    captures: dict[int, Captured] = field(default_factory=dict)
+    """By number of steps; on CUDA."""
+    played: int = 0
+    compared: int = 0
+    """The step that was last compared with the program; 0 before the first."""
+    miscompiled: bool = False
+    """Whether it differed at once, compiled: then it is not Python that changed."""
+    missed: int = 0
+    """Steps in which Python read other values than it was made for."""
+    in_a_row: int = 0
+    """Those of them up to the last step."""
+
+    def changed(self, call: Call) -> str:
+        """What of a call this was not built for; empty if all is well."""
+        if call.elsewhere(self.call):
+            return "a handler, or the autocast, around the step"
+        if all(call.tensors[i] is self.call.tensors[i] for i in self.read):
+            return ""
+        return "an argument whose values are read in Python"
+
+    @property
+    def next_is_due(self) -> bool:
+        """Whether the next step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
+        return math.log10(self.played + 1).is_integer()
+
+    def due(self) -> bool:
+        """The same of this step, which is counted."""
+        due = self.next_is_due
+        self.played += 1
+        return due
+
+    def differs(self, expected: Sequence[float], found: Sequence[float], step: int) -> str:
+        """How losses or gradient differ from the program's in this step, in words; empty if they don't."""
+        since, self.compared = self.compared, step
+        names = ["loss"] * (len(expected) - 1) + ["norm of the gradient"]
+        for what, right, value in zip(names, expected, found, strict=True):
+            if math.isfinite(right) and not abs(right - value) <= self.tolerance * max(1.0, abs(right)):
+                self.miscompiled = self.kind == "full" and not since
+                if self.miscompiled:
+                    return f"the {what} of step {step} is {value:.6g} when compiled, the program's own is {right:.6g}"
+                doubt = f"; steps {since + 1} to {step - 1} may have used what it was before" if since else ""
+                return (
+                    f"the {what} of the traced step {step} is {value:.6g}, the program's own is {right:.6g}: something"
+                    f" that is no tensor changes between steps{doubt}. {UNWATCHED}"
+                )
+        return ""
+
+    def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:
+        """Take the steps; losses and norm of the gradient of each (block, losses + 1), not yet looked at."""
+        if svi._device.type != "cuda":
+            return torch.stack([self._one(svi, call, ahead) for ahead, call in enumerate(block)])
+        captured = self.captures.get(len(block))
+        if captured is None:
+            captured = self.captures[len(block)] = self._captured(svi, block)
+        rates = None
+        if captured.rates is None:
+            svi._set_rates()
+        else:
+            rates = svi._scheduled(len(block))
+        heads = captured.play([call.inputs for call in block], rates)
+        if not self.replayable:
+            self.update(heads[0], *captured.gradients)
+        return heads.clone()
+
+    def _captured(self, svi: SVI, block: Sequence[Call]) -> Captured:
+        svi._set_rates()
+        rates = svi._rates if svi.schedule is not None else None
+        update = self.update if self.replayable else None
+        with svi._undone(), products(svi.precision):
+            return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
+
+    def misses(self, values: Sequence[float]) -> bool:
+        """Whether Python may have read other values in this step, whose head has these; they are counted."""
+        missed = bool(self.supposed) and all(map(math.isnan, values))
+        self.missed, self.in_a_row = self.missed + missed, self.in_a_row + 1 if missed else 0
+        return missed
+
+    def found(self, heads: Tensor) -> list[float]:
+        """Losses and norm of the gradient of one step, whose heads these are."""
+        if self.normed:
+            return heads[0].tolist()
+        gradients = [value for value in self.captures[1].gradients if value.is_floating_point()]  # others are rows
+        return read(heads[0, :-1].unbind(), norm_of(gradients))
+
+    def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
+        svi._set_rates(ahead)
+        values, *gradients = self.forward(*call.inputs)
+        self.update(values, *gradients)
+        return values
