@@ -873,6 +873,13 @@ def test_a_sweep_leaves_nothing_behind():
     assert len(linecache.cache) <= texts, "torch keeps the text of each graph"
 
 
+@pytest.mark.parametrize("rows", [torch.ones(4), torch.ones(4, 2), torch.zeros(2, 2, 2, dtype=torch.int64)])
+def test_rows_that_are_data_are_refused(rows):
+    svi = pvae.SVI(lambda x: None, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(ValueError, match=r"run: rows: found a tensor of .*expected whole numbers.* call step"):
+        svi.run(rows, torch.ones(4))
+
+
 def test_pyros_deprecated_run_is_refused():
     """Pyro's takes `num_steps` steps; ours would take none before its losses are asked for."""
     program = Images()

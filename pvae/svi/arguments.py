@@ -6,11 +6,12 @@ import inspect
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from pyro.infer import ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -62,6 +63,19 @@ def check_optim(optim: Any) -> None:
     pyros = str(getattr(optim, "__module__", "")).startswith("pyro.optim")  # one that lacks its arguments
     expected = "pyro.optim.Adam({'lr': 1e-3}) or the like, a torch optimizer, or a function from parameters to one"
     _refuse(not given and (pyros or not callable(optim)), "optim", optim, expected)
+
+
+def check_rows(rows: Any) -> None:
+    """Refuse a tensor that does not say which data each step takes, as a batch of data.
+
+    Raises:
+        ValueError: what was found, and what is expected.
+    """
+    if isinstance(rows, Tensor) and (rows.dtype not in (torch.int64, torch.int32) or rows.dim() not in (1, 2)):
+        raise ValueError(
+            f"run: rows: found a tensor of {rows.dtype} of shape {tuple(rows.shape)}, expected whole numbers (steps, B)"
+            " that say which data each step takes: to take one step on these data call step"
+        )
 
 
 def checked(optimizer: Any) -> Optimizer:

@@ -163,7 +163,8 @@ class SVI(Trained):
             The losses (block,) of the next steps, not yet read; a step is taken when they are asked for.
 
         Raises:
-            ValueError: the SVI was given `num_steps` or `num_samples`, of Pyro's deprecated method of this name.
+            ValueError: the SVI was given `num_steps` or `num_samples`, of Pyro's deprecated method of this name, or
+                what rows are is none.
 
         >>> import pyro
         >>> import pyro.distributions as dist
@@ -176,6 +177,7 @@ class SVI(Trained):
         """
         if self.num_steps or self.num_samples:
             raise ValueError(DEPRECATED.format(self.num_steps, self.num_samples))
+        arguments.check_rows(rows)
         return self._run(map(calls.of_rows(data, prepare), rows))
 
     def _run(self, coming: Iterator[Call]) -> Iterator[Tensor]:
