@@ -27,6 +27,7 @@ def kl(traces: Traces) -> Tensor:
     >>> def guide(x):
     ...     with pyro.plate("data", len(x)):
     ...         pyro.sample("z", dist.Normal(x, 1.0))
+    >>> from pvae.programs import trace
     >>> kl(trace(model, guide, torch.tensor([0.0, 2.0])))
     tensor([0., 2.])
     """
