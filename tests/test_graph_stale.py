@@ -6,10 +6,12 @@ import enum
 import functools
 import sys
 import types
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from programs import kinds
@@ -577,3 +579,42 @@ def test_advice_is_of_the_kind_of_what_changes():
     assert "a module, parameter or buffer of" in said[0]
     assert "build modules once" in said[0]
     assert "pass it" not in said[0]
+
+
+class Remembers(nn.Module):
+    """Keeps to itself what it has made of its parameter: until the next run, or for that alone."""
+
+    def __init__(self, carries):
+        super().__init__()
+        self.mean, self.carries, self._memo = nn.Parameter(torch.tensor(0.5)), carries, {}
+
+    def model(self, x):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0).expand([3]).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("remembers", self)
+        before = self._memo.get("mean", torch.zeros(())) if self.carries else 0.0
+        self._memo = {"mean": self.mean.detach().exp()}
+        pyro.sample("z", dist.Normal(self.mean + 0.1 * before + self._memo["mean"], 1.0))
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_what_a_module_keeps_to_itself_from_step_to_step(carries):
+    """A trial of a step leaves it as it was; where steps read what the one before left they are the program's own."""
+
+    def losses(make, **options):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        program = Remembers(carries)
+        svi = make(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), **options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = [float(svi.step(torch.arange(3.0))) for _ in range(15)]
+        return found, [str(each.message) for each in caught]
+
+    expected, _ = losses(pyro.infer.SVI)
+    for mode in ("off", "graph"):
+        found, said = losses(pvae.SVI, compile=mode)
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert [text for text in said if "'_memo', which a module keeps to itself, changes within a step" in text] == said
+    assert len(said) == carries

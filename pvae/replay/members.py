@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import is_, methodcaller
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 """Compared by value."""
 CONTAINERS = (list, dict, set, deque)
 _VALUES = methodcaller("values")
+_TORCHS = frozenset(vars(nn.Module()))
 
 Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
 """What it is called, how it is read, of what, by which key, and what it was."""
@@ -49,6 +50,41 @@ class Members:
         for _, holder, members in self.parts:
             if not _holds(holder, members):
                 refill(holder, members)
+
+
+class Private:
+    """What modules keep to themselves, as caches: attributes whose names begin with an underscore."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._parts = [(vars(module), _private(vars(module))) for module in modules]
+
+    def changed(self) -> Iterator[tuple[str, Any]]:
+        """What is no longer as it was, by name."""
+        for holder, were in self._parts:
+            for key, (value, contents) in were.items():
+                if holder.get(key) is not value:
+                    yield key, value if contents is None else contents
+                elif isinstance(contents, dict) and not _holds(value, contents):
+                    yield key, contents
+
+    def restore(self) -> None:
+        """Put all back."""
+        for holder, were in self._parts:
+            for key in _private(holder).keys() - were.keys():
+                del holder[key]
+            for key, (value, contents) in were.items():
+                holder[key] = value
+                if contents is not None:
+                    refill(value, contents)
+
+
+def _private(holder: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By name what is there, and of a container what is in it."""
+    return {
+        key: (value, value.copy() if isinstance(value, CONTAINERS) else None)
+        for key, value in holder.items()
+        if key.startswith("_") and key not in _TORCHS
+    }
 
 
 def _holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:

@@ -18,8 +18,10 @@ from ..replay.compiling import Forward, Update
 from ..replay.generators import undrawn
 from ..replay.guards import Guards
 from ..replay.held import Copies
+from ..replay.members import Private
 from ..replay.pieces import arranged
 from ..replay.placement import placed
+from ..replay.simplify import memory
 from ..replay.supposed import Supposed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
@@ -157,7 +159,12 @@ class Build:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying, *self.held.tensors], outside=True)
+        private = Private(self.guards.modules)
         traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
+        read = {memory(tensor) for tensor in self._read} - {0}
+        for name, was in private.changed():
+            if read & {memory(tensor) for tensor in Guards((was,), {}).tensors()}:
+                raise Untraceable(WITHIN.format(f"'{name}', which a module keeps to itself,"))
         found = known.read.values()
         self.guards.add_read(found)
         before = self.svi._graphs.unsettled

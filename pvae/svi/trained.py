@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
+from ..replay.members import Private
 from ..replay.values import WITHIN, Untraceable, recording
 from . import optimizers, own, rates, shares
 from .arguments import check_optim
@@ -95,12 +96,17 @@ class Trained(pyro.infer.SVI):
         for parameter in self._names:
             parameter.grad = None
         before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
+        private = Private(held.modules)
         loaded = self._waiting or {}
         try:
             yield
         finally:
             before.restore()
-            held.restore() if len(self._names) == len(gradients) else held.restore_buffers()
+            if len(self._names) == len(gradients):
+                held.restore()
+                private.restore()
+            else:
+                held.restore_buffers()
             own.restore(self.objective, loaded.get("objective", {}))
             for parameter in self._names:
                 parameter.grad = None
