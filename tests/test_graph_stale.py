@@ -584,28 +584,29 @@ def test_advice_is_of_the_kind_of_what_changes():
 class Remembers(nn.Module):
     """Keeps to itself what it has made of its parameter: until the next run, or for that alone."""
 
-    def __init__(self, carries):
+    def __init__(self, carries, memo):
         super().__init__()
-        self.mean, self.carries, self._memo = nn.Parameter(torch.tensor(0.5)), carries, {}
+        self.mean, self.carries, self._memo = nn.Parameter(torch.tensor(0.5)), carries, memo
 
     def model(self, x):
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0).expand([3]).to_event(1), obs=x)
 
     def guide(self, x):
         pyro.module("remembers", self)
-        before = self._memo.get("mean", torch.zeros(())) if self.carries else 0.0
-        self._memo = {"mean": self.mean.detach().exp()}
-        pyro.sample("z", dist.Normal(self.mean + 0.1 * before + self._memo["mean"], 1.0))
+        before = self._memo[0] if self.carries else 0.0
+        self._memo[0] = self.mean.detach().exp()
+        pyro.sample("z", dist.Normal(self.mean + 0.1 * before + self._memo[0], 1.0))
 
 
+@pytest.mark.parametrize("kind", [dict, list])
 @pytest.mark.parametrize("carries", [True, False])
-def test_what_a_module_keeps_to_itself_from_step_to_step(carries):
+def test_what_a_module_keeps_to_itself_from_step_to_step(carries, kind):
     """A trial of a step leaves it as it was; where steps read what the one before left they are the program's own."""
 
     def losses(make, **options):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        program = Remembers(carries)
+        program = Remembers(carries, {0: torch.zeros(())} if kind is dict else [torch.zeros(())])
         svi = make(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), **options)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -64,7 +64,7 @@ class Private:
             for key, (value, contents) in were.items():
                 if holder.get(key) is not value:
                     yield key, value if contents is None else contents
-                elif isinstance(contents, dict) and not _holds(value, contents):
+                elif contents is not None and not _holds(value, contents):
                     yield key, contents
 
     def restore(self) -> None:
@@ -87,8 +87,9 @@ def _private(holder: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _holds(holder: dict[str, Any], members: dict[str, Any]) -> bool:
-    return len(holder) == len(members) and all(map(is_, holder.values(), members.values()))
+def _holds(holder: Any, members: Any) -> bool:
+    found, were = (each.values() if isinstance(each, dict) else each for each in (holder, members))
+    return len(found) == len(were) and all(map(is_, found, were))
 
 
 def of_class(cls: type, key: str) -> Any:
