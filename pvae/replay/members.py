@@ -88,7 +88,7 @@ def _private(holder: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _holds(holder: Any, members: Any) -> bool:
-    found, were = (each.values() if isinstance(each, dict) else each for each in (holder, members))
+    found, were = (each if isinstance(each, list | deque | set) else each.values() for each in (holder, members))
     return len(found) == len(were) and all(map(is_, found, were))
 
 
