@@ -9,7 +9,8 @@ The rooms, those that need no other first (a folder's own docstring says what it
 - Any Pyro program, run and scored: `programs`, from its sites to log-weights.
 - Parts of a model: `networks`, `flows`, `conditions`, `priors`, `likelihoods`, `guides`, which return `distributions`
   (with `kernels` for Hopper GPUs); joined by `vae` and, in several layers, by `hierarchy`.
-- What is climbed: `bounds` (of log-weights), `estimators` (of their gradients), `objectives` (both, for an SVI).
+- What is climbed: `bounds` (of log-weights), `estimators` (of their gradients), `objectives` (both, for an SVI); by
+  `optimizers`.
 - What is measured: `evaluate` (in `cells`), `diagnostics`, `ais`, `gap`, `snr`, `exact` (closed forms), `comparison` of
   models; written by `tables` and `plots`.
 - A run: its `data` and `config`, `build`, `train`, `report`, `figures`, in a folder of `runs`; `load` reads it back.
@@ -51,6 +52,7 @@ from .hierarchy import BottomUp, Hierarchy, Inference, Ladder, TopDown
 from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .networks import ConvDecoder, ConvEncoder, Decoder, Encoder, MLPDecoder, MLPEncoder, mlp
 from .objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Objective, Renyi
+from .optimizers import Optimizer
 from .priors import Normal, Prior
 from .programs import LogWeights, log_weights
 from .svi import SVI, NonFiniteError
@@ -93,6 +95,7 @@ __all__ = [
     "NonFiniteError",
     "Normal",
     "Objective",
+    "Optimizer",
     "Part",
     "Prior",
     "Renyi",

@@ -1,4 +1,4 @@
-"""Builds what a configuration describes: the model, its sizes from the data, and the objective."""
+"""Builds what a configuration describes: the model, its sizes from the data, the objective and the optimizer."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .hierarchy.inference import Bricks
 from .likelihoods import decoded_shape
 from .networks import Encoder, Log1pEncoder, MLPEncoder
 from .objectives import Objective
+from .optimizers import Optimizer
 from .vae import VAE, Autoencoder
 
 
@@ -202,6 +203,18 @@ def objective(config: Config) -> Objective:
     part = {family: lookup(family, getattr(config, family)) for family in ("objective", "gradient")}
     gradient = _make(part, "gradient", config.options)
     return _make(part, "objective", config.options, config.particles, gradient=gradient)
+
+
+def optimizer(config: Config) -> Optimizer:
+    """The optimizer that a configuration describes, tried on one parameter."""
+    made = _make({"optimizer": lookup("optimizer", config.optimizer)}, "optimizer", config.options)
+    try:
+        found = made([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if not isinstance(found, torch.optim.Optimizer):
+        raise InputError(f"--optimizer {config.optimizer}: found {found!s:.200}, expected one of torch's optimizers")
+    return made
 
 
 def _make(part: dict[str, Any], family: str, options: Mapping[str, Mapping[str, Any]], *args: Any, **more: Any) -> Any:

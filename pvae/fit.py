@@ -91,7 +91,8 @@ def _start(vae: Any, settings: Config, dataset: data.Dataset) -> dict[str, Any]:
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
     steps = settings.epochs_for(len(dataset.train.x)) * -(-len(dataset.train.x) // settings.batch_size)
-    made = svi(vae, build.objective(settings), settings, steps, lambda line: print(f"step: {line}", flush=True))
+    parts = build.objective(settings), build.optimizer(settings)
+    made = svi(vae, *parts, settings, steps, lambda line: print(f"step: {line}", flush=True))
     return Training(vae, made, dataset, settings)
 
 

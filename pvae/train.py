@@ -17,6 +17,7 @@ from .config import Config
 from .data import Dataset, batch_rows, binarize, dequantize, pixels
 from .errors import InputError
 from .evaluate import evaluate
+from .optimizers import Optimizer
 from .svi import SVI, NonFiniteError
 from .svi.engine import unsaid
 from .vae import Autoencoder
@@ -163,14 +164,19 @@ class Training:
             torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def svi(vae: Autoencoder, objective: Any, config: Config, steps: int, notice: Callable[[str], None] = unsaid) -> SVI:
-    """Adam over all parameters, with the schedule, the clipping and the compilation of a configuration."""
-    # the loss is a sum over the batch, and Adam's step does not depend on its scale
-    adam = partial(torch.optim.Adam, lr=config.lr, fused=True)
+def svi(
+    vae: Autoencoder,
+    objective: Any,
+    optimizer: Optimizer,
+    config: Config,
+    steps: int,
+    notice: Callable[[str], None] = unsaid,
+) -> SVI:
+    """The optimizer over all parameters, the schedule, the clipping and the compilation of a configuration."""
     return SVI(
         vae.model,
         vae.guide,
-        adam,
+        partial(optimizer, lr=config.lr),
         objective,
         clip_norm=config.clip_norm,
         schedule=partial(_cosine, steps) if config.schedule == "cosine" else None,

@@ -684,7 +684,7 @@ def test_an_epochs_bound_is_the_mean_over_its_data():
     settings = Config(likelihood="bernoulli", latent=2, batch_size=4, epochs=2, save_every=3)
     whole = dataset(torch.randint(256, (9, 4), dtype=torch.uint8))
     vae, losses = build.model(settings, whole), []
-    steps = svi(vae, pvae.ELBO(), settings, steps=6)
+    steps = svi(vae, pvae.ELBO(), build.optimizer(settings), settings, steps=6)
     run = steps.run
     steps.run = lambda *args, **options: (losses.append(block) or block for block in run(*args, **options))
     records = list(Training(vae, steps, whole, settings).records())

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pvae
-from pvae import base, train
+from pvae import base, build, train
 from pvae.config import Config
 from pvae.svi import building
 
@@ -738,7 +738,7 @@ def test_a_copy_with_a_loss_that_is_a_function():
 def test_a_training_is_copied(way):
     settings = Config(data="digits", schedule="cosine", compile="graph", epochs=2)
     vae = parts()
-    made = train.svi(vae, pvae.ELBO(), settings, steps=10)
+    made = train.svi(vae, pvae.ELBO(), build.optimizer(settings), settings, steps=10)
     for _ in range(4):
         made.step(X)
     other = copied(made, way)

@@ -23,8 +23,11 @@ from .document import dump
 from .document import read as read
 from .values import convert
 
-FAMILIES = ("likelihood", "prior", "guide", "encoder", "decoder", "hierarchy", "condition", "objective", "gradient")
 PARTS = ("prior", "likelihood", "guide")
+FAMILIES = (
+    *("likelihood", "prior", "guide", "encoder", "decoder", "hierarchy", "condition", "objective", "gradient"),
+    "optimizer",
+)
 
 
 def _option(default: Any, text: str, low: float | None = None) -> Any:
@@ -84,7 +87,8 @@ class Config:
     particles: int = _option(1, "draws of z for each datum in training", 1)
     epochs: int | None = _option(None, "passes over the training data (default: as many as make 12,000 steps)", 1)
     batch_size: int = _option(128, "data in a step", 1)
-    lr: float = _option(2e-3, "Adam's learning rate")
+    optimizer: str = _option("adam", "what makes steps of gradients")
+    lr: float = _option(2e-3, "the learning rate")
     schedule: Literal["cosine", "constant"] = _option("cosine", "of the learning rate: to zero at the end, or as it is")
     clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm")
     seed: int = _option(0, "of the parameters, the batches and the draws in training", 0)
