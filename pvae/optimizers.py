@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +31,19 @@ class Optimizer(Member, family="optimizer"):
         raise NotImplementedError
 
 
-class Adam(Optimizer, name="adam"):
+class _Adaptive(Optimizer):
+    """The options that Adam and its kin share."""
+
+    def __init__(self, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        if len(betas) != 2:
+            raise InputError(f"betas: found {len(betas)}, expected two numbers")
+        for beta in betas:
+            _share(betas=beta)
+        more_than(0, eps=eps)
+        self.betas, self.eps = tuple(betas), eps
+
+
+class Adam(_Adaptive, name="adam"):
     """Steps along the gradient's running mean over the root of its running mean square. Kingma and Ba 2015.
 
     Args:
@@ -46,23 +57,12 @@ class Adam(Optimizer, name="adam"):
     0.0001
     """
 
-    made: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
-    fused: ClassVar[dict[str, bool]] = {"fused": True}
-
-    def __init__(self, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        if len(betas) != 2:
-            raise InputError(f"betas: found {len(betas)}, expected two numbers")
-        for beta in betas:
-            _share(betas=beta)
-        more_than(0, eps=eps)
-        self.betas, self.eps = tuple(betas), eps
-
     def __call__(self, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
         """Torch's, over all parameters."""
-        return self.made(parameters, lr=lr, betas=self.betas, eps=self.eps, **self.fused)
+        return torch.optim.Adam(parameters, lr, self.betas, self.eps, fused=True)
 
 
-class AdamW(Adam, name="adamw"):
+class AdamW(_Adaptive, name="adamw"):
     """Adam with parameters that decay by themselves. Loshchilov and Hutter 2019.
 
     Args:
@@ -84,11 +84,10 @@ class AdamW(Adam, name="adamw"):
 
     def __call__(self, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
         """Torch's, over all parameters."""
-        decay = self.weight_decay
-        return torch.optim.AdamW(parameters, lr, betas=self.betas, eps=self.eps, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(parameters, lr, self.betas, self.eps, self.weight_decay, fused=True)
 
 
-class Adamax(Adam, name="adamax"):
+class Adamax(_Adaptive, name="adamax"):
     """Adam over the gradient's decaying maximum; no part of the traced step. Kingma and Ba 2015, algorithm 2.
 
     Args:
@@ -102,8 +101,9 @@ class Adamax(Adam, name="adamax"):
     'Adamax'
     """
 
-    made = torch.optim.Adamax
-    fused: ClassVar[dict[str, bool]] = {}
+    def __call__(self, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+        """Torch's, over all parameters."""
+        return torch.optim.Adamax(parameters, lr, self.betas, self.eps)
 
 
 class SGD(Optimizer, name="sgd"):

@@ -239,7 +239,9 @@ def test_a_run_is_trained_further_where_no_schedule_ends_with_it(capsys, plain):
 
 def test_a_run_whose_schedule_has_ended_is_not_trained_further(run, capsys):
     message = refused(capsys, "--resume", run, "--epochs", "5")
-    assert "the learning rate of the run goes to zero over its 3 epochs (--schedule cosine): start a new run" in message
+    assert (
+        "the learning rate of the run goes to zero over its 3 epochs (--schedule cooldown): start a new run" in message
+    )
 
 
 def test_a_fit_begins_with_the_weights_of_another(run, capsys, plain, monkeypatch):

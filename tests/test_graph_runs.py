@@ -364,6 +364,42 @@ def test_a_resumed_fit_is_the_whole_one_bit_for_bit(program, mode, stop, check_e
     assert_same(result(other, losses), whole_result)
 
 
+@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_resumed_program_changes_what_it_holds_loose_as_often_as_the_whole_one(lazy, listed, mode, stop):
+    """A guide that sets itself up runs the model once more, which is undone with the rest."""
+
+    def fresh():
+        pyro.clear_param_store()
+        loose = torch.zeros(2)
+
+        def model(x):
+            torch._foreach_add_([loose], 1.0) if listed else loose.add_(1)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z * (1 + 0.1 * loose[0]), 1.0), obs=x)
+
+        def guide(x):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 0.5))
+
+        chosen = AutoNormal(model) if lazy else guide
+        return loose, pvae.SVI(model, chosen, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile=mode)
+
+    loose, svi = fresh()
+    for _ in range(stop):
+        svi.step(DATA)
+    saved, random = copy.deepcopy((svi.state_dict(), pyro.get_param_store().get_state(), loose)), torch.get_rng_state()
+    whole = [svi.step(DATA) for _ in range(5)]
+    loose, svi = fresh()
+    svi.load_state_dict(saved[0])
+    pyro.get_param_store().set_state(saved[1])
+    loose.copy_(saved[2])
+    torch.set_rng_state(random)
+    assert [svi.step(DATA) for _ in range(5)] == whole
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("program", ["warm-up", "AutoNormal", "3 particles", "function"])
 def test_a_fit_that_is_set_back_goes_on_as_it_did(program, mode):

@@ -1,5 +1,6 @@
 """What a fit takes its steps with."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from commands import SMALL, go, quick, refused
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, RMSprop
 
-from pvae import build, optimizers
+import pvae
+from pvae import build, optimizers, train
 from pvae.base import members
-from pvae.config import from_flat
+from pvae.config import Config, from_flat
 from pvae.runs import Run
 
 LR = 0.01
@@ -43,6 +45,25 @@ def test_each_is_torchs_with_all_its_options():
         plain = build.optimizer(from_flat({"optimizer": name}))
         expected = walked(lambda parameters: torchs(parameters, lr=LR))  # noqa: B023
         torch.testing.assert_close(walked(lambda parameters: plain(parameters, lr=LR)), expected)  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("cooldown", [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]),
+        ("cosine", [0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]),
+        ("constant", [1.0] * 10),
+    ],
+)
+def test_rates_go_by_the_schedule(schedule, factors, vae, x):
+    settings = Config(schedule=schedule, lr=LR, optimizer="sgd")
+    svi, found = train.svi(vae, pvae.ELBO(), build.optimizer(settings), settings, steps=10), []
+    for _ in factors:
+        svi.step(x)
+        found.append(float(svi.optimizer.param_groups[0]["lr"]))
+    assert found == pytest.approx([LR * factor for factor in factors])
+    if schedule != "constant":
+        assert train.SCHEDULES[schedule](10, 10) == train.SCHEDULES[schedule](10, 11) == 0.0
 
 
 @pytest.mark.parametrize("mode", ["off", "graph"])

@@ -153,6 +153,32 @@ class Factor(pvae.ELBO):
         return super().differentiable(traces) - 5 * (fixed[:, 0] - fixed[:, 1]) + told
 
 
+class Classified(pvae.ELBO):
+    """The ELBO and log p(y|z) of a linear classifier: labels shape the latents, and nothing else is given them."""
+
+    def __init__(self, num_particles=1, **shared):
+        super().__init__(num_particles, **shared)
+        self.told = torch.nn.Linear(4, 10)
+
+    def differentiable(self, traces):
+        _, y = traces.args
+        pyro.module("told", self.told)
+        log_p = self.told(traces.model["z"]["value"]).log_softmax(-1)
+        return super().differentiable(traces) + 10 * log_p[torch.arange(len(y)), y]
+
+
+def test_labels_reach_an_own_objective(here, plain):
+    def told(objective):
+        options = ["--epochs", "12", "--latent", "4", "--encoder.hidden", "32", "--eval-particles", "2"]
+        assert go("--objective", objective, *options, "--out", objective.partition(":")[2] or objective) == 0
+        vae, data, _ = pvae.load.load(objective.partition(":")[2] or objective)
+        z, y = vae.encode(pvae.data.pixels(data.train.x)).mean, data.train.y
+        centres = torch.stack([z[y == label].mean(0) for label in range(10)])
+        return (torch.cdist(z, centres).argmin(-1) == y).float().mean()
+
+    assert told("test_own_objectives:Classified") > told("elbo") + 0.1
+
+
 @pytest.mark.parametrize("mode", ["off", "graph"])
 @pytest.mark.parametrize("member", [Constrained, Replaced, Counted, Factor])
 @pytest.mark.filterwarnings("ignore:the program runs eagerly")

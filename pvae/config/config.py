@@ -89,7 +89,10 @@ class Config:
     batch_size: int = _option(128, "data in a step", 1)
     optimizer: str = _option("adam", "what makes steps of gradients")
     lr: float = _option(2e-3, "the learning rate")
-    schedule: Literal["cosine", "constant"] = _option("cosine", "of the learning rate: to zero at the end, or as it is")
+    schedule: Literal["cooldown", "cosine", "constant"] = _option(
+        "cooldown",
+        "of the learning rate: straight to zero in the last fifth of the steps, a cosine to zero, or as it is",
+    )
     clip_norm: float | None = _option(None, "clip the gradient, summed over the batch, to this global norm")
     seed: int = _option(0, "of the parameters, the batches and the draws in training", 0)
     start_from: str | None = _option(

@@ -7,7 +7,7 @@ waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,6 +50,9 @@ class Traces:
     particles: int
     max_plate_nesting: int
     plate: str | None = ""
+    args: tuple[Any, ...] = ()
+    """The arguments that both programs ran on, as x and y, and those by name."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = field(init=False)
     """That of the plate of data; None, as its dimension, where the whole program has one weight: B is 1 then."""
     dim: int | None = field(init=False)
@@ -180,7 +183,7 @@ def score(model: Program, drawn: Drawn, *args: Any, plate: str | None = "", **kw
     """Run the model on what a guide drew; arguments as for `trace`."""
     with unvalidated(), vectorized(drawn.particles, drawn.max_plate_nesting):
         sites = Collect(model, drawn.sites)(*args, **kwargs)
-    return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate)
+    return Traces(sites, drawn.sites, drawn.particles, drawn.max_plate_nesting, plate, args, kwargs)
 
 
 def trace(

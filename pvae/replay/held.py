@@ -1,15 +1,17 @@
-"""Tensors that programs hold, as data that are set before each step: a graph reads copies, filled anew each time."""
+"""Tensors that programs hold: those that a trial changes are put back; of data that are set anew a graph has copies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .members import CONTAINERS, Entry, now
+from .simplify import memory, written
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -20,6 +22,29 @@ def alike(one: Any, other: Any) -> bool:
     if one.layout is not torch.strided or other.layout is not torch.strided:
         return False
     return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+class Unwritten(TorchDispatchMode):
+    """Within it some tensors may be changed in place: `restore` puts them back. Those are copied that are changed."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._held: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            self._held.setdefault(memory(tensor), []).append(tensor)
+        self._were: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for changed in written(func, args, kwargs):
+            self._were += [(tensor, tensor.detach().clone()) for tensor in self._held.pop(memory(changed), ())]
+        return func(*args, **kwargs)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what was changed; its version tells that it was, as torch's operations on lists do not."""
+        for tensor, was in self._were:
+            tensor.copy_(was)
 
 
 class Copies:

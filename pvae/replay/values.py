@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .simplify import TORCHS, memory
+from .simplify import TORCHS, memory, written
 from .supposed import READ, Supposed, Untraceable
 
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
@@ -63,9 +63,8 @@ class Known(TorchDispatchMode):
         else:
             draws = torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in TORCHS
             sources = None if draws else self._of_all(given)
-        for position in _written(func):
-            if position < len(args) and isinstance(args[position], Tensor):
-                self._changed(args[position], sources)
+        for tensor in written(func, args, kwargs):
+            self._changed(tensor, sources)
         result = func(*args, **kwargs)
         inputs = {memory(tensor) for tensor in given}
         for made in _tensors(result):
@@ -152,12 +151,6 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 @functools.cache
-def _written(func: Any) -> tuple[int, ...]:
-    """The positions of the arguments that an operation changes."""
-    arguments = enumerate(func._schema.arguments)
-    return tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
-
-
 class HostReads(TorchFunctionMode):
     """What Python does with values: it reads those that are known. A number read of another stays a tensor.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..replay.guards import Guards
+from ..replay.held import Unwritten
 from ..replay.members import Private
 from ..replay.values import WITHIN, Untraceable, recording
 from . import optimizers, own, rates, shares
@@ -96,11 +97,13 @@ class Trained(pyro.infer.SVI):
         for parameter in self._names:
             parameter.grad = None
         before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
-        private = Private(held.modules)
-        loaded = self._waiting or {}
+        private, loaded = Private(held.modules), self._waiting or {}
+        loose = Unwritten(held.tensors())  # it is not known yet which of these a step changes
         try:
-            yield
+            with loose if loaded else nullcontext():
+                yield
         finally:
+            loose.restore()
             before.restore()
             if len(self._names) == len(gradients):
                 held.restore()
