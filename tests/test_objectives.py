@@ -212,8 +212,9 @@ def test_a_guide_that_keeps_what_the_model_masks_is_told_of(user, inside):
         "log_weights": lambda guide: pvae.log_weights(model, guide, x),
         "evaluate": lambda guide: pvae.evaluate.evaluate(model, guide, x, particles=[1]),
     }[user]
-    with pytest.warns(UserWarning, match="site 'z': the guide keeps what the model's mask leaves out"):
+    with pytest.warns(UserWarning, match="site 'z': the guide keeps what the model's mask leaves out") as said:
         use(guide)
+    assert {warning.filename for warning in said} == {__file__}
     use(lambda x: guide(x, x > 0))  # warnings are errors here
 
 

@@ -138,8 +138,10 @@ def test_arguments_by_parameter_become_groups(vae, x):
 def test_parameters_left_out_of_a_torch_optimizer_are_named(vae, x):
     optim = torch.optim.SGD(vae.posterior.parameters(), lr=1e-3)
     svi = pvae.SVI(vae.model, vae.guide, optim, pvae.ELBO())
-    with pytest.warns(UserWarning, match="4 parameters of the program are not in the torch optimizer.*decoder"):
+    said = "4 parameters of the program are not in the torch optimizer.*decoder"
+    with pytest.warns(UserWarning, match=said) as found:
         svi.step(x)
+    assert {warning.filename for warning in found} == {__file__}
 
 
 def test_parameters_that_turn_up_later_train(x):

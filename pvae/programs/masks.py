@@ -10,6 +10,7 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
+from ..replay.lines import outside
 from .plates import Site
 
 
@@ -53,5 +54,5 @@ def warn_of_unmasked(guide: Mapping[str, Site], model: Mapping[str, Site]) -> No
             warnings.warn(
                 f"site '{name}': the guide keeps what the model's mask leaves out, and log q counts it: a bound may be"
                 " above log p: mask the guide alike",
-                stacklevel=2,
+                stacklevel=outside(),
             )

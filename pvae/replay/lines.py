@@ -31,11 +31,23 @@ def here() -> str:
     return _said(reversed(list(takewhile(lambda place: not place[0].startswith(_STEPS), walked))))
 
 
+def outside() -> int:
+    """How far up from its caller the first line is that is in no library: where a warning points."""
+    frame, level = sys._getframe(1), 1
+    while frame is not None and _of_library(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _said(places: Iterable[tuple[str, int]]) -> str:
     """The last that is in no library; or the last of ours or of Pyro's."""
     known = [place for place in places if not place[0].startswith((*_MACHINERY, TORCH)) and not _of_python(place[0])]
     theirs = [place for place in known if not place[0].startswith((OURS, PYRO))] or known
     return f"{theirs[-1][0]}:{theirs[-1][1]}: " if theirs else ""
+
+
+def _of_library(name: str) -> bool:
+    return name.startswith((OURS, PYRO, TORCH)) or _of_python(name)
 
 
 def _of_python(name: str) -> bool:

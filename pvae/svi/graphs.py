@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..replay.hooks import of_all_modules
-from ..replay.lines import OURS
+from ..replay.lines import outside
 from ..replay.members import Entry
 from ..replay.precision import products, tolerance
 from ..replay.values import Untraceable
@@ -54,14 +53,6 @@ OTHERS = "steps with arguments other than tensors, numbers, text and functions r
 OFTEN = "{}a tensor's value is read in Python, and changes, which a graph cannot follow: use torch.where, or a mask"
 HOOKS = "steps run eagerly while there are hooks of all modules, as torch's register_module_forward_hook makes"
 GRADIENTS = "steps on arguments that require a gradient run eagerly, which gives them theirs: else pass x.detach()"
-
-
-def _outside() -> int:
-    """How many frames up the one is who called this package."""
-    frame, level = sys._getframe(1), 1
-    while frame is not None and frame.f_code.co_filename.startswith(OURS):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 class Graphs:
@@ -289,4 +280,4 @@ class Graphs:
     def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(text, stacklevel=_outside())
+            warnings.warn(text, stacklevel=outside())

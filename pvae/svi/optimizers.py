@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from ..replay import hooks
+from ..replay.lines import outside
 from .clipped_adam import ClippedAdam
 
 Optim = PyroOptim | Optimizer | Callable[..., Optimizer]
@@ -176,7 +177,7 @@ def warn_untrained(optimizer: Optimizer, parameters: dict[Tensor, str]) -> None:
         warnings.warn(
             f"{len(left)} parameters of the program are not in the torch optimizer and will not train: "
             + ", ".join(left[:3]),
-            stacklevel=4,
+            stacklevel=outside(),
         )
 
 
