@@ -208,25 +208,8 @@ def evaluate(
     >>> found.iw[10].shape, bool((found.iw[10] >= found.elbo).all())
     (torch.Size([5]), True)
     """
-    ks = sorted(set(particles))
-    if not ks or ks[0] < 1:
-        raise InputError(f"particles: found {list(particles)}, expected numbers of draws, each at least 1")
-    draws = ks[-1] if draws is None else draws
-    if draws < ks[-1]:
-        raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
-    if khat and draws < FEWEST:
-        raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
-    if compile not in ("off", "graph", "full"):
-        raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
-    if not isinstance(x, Tensor):
-        raise InputError(
-            f"x: found {type(x).__name__}, expected a tensor (N, ...): of data in several tensors pass the numbers,"
-            " torch.arange(N), to programs that look them up"
-        )
-    if not len(x):
-        raise InputError("evaluate: found no data, expected at least one datum")
-    if x.layout != torch.strided:
-        raise InputError(f"x: found a tensor of layout {x.layout}, expected a dense one: pass x.to_dense()")
+    ks, draws = _asked(particles, draws, khat, compile)
+    _check_data(x)
     parts, drawn, averages, held = [], [], [], []
     together = max(1, AT_ONCE // (CELL * draws))
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
@@ -251,10 +234,40 @@ def evaluate(
                 held.clear()
             if progress is not None:
                 progress(done, len(x))
-    layers = _layers(cells, averages)
-    if plate is None:  # means of one datum vary over none
-        layers = {name: layer._replace(variance=torch.full_like(layer.se, math.nan)) for name, layer in layers.items()}
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    return _evaluation(columns, ks, draws, _layers(cells, averages, whole=plate is None))
+
+
+def _asked(particles: Sequence[int], draws: int | None, khat: bool, compile: str) -> tuple[list[int], int]:
+    """Every K in order, and how many draws."""
+    ks = sorted(set(particles))
+    if not ks or ks[0] < 1:
+        raise InputError(f"particles: found {list(particles)}, expected numbers of draws, each at least 1")
+    draws = ks[-1] if draws is None else draws
+    if draws < ks[-1]:
+        raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
+    if khat and draws < FEWEST:
+        raise InputError(f"draws: found {draws}, expected at least {FEWEST}, as k-hat needs")
+    if compile not in ("off", "graph", "full"):
+        raise InputError(f"compile: found '{compile}', expected one of off, graph, full")
+    return ks, draws
+
+
+def _check_data(x: Any) -> None:
+    """Refuse what is no dense tensor of data."""
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"x: found {type(x).__name__}, expected a tensor (N, ...): of data in several tensors pass the numbers,"
+            " torch.arange(N), to programs that look them up"
+        )
+    if not len(x):
+        raise InputError("evaluate: found no data, expected at least one datum")
+    if x.layout != torch.strided:
+        raise InputError(f"x: found a tensor of layout {x.layout}, expected a dense one: pass x.to_dense()")
+
+
+def _evaluation(columns: dict[str, Tensor], ks: Sequence[int], draws: int, layers: dict[str, Layer]) -> Evaluation:
+    """What was found, of all data and of each layer."""
     return Evaluation(
         iw={k: columns.pop(f"iw.{k}") for k in ks},
         se={name.removeprefix("se."): columns.pop(name) for name in list(columns) if name.startswith("se.")},
@@ -280,8 +293,8 @@ def _look(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) ->
     return programs.whole(model, guide, x[:CELL], y[:CELL])
 
 
-def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]]) -> dict[str, Layer]:
-    """Each site's rate and variance, from the averages of each block of data."""
+def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]], whole: bool) -> dict[str, Layer]:
+    """Each site's rate and variance, from the averages of each block of data; of a whole program no variance."""
     joined = [torch.cat(values).cpu() for values in zip(*averages, strict=True)]
     several, sites, draws = len(cells.sites), cells.sites, cells.size[1]
     rates = joined[-1].unbind(-1) if several > 1 else [joined[0].new_empty(0)]
@@ -289,6 +302,8 @@ def _layers(cells: Cells, averages: Sequence[Sequence[Tensor]]) -> dict[str, Lay
         _spread(mean, square, draws if name in cells.drawn else 0)
         for name, mean, square in zip(sites, joined[:several], joined[several : 2 * several], strict=True)
     ]
+    if whole:  # means of one datum vary over none
+        spreads = [(torch.full_like(se, math.nan), se) for _, se in spreads]
     return {name: Layer(rate, *spread) for name, rate, spread in zip(sites, rates, spreads, strict=True)}
 
 
