@@ -88,6 +88,21 @@ def frey(result: dict[str, Any]) -> str:
     )
 
 
+def published(result: dict[str, Any]) -> str:
+    """A row for each mark of the importance-weighted autoencoder's training."""
+    passes = result["options"]["batch"] / int(result["data"].split()[1])
+    rows = [
+        [
+            f"{point['steps'] * passes:,.0f}",
+            f"{point['seconds'] / 3600:.1f} h",
+            f"{point['nll']:.2f} ± {point['se']:.2f}",
+            str(point["active_units"]),
+        ]
+        for point in result["curve"]
+    ]
+    return table(["passes over MNIST", "training", "test NLL, K=5,000", "active units"], rows)
+
+
 def on_gpu() -> str:
     """What was found on a GPU, from the newest results there are of each part; nothing where there are none."""
     found = {name: max(RESULTS.glob(f"{name}-cuda-20*.json"), default=None) for name in PARTS}
@@ -107,9 +122,8 @@ def _ratios(result: dict[str, Any], who: str, other: str) -> str:
 
 def measured() -> str:
     """The section as text."""
-    fit, step, evaluation, flushed_, estimators, programs, parts = (
-        newest(name) for name in ("fit", "step", "evaluate", "step-flushed", "estimators", "programs", "parts")
-    )
+    names = ("fit", "step", "evaluate", "step-flushed", "estimators", "programs", "parts", "iwae")
+    fit, step, evaluation, flushed_, estimators, programs, parts, iwae = map(newest, names)
     modes = {mode: _ratios(flushed_, f"pvae-{mode}", "torch") for mode in ("off", "graph", "full")}
     flushed = "; ".join(f"`{mode}` {found}" for mode, found in modes.items())
     memory = max(evaluation["results"], key=lambda row: row["particles"])
@@ -128,6 +142,12 @@ What one part is worth: 784-300-10, batch 128, the same epochs, everything else 
 
 Gaussians on dequantized pixels, the others on the levels themselves. A step of batch 256 with a VampPrior of 500
 components takes {parts["step"]["ratio"]:.2f} of one with the standard normal (CPU).
+
+The importance-weighted autoencoder of its paper (Burda, Grosse and Salakhutdinov 2015: k = 50, one layer; NLL 84.78 and
+25 active units after 3,280 passes), with `{iwae["options"]["gradient"]}`, batch {iwae["options"]["batch"]},
+{iwae["options"]["precision"]} (`python -m benchmarks.iwae`; {where(iwae)}; errors over test images):
+
+{published(iwae)}
 
 One training step (gather, binarize, forward, backward, Adam) on three networks: A = 784-400-20, batch 128, ELBO;
 B = 784-200-200-50, batch 20, IWAE with K=50; C = B with batch 256 and K=64 (`python -m benchmarks.step`;

@@ -31,6 +31,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     raise InputError(f"{where}: found '{value}', expected {describe(kind)}{hint}")
 
 
+_PLURALS = {int: "whole numbers", float: "numbers"}
+
+
 def describe(kind: Any) -> str:
     """A type in words.
 
@@ -44,7 +47,7 @@ def describe(kind: Any) -> str:
         elif typing.get_origin(a) is not None:
             kinds = typing.get_args(a)
             named = ", ".join(typing.get_args(kinds[0])) if typing.get_origin(kinds[0]) is Literal else ""
-            words.append(f"{named or ('whole numbers' if int in kinds else 'values')} with commas")
+            words.append(f"{named or _PLURALS.get(kinds[0], 'values')} with commas")
         else:
             words.append(
                 {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(
