@@ -237,7 +237,7 @@ def _options() -> argparse.Namespace:
         "--average", type=float, default=0.05, help="share of the steps so far whose parameters are averaged; 0: none"
     )
     parser.add_argument("--eps", type=float, default=1e-4, help="Adam's; the loss is a sum over the batch")
-    parser.add_argument("--gradient", default="reparam", help="as of pvae.IWAE")
+    parser.add_argument("--gradient", default="dreg", help="as of pvae.IWAE")
     parser.add_argument("--compile", default="full", choices=("off", "graph", "full"))
     parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), help="of training (tf32 on CUDA)")
     parser.add_argument("--marks", type=shares, default=[0.1, 0.25, 0.4, 0.5, 0.55, 0.6, 0.7, 0.85], metavar="S,S")
