@@ -47,10 +47,10 @@ def iwae(record: dict[str, Any]) -> Rows:
 
 
 def evaluate(record: dict[str, Any]) -> Rows:
-    """Seconds of an evaluation, graphs being built anew in each."""
+    """Seconds of an evaluation whose graph is there, as in a fit's second validation; and of one that builds it."""
     (found,) = record["results"]
     label = f"K={found['particles']:,} bound of {found['images']:,} images, {record['compile']}"
-    return [[label, "< 0.25 s", f"{min(found['again']):.2f} s (first {found['seconds']:.2f} s)"]]
+    return [[label, "< 0.25 s", f"{min(found['kept']):.2f} s ({min(found['again']):.2f} s with building)"]]
 
 
 def programs(record: dict[str, Any]) -> Rows:

@@ -42,12 +42,13 @@ def main() -> int:
     }
     for chunk in options.chunks:
         record["chunks"][chunk] = _measure(network, None if chunk == "auto" else int(chunk), device)
+        path = common.save("memory", record, options.out)
     rows = [
         [chunk, str(found["at_once"]), f"{found['over_mib']:,.0f}", f"{found['ms']:,.0f}"]
         for chunk, found in record["chunks"].items()
     ]
     print(f"{network}\n\n{common.table(['chunk', 'at once', 'MiB over the start', 'ms a step'], rows)}")
-    print(f"\nwritten to {common.save('memory', record, options.out)}")
+    print(f"\nwritten to {path}")
     return 0
 
 

@@ -12,7 +12,7 @@ QUICK_STEP = (
 )
 BOUND = "--network B --images 10000 --particles 5000 --repeats 3 --precision tf32"
 QUICK_BOUND = "--threads 1 --network B --images 128 --particles 128 --repeats 1"
-PROGRAMS = "--seconds 0.4 --rounds 5"
+PROGRAMS = "--seconds 0.4 --rounds 5 --tolerance 0.2"
 QUICK_PROGRAMS = (
     "--threads 1 --programs regression,hierarchical --seconds 0.02 --rounds 1 --check-steps 8 --tolerance 9"
 )
@@ -45,7 +45,7 @@ class Part:
 
 
 PARTS = {
-    "cuda": Part("cuda", "--workers 8", "--workers 0 --keyword memory", least=40, most=150),
+    "cuda": Part("cuda", "--workers 8", "--workers 0 --keyword memory", least=40, most=200),
     "step": Part("step", STEP, f"{QUICK_STEP} --tolerance 1", least=120, most=260),
     "iwae": Part("iwae", "--seconds 200", "--check --threads 1", least=260, most=330),
     "evaluate": Part("evaluate", BOUND, QUICK_BOUND, least=20, most=60),
@@ -59,8 +59,8 @@ PARTS = {
         most=150,
     ),
     "precision": Part("precision", "--networks A,B,C", "--networks A --steps 10", least=20, most=60),
-    "kernels": Part("kernels", "--rounds 5", "", least=100, most=240, anywhere=False),
-    "build": Part("build", "--networks B,A", "--networks A --modes graph", least=50, most=150),
+    "kernels": Part("kernels", "--rounds 5 --images 10000", "", least=100, most=240, anywhere=False),
+    "build": Part("build", "--networks C,B,A", "--networks A --modes graph", least=70, most=200),
     "memory": Part("memory", "--limit 8", "--particles 100 --batch 4 --chunks auto,10", least=20, most=60),
     "evaluate-full": Part("evaluate", f"{BOUND} --compile full", QUICK_BOUND, least=40, most=90),
     "programs-full": Part(
@@ -75,7 +75,7 @@ PARTS = {
     ),
     "cuda-full": Part(
         "cuda",
-        "--marker 'cuda and slow'",
+        "--marker 'cuda and slow' --workers 8",
         "--marker 'cuda and slow' --workers 0 --keyword reproducible",
         least=100,
         most=300,

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib.metadata
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import torch
 from commands import SMALL, go
 
 from pvae import InputError, fit, load, report, runs
-from pvae.runs import checkpoints, locks
+from pvae.runs import checkpoints, environment, locks
 
 pytestmark = pytest.mark.usefixtures("here", "plain")
 HOLD = (
@@ -273,6 +274,16 @@ def test_a_damaged_configuration_names_its_file(text, message, run, capsys):
     (run / "config.yaml").write_text(text)
     assert go("--resume", run) == 2
     assert f"error: {run}/config.yaml: {message}" in capsys.readouterr().err
+
+
+def test_a_tree_of_sources_that_is_not_installed(monkeypatch):
+    def version(name):
+        if name == "pvae":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(environment, "version", version)
+    assert environment.versions()["packages"]["pvae"] == "not installed"
 
 
 def test_a_missing_environment_is_not_to_be_resumed_from(run, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,15 @@ def protocol(config_: Config, dataset: Dataset) -> dict[str, Any]:
 
 def versions() -> dict[str, Any]:
     """Of the packages that numbers depend on, and of Python."""
-    packages = {name: version(name) for name in ("pvae", "pyro-ppl", "torch", "numpy", "arviz")}
+    packages = {name: _version(name) for name in ("pvae", "pyro-ppl", "torch", "numpy", "arviz")}
     return {"packages": packages, "python": platform.python_version()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a tree of sources, found by PYTHONPATH
+        return "not installed"
 
 
 def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
