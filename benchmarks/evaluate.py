@@ -118,6 +118,7 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "again": [timed()[0] for _ in range(options.repeats)],
         "kept": [timed(kept)[0] for _ in range(options.repeats and options.repeats + 1)][1:],
+        "eager": options.compile != "off" and None in kept.graphs.values(),
         "iw": found.iw[particles].mean().item(),
     }
 

@@ -50,6 +50,7 @@ def evaluate(record: dict[str, Any]) -> Rows:
     """Seconds of an evaluation whose graph is there, as in a fit's second validation; and of one that builds it."""
     (found,) = record["results"]
     label = f"K={found['particles']:,} bound of {found['images']:,} images, {record['compile']}"
+    label += ", in part eager: no graph was right" if found["eager"] else ""
     return [[label, "< 0.25 s", f"{min(found['kept']):.2f} s ({min(found['again']):.2f} s with building)"]]
 
 

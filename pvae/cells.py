@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import noise, programs
 from .programs import LogWeights, Look, Program
@@ -63,6 +63,11 @@ class Kept:
         if self._programs != pair or self._guards.changed():
             self.graphs.clear()
             self._programs, self._guards = pair, Guards((*pair, self.constants), {})
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those of the programs."""
+        return self._guards.modules
 
     def build(self, key: Any, program: Forward, data: tuple[Tensor, ...], full: bool) -> None:
         """Make a graph; None where there can be none."""
@@ -142,7 +147,7 @@ class Cells:
         graphs = self.kept.graphs
         if graphs.get(key, program) is None:
             return None
-        with in_single_steps():
+        with in_single_steps(data[0].device.type, self.kept.modules):
             expected = _means(_seeded(program, data, seed))
         near = tolerance("float32", data[0].device.type) / 10
 

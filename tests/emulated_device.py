@@ -170,6 +170,7 @@ class Device:
         copied = any(index is not None and not isinstance(index, DeviceTensor) for index in indices)
         shape = Tag.dynamic_output_shape in func.tags and name != "index"
         looks = name == "multinomial" and (args[1] == 1 or not (args[2:] or [False])[0])  # at the probabilities
+        looks |= name == "normal" and func._overloadname in ("Tensor_Tensor", "float_Tensor")  # at the scales
         if (
             masks
             or copied

@@ -72,6 +72,7 @@ WAITS = {
     "an index on the CPU": lambda x: x[torch.tensor([0, 1])],
     "a draw of one of several": lambda x: torch.multinomial(x, 1, True),
     "draws of several, all different": lambda x: torch.multinomial(x, 2),
+    "normal draws": lambda x: torch.normal(x, x),
     "a factor": lambda x: torch.linalg.cholesky(x.diag()),
 }
 

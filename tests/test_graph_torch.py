@@ -13,11 +13,61 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae.replay import compiling, tracing
+from pvae.replay import compiling, placement, tracing
 from pvae.replay.tracing import first_draws, record
 
+aten = torch.ops.aten
 DATA = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 ADAM = pyro.optim.Adam, {"lr": 0.01}
+DRAWS = {
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
+    "bernoulli in place": lambda x: torch.empty(4, 6).bernoulli_(x[:4].sigmoid()),
+    "binomial": lambda x: torch.binomial(x.abs().ceil() + 3, x.sigmoid()),
+    "poisson": lambda x: torch.poisson(x.exp()),
+    "normal": lambda x: torch.normal(x[:, :1], x.exp()),
+    "normal of one mean": lambda x: torch.normal(0.5, x.exp()),
+    "normal of one scale": lambda x: torch.normal(x, 0.5),
+    "one of several": lambda x: torch.multinomial(x.exp(), 1),
+    "two of several": lambda x: torch.multinomial(x.exp(), 2),
+}
+"""Which torch looks at, whether what they are made of is sound."""
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_that_are_not_looked_at_are_torchs(name):
+    graph = record(lambda x: (DRAWS[name](x), torch.rand(2)), DATA)
+    placement._draws_unchecked(graph)
+    graph.recompile()
+    refused = aten.bernoulli.default, aten.multinomial.default, aten.normal.Tensor_Tensor, aten.normal.float_Tensor
+    assert not {node.target for node in graph.graph.nodes} & {*refused}  # the first is other numbers, compiled
+    found = []
+    for run in (lambda x: (DRAWS[name](x), torch.rand(2)), graph):
+        torch.manual_seed(3)
+        found.append(run(DATA + 0.1))
+    for expected, value in zip(*found, strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bernoulli in place", "binomial", "poisson", "normal"])
+def test_draws_of_what_is_not_a_number_do_not_end_the_process(name):
+    graph = record(lambda x: (DRAWS[name](x),), DATA)
+    placement._draws_unchecked(graph)
+    graph.recompile()
+    graph(DATA.where(DATA > 0, torch.nan))
+
+
+def test_torchs_switches_can_be_read_in_a_step_that_is_compared():
+    module = Program(nn.Linear(6, 3))
+
+    def model(x):
+        with torch.backends.cudnn.flags(enabled=False):
+            module.model(x)
+
+    pyro.clear_param_store()
+    svi = pvae.SVI(model, module.guide, ADAM[0](ADAM[1]), Trace_ELBO(), compile="graph")
+    for _ in range(4):
+        svi.step(DATA)
+    assert kinds(svi) == ["graph"]
 
 
 class Program(nn.Module):

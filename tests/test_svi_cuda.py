@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from programs import PROGRAMS, kinds
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -237,7 +238,47 @@ def test_a_resumed_fit_is_the_whole_one_bit_for_bit(mode):
             torch.cuda.set_rng_state(state["random"])
         losses = [float(svi.step(data())) for _ in range(steps)]
         saved = {"net": net.state_dict(), "svi": svi.state_dict(), "random": torch.cuda.get_rng_state()}
+        assert [graph.normed for graph in svi._graphs._graphs.values()] == [False], "built for a CPU"
         return losses, copy.deepcopy(saved)
+
+    whole, _ = fit(12)
+    half, state = fit(7)
+    rest, _ = fit(5, state)
+    assert half + rest == whole
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("draw", ["categorical", "bernoulli", "normal"])
+def test_draws_that_torch_checks_are_captured_also_after_a_resume(draw, mode):
+    """Torch waits to be told that probabilities and scales are sound; warnings are errors here."""
+
+    def fit(steps, state=None):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), compile=mode)
+        if state is not None:
+            pyro.get_param_store().set_state(state["store"])
+            svi.load_state_dict(state["svi"])
+            torch.cuda.set_rng_state(state["random"])
+        losses = [float(svi.step(data()[:, 0])) for _ in range(steps)]
+        store = pyro.get_param_store().get_state()
+        assert captures(svi) == [1]
+        return losses, copy.deepcopy({"store": store, "svi": svi.state_dict(), "random": torch.cuda.get_rng_state()})
+
+    def drawn(logits):
+        return {
+            "categorical": lambda: dist.Categorical(logits=logits),
+            "bernoulli": lambda: dist.Bernoulli(logits=logits[0]),
+            "normal": lambda: NonreparameterizedNormal(logits[0], logits[1].exp()),
+        }[draw]()
+
+    def model(x):
+        z = pyro.sample("z", drawn(torch.zeros(3, device="cuda")))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z.float(), 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", drawn(pyro.param("logits", lambda: torch.zeros(3, device="cuda"))))
 
     whole, _ = fit(12)
     half, state = fit(7)
@@ -670,11 +711,15 @@ def test_a_program_that_is_compared_takes_recurrent_networks_as_exactly_as_a_gra
 
     monkeypatch.setattr(pvae.SVI, "_gradients", noted)
     usual = torch.backends.cudnn.rnn.fp32_precision
-    _, svi = fresh()
-    for _ in range(3):
-        svi.step(data())
-    assert torch.backends.cudnn.rnn.fp32_precision == usual != "ieee"
-    assert seen.count("ieee") == 1, "in the step that is compared with the first replay"
+    for recurrent in (True, False):
+        net, svi = fresh()
+        if recurrent:
+            net.recurrent = [torch.nn.GRU(1, 1)]  # which is found, and is no layer of its own
+        seen.clear()
+        for _ in range(3):
+            svi.step(data())
+        assert torch.backends.cudnn.rnn.fp32_precision == usual != "ieee"
+        assert seen.count("ieee") == recurrent, "in the step that is compared with the first replay"
 
 
 @pytest.mark.parametrize(("kept", "expected"), [("highest", 1e-3), ("high", 2e-2)])

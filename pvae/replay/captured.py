@@ -95,6 +95,7 @@ def _captured(body: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGrap
     except RuntimeError as error:
         _recover(graph, pool)
         raise Untraceable(f"a CUDA graph cannot hold it: {str(error).strip().splitlines()[0][:200]}") from error
+    torch.cuda.current_stream().wait_stream(stream)  # on which the capture has begun with the generator's state
     return graph
 
 
@@ -103,10 +104,13 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 def _recover(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
     """Make good what torch 2.11 leaves behind where a capture fails: its allocator and generator think it goes on."""
-    _failed.append(graph)  # the allocators go on asking it
     device = torch.cuda.current_device()
-    with suppress(RuntimeError):  # that the capture had come to its end
+    try:
         torch._C._cuda_endAllocateToPool(device, pool)  # until then no memory is given back, wanted as it may be
+    except RuntimeError:  # the capture had come to its end
+        return
+    _failed.append(graph)  # the allocators go on asking it
+    with suppress(RuntimeError):
         torch._C._cuda_releasePool(device, pool)
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device), capture_error_mode="thread_local"):
         torch.zeros((), device="cuda")  # one that ends well: the generator is then as it was, in every graph

@@ -31,7 +31,7 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Forward:
 
         # what depends on a clock is left out: a resumed run is to be the same bit for bit; draws keep their order
         chosen = {"fallback_random": True, "reorder_for_locality": False, "reorder_for_peak_memory": False}
-        if any(value.is_cuda for value in constants(graph)):
+        if any(value.is_cuda for value in (*constants(graph), *inputs)):
             # a capture can hold no graphs of inductor's own, which a user may have asked for
             chosen |= {"deterministic": True, "shape_padding": False, "triton.cudagraphs": False}
         with inductor.patch(chosen), parts_kept():

@@ -90,6 +90,28 @@ def _without_checks(graph: GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
+_NORMALS = (torch.ops.aten.normal.Tensor_Tensor, torch.ops.aten.normal.float_Tensor)
+_OF_PROBABILITIES = {
+    torch.ops.aten.bernoulli_.Tensor: 1,
+    torch.ops.aten.bernoulli.default: 0,
+    torch.ops.aten.poisson.default: 0,
+    torch.ops.aten.binomial.default: 1,
+}
+"""By the draw, the place of what it is made of."""
+
+
+def _normal_unchecked(graph: GraphModule, node: Node) -> None:
+    """Normal draws of scales that torch would look at, whether all are positive."""
+    aten, (mean, scale) = torch.ops.aten, node.args
+    shape, _, _, dtype, device = node.meta["layout"]
+    with graph.graph.inserting_before(node):
+        drawn = graph.graph.call_function(aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": device})
+        for function, other in ((aten.normal_.default, ()), (aten.mul.Tensor, (scale,)), (aten.add.Tensor, (mean,))):
+            drawn = graph.graph.call_function(function, (drawn, *other))
+    node.replace_all_uses_with(drawn)
+    graph.graph.erase_node(node)
+
+
 def _fill(graph: GraphModule, result: Node, info: Node) -> None:
     """Put NaN into the matrices of a result for which info is not 0."""
     aten, made = torch.ops.aten, info
@@ -102,8 +124,19 @@ def _fill(graph: GraphModule, result: Node, info: Node) -> None:
 
 
 def _draws_unchecked(graph: GraphModule) -> None:
-    """Draws of one of several as torch makes them, but for its look whether the probabilities are sound."""
+    """Draws as torch makes them, but for its looks whether what they are made of is sound.
+
+    Where that is not a number a loss says it. A device's own look would end the process: probabilities are 0 there.
+    """
     aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target in _NORMALS and not node.kwargs:
+            _normal_unchecked(graph, node)
+        elif node.target in _OF_PROBABILITIES:
+            place = _OF_PROBABILITIES[node.target]
+            with graph.graph.inserting_before(node):
+                sound = graph.graph.call_function(aten.nan_to_num.default, (node.args[place], 0.0))
+            node.update_arg(place, sound)
     for node in [node for node in graph.graph.nodes if node.target is aten.multinomial.default]:
         probabilities, count, *rest = node.args
         if count != 1 and (rest or [False])[0]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
 """The precisions; by how much a replayed loss may differ from the program's own under each, relative."""
@@ -17,14 +18,19 @@ def tolerance(precision: str, device: str) -> float:
     return TOLERANCE["tf32" if rough else precision]
 
 
-def of(precision: str, device: str) -> AbstractContextManager:
-    """Within it programs compute so; what is no product stays as it is.
+@contextmanager
+def of(precision: str, *devices: str) -> Iterator[None]:
+    """Within it programs on such devices compute so; what is no product stays as it is.
 
     >>> with of("bf16", "cpu"):
     ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     torch.bfloat16
     """
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else products(precision)
+    with ExitStack() as stack:
+        for device in devices if precision == "bf16" else ():
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        stack.enter_context(products(precision))
+        yield
 
 
 @contextmanager
@@ -48,8 +54,14 @@ def products(precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_single_steps() -> Iterator[None]:
-    """Within it cuDNN's recurrent networks are as exact as a graph's, which takes their steps one by one: no tf32."""
+def in_single_steps(device: str, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it cuDNN's recurrent networks are as exact as a graph's, which takes their steps one by one: no tf32.
+
+    Where there are none all is left as it is: torch's older switches refuse to be read meanwhile.
+    """
+    if device != "cuda" or not any(isinstance(module, nn.RNNBase) for module in modules):
+        yield
+        return
     recurrent = torch.backends.cudnn.rnn
     before, recurrent.fp32_precision = recurrent.fp32_precision, "ieee"
     try:

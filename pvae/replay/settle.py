@@ -198,6 +198,7 @@ def _by_use(graph: GraphModule) -> GraphModule:
                 waiting += reversed(first)
             else:
                 order[waiting.pop()] = None
+                order |= dict.fromkeys(user for user in node.users if user.target is operator.getitem)
     new, copies = Graph(), {}
     for node in order:
         copies[node] = new.node_copy(node, copies.__getitem__)

@@ -122,7 +122,15 @@ def _split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
     return [x.narrow(dim, end - size, size) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
+def _bernoulli(probabilities: Tensor, generator: Any = None) -> Any:
+    """What fills an array, as torch does it: inductor makes of the other uniform numbers that are others on CUDA."""
+    if generator is not None:
+        return NotImplemented
+    return _aten.bernoulli_.Tensor(_aten.empty_like.default(probabilities), probabilities)
+
+
 _SAYING = {
+    _aten.bernoulli.default: _bernoulli,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.unsafe_chunk.default: _chunked,
     _aten.unsafe_split.Tensor: _split,

@@ -202,7 +202,7 @@ class Build:
         for parameter, gradient in zip(self._having, given[: len(self._having)], strict=True):
             parameter.grad = gradient
         for (rows, dim), taken in zip(self._rows, given[len(self._having) :], strict=True):
-            rows[dim] = taken
+            rows[dim] = taken.clone()  # in memory of its own, not the graph's
         self.svi._update(values[-1])
         return ()
 

@@ -140,9 +140,15 @@ class SVI(Trained):
                 The parameters are those before that step; on CUDA it may be a step up to `check_every` before.
         """
         with in_turn():
-            on = self._device if self._device.type == "cuda" and self._graphs.used else None
-            (values,) = self._advance([calls.of_arguments(args, kwargs, self._numbers, on)])
+            call = self._called(args, kwargs)
+            if self._set_up_again(call):  # where parameters are is known by now
+                call = self._called(args, kwargs)
+            (values,) = self._advance([call])
         return told(self._kind, [Loss(value) for value in values] if isinstance(values, Tensor) else values)
+
+    def _called(self, args: tuple, kwargs: dict[str, Any]) -> Call:
+        on = self._device if self._device.type == "cuda" and self._graphs.used else None
+        return calls.of_arguments(args, kwargs, self._numbers, on)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss, as Pyro's method has it: nothing is trained."""
@@ -212,6 +218,7 @@ class SVI(Trained):
 
     def _advance(self, block: list[Call]) -> Any:
         """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
+        self._set_up_again(block[0])
         self._set_clock(block[0])
         if self.optimizer is not None:
             if isinstance(self.optim, PyroOptim) and not self.optim.optim_objs:  # somebody has dropped its state
@@ -239,10 +246,16 @@ class SVI(Trained):
     def _graded(self) -> bool:
         return not all(map(is_, map(_GRADIENT, self._names), repeat(None)))
 
+    def _set_up_again(self, call: Call) -> bool:
+        """After a resume let programs set themselves up; what they draw for that was drawn long ago."""
+        if self._waiting is None or self.steps == 0:
+            return False
+        self._set_clock(call)
+        with self._undone(*call.looked_at):
+            self._gradients(*call.again())
+        return True
+
     def _eager(self, call: Call) -> list[float]:
-        if self._waiting is not None and self.steps > 0:  # what programs draw to set themselves up was drawn long ago
-            with self._undone(*call.looked_at):
-                self._gradients(*call.again())
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
         losses, norm = self._gradients(*call.plain())
@@ -259,7 +272,7 @@ class SVI(Trained):
     def _replay(self, graph: Graph, call: Call) -> list[float]:
         """A step whose loss is looked at before anything is changed."""
         before = self._snapshot(self._buffers())
-        expected = self._expected(call) if graph.due() else None
+        expected = self._expected(graph, call) if graph.due() else None
         self._set_rates()
         graph.held.fill()
         try:
@@ -287,7 +300,7 @@ class SVI(Trained):
         expected = None
         if graph.due():
             self.check()
-            expected = self._expected(block[0])
+            expected = self._expected(graph, block[0])
         if self._pending.before is None:
             self._pending.before = self._snapshot(self._changing())
         graph.held.fill()
@@ -313,7 +326,7 @@ class SVI(Trained):
 
     def _gradients(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, Tensor]:
         """The losses, and the norm of the gradient, which is left on the parameters."""
-        with in_lines(), self._used, self._observed, of(self.precision, self._device.type):
+        with in_lines(), self._used, self._observed, of(self.precision, *self._devices):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         if self._used.replaced:
             self._replace()
@@ -342,9 +355,9 @@ class SVI(Trained):
             with self._undone():
                 self._observed.learn(self.model, self.guide, *call.again())
 
-    def _expected(self, call: Call) -> list[float]:
+    def _expected(self, graph: Graph, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
-        with self._undone(), in_single_steps():
+        with self._undone(), in_single_steps(self._device.type, graph.guards.modules):
             return read(*self._gradients(*call.again()))
 
     def _update(self, norm: Tensor) -> None:

@@ -90,6 +90,7 @@ class Graphs:
         """Build anew what is needed."""
         self._graphs.clear()
         self._aside.clear()
+        vars(self).pop("pool", None)  # torch takes none for a capture that all graphs of before are gone from
 
     def distrust(self, graph: Graph, difference: str) -> None:
         """Go on without a graph that has other numbers than the program: with one that is not compiled, or eagerly."""

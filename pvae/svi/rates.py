@@ -85,8 +85,8 @@ def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None
 
 def scheduled(optimizer: Optimizer, factor: Callable[[int], float], first: int, count: int) -> Tensor:
     """The rates (count, groups) of `count` steps from the first, on the CPU."""
-    start = torch.tensor([group["initial_lr"] for group in optimizer.param_groups])
-    return torch.tensor([[_factor(factor, first + ahead)] for ahead in range(count)]) * start
+    start = torch.tensor([group["initial_lr"] for group in optimizer.param_groups], device="cpu")
+    return torch.tensor([[_factor(factor, first + ahead)] for ahead in range(count)], device="cpu") * start
 
 
 def _factor(schedule: Callable[[int], float], step: int) -> float:

@@ -177,6 +177,11 @@ class Trained(pyro.infer.SVI):
     def _device(self) -> torch.device:
         return next((p.device for p in self._names), torch.device("cpu"))
 
+    @property
+    def _devices(self) -> set[str]:
+        """The kinds of devices that a step may work on: before the first one it is not known where parameters are."""
+        return {self._device.type} | ({"cuda"} if not self._names and torch.cuda.is_available() else set())
+
     # What resuming needs.
 
     def state_dict(self) -> dict[str, Any]:
