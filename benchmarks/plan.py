@@ -48,6 +48,7 @@ PARTS = {
     "cuda": Part("cuda", "--workers 8", "--workers 0 --keyword memory", least=40, most=200),
     "step": Part("step", STEP, f"{QUICK_STEP} --tolerance 1", least=120, most=260),
     "iwae": Part("iwae", "--seconds 200", "--check --threads 1", least=260, most=330),
+    "iwae-120": Part("iwae", "--seconds 118 --marks 1", "--check --threads 1", least=160, most=220),
     "evaluate": Part("evaluate", BOUND, QUICK_BOUND, least=20, most=60),
     "programs": Part("programs", f"--modes graph {PROGRAMS}", f"--modes graph {QUICK_PROGRAMS}", least=50, most=130),
     "parts": Part("parts", "--step-only", "--step-only --mode graph --threads 1", least=40, most=100),
