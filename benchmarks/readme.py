@@ -126,6 +126,7 @@ def measured() -> str:
     fit, step, evaluation, flushed_, estimators, programs, parts, iwae = map(newest, names)
     modes = {mode: _ratios(flushed_, f"pvae-{mode}", "torch") for mode in ("off", "graph", "full")}
     flushed = "; ".join(f"`{mode}` {found}" for mode, found in modes.items())
+    how = "`--gradient {gradient}`, batch {batch}, {precision}".format_map(iwae["options"])
     memory = max(evaluation["results"], key=lambda row: row["particles"])
     return f"""{BEGIN}
 
@@ -143,9 +144,9 @@ What one part is worth: 784-300-10, batch 128, the same epochs, everything else 
 Gaussians on dequantized pixels, the others on the levels themselves. A step of batch 256 with a VampPrior of 500
 components takes {parts["step"]["ratio"]:.2f} of one with the standard normal (CPU).
 
-The importance-weighted autoencoder of its paper (Burda, Grosse and Salakhutdinov 2015: k = 50, one layer; NLL 84.78 and
-25 active units after 3,280 passes), with `{iwae["options"]["gradient"]}`, batch {iwae["options"]["batch"]},
-{iwae["options"]["precision"]} (`python -m benchmarks.iwae`; {where(iwae)}; errors over test images):
+The importance-weighted autoencoder of its paper, k = 50, one layer (Burda, Grosse and Salakhutdinov 2015: an NLL of
+84.78 and 25 active units after 3,280 passes), here by {how}
+(`python -m benchmarks.iwae`; {where(iwae)}; errors over test images):
 
 {published(iwae)}
 
