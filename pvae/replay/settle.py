@@ -187,7 +187,8 @@ def _note_views(node: Node) -> None:
 def _by_use(graph: GraphModule) -> GraphModule:
     """The graph with each operation right before the first that uses it, as far as random numbers and changes allow."""
     nodes, roots = graph.graph.nodes, Roots(graph)
-    before = dict(pairwise(reversed([node for node in nodes if _is_fixed(node, roots)])))
+    fixed = dict.fromkeys(node for node in nodes if _is_fixed(node, roots))
+    before = dict(pairwise(reversed(fixed)))
     order: dict[Node, None] = dict.fromkeys(node for node in nodes if node.op in ("placeholder", "get_attr"))
     for last in (*graph.graph.output_node().all_input_nodes, *nodes):
         waiting = [last]
@@ -198,7 +199,8 @@ def _by_use(graph: GraphModule) -> GraphModule:
                 waiting += reversed(first)
             else:
                 order[waiting.pop()] = None
-                order |= dict.fromkeys(user for user in node.users if user.target is operator.getitem)
+                # else the part of a result that only a gradient wants would keep all of the result waiting
+                order |= dict.fromkeys(u for u in node.users if u.target is operator.getitem and u not in fixed)
     new, copies = Graph(), {}
     for node in order:
         copies[node] = new.node_copy(node, copies.__getitem__)
