@@ -25,7 +25,7 @@ from .errors import InputError
 from .load import begin_with, read_data, run_data
 from .noise import forked
 from .progress import Progress
-from .runs import Run, check_free, load_weights
+from .runs import Checkpoint, Run, check_free, load_weights
 from .train import Training, svi
 
 RESUMABLE = ("device", "eval_chunk", "epochs")
@@ -69,8 +69,8 @@ def _parser(argv: Sequence[str]) -> cli.Parser:
     group.add_argument(
         "--resume",
         metavar="DIR",
-        help="continue a run, or one of its checkpoints: from then on it is the newest; under --schedule constant with"
-        " more --epochs, too",
+        help="continue a run, or one of its checkpoints: from then on it is the newest; one from before the learning"
+        " rate fell also with more --epochs",
     )
     group.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and stop")
     cli.add_config_options(parser, argv)
@@ -90,7 +90,7 @@ def _start(vae: Any, settings: Config, dataset: data.Dataset) -> dict[str, Any]:
 
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
-    steps = settings.epochs_for(len(dataset.train.x)) * -(-len(dataset.train.x) // settings.batch_size)
+    steps = settings.steps_for(len(dataset.train.x))
     parts = build.objective(settings), build.optimizer(settings)
     made = svi(vae, *parts, settings, steps, lambda line: print(f"step: {line}", flush=True))
     return Training(vae, made, dataset, settings)
@@ -130,7 +130,7 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
     device = cli.device(settings.device)
     dataset = run_data(run)
     if "epochs" in changes:
-        _check_longer(run, settings, len(dataset.train.x))
+        _check_longer(run, checkpoint, settings, len(dataset.train.x))
     vae = build.model(settings, dataset).to(device)
     load_weights(vae, checkpoint)
     training = _training(vae, settings, dataset.to(device))
@@ -145,17 +145,22 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
         return _fit(replace(run, config=settings), training, signals)
 
 
-def _check_longer(run: Run, settings: Config, n: int) -> None:
-    """Refuse epochs that are no more than before, or that a longer run would have been fitted otherwise for."""
+def _check_longer(run: Run, checkpoint: Checkpoint, settings: Config, n: int) -> None:
+    """Refuse epochs that are no more than before, or with which the steps until here would have been others."""
     before, asked = run.config.epochs_for(n), f"--resume with --epochs {settings.epochs}"
     if settings.epochs_for(n) <= before:
         raise InputError(f"{asked}: expected more than the run's {before:,}: name more, or leave it out")
-    if settings.schedule != "constant":
-        raise InputError(
-            f"{asked}: the learning rate of the run goes to zero over its {before:,} epochs (--schedule"
-            f" {settings.schedule}): start a new run with --config {run.folder}/config.yaml --epochs {settings.epochs};"
-            " one with --schedule constant can be trained further"
-        )
+    if "epochs" not in checkpoint.state.get("config", ("epochs",)):
+        return
+    again = (
+        f"go back to before, --resume {run.folder}/checkpoints/{found} --epochs {settings.epochs}"
+        if (found := run.steady(checkpoint.state))
+        else f"start a new run with --config {run.folder}/config.yaml --epochs {settings.epochs}"
+    )
+    raise InputError(
+        f"{asked}: in {checkpoint.path.name} the learning rate is on its way to zero over {before:,} epochs (--schedule"
+        f" {settings.schedule}): {again}"
+    )
 
 
 @contextmanager

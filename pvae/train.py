@@ -150,6 +150,7 @@ class Training:
         return {
             **asdict(self.at),
             "total": float(self.at.total),
+            "steady": _steady(self.config.schedule, self.config.steps_for(len(self.dataset.train.x))),
             **self.svi.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if cuda else None,
@@ -195,6 +196,11 @@ def _cosine(steps: int, step: int) -> float:
 def _cooldown(steps: int, step: int) -> float:
     """1, and in the last fifth of so many steps in a straight line to 0. Hägele et al. 2024."""
     return min(1.0, 5 * max(0.0, 1 - step / steps))
+
+
+def _steady(schedule: str, steps: int) -> int:
+    """How many of so many steps are the same in a longer run: those before the learning rate falls."""
+    return {"constant": steps, "cooldown": 4 * steps // 5}.get(schedule, 0)
 
 
 SCHEDULES = {"cooldown": _cooldown, "cosine": _cosine}

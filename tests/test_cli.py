@@ -237,11 +237,35 @@ def test_a_run_is_trained_further_where_no_schedule_ends_with_it(capsys, plain):
         assert_equal_runs("whole", "part")
 
 
-def test_a_run_whose_schedule_has_ended_is_not_trained_further(run, capsys):
-    message = refused(capsys, "--resume", run, "--epochs", "5")
+def test_a_run_is_trained_further_from_before_its_rate_fell(capsys, plain):
+    """As if it had been that long from the start."""
+    short = [*SMALL, "--compile", "off", "--save-every", "1"]
+    assert go(*short, "--epochs", "5", "--out", "whole") == 0
+    assert go(*short, "--epochs", "3", "--out", "part") == 0
+    names = checkpoints.names(Path("part/checkpoints"))
+    steady = Path("part/checkpoints") / names[0]  # 26 of the 33 steps
+    assert steady.name == "step-000000022"
+    message = refused(capsys, "--resume", "part", "--epochs", "5")
     assert (
-        "the learning rate of the run goes to zero over its 3 epochs (--schedule cooldown): start a new run" in message
+        f"in {names[-1]} the learning rate is on its way to zero over 3 epochs (--schedule cooldown): go back to"
+        f" before, --resume {steady} --epochs 5" in message
     )
+    assert go("--resume", steady, "--epochs", "5") == 0
+    assert_equal_runs("whole", "part")
+    assert Path("whole/config.yaml").read_text() == Path("part/config.yaml").read_text()
+    assert go("--resume", "part") == 0
+    assert_equal_runs("whole", "part")
+
+
+def test_a_run_whose_rate_has_fallen_is_not_trained_further(capsys, plain):
+    assert go(*SMALL, "--save-every", "3", "--compile", "off", "--out", "run") == 0
+    for schedule in ("cooldown", "cosine"):
+        message = refused(capsys, "--resume", "run", "--epochs", "5")
+        assert f"over 3 epochs (--schedule {schedule}): start a new run with --config run/config.yaml" in message
+        if schedule == "cooldown":
+            assert go(*SMALL, "--schedule", "cosine", "--compile", "off", "--out", "cosine") == 0
+            Path("run").rename("before")
+            Path("cosine").rename("run")
 
 
 def test_a_fit_begins_with_the_weights_of_another(run, capsys, plain, monkeypatch):
@@ -703,7 +727,7 @@ def test_a_refused_resume_deletes_nothing(run, capsys):
     assert runs.Run.open(run).names() == before
 
 
-def test_the_last_two_and_the_best_are_kept(plain, monkeypatch):
+def test_the_last_two_and_the_best_are_kept_and_the_last_before_the_rate_falls(plain, monkeypatch):
     real = fit.Training._validate
 
     def validate(self):
@@ -714,7 +738,7 @@ def test_the_last_two_and_the_best_are_kept(plain, monkeypatch):
 
     monkeypatch.setattr(fit.Training, "_validate", validate)
     assert go(*SMALL, "--epochs", "6", "--out", "new") == 0
-    assert runs.Run.open("new").names() == ["step-000000022", "step-000000055", "step-000000066"]
+    assert [checkpoints.steps(name) for name in runs.Run.open("new").names()] == [22, 44, 55, 66]
     assert json.loads(Path("new/summary.json").read_text())["epoch"] == 2
 
 

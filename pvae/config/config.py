@@ -249,6 +249,10 @@ class Config:
         """How many passes over n data: what was asked for, or enough for 12,000 steps."""
         return self.epochs or -(-12_000 // -(-n // self.batch_size))
 
+    def steps_for(self, n: int) -> int:
+        """How many steps those passes over n data take."""
+        return self.epochs_for(n) * -(-n // self.batch_size)
+
     def save_every_for(self, epochs: int) -> int:
         """After how many epochs a checkpoint is written: what was asked for, or a hundred times in all."""
         return self.save_every or max(1, epochs // 100)
@@ -331,10 +335,9 @@ def to_flat(config: Config) -> dict[str, Any]:
 def lasting(config: Config) -> dict[str, Any]:
     """What of a configuration, flat, stays as it is from the first step of a run to its last number.
 
-    The rest may change: where a run and its data lie, and how far it goes.
+    The rest may change: where a run and its data lie.
     """
     free = {"data", "data-dir", "start-from", "device", "eval-chunk", "eval-particles"}
-    free |= {"epochs"} if config.schedule == "constant" else set()
     return {name: value for name, value in to_flat(config).items() if name not in free}
 
 

@@ -37,7 +37,7 @@ class Run:
     | `config.yaml` | the configuration, loads with `--config` |
     | `environment.json` | versions, device, commit, seed, SHA-256 of the data |
     | `metrics.jsonl` | a line an epoch |
-    | `checkpoints/` | the last two and the best |
+    | `checkpoints/` | the last two, the best, and the last before the learning rate falls |
     | `summary.json` | final numbers, their standard errors, their protocol |
     | `results.nc` | labelled arrays, opens with arviz |
     | `figures/` | pictures |
@@ -200,14 +200,21 @@ class Run:
         return metrics.read(self.folder / "metrics.jsonl")
 
     def save(self, vae: torch.nn.Module, state: dict[str, Any]) -> None:
-        """Write a checkpoint; keep the last two and the best."""
+        """Write a checkpoint; keep the last two, the best, and the last that a longer run would have, too."""
         folder = self.folder / "checkpoints"
-        state = {**state, "config": config.lasting(self.config)}
+        lasting = config.lasting(self.config)
+        if state["steps"] <= state["steady"]:
+            del lasting["epochs"]
+        state = {**state, "config": lasting}
         with disk(self.folder, self._then):
             metrics.sync(self.folder / "metrics.jsonl")
         checkpoints.save(folder, _name(state["steps"]), vae.state_dict(), state)
         best = {_name(state["best"]["steps"])} if state["best"] is not None else set()
-        checkpoints.keep(folder, {*self.names()[-2:], *best})
+        checkpoints.keep(folder, {*self.names()[-2:], *best, self.steady(state)})
+
+    def steady(self, state: Mapping[str, Any]) -> str:
+        """The name of the newest checkpoint that a longer run would have, too; nothing where there is none."""
+        return next((name for name in reversed(self.names()) if checkpoints.steps(name) <= state.get("steady", 0)), "")
 
     def last(self) -> Checkpoint:
         """The newest checkpoint.
