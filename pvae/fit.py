@@ -26,7 +26,7 @@ from .load import begin_with, read_data, run_data
 from .noise import forked
 from .progress import Progress
 from .runs import Checkpoint, Run, check_free, load_weights
-from .train import Training, svi
+from .train import Training, steady, svi
 
 RESUMABLE = ("device", "eval_chunk", "epochs")
 """What may change in a resumed run: where it runs, its memory, and where it ends."""
@@ -129,6 +129,7 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
     settings = config.from_flat({**config.to_flat(run.config), **{k.replace("_", "-"): v for k, v in changes.items()}})
     device = cli.device(settings.device)
     dataset = run_data(run)
+    _check_whole(run, checkpoint, len(dataset.train.x))
     if "epochs" in changes:
         _check_longer(run, checkpoint, settings, len(dataset.train.x))
     vae = build.model(settings, dataset).to(device)
@@ -145,22 +146,30 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
         return _fit(replace(run, config=settings), training, signals)
 
 
+def _check_whole(run: Run, checkpoint: Checkpoint, n: int) -> None:
+    """Refuse epochs that were made so few that the steps until here would have been others."""
+    steps, was = checkpoint.state["steps"], checkpoint.state.get("steady", 0)
+    if steady(run.config, n) < steps <= was:
+        raise InputError(
+            f"{run.folder}/config.yaml: found {run.config.epochs_for(n):,} epochs, in which the learning rate falls, or"
+            f" which end, before {checkpoint.path.name}: put back as many as it was written with, or more"
+        )
+
+
 def _check_longer(run: Run, checkpoint: Checkpoint, settings: Config, n: int) -> None:
     """Refuse epochs that are no more than before, or with which the steps until here would have been others."""
     before, asked = run.config.epochs_for(n), f"--resume with --epochs {settings.epochs}"
     if settings.epochs_for(n) <= before:
         raise InputError(f"{asked}: expected more than the run's {before:,}: name more, or leave it out")
-    if "epochs" not in checkpoint.state.get("config", ("epochs",)):
-        return
-    again = (
-        f"go back to before, --resume {run.folder}/checkpoints/{found} --epochs {settings.epochs}"
-        if (found := run.steady(checkpoint.state))
-        else f"start a new run with --config {run.folder}/config.yaml --epochs {settings.epochs}"
-    )
-    raise InputError(
-        f"{asked}: in {checkpoint.path.name} the learning rate is on its way to zero over {before:,} epochs (--schedule"
-        f" {settings.schedule}): {again}"
-    )
+    if checkpoint.state["steps"] > checkpoint.state.get("steady", 0):
+        found = run.steady(checkpoint.state)
+        again = (
+            "go back to before, --resume {}/checkpoints/{}" if found else "start a new run with --config {}/config.yaml"
+        )
+        raise InputError(
+            f"{asked}: in {checkpoint.path.name} the learning rate is on its way to zero over {before:,} epochs"
+            f" (--schedule {settings.schedule}): {again.format(run.folder, found)} --epochs {settings.epochs}"
+        )
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class Training:
         return {
             **asdict(self.at),
             "total": float(self.at.total),
-            "steady": _steady(self.config.schedule, self.config.steps_for(len(self.dataset.train.x))),
+            "steady": steady(self.config, len(self.dataset.train.x)),
             **self.svi.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if cuda else None,
@@ -198,9 +198,10 @@ def _cooldown(steps: int, step: int) -> float:
     return min(1.0, 5 * max(0.0, 1 - step / steps))
 
 
-def _steady(schedule: str, steps: int) -> int:
-    """How many of so many steps are the same in a longer run: those before the learning rate falls."""
-    return {"constant": steps, "cooldown": 4 * steps // 5}.get(schedule, 0)
+def steady(config: Config, n: int) -> int:
+    """How many steps on n data are the same in a longer run: those before the learning rate falls."""
+    steps = config.steps_for(n)
+    return {"constant": steps, "cooldown": 4 * steps // 5}.get(config.schedule, 0)
 
 
 SCHEDULES = {"cooldown": _cooldown, "cosine": _cosine}

@@ -257,6 +257,23 @@ def test_a_run_is_trained_further_from_before_its_rate_fell(capsys, plain):
     assert_equal_runs("whole", "part")
 
 
+@pytest.mark.parametrize(("schedule", "number"), [("cooldown", 30), ("constant", 40)])
+def test_epochs_that_were_made_too_few_for_where_a_run_is(schedule, number, capsys, monkeypatch, plain):
+    with monkeypatch.context() as patch:
+        after_step(patch, number, send(signal.SIGINT))
+        assert go(*SMALL, "--epochs", "9", "--schedule", schedule, "--compile", "off", "--out", "run") == 130
+    file = Path("run/config.yaml")
+    given = file.read_text()
+    file.write_text(given.replace("epochs: 9", "epochs: 3"))
+    for more in ([], ["--epochs", "12"]):
+        message = refused(capsys, "--resume", "run", *more)
+        assert (
+            "run/config.yaml: found 3 epochs, in which the learning rate falls, or which end, before step-" in message
+        )
+    file.write_text(given)
+    assert go("--resume", "run", "--epochs", "12") == 0
+
+
 def test_a_run_whose_rate_has_fallen_is_not_trained_further(capsys, plain):
     assert go(*SMALL, "--save-every", "3", "--compile", "off", "--out", "run") == 0
     for schedule in ("cooldown", "cosine"):
