@@ -148,7 +148,7 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
 
 def _check_whole(run: Run, checkpoint: Checkpoint, n: int) -> None:
     """Refuse epochs that were made so few that the steps until here would have been others."""
-    steps, was = checkpoint.state["steps"], checkpoint.state.get("steady", 0)
+    steps, was = (checkpoint.state.get(name, 0) for name in ("steps", "steady"))
     if steady(run.config, n) < steps <= was:
         raise InputError(
             f"{run.folder}/config.yaml: found {run.config.epochs_for(n):,} epochs, in which the learning rate falls, or"
