@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .bounds import iwae
-from .errors import InputError, at_least, nearest
+from .errors import InputError, nearest, whole_number
 from .frozen import frozen
 from .means import mean_and_se, with_error
 from .noise import Noise, block_size
-from .programs import Density, Program, State, check_named, simulate
+from .programs import Density, Program, State, check_named, given, simulate
 from .replay.turns import taken_in_turn
 
 Progress = Callable[[int, int], None]
@@ -57,9 +57,9 @@ class Annealing:
     acceptance: float = 0.65
 
     def __post_init__(self) -> None:
-        at_least(1, temperatures=self.temperatures, chains=self.chains, leapfrog=self.leapfrog)
+        whole_number(1, temperatures=self.temperatures, chains=self.chains, leapfrog=self.leapfrog)
         if self.schedule not in (known := ["sigmoid", "linear"]):
-            raise InputError(f"schedule: unknown '{self.schedule}': {nearest(self.schedule, known)}")
+            raise InputError(f"schedule: unknown '{self.schedule}': {nearest(str(self.schedule), known)}")
         if not 0 < self.acceptance < 1:
             raise InputError(f"acceptance: found {self.acceptance}, expected between 0 and 1")
 
@@ -134,6 +134,7 @@ class Bidirectional:
         return f"log p(x) in [{low:.3f}, {high:.3f}], gap {gap}; {len(self.lower)} simulated data"
 
 
+@torch.inference_mode(False)
 @frozen()
 @taken_in_turn
 def ais(
@@ -185,6 +186,7 @@ def ais(
     return _join([job.forward(block, job.step_sizes(block)) for block in job.blocks(x, y, chunk, progress)])
 
 
+@torch.inference_mode(False)
 @frozen()
 @taken_in_turn
 def bdmc(
@@ -315,10 +317,10 @@ class _Job:
         self, x: Tensor, y: Tensor | None, chunk: int | None, progress: Progress | None, directions: int = 1
     ) -> Iterator[_Block]:
         """The data that move together, in turn."""
-        if not len(x):
-            raise InputError("ais: found no data, expected at least one datum")
-        data, whole = (x,) if y is None else (x, y), self.plate is None
-        size = len(x) if whole else block_size(x.device, self.annealing.chains, chunk)
+        whole_number(0, seed=self.seed)
+        whole_number(1, chunk=1 if chunk is None else chunk)
+        data, together = given("ais", x, y), self.plate is None
+        size = len(x) if together else block_size(x.device, self.annealing.chains, chunk)
         done, total = count(1), directions * self.annealing.temperatures * math.ceil(len(x) / size)
 
         def tick() -> None:
@@ -326,7 +328,7 @@ class _Job:
                 progress(next(done), total)
 
         for start in range(0, len(x), size):
-            yield _Block(tuple(part[start : start + size] for part in data), start, tick, whole)
+            yield _Block(tuple(part[start : start + size] for part in data), start, tick, together)
 
     def density(self, block: _Block, particles: int) -> Density:
         return Density(
@@ -369,7 +371,7 @@ class _Job:
         found = []
         for t in [0] * PILOT_WARMUP + visited.tolist():
             state, probability = self._move(density, state, inner[t], log_step.exp(), noise)
-            log_step = log_step + 0.5 * (probability.mean(0) - self.annealing.acceptance)
+            log_step = log_step + 0.5 * (probability.mean(0).to(log_step) - self.annealing.acceptance)
             found.append(log_step)
         # Each temperature has the mean over its visits, or what the next one visited has.
         total = torch.stack([torch.zeros_like(log_step), *found[PILOT_WARMUP:]]).cumsum(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -233,7 +234,8 @@ def tvo(log_w: Tensor, partitions: Sequence[float], *, upper: bool = False) -> T
     (tensor([2.]), tensor([2.2311]), tensor([2.7616]))
     """
     check_partitions(partitions)
-    top = log_w.detach().amax(0)  # in differences to it the sums lose no digits
+    top = log_w.detach().amax(0)
+    top = top.where(top > -math.inf, 0.0)  # in differences to it the sums lose no digits
     total = torch.zeros_like(top)
     for low, high in pairwise(partitions):
         b = high if upper else low
@@ -241,14 +243,15 @@ def tvo(log_w: Tensor, partitions: Sequence[float], *, upper: bool = False) -> T
         # a draw of no weight counts for nothing, also where its log-weight is -inf
         below = (log_w - top).where(weights > 0, 0.0)
         total = total + (high - low) * (weights * below).sum(0) / weights.sum(0)
-    return total + top
+    return (total + top).where(log_w.amax(0) > -math.inf, -math.inf)
 
 
 def check_partitions(partitions: Sequence[float]) -> None:
     """Refuse partitions that do not rise from 0 to 1."""
-    rise = all(a < b for a, b in pairwise(partitions))
-    if len(partitions) < 2 or partitions[0] != 0 or partitions[-1] != 1 or not rise:
-        found = ",".join(f"{b:g}" for b in partitions) or "none"
+    numbers = all(isinstance(b, Real) for b in partitions)
+    rise = numbers and all(a < b for a, b in pairwise(partitions))
+    if not rise or len(partitions) < 2 or partitions[0] != 0 or partitions[-1] != 1:
+        found = ",".join(f"{b:g}" if numbers else str(b) for b in partitions) or "none"
         raise InputError(f"partitions: found {found}, expected numbers that rise from 0 to 1, such as 0,0.1,1")
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .ais import Annealed, Annealing, ais
 from .diagnostics import FEWEST, NoInverse, Paired, khat_threshold, mutual_information, paired
-from .errors import InputError, at_least
-from .evaluate import Evaluation, evaluate
+from .errors import InputError, nearest, whole_number
+from .evaluate import Evaluation, check_numbers, evaluate
 from .gap import Gap, check_families, gap
 from .means import Estimate, estimate, quantile, share
 from .programs import Density, Program, check_named
@@ -87,16 +87,16 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("particles", "train_particles"):
             ks = getattr(self, name)
-            if ks is not None and (not ks or min(ks) < 1 or len(set(ks)) < len(ks)):
-                raise InputError(f"{name}: found {list(ks)}, expected different numbers of draws, each at least 1")
+            if (ks is not None or name == "particles") and len(check_numbers(name, ks)) < len(ks):
+                raise InputError(f"{name}: found {list(ks)}, expected different numbers of draws")
         if self.total < max(self.particles):
             raise InputError(f"draws: found {self.total}, expected at least the largest K, {max(self.particles)}")
         check_named(self.plate)
         check_families(self.families)
         if self.start not in ("prior", "guide"):
             raise InputError(f"start: found '{self.start}', expected prior or guide")
-        at_least(0, information=self.information)
-        at_least(1, subset=self.subset, steps=self.steps)
+        whole_number(0, information=self.information, seed=self.seed)
+        whole_number(1, subset=self.subset, steps=self.steps, draws=self.total)
 
     @property
     def total(self) -> int:
@@ -220,6 +220,12 @@ def compare(
     plan, exact = plan or Plan(), exact or {}
     if not programs:
         raise InputError("compare: found no model, expected one at least")
+    if unknown := [name for name in exact if name not in programs]:
+        raise InputError(f"exact: unknown '{unknown[0]}': {nearest(unknown[0], list(programs))}")
+    if plan.families and not plan.annealing and (lacking := [name for name in programs if name not in exact]):
+        raise InputError(
+            f"{lacking[0]}: families: found neither annealing nor exact values, expected one: they give log p(x)"
+        )
     tests = _of_each("test", test, list(programs))
     trains = {} if train is None else _of_each("train", train, list(programs))
     size = len(next(iter(tests.values())).x)
@@ -241,6 +247,8 @@ def _of_each(what: str, data: Data | Mapping[str, Data], names: Sequence[str]) -
     """The data of each model, checked to be the same but for their labels."""
     if isinstance(data, Data):
         return dict.fromkeys(names, data)
+    if not isinstance(data, Mapping):
+        raise InputError(f"{what}: found {type(data).__name__}, expected pvae.comparison.Data(x), or some by model")
     if lacking := [name for name in names if name not in data]:
         raise InputError(f"{what}: found no data of '{lacking[0]}', expected those of each model, or one Data for all")
     first, *rest = names
@@ -311,8 +319,6 @@ def _measure(
     if not plan.families:
         return found
     log_p = annealed if exact is None else exact[chosen.to(exact.device)]
-    if log_p is None:
-        raise InputError("families: found neither annealing nor exact values, expected one: they give log p(x)")
     given = {"families": plan.families, "steps": plan.steps, "progress": progress("guides, steps"), **common}
     split, rows = gap(*programs, *few, log_p=log_p, **given), chosen.cpu()
     # the ELBO that is reported, not one of other draws beside it

@@ -12,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from . import programs
-from .errors import InputError
+from .errors import InputError, whole_number
 from .means import mean_and_se
 from .noise import CELL, Noise, forked
 from .programs import NoInverse as NoInverse
@@ -52,6 +52,7 @@ def khat(log_w: Tensor, chunk: int = 256) -> Tensor:
     >>> khat(torch.zeros(100, 1))
     tensor([-inf], dtype=torch.float64)
     """
+    whole_number(1, chunk=chunk)
     if log_w.ndim != 2 or len(log_w) < FEWEST or not log_w.numel():
         raise InputError(f"log_w: found shape {tuple(log_w.shape)}, expected (S, N), S at least {FEWEST} draws, N data")
     parts = [_khat_rows(part.T, start * chunk) for start, part in enumerate(log_w.detach().split(chunk, 1))]
@@ -153,10 +154,10 @@ def mutual_information(
     >>> mutual_information(guide, torch.arange(4.0))
     tensor([1.3863, 1.3863, 1.3863, 1.3863], dtype=torch.float64)
     """
-    if not len(x) or samples < 1:
-        raise InputError(f"mutual_information: found {len(x)} data, {samples} samples, expected at least 1 of each")
+    whole_number(1, samples=samples, chunk=chunk)
+    whole_number(0, seed=seed)
     programs.check_named(plate)
-    data = (x,) if y is None else (x, y)
+    data = programs.given("mutual_information", x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
     first = tuple(part[: max(CELL, chunk // len(order))] for part in data)
     nesting = programs.whole(lambda *_: None, guide, *first).nesting

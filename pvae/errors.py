@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 LIBRARIES = {"torch", "pyro", __name__.partition(".")[0], *sys.stdlib_module_names}
@@ -32,6 +33,19 @@ def at_least(least: float, hint: str = "", **options: float) -> None:
     for name, value in options.items():
         if not value >= least:
             raise InputError(f"{name}: found {value}, expected at least {least}{hint}")
+
+
+def whole_number(least: int, hint: str = "", **options: Any) -> None:
+    """Refuse options that are no whole numbers, or below one.
+
+    >>> whole_number(1, particles=2.0)
+    Traceback (most recent call last):
+    ...
+    pvae.errors.InputError: particles: found 2.0, expected a whole number of at least 1
+    """
+    for name, value in options.items():
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name}: found {value!r}, expected a whole number of at least {least}{hint}")
 
 
 def more_than(least: float, hint: str = "", **options: float) -> None:

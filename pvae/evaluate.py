@@ -1,14 +1,15 @@
 """Bounds and diagnostics for each datum, from one set of draws; memory bounded, whatever the number of draws.
 
 Draws are made from the guide in cells of `CELL` data by some particles, each from a seed of its own, and scored by the
-model in chunks. So the numbers depend on the seed and the kind of device alone, not on the size of the chunks.
+model in chunks. So the numbers depend on the seed and the kind of device, on the size of the chunks by rounding alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from . import bounds, diagnostics, programs
 from .cells import CELL, CHUNK, Cells, Kept, of_device
 from .diagnostics import FEWEST
-from .errors import InputError
+from .errors import InputError, whole_number
 from .frozen import frozen
 from .means import mean_and_se, standard_error, with_error
 from .noise import forked
@@ -209,11 +210,12 @@ def evaluate(
     (torch.Size([5]), True)
     """
     ks, draws = _asked(particles, draws, khat, compile)
-    _check_data(x)
+    whole_number(0, seed=seed)
+    whole_number(1, chunk=1 if chunk is None else chunk)
+    data = programs.given("evaluate", x, y)
     parts, drawn, averages, held = [], [], [], []
     together = max(1, AT_ONCE // (CELL * draws))
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
-        data = (x,) if y is None else (x, y)
         size = of_device(CHUNK, x) if chunk is None else chunk
         look = programs.whole(model, guide, *data, plate=None) if plate is None else _look(model, guide, *data)
         cell = len(x) if plate is None else CELL
@@ -240,10 +242,9 @@ def evaluate(
 
 def _asked(particles: Sequence[int], draws: int | None, khat: bool, compile: str) -> tuple[list[int], int]:
     """Every K in order, and how many draws."""
-    ks = sorted(set(particles))
-    if not ks or ks[0] < 1:
-        raise InputError(f"particles: found {list(particles)}, expected numbers of draws, each at least 1")
+    ks = check_numbers("particles", particles)
     draws = ks[-1] if draws is None else draws
+    whole_number(1, draws=draws)
     if draws < ks[-1]:
         raise InputError(f"draws: found {draws}, expected at least the largest K, {ks[-1]}")
     if khat and draws < FEWEST:
@@ -253,17 +254,13 @@ def _asked(particles: Sequence[int], draws: int | None, khat: bool, compile: str
     return ks, draws
 
 
-def _check_data(x: Any) -> None:
-    """Refuse what is no dense tensor of data."""
-    if not isinstance(x, Tensor):
-        raise InputError(
-            f"x: found {type(x).__name__}, expected a tensor (N, ...): of data in several tensors pass the numbers,"
-            " torch.arange(N), to programs that look them up"
-        )
-    if not len(x):
-        raise InputError("evaluate: found no data, expected at least one datum")
-    if x.layout != torch.strided:
-        raise InputError(f"x: found a tensor of layout {x.layout}, expected a dense one: pass x.to_dense()")
+def check_numbers(name: str, particles: Any) -> list[int]:
+    """Every K in order; refuse what are no numbers of draws."""
+    ks = particles.tolist() if isinstance(particles, Tensor) else particles
+    ks = list(ks) if isinstance(ks, Iterable) else ks
+    if not ks or not isinstance(ks, list) or not all(isinstance(k, Integral) and k > 0 for k in ks):
+        raise InputError(f"{name}: found {ks}, expected a list of whole numbers of draws, each at least 1")
+    return sorted(set(ks))
 
 
 def _evaluation(columns: dict[str, Tensor], ks: Sequence[int], draws: int, layers: dict[str, Layer]) -> Evaluation:
@@ -281,8 +278,6 @@ def _evaluation(columns: dict[str, Tensor], ks: Sequence[int], draws: int, layer
 
 def _look(model: Program, guide: Program, x: Tensor, y: Tensor | None = None) -> Look:
     """A look at the first data, and at those of the least and largest label."""
-    if y is not None and len(y) != len(x):
-        raise InputError(f"y: found {len(y)} labels for {len(x)} data, expected one for each")
     if y is None or y.is_floating_point() or y.dim() != 1:
         return programs.whole(model, guide, *(part[:CELL] for part in (x, y) if part is not None))
     for row in sorted({0, int(y.long().argmin()), int(y.long().argmax())}):

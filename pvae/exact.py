@@ -365,10 +365,12 @@ def _spectrum(x: Tensor, latent: int, variance: float | None) -> tuple[Tensor, T
 
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:
+    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise InputError(f"{name}: found shape {tuple(matrix.shape)}, expected (..., k, k)")
     root, failed = torch.linalg.cholesky_ex(matrix)
     # Cholesky reads one triangle only: without this a factor passed for its covariance would go unseen.
-    symmetric = torch.allclose(matrix, matrix.mT, rtol=1e-4, atol=1e-4 * matrix.abs().max().item())
-    if failed.any() or not symmetric:
+    symmetric = (matrix - matrix.mT).abs() <= 1e-4 * matrix.abs().amax((-2, -1), keepdim=True)
+    if failed.any() or not (symmetric & matrix.isfinite()).all():
         raise InputError(f"{name}: found a matrix that is not symmetric positive definite, expected a covariance")
     return root
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import programs
 from .ais import Annealed
-from .errors import InputError, nearest
+from .errors import InputError, nearest, whole_number
 from .frozen import frozen
 from .means import mean_and_se, standard_error, with_error
 from .noise import Noise, block_size, forked
@@ -57,6 +57,7 @@ class Gap:
         return "\n".join([*rows, f"nats, {len(self.log_p)} data"])
 
 
+@torch.inference_mode(False)
 @frozen()
 @taken_in_turn
 def gap(
@@ -117,10 +118,10 @@ def gap(
     """
     programs.check_named(plate)
     check_families(families)
-    if min(len(x), steps, particles, draws) < 1:
-        raise InputError(
-            f"gap: found {len(x)} data, {steps} steps, {particles} particles, {draws} draws, expected 1 or more of each"
-        )
+    whole_number(1, steps=steps, particles=particles, draws=draws)
+    whole_number(0, seed=seed)
+    whole_number(1, chunk=1 if chunk is None else chunk)
+    given = programs.given("gap", x, y)
     truth, truth_se = _known(log_p, len(x))
     size = block_size(x.device, particles, chunk)
     done, total = count(1), steps * len(families) * math.ceil(len(x) / size)
@@ -131,7 +132,7 @@ def gap(
 
     found: dict[str, list[Tensor]] = {name: [] for name in ("elbo", *families)}
     for start in range(0, len(x), size):
-        data = tuple(part[start : start + size] for part in ((x,) if y is None else (x, y)))
+        data = tuple(part[start : start + size] for part in given)
         fit = _Fit(model, guide, data, start, particles, seed, steps, rate, tick, plate)
         rounds = math.ceil(draws / particles)
         found["elbo"].append(fit.amortized(rounds))
@@ -307,10 +308,13 @@ def _log_normal(noise: Tensor, kept: Tensor) -> Tensor:
 
 
 def _known(log_p: Tensor | Annealed, n: int) -> tuple[Tensor, Tensor]:
-    value, se = (log_p.log_p, log_p.se) if isinstance(log_p, Annealed) else (log_p, torch.zeros_like(log_p))
-    if value.shape != (n,):
-        raise InputError(f"log_p: found shape {tuple(value.shape)}, expected a value for each datum, ({n},)")
-    return value.double().cpu(), se.double().cpu()
+    value = log_p.log_p if isinstance(log_p, Annealed) else log_p
+    if not isinstance(value, Tensor) or value.shape != (n,) or value.isnan().any():
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        found = f"NaN in {found}" if isinstance(value, Tensor) and value.isnan().any() else found
+        raise InputError(f"log_p: found {found}, expected what ais found, or a tensor ({n},), a number for each datum")
+    se = log_p.se if isinstance(log_p, Annealed) else torch.zeros_like(value)
+    return value.detach().double().cpu(), se.double().cpu()
 
 
 def _check(values: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, at_least
+from .errors import InputError, whole_number
 from .noise import forked
 from .replay.captured import replayed
 from .replay.generators import random_state, set_random_state
@@ -65,6 +65,7 @@ class Signal:
         }
 
 
+@torch.inference_mode(False)
 @taken_in_turn
 def measure(
     objective: Any,
@@ -83,7 +84,7 @@ def measure(
         objective: a `pvae.Objective`, or another with a `differentiable_loss` that does not read values.
         model: a Pyro program.
         guide: a Pyro program of the same arguments.
-        groups: the parameters, such as {"guide": [...], "model": [...]}.
+        groups: the parameters (frozen ones are left out), such as {"guide": [...], "model": [...]}.
         *data: the programs' arguments.
         samples: how many gradients, at least 2.
         coordinates: of each group at most so many parameters are looked at, chosen once by the seed: it bounds memory.
@@ -101,12 +102,15 @@ def measure(
     >>> sorted(found), found["guide"].mean.shape
     (['guide', 'model'], torch.Size([6]))
     """
-    at_least(2, samples=samples)
-    for name, group in groups.items():
+    whole_number(2, samples=samples)
+    whole_number(1, coordinates=coordinates)
+    whole_number(0, seed=seed)
+    groups = {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
+    for name, group in groups.items() or (("groups", ()),):
         if not group:
-            raise InputError(f"{name}: found no parameters, expected some to take a gradient of")
+            raise InputError(f"{name}: found no parameters that have a gradient, expected some to take it of")
     parameters = [p for group in groups.values() for p in group]
-    tensors = tuple(part for part in data if part is not None)
+    tensors = tuple(part.clone() if part.is_inference() else part for part in data if part is not None)
 
     def gradient(*given: Tensor) -> tuple[Tensor, ...]:
         left = iter(given)
@@ -173,7 +177,7 @@ def _statistics(values: Tensor) -> Signal:
 def _errors(values: Tensor, mean: Tensor) -> dict[str, float]:
     """By the jackknife: from what is found without one of some blocks of the samples (S, P), for each of them.
 
-    Near the floor it is too large, by a half at most: the size of a mean has a kink at 0.
+    Near the floor it is too large, by half to two thirds: the size of a mean has a kink at 0.
     """
     away = values - mean
     blocks = away.tensor_split(min(BLOCKS, len(values) // 2))

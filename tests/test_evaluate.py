@@ -462,7 +462,9 @@ def test_labels_are_passed_block_by_block(one_hot):
 
 def test_what_cannot_be_evaluated_is_refused(vae, x):
     for particles in ([], [0], [5, -1]):
-        with pytest.raises(pvae.InputError, match=r"particles: found \[.*\], expected numbers of draws, each at least"):
+        with pytest.raises(
+            pvae.InputError, match=r"particles: found \[.*\], expected a list of whole numbers of draws"
+        ):
             evaluate(vae.model, vae.guide, x, particles=particles)
     with pytest.raises(pvae.InputError, match="evaluate: found no data, expected at least one datum"):
         evaluate(vae.model, vae.guide, x[:0])

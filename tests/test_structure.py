@@ -23,7 +23,7 @@ ROOMS = {
     "files": {"errors"},
     "pace": set(),
     "replay": set(),
-    "svi": {"replay"},
+    "svi": {"errors", "replay"},
     "kernels": set(),
     "distributions": {"errors", "kernels"},
     "networks": {"errors", "base"},

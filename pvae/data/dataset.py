@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, at_least, nearest
+from ..errors import InputError, nearest, whole_number
 from .sources import NAMED as NAMED
 from .sources import PARTS, Arrays, Parts, read
 from .supports import check_part, pixels, supports_to
@@ -261,8 +261,8 @@ def batch_rows(n: int, size: int, seed: int, epoch: int, *, start: int = 0, devi
     >>> [len(rows) for rows in batch_rows(359, 100, seed=0, epoch=0, start=1)]
     [100, 100, 59]
     """
-    at_least(1, **{"batch size": size})
-    at_least(0, start=start)
+    whole_number(1, **{"batch size": size})
+    whole_number(0, start=start)
     rows = order(n, seed, epoch).to(device, non_blocking=True)
     return [rows[first : first + size] for first in range(start * size, n, size)]
 

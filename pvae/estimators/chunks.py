@@ -88,6 +88,8 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     ]
     found = [checkpoint(part, use_reentrant=False) for part in parts]
     terms = LogWeights(*(torch.cat(part) for part in zip(*(terms for _, *terms in found), strict=True)))
+    if not torch.is_grad_enabled():
+        return objective.bound(terms.log_w), parts[0].scale
     coefficients, beta = gradient.choose(objective, terms)
     for part, start, size in zip(parts, starts, sizes, strict=True):
         mine = slice(start, start + size)

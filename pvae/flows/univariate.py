@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..errors import at_least, more_than
+from ..errors import more_than, whole_number
 from .transform import TwoWay
 
 SLOPE = 1e-2
@@ -185,6 +185,6 @@ AFFINE: Univariate = (2, affine)
 
 def splines(bins: int, bound: float) -> Univariate:
     """Splines of so many bins within +-bound."""
-    at_least(1, bins=bins)
+    whole_number(1, bins=bins)
     more_than(0, bound=bound)
     return 3 * bins - 1, partial(spline, bound=bound)

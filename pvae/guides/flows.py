@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..distributions import DiagonalNormal
-from ..errors import at_least
+from ..errors import whole_number
 from ..flows import AFFINE, AutoregressiveMap, CouplingMap, FlowDistribution, PlanarMap, compose, splines
 from .guide import Guide
 from .scales import BoundedScale
@@ -37,8 +37,8 @@ class FlowGuide(Guide):
         step: Callable[[int, bool], nn.Module],
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        at_least(1, transforms=transforms)
-        at_least(0, context=context)
+        whole_number(1, transforms=transforms)
+        whole_number(0, context=context)
         self.outputs = 2 + context
         self.scale = BoundedScale(1e-4, 10.0)
         self.steps = nn.ModuleList(step(context * latent, i % 2 == 1) for i in range(transforms))

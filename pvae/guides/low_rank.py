@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..errors import at_least
+from ..errors import whole_number
 from .gaussian import DependentNormal
 from .guide import Guide
 from .scales import BoundedScale
@@ -47,7 +47,7 @@ class LowRank(Guide, name="low_rank"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        at_least(1, " direction, or guide mean_field for none", rank=rank)
+        whole_number(1, " direction, or guide mean_field for none", rank=rank)
         self.rank, self.outputs = rank, self.outputs_for(latent, rank=rank)
         self.scale = BoundedScale(min_scale, max_scale)
 

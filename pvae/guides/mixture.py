@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..errors import at_least
+from ..errors import at_least, whole_number
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -51,7 +51,7 @@ class Mixture(Guide, name="mixture"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        at_least(2, ", or guide mean_field for one", components=components)
+        whole_number(2, ", or guide mean_field for one", components=components)
         at_least(0, apart=apart)
         self.components, self.outputs = components, self.outputs_for(latent, components=components)
         self.scale = BoundedScale(min_scale, max_scale)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..base import Part
 from ..distributions import DiagonalNormal
-from ..errors import InputError, at_least
+from ..errors import InputError, whole_number
 from .guide import Guide
 from .scales import BoundedScale
 
@@ -68,7 +68,7 @@ class SemiAmortized(Guide, name="semi_amortized"):
         max_scale: float = 10.0,
     ) -> None:
         super().__init__(encoder, latent, event_dim)
-        at_least(1, steps=steps, pairs=pairs)
+        whole_number(1, steps=steps, pairs=pairs)
         if not 0 < step_size <= 1:
             raise InputError(f"step_size: found {step_size}, expected above 0 and at most 1")
         self.steps, self.step_size, self.pairs, self.through = steps, step_size, pairs, through

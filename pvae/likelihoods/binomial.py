@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole_number
 from .counts import BinomialCounts
 from .likelihood import Likelihood
 
@@ -36,7 +36,7 @@ class Binomial(Likelihood, name="binomial"):
 
     def __init__(self, decoder: nn.Module, shape: Sequence[int], total: int = 1) -> None:
         super().__init__(decoder, shape)
-        at_least(1, ": the largest count that there can be", total=total)
+        whole_number(1, ": the largest count that there can be", total=total)
         self.register_buffer("total", torch.tensor(float(total)), persistent=False)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> dist.Distribution:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..errors import at_least
+from ..errors import whole_number
 from .levels import OfLevels, support_of
 from .likelihood import Likelihood
 
@@ -36,7 +36,7 @@ class Categorical(Likelihood, name="categorical"):
 
     def __init__(self, decoder: nn.Module, shape: Sequence[int], levels: int = 256) -> None:
         super().__init__(decoder, shape)
-        at_least(2, levels=levels)
+        whole_number(2, levels=levels)
         self.levels = self.outputs = levels
         self.support = support_of(levels)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from ..errors import at_least, more_than
+from ..errors import more_than, whole_number
 from .levels import OfLevels, support_of
 from .likelihood import Likelihood
 from .scaled import Scaled, inverse_softplus
@@ -52,7 +52,7 @@ class DiscretizedLogistic(Scaled, name="discretized_logistic"):
         min_scale: float = _LEAST,
         levels: int = 256,
     ) -> None:
-        at_least(2, levels=levels)
+        whole_number(2, levels=levels)
         super().__init__(decoder, shape, scale, min_scale, start=0.1)
         self.levels, self.support = levels, support_of(levels)
 
@@ -103,8 +103,8 @@ class DiscretizedLogisticMixture(Likelihood, name="discretized_logistic_mixture"
         levels: int = 256,
     ) -> None:
         super().__init__(decoder, shape)
-        at_least(2, levels=levels)
-        at_least(1, components=components)
+        whole_number(2, levels=levels)
+        whole_number(1, components=components)
         more_than(0, min_scale=min_scale)
         self.components, self.least, self.levels = components, min_scale, levels
         self.outputs, self.support = 3 * components, support_of(levels)

@@ -8,7 +8,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, at_least
+from ..errors import InputError, whole_number
 from .convolution import ImageDecoder, ImageEncoder, check_image, check_order
 from .network import Activation, activation_of, check_sizes
 
@@ -117,7 +117,7 @@ def _check(shape: tuple[int, ...], channels: Sequence[int], blocks: int) -> None
     check_sizes("channels", channels)
     if not channels:
         raise InputError("channels: found none, expected at least one: name how many, as 32,64")
-    at_least(1, ": conv has none", blocks=blocks)
+    whole_number(1, ": conv has none", blocks=blocks)
 
 
 def _blocks(planes: int, blocks: int, channels: Sequence[int], activation: Activation) -> list[nn.Module]:

@@ -27,7 +27,7 @@ class ELBO(Objective, name="elbo"):
             guide from the bottom of a hierarchy has it at the top alone.
         **shared: what every `Objective` takes.
 
-    Kingma and Welling 2014, eq. 3 (and eq. 2 for the closed form).
+    Kingma and Welling 2014, eq. 2 (and eq. 3 for the closed form).
 
     >>> import pvae, torch
     >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))

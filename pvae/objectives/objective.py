@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import bounds, estimators, programs
 from ..base import Member, lookup, path_of
-from ..errors import InputError, at_least
+from ..errors import InputError, whole_number
 from ..estimators import Gradient, chunks, intervals, surrogates
 from ..estimators.surrogates import Step
 from ..noise import forked
@@ -123,11 +123,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         free_bits: float = 0.0,
         chunk: int | None = None,
     ) -> None:
-        at_least(1, particles=num_particles)
+        whole_number(1, particles=num_particles)
         for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}: found {value}, expected at least 0")
-        at_least(1, " particle", chunk=1 if chunk is None else chunk)
+        whole_number(1, " particle", chunk=1 if chunk is None else chunk)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
         self.max_plate_nesting, self._nesting_given = max_plate_nesting, max_plate_nesting is not None

@@ -135,7 +135,7 @@ class Chi(Objective, name="chi"):
             raise InputError(f"order: found {order}, expected a finite number above 1")
         # at a guide near the posterior the chi bound's estimate is (order (1 - 1/K) - 1) / 2 times the variance of
         # log w above log p, and the gap is order (1 - 1/K) / 2 times it
-        least = 2 if sandwich else math.floor(order / (order - 1)) + 1
+        least = 2 if sandwich else math.floor(order / (order - 1) + 1e-9) + 1
         if num_particles < least:
             raise InputError(
                 f"particles: found {num_particles}, expected at least {least} for the chi bound of order {order:g}: of"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..distributions import Unexpanded
-from ..errors import at_least
+from ..errors import whole_number
 from ..flows import SLOPE, Conditioner
 from .prior import Prior
 
@@ -51,7 +51,7 @@ class Autoregressive(Prior, name="autoregressive"):
         condition: nn.Module | None = None,
     ) -> None:
         super().__init__(latent, condition=condition)
-        at_least(1, components=components)
+        whole_number(1, components=components)
         context: Any = getattr(condition, "size", 0)
         sees = torch.ones(latent, latent).tril(-1).bool()
         self.conditioner = Conditioner(sees, 3 * components, hidden, context)

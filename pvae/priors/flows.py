@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import StandardNormal
-from ..errors import at_least
+from ..errors import whole_number
 from ..flows import AFFINE, AutoregressiveMap, CouplingMap, FlowDistribution, compose, splines
 from .prior import Prior
 
@@ -39,7 +39,7 @@ class FlowPrior(Prior):
         step: Callable[[int, bool], nn.Module],
     ) -> None:
         super().__init__(latent, condition=condition)
-        at_least(1, transforms=transforms)
+        whole_number(1, transforms=transforms)
         context: Any = getattr(condition, "size", 0)
         self.steps = nn.ModuleList(step(context, i % 2 == 1) for i in range(transforms))
         self.register_buffer("zero", torch.zeros(latent), persistent=False)

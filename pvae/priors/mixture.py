@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..distributions import DiagonalNormal
 from ..distributions.mixtures import FiniteMixture
-from ..errors import at_least
+from ..errors import whole_number
 from .prior import Prior
 
 
@@ -31,7 +31,7 @@ class Mixture(Prior, name="mixture"):
 
     def __init__(self, latent: int, components: int = 100) -> None:
         super().__init__(latent)
-        at_least(1, components=components)
+        whole_number(1, components=components)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(0.5**0.5 * torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.full((components, latent), 0.5).log() / 2)

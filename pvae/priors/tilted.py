@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base import full_precision, leading
 from ..distributions import Unexpanded
 from ..distributions.mixtures import choose, pick
-from ..errors import at_least, more_than
+from ..errors import more_than, whole_number
 from ..frozen import once
 from ..networks import mlp
 from .prior import Prior
@@ -70,7 +70,7 @@ class Resampled(Tilted, name="resampled"):
 
     def __init__(self, latent: int, hidden: Sequence[int] = (100, 100), truncation: int = 100) -> None:
         super().__init__(latent, hidden)
-        at_least(1, truncation=truncation)
+        whole_number(1, truncation=truncation)
         self.truncation = truncation
 
     def accept(self, z: Tensor) -> Tensor:

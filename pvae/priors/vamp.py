@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..base import Part
 from ..conditions import ConditionedEncoder
 from ..distributions.mixtures import FiniteMixture
-from ..errors import InputError, at_least, nearest
+from ..errors import InputError, nearest, whole_number
 from .prior import Prior
 
 Inputs = Literal["learned", "data"]
@@ -52,7 +52,7 @@ class Vamp(Prior, name="vamp"):
 
     def __init__(self, latent: int, components: int = 500, inputs: Inputs = "learned") -> None:
         super().__init__(latent)
-        at_least(1, components=components)
+        whole_number(1, components=components)
         if inputs not in ("learned", "data"):
             raise InputError(
                 f"inputs: found '{inputs}', expected learned or data: {nearest(inputs, ['learned', 'data'])}"

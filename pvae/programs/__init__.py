@@ -21,6 +21,7 @@ from .collect import (
     whole,
 )
 from .density import Density, State, simulate
+from .given import given
 from .masks import counted
 from .plates import PARTICLES, Site, check_named, data_plate, is_subsample
 from .weights import (
@@ -67,6 +68,7 @@ __all__ = [
     "data_plate",
     "draw",
     "drawn_of",
+    "given",
     "is_point",
     "is_subsample",
     "log_prob",

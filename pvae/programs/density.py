@@ -291,7 +291,12 @@ def simulate(
                     f"site '{names[0]}': simulated data of shape {tuple(value.shape)}, expected that of x,"
                     f" {tuple(part[0].shape)}"
                 )
-            drawn.append(value.to(x.dtype))
+            if not torch.equal(kept := value.to(x.dtype), value) and not x.is_floating_point():
+                raise InputError(
+                    f"site '{names[0]}': simulates numbers that {x.dtype} does not hold, expected data that it does:"
+                    " pass x of the dtype of the site's values"
+                )
+            drawn.append(kept)
             latents.append(sites)
     return torch.cat(drawn), latents
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,6 +14,8 @@ from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from ..errors import InputError
 
 
 def check(
@@ -27,7 +30,7 @@ def check(
     """Refuse what is none of it.
 
     Raises:
-        ValueError: what was found, and what is expected.
+        InputError: what was found, and what is expected.
     """
     for name, program in programs.items():
         _refuse(not callable(program), name, program, "a Pyro program, as a function or a VAE's method")
@@ -57,7 +60,7 @@ def check_optim(optim: Any) -> None:
     """Refuse what no optimizer is made of.
 
     Raises:
-        ValueError: what was found, and what is expected.
+        InputError: what was found, and what is expected.
     """
     given = isinstance(optim, PyroOptim | Optimizer) or (isinstance(optim, type) and issubclass(optim, Optimizer))
     pyros = str(getattr(optim, "__module__", "")).startswith("pyro.optim")  # one that lacks its arguments
@@ -65,31 +68,42 @@ def check_optim(optim: Any) -> None:
     _refuse(not given and (pyros or not callable(optim)), "optim", optim, expected)
 
 
-def check_rows(rows: Any) -> None:
-    """Refuse a tensor that does not say which data each step takes, as a batch of data.
+def checked_rows(rows: Any) -> Iterable[Tensor]:
+    """The rows of each step; refuses what does not say which data it takes, as a batch of data.
 
     Raises:
-        ValueError: what was found, and what is expected.
+        InputError: what was found, and what is expected; of rows that come one by one, where they come.
     """
-    if isinstance(rows, Tensor) and (rows.dtype not in (torch.int64, torch.int32) or rows.dim() not in (1, 2)):
-        raise ValueError(
-            f"run: rows: found a tensor of {rows.dtype} of shape {tuple(rows.shape)}, expected whole numbers (steps, B)"
-            " that say which data each step takes: to take one step on these data call step"
+    if isinstance(rows, Tensor):
+        _check_rows(rows, (1, 2))
+        return rows
+    return (_check_rows(row, (0, 1)) for row in rows)
+
+
+def _check_rows(rows: Any, dims: tuple[int, int]) -> Tensor:
+    numbers = isinstance(rows, Tensor) and rows.dtype in (torch.int64, torch.int32)
+    if not (numbers and rows.dim() in dims):
+        tensor = isinstance(rows, Tensor)
+        found = f"tensor of {rows.dtype} of shape {tuple(rows.shape)}" if tensor else type(rows).__name__
+        raise InputError(
+            f"run: rows: found a {found}, expected whole numbers (steps, B), or some (B,) one by one, that say which"
+            " data each step takes: to take one step on these data call step"
         )
+    return rows
 
 
 def checked(optimizer: Any) -> Optimizer:
     """What was made of it, if its steps can be taken.
 
     Raises:
-        ValueError: it is none, or its step asks for the loss again.
+        InputError: it is none, or its step asks for the loss again.
     """
     kind = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optim: found a function that gives a {kind}, expected one that gives a torch optimizer")
+        raise InputError(f"optim: found a function that gives a {kind}, expected one that gives a torch optimizer")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise ValueError(f"optim: {kind} asks for the loss several times a step: expected one that does not, as Adam")
+        raise InputError(f"optim: {kind} asks for the loss several times a step: expected one that does not, as Adam")
     return optimizer
 
 
@@ -100,4 +114,4 @@ def _function(value: Any) -> bool:
 def _refuse(wrong: bool, name: str, value: Any, expected: str) -> None:
     if wrong:
         found = f"a {type(value).__name__}" if isinstance(value, nn.Module) else repr(value).partition("\n")[0][:80]
-        raise ValueError(f"{name}: found {found}, expected {expected}")
+        raise InputError(f"{name}: found {found}, expected {expected}")

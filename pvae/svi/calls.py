@@ -15,6 +15,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, register_pytree_node, tree_flatten, tree_map, tree_unflatten
 
+from ..errors import InputError
 from ..replay.members import CONSTANTS
 
 CONSTANT = 2
@@ -207,11 +208,11 @@ def of_rows(data: Sequence[Any], prepare: Callable[..., Any]) -> Callable[[Tenso
     """From rows to a call with these rows of data that stay where they are.
 
     Raises:
-        ValueError: data that are no tensors.
+        InputError: data that are no tensors.
     """
     for found in data:
         if not isinstance(found, Tensor | None):
-            raise ValueError(
+            raise InputError(
                 f"data: found {type(found).__name__}, expected tensors (N, ...) or None: pass each by itself, and put"
                 " them together in prepare"
             )

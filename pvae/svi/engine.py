@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
+from ..errors import InputError
 from ..replay.precision import TOLERANCE, in_single_steps, of
 from ..replay.turns import in_turn
 from . import arguments, calls, optimizers, shares
@@ -69,7 +70,7 @@ class SVI(Trained):
         notice: called with a line of text when a graph is built, and why.
 
     Raises:
-        ValueError: an unknown mode or precision, or what is no program, optimizer, objective or number as asked for.
+        InputError: an unknown mode or precision, or what is no program, optimizer, objective or number as asked for.
         NonFiniteError: by `step`, when the loss or the gradient is not finite; names the step and the site.
 
     What a program does in Python is done once, when a step is traced: tensors are its inputs. Where a number, a flag or
@@ -111,7 +112,7 @@ class SVI(Trained):
     ) -> None:
         for name, value, known in (("compile", compile, MODES), ("precision", precision, TOLERANCE)):
             if value not in known:
-                raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+                raise InputError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
         arguments.check({"model": model, "guide": guide}, loss, schedule, notice, clip_norm, steps, check_every)
         super().__init__(model, guide, optim, loss, loss_and_grads, schedule, **kwargs)
         self.clip_norm = clip_norm
@@ -136,8 +137,10 @@ class SVI(Trained):
             numbers that are read when they are asked for.
 
         Raises:
-            NonFiniteError: the loss or the gradient is not finite, or what is observed lies outside its site's support.
-                The parameters are those before that step; on CUDA it may be a step up to `check_every` before.
+            NonFiniteError: the loss or the gradient is not finite, or what is observed lies outside its site's support;
+                of a step that is taken eagerly (as the first ones, and some later ones, are), the `ValueError` of
+                Pyro's validation, which NonFiniteError is too. The parameters are those before that step; on CUDA it
+                may be a step up to `check_every` before.
         """
         with in_turn():
             call = self._called(args, kwargs)
@@ -161,7 +164,7 @@ class SVI(Trained):
         """Take a step on each batch of rows of data that stay on the device; yields losses, a block at a time.
 
         Args:
-            rows: (steps, B), or (B,) one by one: which data each step takes, int64.
+            rows: int64, (steps, B), or an iterable of (B,): which data each step takes; (steps,) is one datum a step.
             data: tensors (N, ...), or None.
             prepare: from the rows' data to the programs' arguments (a tuple, or the one argument); traced as well.
 
@@ -169,7 +172,7 @@ class SVI(Trained):
             The losses (block,) of the next steps, not yet read; a step is taken when they are asked for.
 
         Raises:
-            ValueError: the SVI was given `num_steps` or `num_samples`, of Pyro's deprecated method of this name, or
+            InputError: the SVI was given `num_steps` or `num_samples`, of Pyro's deprecated method of this name, or
                 what rows are is none.
 
         >>> import pyro
@@ -182,9 +185,8 @@ class SVI(Trained):
         2
         """
         if self.num_steps or self.num_samples:
-            raise ValueError(DEPRECATED.format(self.num_steps, self.num_samples))
-        arguments.check_rows(rows)
-        return self._run(map(calls.of_rows(data, prepare), rows))
+            raise InputError(DEPRECATED.format(self.num_steps, self.num_samples))
+        return self._run(map(calls.of_rows(data, prepare), arguments.checked_rows(rows)))
 
     def _run(self, coming: Iterator[Call]) -> Iterator[Tensor]:
         ahead = list[Call]()
@@ -333,10 +335,10 @@ class SVI(Trained):
         if self._used.new or (self.optimizer is None and isinstance(self.optim, torch.optim.Optimizer)):
             self._take(self._used.taken())
         if not (torch.is_grad_enabled() or self._graded()):
-            raise ValueError(WITHOUT)
+            raise InputError(WITHOUT)
         having = self._used.fill(self._names)
         if not having:
-            raise ValueError(NOTHING + self._why())
+            raise InputError(NOTHING + self._why())
         self._kind, losses = numbers(self.objective, loss)
         return self._observed.held(losses), norm_of([p.grad for p in having])
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..replay.names import library
 
 SHARED = ("clock", "max_plate_nesting")
@@ -33,7 +34,7 @@ def restore(objective: Any, state: dict[str, Any]) -> None:
     """Set what `changed` gave.
 
     Raises:
-        ValueError: the state of a module that the objective does not have.
+        InputError: the state of a module that the objective does not have.
     """
     for path, value in state.items():
         holder, key = _place(objective, path)
@@ -41,7 +42,7 @@ def restore(objective: Any, state: dict[str, Any]) -> None:
         if isinstance(now, nn.Module):
             now.load_state_dict(value)
         elif isinstance(value, dict):
-            raise ValueError(f"objective: found no module '{path}', whose state was saved: make it in __init__")
+            raise InputError(f"objective: found no module '{path}', whose state was saved: make it in __init__")
         elif isinstance(now, Tensor) and isinstance(value, Tensor) and now.shape == value.shape:
             with torch.no_grad():
                 now.copy_(value)

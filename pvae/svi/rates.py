@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, RMSprop
 
+from ..errors import InputError
 from .optimizers import FUSED, fusable, replayable
 
 GIVEN: WeakKeyDictionary[Optimizer, dict[int, tuple[Any, int]]] = WeakKeyDictionary()
@@ -73,7 +74,7 @@ def _schedule(optimizer: Optimizer, rates: Tensor | None, factor: float) -> None
     for index, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             kind = type(optimizer).__name__
-            raise ValueError(
+            raise InputError(
                 f"schedule: found an optimizer without a learning rate 'lr', {kind}: expected no schedule for it"
             )
         value = group.setdefault("initial_lr", float(group["lr"])) * factor
@@ -96,5 +97,5 @@ def _factor(schedule: Callable[[int], float], step: int) -> float:
     except (TypeError, ValueError):
         factor = math.nan
     if not math.isfinite(factor):
-        raise ValueError(f"schedule: found {found!r} at step {step}, expected a finite factor of the learning rates")
+        raise InputError(f"schedule: found {found!r} at step {step}, expected a finite factor of the learning rates")
     return factor

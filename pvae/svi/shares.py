@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..errors import InputError
 from .arguments import checked
 from .optimizers import build, groups, replayable, untrained
 from .parameters import PLACE
@@ -147,16 +148,16 @@ def resume(optim: PyroOptim, optimizer: Optimizer, state: dict[str, Any], parame
     """Go on from what `state_of` gave; what others have in it, they take over when they turn up.
 
     Raises:
-        ValueError: it has other parameters; or modules came at other steps than before, by which alone they are known.
+        InputError: it has other parameters; or modules came at other steps than before, by which alone they are known.
     """
     waiting, keys = copy.copy(state), list(_keys(parameters))
     if state and not any(key in state for _, key in keys):
-        raise ValueError(
+        raise InputError(
             f"state: it has '{next(iter(state))}', the programs '{keys[0][1]}': expected the same parameters"
         )
     for parameter, key in keys:
         if key.startswith(PLACE) and key not in state:
-            raise ValueError("state: its modules came at other steps: expected programs that use the same at the first")
+            raise InputError("state: its modules came at other steps: expected programs that use the same at the first")
         if key in waiting:
             _load(optim, parameter, Share(optimizer, parameter), waiting.pop(key))
     optim.set_state(waiting)

@@ -15,6 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..errors import InputError
 from ..replay.guards import Guards
 from ..replay.held import Unwritten
 from ..replay.members import Private
@@ -237,7 +238,7 @@ class Trained(pyro.infer.SVI):
         pyros = isinstance(self.optim, PyroOptim)
         if pyros == ("param_groups" in state):
             found, expected = ("a torch", "a pyro.optim") if pyros else ("a pyro.optim", "a torch")
-            raise ValueError(f"state: found that of {found} optimizer, expected that of {expected} optimizer")
+            raise InputError(f"state: found that of {found} optimizer, expected that of {expected} optimizer")
         if pyros:
             shares.WISHES.pop(self.optimizer, None)
             shares.resume(self.optim, self.optimizer, state, self._keys(self._names))
@@ -297,7 +298,7 @@ class Trained(pyro.infer.SVI):
         state = self.state_dict()
         if self._used.stored:
             names = ", ".join(list(self._used.stored)[:3])
-            raise ValueError(
+            raise InputError(
                 f"SVI cannot be copied: Pyro's store has its parameters ({names}), not its programs: {ALONE}"
             )
         blank = type(self).__new__(type(self))
@@ -314,14 +315,14 @@ class Trained(pyro.infer.SVI):
         self.load_state_dict(saved)
 
     def __copy__(self) -> Trained:
-        raise ValueError(
+        raise InputError(
             "SVI cannot be copied with its programs left where they are: take copy.deepcopy, or make another"
         )
 
     def _take(self, new: dict[Tensor, str]) -> None:
         """Build the optimizer over the parameters seen first; add those that turn up later."""
         if left := [name for p, name in new.items() if name in self._copied.values() and p not in self._copied]:
-            raise ValueError(f"parameter '{left[0]}' was not copied with its SVI: {ALONE}")
+            raise InputError(f"parameter '{left[0]}' was not copied with its SVI: {ALONE}")
         self._copied = {}
         self._names.update(new)
         if self._clock is not None:
