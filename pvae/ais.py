@@ -59,7 +59,7 @@ class Annealing:
     def __post_init__(self) -> None:
         whole_number(1, temperatures=self.temperatures, chains=self.chains, leapfrog=self.leapfrog)
         if self.schedule not in (known := ["sigmoid", "linear"]):
-            raise InputError(f"schedule: unknown '{self.schedule}': {nearest(str(self.schedule), known)}")
+            raise InputError(f"schedule: unknown '{self.schedule}': {nearest(self.schedule, known)}")
         if not 0 < self.acceptance < 1:
             raise InputError(f"acceptance: found {self.acceptance}, expected between 0 and 1")
 

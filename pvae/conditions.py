@@ -100,7 +100,7 @@ class Label(Condition, name="label"):
 
     @classmethod
     def of(cls, y: Tensor | None, **options: Any) -> Label:  # noqa: D102
-        if y is None or y.dtype != torch.int64 or y.dim() != 1:
+        if y is None or y.dtype != torch.int64 or y.dim() != 1 or not len(y):
             raise InputError(f"label: {_found(y)}, expected a whole number for each datum: give the data labels y (N,)")
         if y.min() < 0:
             raise InputError(f"label: found {y.min().item()}, expected classes from 0 on: number them again")
@@ -119,7 +119,8 @@ class Label(Condition, name="label"):
         Within a step nothing looks at values: a class that is none is an IndexError there, on CUDA a failed assertion.
         """
         if y is None or y.dtype not in (torch.int64, torch.int32, torch.uint8):
-            raise InputError(f"y: {_found(y)}, expected whole numbers below {self.size}: the model takes labels")
+            kind = "" if y is None or y.is_floating_point() else ", as int64"
+            raise InputError(f"y: {_found(y)}, expected whole numbers below {self.size}{kind}: the model takes labels")
         if torch.distributions.Distribution._validate_args and ((y < 0) | (y >= self.size)).any():
             raise InputError(f"y: found {y.min()} to {y.max()}, expected labels from 0 to {self.size - 1}")
         # not one_hot[y], which takes -1 for the last class, and uint8 for a mask
@@ -127,7 +128,7 @@ class Label(Condition, name="label"):
 
 
 class Covariates(Condition, name="covariates"):
-    """Numbers beside each datum, each brought to mean 0 and deviation 1 over the data.
+    """Numbers beside each datum, each brought to mean 0 and, if it differs, deviation 1 over the data.
 
     Args:
         size: how many there are.
@@ -146,11 +147,13 @@ class Covariates(Condition, name="covariates"):
 
     @classmethod
     def of(cls, y: Tensor | None, **options: Any) -> Covariates:  # noqa: D102
-        if y is None or not y.is_floating_point() or y.dim() != 2:
+        if y is None or not y.is_floating_point() or y.dim() != 2 or not len(y):
             raise InputError(f"covariates: {_found(y)}, expected numbers y (N, size) beside the data")
         made = cls(y.shape[1], **options)
         made.mean.copy_(y.mean(0))
-        made.deviation.copy_(y.std(0).nan_to_num(1.0).clamp(min=1e-6))
+        deviation = y.std(0)
+        apart = deviation > 1e-6 * y.abs().amax(0)  # what is one number but for rounding, or one datum, stays as it is
+        made.deviation.copy_(deviation.where(apart, 1.0))
         return made
 
     def forward(self, y: Tensor | None) -> Tensor:
@@ -244,6 +247,11 @@ class ConditionedDecoder(Decoder):
     """
 
     def __init__(self, network: Decoder, condition: Condition) -> None:
+        if network.inputs <= condition.size:
+            raise InputError(
+                f"decoder: {type(network).__name__} takes {network.inputs} numbers, expected those of a latent and"
+                f" {condition.size} of {type(condition).__name__}: make it with latent + {condition.size} inputs"
+            )
         super().__init__(network.inputs - condition.size, network.shape)
         self.network, self.condition = network, condition
 

@@ -1,5 +1,6 @@
 """The error for what a person did wrong, said in one line; checks that raise it, and what its message tells."""
 
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -44,12 +45,13 @@ def whole_number(least: int, hint: str = "", **options: Any) -> None:
     pvae.errors.InputError: particles: found 2.0, expected a whole number of at least 1
     """
     for name, value in options.items():
-        if not isinstance(value, Integral) or value < least:
+        if not isinstance(value, Integral):
             raise InputError(f"{name}: found {value!r}, expected a whole number of at least {least}{hint}")
+    at_least(least, hint, **options)
 
 
 def more_than(least: float, hint: str = "", **options: float) -> None:
-    """Refuse options that are not above a number.
+    """Refuse options that are not above a number, or infinite.
 
     >>> more_than(0, scale=0.0)
     Traceback (most recent call last):
@@ -59,9 +61,11 @@ def more_than(least: float, hint: str = "", **options: float) -> None:
     for name, value in options.items():
         if not value > least:
             raise InputError(f"{name}: found {value}, expected more than {least}{hint}")
+        if value == math.inf:
+            raise InputError(f"{name}: found {value}, expected a finite number")
 
 
-def nearest(unknown: str, known: list[str]) -> str:
+def nearest(unknown: Any, known: list[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, then all of them.
 
     >>> nearest("bernouli", ["bernoulli", "gaussian"])
@@ -70,7 +74,7 @@ def nearest(unknown: str, known: list[str]) -> str:
     import difflib
 
     lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(unknown.lower(), list(lower), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(unknown).lower(), list(lower), n=1, cutoff=0.5)
     hint = f"did you mean '{lower[close[0]]}'? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"
 

@@ -92,7 +92,7 @@ class Adamax(_Adaptive, name="adamax"):
 
     Args:
         betas: what is kept of mean and maximum at each step, from 0 to below 1.
-        eps: below which a gradient counts as that, above 0.
+        eps: added to a gradient's size, above 0.
 
     Raises:
         InputError: an option is out of its range.

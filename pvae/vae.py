@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import programs
 from .base import Part, check_type, has_forward, loose_tensor, mean_of, members, path_of
 from .conditions import Condition
-from .errors import InputError
+from .errors import InputError, whole_number
 from .programs import LogWeights
 
 
@@ -46,7 +46,8 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def code(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The latent (B, latent) that stands for a datum: the mean of q(z|x), its mode where means lie off the support.
+        """The latent (B, latent) that stands for a datum: the mean of q(z|x), or what a guide takes where means lie off
+        the support: its mode, its median, the draw without noise (`Guide.point`).
 
         Of several layers it is the one next to the data.
         """
@@ -54,6 +55,7 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The mean of p(x|z) at the latent that stands for x, (B, *shape)."""
+        check_data(x, y, self.likelihood)
         return self._mean(self.likelihood(self.code(x, y), y))
 
     def sample(self, n: int = 1, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
@@ -64,6 +66,7 @@ class Autoencoder(nn.Module):
             y: labels (n,), for parts that use them.
             mean: return the mean of p(x|z) in place of a draw, as pictures of samples mostly do.
         """
+        whole_number(0, n=n)
         check_labels(y, n)
         p = self.likelihood(self.latents(n, y), y)
         return self._mean(p) if mean else p.sample()
@@ -137,6 +140,13 @@ class VAE(Autoencoder):
                 raise InputError(f"{name} {path_of(type(part))}: found no forward, expected one: return a distribution")
             if loose := loose_tensor(part):
                 raise InputError(f"{name} {path_of(type(part))}: {loose}")
+            if part.family in {"prior", "likelihood", "guide"} - {name}:
+                raise InputError(f"{name}: found the {part.family} {path_of(type(part))}, expected a {name}")
+        event, own = len(getattr(likelihood, "shape", ())), getattr(guide, "event_dim", None)
+        if event and own is not None and own != event:
+            raise InputError(
+                f"guide: takes data of {own} dimensions, expected the likelihood's {event}: give it event_dim={event}"
+            )
         sizes = {name: part.latent for name, part in (("prior", prior), ("guide", guide)) if hasattr(part, "latent")}
         if len(set(sizes.values())) > 1:
             raise InputError(
@@ -154,9 +164,11 @@ class VAE(Autoencoder):
         """Let every part take what it starts from out of the training data, x (N, *shape) and y; once, before a fit.
 
         A Bernoulli decoder's last bias starts at the logit of the training mean, for one. Returns self.
+
+        Raises:
+            InputError: data of another shape than the likelihood's, none, or some that are not finite; other labels.
         """
-        if not x.is_floating_point():
-            check_type(x, torch.get_default_dtype())
+        check_start(x, y, self.likelihood)
         for part in (self.prior, self.likelihood, self.posterior):
             part.initialize(x, y)
         return self
@@ -186,10 +198,15 @@ class VAE(Autoencoder):
         return {"z": mean_of(self.encode(x, y))}
 
     def code(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self.posterior.point(self.encode(x, y))  # type: ignore[operator]
+        return point_of(self.posterior, self.encode(x, y))
 
     def latents(self, n: int, y: Tensor | None = None) -> Tensor:  # noqa: D102
         return drawn(self.prior, n, y)
+
+
+def point_of(guide: nn.Module, q: dist.Distribution) -> Tensor:
+    """One latent in place of a draw from a guide's q: as the guide says, or its mean."""
+    return guide.point(q) if hasattr(guide, "point") else mean_of(q)  # type: ignore[operator]
 
 
 def drawn(prior: Part, n: int, y: Tensor | None) -> Tensor:
@@ -228,6 +245,19 @@ def check_data(x: Tensor, y: Tensor | None, likelihood: Part) -> None:
         hint = ": a single datum is x[None]" if x.shape == shape else ", one or more" if x.dim() and not len(x) else ""
         raise InputError(f"x: found shape {tuple(x.shape)}, expected ({expected}){hint}")
     check_labels(y, len(x))
+
+
+def check_start(x: Tensor, y: Tensor | None, likelihood: Part) -> None:
+    """Refuse data that parts cannot take what they start from out of.
+
+    Raises:
+        InputError: as `check_data`; some that are not finite, or no floats.
+    """
+    check_data(x, y, likelihood)
+    if not x.is_floating_point():
+        check_type(x, torch.get_default_dtype())
+    if not (finite := x.isfinite().flatten(1).all(1)).all():
+        raise InputError(f"x: datum {int((~finite).nonzero()[0])} has values that are not finite: leave it out")
 
 
 def check_labels(y: Tensor | None, n: int) -> None:

@@ -347,7 +347,7 @@ def test_annealing_needs_real_numbers(name):
         (lambda: priors.RelaxedCategorical(6, 1), "categories: found 1"),
         (lambda: guides.Categorical(nn.Identity(), 1), "categories: found 1 for a latent of size 1"),
         (lambda: guides.RelaxedCategorical(nn.Identity(), 6, categories=0), "categories: found 0"),
-        (lambda: priors.RelaxedBernoulli(6, temperature=0.0), "temperature: found 0.0, expected a positive number"),
+        (lambda: priors.RelaxedBernoulli(6, temperature=0.0), "temperature: found 0.0, expected at least 0.01"),
         (lambda: guides.RelaxedBernoulli(nn.Identity(), 6, temperature=math.nan), "temperature: found nan"),
         (lambda: guides.RelaxedCategorical(nn.Identity(), 6, temperature=-1.0), "temperature: found -1.0"),
         (

@@ -558,7 +558,7 @@ def test_the_options_of_a_guide_size_its_encoder():
         (lambda: guides.IAF(torch.nn.Linear(4, 6), 2, transforms=0), "transforms: found 0, expected at least 1"),
         (lambda: guides.IAF(torch.nn.Linear(4, 6), 2, context=-1), "context: found -1, expected at least 0"),
         (lambda: priors.MAF(2, hidden=(0,)), "hidden: found 0, expected each to be at least 1"),
-        (lambda: priors.Spline(2, bins=0), "bins: found 0, expected at least 1"),
+        (lambda: priors.Spline(2, bins=1), "bins: found 1, expected at least 2"),
         (lambda: priors.Spline(2, bound=0.0), "bound: found 0.0, expected more than 0"),
         (lambda: priors.Autoregressive(2, components=0), "components: found 0, expected at least 1"),
     ],

@@ -245,7 +245,7 @@ def test_the_scale_of_latents_does_not_matter(scale):
     ("options", "message"),
     [
         ({"families": ["flows"]}, "did you mean 'flow'"),
-        ({"steps": 0}, "steps: found 0, expected a whole number"),
+        ({"steps": 0}, "steps: found 0"),
         ({"particles": 0}, "particles: found 0"),
         ({"draws": 0}, "draws: found 0"),
         ({"log_p": torch.zeros(4)}, r"log_p: found shape \(4,\)"),

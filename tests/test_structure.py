@@ -27,7 +27,7 @@ ROOMS = {
     "kernels": set(),
     "distributions": {"errors", "kernels"},
     "networks": {"errors", "base"},
-    "flows": {"errors", "base", "networks"},
+    "flows": {"errors", "base", "distributions", "networks"},
     "conditions": {"errors", "base", "networks"},
     "data": {"errors"},
     "config": {"errors", "base", "data", "networks"},

@@ -108,7 +108,9 @@ class Config:
         "float32", "of the networks' products in training; bounds and their sums are float32"
     )
     save_every: int | None = _option(
-        None, "validate and write a checkpoint every so many epochs (default: a hundred times a run)", 1
+        None,
+        "validate and write a checkpoint every so many epochs (default: a hundred times a run, or nearly twice that)",
+        1,
     )
     eval_particles: Sequence[int] = _option((1, 10, 200), "every K of the final importance-weighted bounds", 1)
     eval_chunk: int | None = _option(
@@ -254,7 +256,7 @@ class Config:
         return self.epochs_for(n) * -(-n // self.batch_size)
 
     def save_every_for(self, epochs: int) -> int:
-        """After how many epochs a checkpoint is written: what was asked for, or a hundred times in all."""
+        """After how many epochs a checkpoint is written: what was asked for, or a hundredth of all, rounded down."""
         return self.save_every or max(1, epochs // 100)
 
 

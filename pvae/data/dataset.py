@@ -196,7 +196,7 @@ def dequantize(x: Tensor, mode: str, generator: torch.Generator | None = None) -
         generator: on the device of x; by default torch's global one.
 
     Raises:
-        InputError: unknown mode.
+        InputError: unknown mode; data that are no stored levels.
 
     Source: Theis, van den Oord and Bethge 2016.
 
@@ -207,6 +207,8 @@ def dequantize(x: Tensor, mode: str, generator: torch.Generator | None = None) -
     _check_mode(mode, DEQUANTIZATIONS, "dequantize")
     if mode == "none":
         return pixels(x)
+    if x.dtype != torch.uint8:
+        raise InputError(f"dequantize: found {x.dtype}, expected stored levels, uint8: only these lie on a grid")
     noise = torch.empty(x.shape, dtype=torch.float32, device=x.device).random_(_CELLS, generator=generator)
     return (x + (noise + 0.5) / _CELLS) / 256
 

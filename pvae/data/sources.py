@@ -163,7 +163,7 @@ def _read_numpy(path: Path) -> Source:
             return Source({"all": Arrays(loaded, None)})
         found = {name: loaded[name] for name in loaded.files}
     name = next(iter(found), "y")
-    if len(found) == 1 and not name.startswith("y"):
+    if len(found) == 1 and name != "y" and not name.startswith("y_"):
         return Source({"all": Arrays(found[name], None)}, "" if name == "x" else f"its array {name}")
     ends = {"all": ""} if "x" in found else {part: f"_{part}" for part in PARTS if f"x_{part}" in found}
     if "all" not in ends and not {"train", "test"} <= ends.keys():

@@ -2,9 +2,10 @@
 
 `independent` normals and Bernoullis of many dimensions, `mixtures`, `discrete` latents and their relaxations, `sphere`
 (von Mises-Fisher and others), `pixels` (the base of likelihoods of images), `unexpanded` (the base of those that score
-by products); `recompute` trades time for memory.
+by products); `drawn` knows a draw again; `recompute` trades time for memory.
 """
 
+from .drawn import LastDraw
 from .independent import BernoulliOfLinear, DiagonalNormal, IndependentBernoulli, StandardNormal
 from .pixels import OfPixels, OpenUnitInterval
 from .unexpanded import Unexpanded
@@ -13,6 +14,7 @@ __all__ = [
     "BernoulliOfLinear",
     "DiagonalNormal",
     "IndependentBernoulli",
+    "LastDraw",
     "OfPixels",
     "OpenUnitInterval",
     "StandardNormal",

@@ -3,7 +3,8 @@
 A relaxed draw lies close to 0 or 1, where a float32 has no digits left: its logit would be lost, and with it the
 density. So the logit v is shortened far out, v -> sign(v) (c + log(1 + |v| - c)) for |v| > c, before it becomes a
 number between. That is one smooth map for every temperature and every logit: prior and guide are densities of the
-same numbers, the densities are exact, and the bound is a bound. Up to c a draw is the published one.
+same numbers, the densities are exact, and the bound is a bound, as long as no |v| of a number between 0 and 1 is above
+8,000. Up to c a draw is the published one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..errors import InputError
 BINARY_LOGIT = 6.0
 """c between 0 and 1: within (0.0025, 0.9975) nothing is shortened."""
 LARGEST_LOGIT = 15.0
-"""A float32 below 1 has no larger one; reached where |v| is 8,000."""
+"""Near the largest of a float32 below 1, 16.6; reached where |v| is 8,000."""
 LOG_RATIO = 40.0
 """c for the logarithm of a probability over the largest."""
 
@@ -45,13 +46,13 @@ def grouped(latent: int, categories: int | None) -> tuple[int, int]:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not positive and finite.
+    """Refuse a temperature at which logits such as networks give leave what float32 tells apart.
 
     Raises:
-        InputError: it is not.
+        InputError: it is below 0.01, or not finite.
     """
-    if not 0 < temperature < math.inf:
-        raise InputError(f"temperature: found {temperature}, expected a positive number: 0.5 or so")
+    if not 0.01 <= temperature < math.inf:
+        raise InputError(f"temperature: found {temperature}, expected at least 0.01: 0.5 or so")
 
 
 class Concatenated(constraints.Constraint):

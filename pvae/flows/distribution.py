@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
+from ..distributions import LastDraw
+
 
 class FlowDistribution(dist.TransformedDistribution):
     """The distribution of T(e), e from a base: log p(z) = log b(T^-1(z)) - log |det dT/de|.
 
     The log-density of the very tensor that was drawn last is known from its draw, without the inverse. Its gradient is
-    that of a draw: through the noise's path as well. Of any other tensor, also of the same numbers detached, it takes
-    the inverse.
+    that of a draw: through the noise's path as well. Of any other tensor, also of the same numbers detached, or of one
+    that was changed in place since, it takes the inverse.
 
     Args:
         base: of the noise e, with event shape (D,).
@@ -34,7 +36,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     def __init__(self, base: dist.TorchDistribution, transform: Transform) -> None:
         super().__init__(base, [transform])
-        self._drawn: tuple[Tensor, Tensor, bool] | None = None
+        self._last = LastDraw()
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> FlowDistribution:  # noqa: D102
         if torch.Size(batch_shape) == self.batch_shape:
@@ -44,7 +46,7 @@ class FlowDistribution(dist.TransformedDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # noqa: D102
         noise = self.base_dist.rsample(torch.Size(sample_shape))
         z, ladj = self.transforms[0].call_and_ladj(noise)
-        self._drawn = z, self.base_dist.log_prob(noise) - ladj, torch.is_grad_enabled()
+        self._last.keep(z, self.base_dist.log_prob(noise) - ladj)
         return z
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # noqa: D102
@@ -54,9 +56,7 @@ class FlowDistribution(dist.TransformedDistribution):
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:
             self._validate_sample(value)
-        if self._drawn is not None:
-            z, log_prob, with_gradient = self._drawn
-            if value is z and (with_gradient or not torch.is_grad_enabled()):
-                return log_prob
+        if (known := self._last.known(value)) is not None:
+            return known
         noise, ladj = self.transforms[0].inv.call_and_ladj(value)
         return self.base_dist.log_prob(noise) + ladj

@@ -15,7 +15,7 @@ from ..errors import more_than, whole_number
 from .transform import TwoWay
 
 SLOPE = 1e-2
-"""The least slope of a map of one number; the largest is its inverse."""
+"""The least slope of an affine map, and of a spline where bins meet; the largest is its inverse."""
 
 
 class Affine(TwoWay):
@@ -185,6 +185,6 @@ AFFINE: Univariate = (2, affine)
 
 def splines(bins: int, bound: float) -> Univariate:
     """Splines of so many bins within +-bound."""
-    whole_number(1, bins=bins)
+    whole_number(2, bins=bins)
     more_than(0, bound=bound)
     return 3 * bins - 1, partial(spline, bound=bound)

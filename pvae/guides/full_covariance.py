@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..distributions import LastDraw
 from .gaussian import DependentNormal
 from .guide import Guide
 from .scales import BoundedScale
@@ -92,7 +93,7 @@ class CovarianceNormal(DependentNormal):
 
     def __init__(self, loc: Tensor, root: Tensor) -> None:
         self.loc, self.root = loc, root
-        self._drawn: tuple[Tensor, Tensor, bool] | None = None
+        self._last = LastDraw()
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> CovarianceNormal:  # noqa: D102
@@ -102,7 +103,7 @@ class CovarianceNormal(DependentNormal):
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).normal_()
         z = self.loc + torch.einsum("...ij,...j->...i", self.root, noise)
-        self._drawn = z, noise, torch.is_grad_enabled()
+        self._last.keep(z, noise)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -112,10 +113,8 @@ class CovarianceNormal(DependentNormal):
 
     def _squared(self, value: Tensor) -> Tensor:
         """|L^-1 (z - m)|^2, (...)."""
-        if self._drawn is not None:
-            z, noise, with_gradient = self._drawn
-            if value is z and (with_gradient or not torch.is_grad_enabled()):
-                return noise.square().sum(-1)
+        if (noise := self._last.known(value)) is not None:
+            return noise.square().sum(-1)
         centred = value - self.loc
         extra = centred.shape[: max(0, centred.dim() - self.root.dim() + 1)]
         columns = centred.reshape(extra.numel(), *centred.shape[len(extra) :]).movedim(0, -1)
@@ -125,7 +124,7 @@ class CovarianceNormal(DependentNormal):
 
     @property
     def half_log_det(self) -> Tensor:  # noqa: D102
-        return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:  # noqa: D102
@@ -134,4 +133,4 @@ class CovarianceNormal(DependentNormal):
     @property
     def covariance_matrix(self) -> Tensor:
         """L L', (..., D, D)."""
-        return self.root @ self.root.mT
+        return (self.root @ self.root.mT).expand(*self.batch_shape, -1, -1)

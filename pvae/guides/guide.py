@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..base import Part, check_distribution, full_precision, leading, mean_of
 from ..conditions import ConditionedEncoder
-from ..errors import InputError
+from ..errors import InputError, whole_number
 
 
 class Guide(Part, family="guide"):
@@ -33,6 +33,7 @@ class Guide(Part, family="guide"):
 
     def __init__(self, encoder: nn.Module, latent: int, event_dim: int | None = None) -> None:
         super().__init__()
+        whole_number(1, latent=latent)
         self.encoder, self.latent = encoder, latent
         self.event_dim = len(getattr(encoder, "shape", (0,))) if event_dim is None else event_dim
 

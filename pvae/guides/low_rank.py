@@ -31,7 +31,8 @@ class LowRank(Guide, name="low_rank"):
     Raises:
         InputError: a rank below 1; bounds out of order.
 
-    Source: Rezende, Mohamed and Wierstra 2014 (rank 1); Ong, Nott and Smith 2018.
+    Source: Ong, Nott and Smith 2018. With a diagonal and one direction as the precision: Rezende, Mohamed and Wierstra
+    2014.
 
     >>> LowRank(nn.Linear(6, 12), latent=3, rank=2)(torch.zeros(5, 6)).covariance_matrix.shape
     torch.Size([5, 3, 3])
@@ -67,7 +68,7 @@ class LowRankNormal(DependentNormal):
 
     With V = U / scale, [V; I] = Q R by Gram and Schmidt gives the determinant, for R' R = I + V' V, and the squared
     distance, which is that of [(z - m) / scale; 0] from the span of Q. No matrix is factored by a library: that may
-    wait for a device; and nothing cancels.
+    wait for a device; and no squares cancel.
 
     Args:
         loc: (..., D).
@@ -127,7 +128,7 @@ class LowRankNormal(DependentNormal):
 
     @property
     def half_log_det(self) -> Tensor:  # noqa: D102
-        return self._factored()[1]
+        return self._factored()[1].expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:  # noqa: D102
@@ -136,4 +137,5 @@ class LowRankNormal(DependentNormal):
     @property
     def covariance_matrix(self) -> Tensor:
         """The matrix diag scale^2 + U U', (..., D, D)."""
-        return self.scale.square().diag_embed() + self.factor @ self.factor.mT
+        found = self.scale.square().diag_embed() + self.factor @ self.factor.mT
+        return found.expand(*self.batch_shape, -1, -1)

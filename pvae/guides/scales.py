@@ -27,7 +27,7 @@ class BoundedScale:
     """
 
     def __init__(self, low: float, high: float) -> None:
-        if not 0 < low < 1 < high:
+        if not 0 < low < 1 < high < math.inf:
             raise InputError(f"min_scale, max_scale: found {low}, {high}, expected 0 < min_scale < 1 < max_scale")
         self.low, self.high = low, high
         self._shift = math.log((high - 1) / (1 - low))

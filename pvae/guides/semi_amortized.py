@@ -28,7 +28,8 @@ class SemiAmortized(Guide, name="semi_amortized"):
 
     The expectation is over pairs of points e and -e with entries 1 and -1, other ones at each step, so that the same
     datum is always given the same q; its mean and variances are exact, its covariances are once there are as many pairs
-    as latent dimensions. Networks are as in evaluation while q is refined.
+    as the first power of two that is at least the number of latent dimensions. Networks are as in evaluation while q is
+    refined.
 
     Args:
         encoder: from data to means, then numbers of the scale: 2 * latent of them.

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base import Part, check_type, mean_of
+from ..base import Part, mean_of
 from ..errors import InputError
-from ..vae import Autoencoder, check_data, check_support, drawn
+from ..vae import Autoencoder, check_data, check_start, check_support, drawn, point_of
 from .inference import Inference
 
 SEEN = 5000
@@ -66,8 +66,7 @@ class Hierarchy(Autoencoder):
 
         The prior of zL is given what q(zL|.) takes: data, or draws of the layer below.
         """
-        if not x.is_floating_point():
-            check_type(x, torch.get_default_dtype())
+        check_start(x, y, self.likelihood)
         self.likelihood.initialize(x, y)
         few = torch.arange(0, len(x), -(-len(x) // SEEN), device=x.device)
         seen, labels = x[few], None if y is None else y[few]
@@ -106,18 +105,25 @@ class Hierarchy(Autoencoder):
             self.posterior(x, y, self.layers)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> dict[str, dist.Distribution]:
-        """Each layer's q, from "z1" on, at the means of the layers that were drawn before it."""
+        """Each layer's q, from "z1" on, at what stands for the layers that were drawn before it, as in `code`."""
         found: dict[str, dist.Distribution] = {}
 
-        def mean(name: str, q: dist.Distribution) -> Tensor:
+        def point(name: str, q: dist.Distribution) -> Tensor:
             found[name] = q
-            return mean_of(q)
+            return point_of(self._guides[name], q)
 
-        self.posterior(x, y, self.layers, mean)
+        self.posterior(x, y, self.layers, point)
         return {name: found[name] for name in self.sites}
+
+    @property
+    def _guides(self) -> dict[str, nn.Module]:
+        return dict(zip(self.sites, self.posterior.guides, strict=True))
 
     def means(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:  # noqa: D102
         return {name: mean_of(q) for name, q in self.encode(x, y).items()}
+
+    def code(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: D102
+        return point_of(self._guides["z1"], self.encode(x, y)["z1"])
 
     @property
     def sites(self) -> list[str]:  # noqa: D102

@@ -47,11 +47,22 @@ class Inference(Member, nn.Module, family="hierarchy"):
         networks: of a deterministic pass over the data, for members that have one.
 
     Raises:
-        InputError: a layer's guide that is refined by looking at a prior and a likelihood which this layer has not.
+        InputError: no layer; numbers of guides and networks that differ; a guide that is no part, or that is refined by
+            looking at a prior and a likelihood which this layer has not.
     """
 
     def __init__(self, guides: Sequence[Part], networks: Sequence[nn.Module] = ()) -> None:
         super().__init__()
+        for number, guide in enumerate(guides, 1):
+            if not isinstance(guide, Part):
+                raise InputError(
+                    f"guide: found {type(guide).__name__} of z{number}, expected a pvae.Part: a pvae.Guide"
+                )
+        if not guides or len(networks) not in (0, len(guides)) or (not networks and isinstance(self, TopDown)):
+            raise InputError(
+                f"{type(self).__name__}: found {len(guides)} guides and {len(networks)} networks, expected one of each"
+                " for each layer"
+            )
         self.guides, self.networks = nn.ModuleList(guides), nn.ModuleList(networks)
         lone = guides if networks else guides[:-1]
         for number, guide in enumerate(lone, 1):

@@ -53,7 +53,7 @@ class _ContinuousBernoulli(OfPixels):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
-            logits = self.parameters[0].expand(self.shape(sample_shape))
+            logits = self.parameters[0].expand(self.shape(torch.Size(sample_shape)))
             slope = -logits.abs().clamp(min=1e-6)  # the quantile function of a falling density does not overflow
             x = torch.log1p(torch.rand_like(logits) * torch.expm1(slope)) / slope
             return torch.where(logits > 0, 1 - x, x).clamp(0, 1)

@@ -53,7 +53,7 @@ class _LogitNormal(OfPixels):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         location, scale = (p.detach() for p in self.parameters)
-        noise = torch.randn(self.shape(sample_shape), dtype=location.dtype, device=location.device)
+        noise = torch.randn(self.shape(torch.Size(sample_shape)), dtype=location.dtype, device=location.device)
         tiny = torch.finfo(location.dtype).eps
         return torch.sigmoid(location + scale * noise).clamp(tiny, 1 - tiny)
 

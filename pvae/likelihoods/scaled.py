@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -49,7 +51,7 @@ class Scaled(Likelihood):
             raise InputError(
                 f"{name}: found '{spread}', expected a number or a known word: {nearest(spread, list(known))}"
             )
-        if not isinstance(spread, str) and not spread >= least:
+        if not isinstance(spread, str) and not (isinstance(spread, Real) and least <= spread < math.inf):
             raise InputError(f"{name}: found {spread}, expected at least {lowest} = {least}")
         self.kind, self.least = spread, least
         self.outputs = self.outputs_for(**{self.spread: spread})

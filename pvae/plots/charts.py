@@ -61,11 +61,9 @@ def bound_against_k(
     >>> bound_against_k([1, 10], {"vae": [-90, -88]}, {"vae": [0.1, 0.1]}, exact=-87).axes[0].get_xscale()
     'log'
     """
-    at = vector(ks, "ks")
+    at = _particles(ks)
     if set(means) != set(errors) or not means:
         raise InputError(f"errors: found runs {sorted(errors)}, expected those of means, {sorted(means)}")
-    if at.min() < 1:
-        raise InputError(f"ks: found {at.min():g}, expected at least 1 particle")
     figure, axes = page(5.6, 2.9)
     last, order = {}, np.argsort(at, kind="stable")
     for i, run in enumerate(means):
@@ -134,7 +132,7 @@ def signal_against_k(
     >>> signal_against_k([1, 16], {"iwae": [0.8, 0.2]}, floor=0.02).axes[0].get_yscale()
     'log'
     """
-    at = vector(ks, "ks")
+    at = _particles(ks)
     figure, axes = page(5.6, 2.9)
     last, order = {}, np.argsort(at, kind="stable")
     for i, (name, values) in enumerate(signals.items()):
@@ -167,8 +165,10 @@ def active_units(variance: ArrayLike, errors: ArrayLike = 0.0, *, threshold: flo
     >>> active_units([1.2, 0.7, 1e-5, 0.0]).axes[0].get_title()
     '2 of 4 latent units active'
     """
-    values = vector(variance, "variance")
-    above = values - 2 * np.broadcast_to(numbers(errors, "errors"), values.shape) > threshold
+    values, off = vector(variance, "variance"), numbers(errors, "errors")
+    if off.shape not in ((), values.shape) or off.min() < 0:
+        raise InputError(f"errors: found shape {off.shape}, expected {values.shape}, each at least 0")
+    above = values - 2 * off > threshold
     order = np.argsort(-values, kind="stable")
     values, active = values[order], above[order]
     if values[-1] < 0 or threshold <= 0:
@@ -299,3 +299,10 @@ def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
     share = spread**2 / max((spread**2).sum(), 1e-300)
     scores, share = np.pad(centred @ directions.T, ((0, 0), (0, 1)))[:, :2], np.pad(share, (0, 1))
     return scores, [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
+
+
+def _particles(ks: ArrayLike) -> np.ndarray:
+    at = vector(ks, "ks")
+    if at.min() < 1:
+        raise InputError(f"ks: found {at.min():g}, expected at least 1 particle")
+    return at

@@ -21,8 +21,8 @@ class Autoregressive(Prior, name="autoregressive"):
     """A mixture of Gaussians for each dimension given those before: p(z) = prod_d sum_k w_k N(z_d; m_k, s_k^2).
 
     The weights, means and scales of dimension d are given by one masked network that sees z_<d. The density takes one
-    pass, a draw D. It starts near the standard normal: components at the centres of its equally probable parts, so
-    that they differ, with what is left of the variance within each.
+    pass, a draw D. It starts near the standard normal: components at half the centres of its equally probable parts,
+    so that they differ, with what is left of the variance within each.
 
     Args:
         latent: size of the latent, D.

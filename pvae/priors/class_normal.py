@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..base import full_precision
 from ..distributions import DiagonalNormal
+from ..errors import InputError
 from .prior import Prior
 
 
@@ -30,6 +31,10 @@ class ClassNormal(Prior, name="class_normal"):
 
     def __init__(self, latent: int, *, condition: nn.Module) -> None:
         super().__init__(latent, condition=condition)
+        if condition is None:
+            raise InputError(
+                "condition: found none, expected one, as pvae.Label(10): means and scales are of its features"
+            )
         self.linear = nn.Linear(condition.size, 2 * latent)  # type: ignore[arg-type]
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ..base import Part, check_distribution
+from ..errors import whole_number
 
 
 class Prior(Part, family="prior"):
@@ -28,6 +29,7 @@ class Prior(Part, family="prior"):
 
     def __init__(self, latent: int, *, condition: nn.Module | None = None) -> None:
         super().__init__()
+        whole_number(1, latent=latent)
         self.latent, self.condition = latent, condition
 
     def check(self, found: Any, y: Tensor | None = None) -> None:  # noqa: D102

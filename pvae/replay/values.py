@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -150,7 +149,6 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-@functools.cache
 class HostReads(TorchFunctionMode):
     """What Python does with values: it reads those that are known. A number read of another stays a tensor.
 

@@ -148,6 +148,8 @@ def check_guide(
 def _check(
     family: str, part: Part, y: Tensor | None, skip: Collection[str], seed: int, around: Callable[[], Any]
 ) -> Report:
+    if isinstance(skip, str):
+        raise InputError(f"skip: found '{skip}', expected several names, as ['{skip}']")
     for name in set(skip) - set(CLAUSES):
         raise InputError(f"skip: unknown clause '{name}': {nearest(name, list(CLAUSES))}")
     report = Report(f"{family} {path_of(type(part))}")
