@@ -1,6 +1,6 @@
 """Bounds on log p(x): pure functions from log-weights (K, B) to a value for each datum (B,), nats.
 
-Below them, what gradient estimators need of any such function: its slope at each draw, what it would be without one.
+Below them, what gradient estimators need of any such function: its slope at each draw.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ Bound = Callable[[Tensor], Tensor]
 """From log-weights (K, B) to a value for each datum (B,)."""
 CUT = 60.0
 """Nats below the largest at which a weight counts as zero."""
-PAIRS = 1 << 24
-"""So many numbers are made at once where each draw is held against the others."""
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -323,43 +321,3 @@ def twice_slope_of_power(log_w: Tensor, power: float) -> Tensor:
     """What `twice_slope` finds for `power_mean`: (1 - s) v + s v^2, v = w^s normalized over the draws: (K, B)."""
     v = _cut(power * log_w.detach()).softmax(0)
     return (1 - power) * v + power * v * v
-
-
-def left_out(bound: Bound, log_w: Tensor) -> Tensor:
-    """The bound that the other K - 1 draws give, for each draw: (K, B), detached.
-
-    >>> left_out(elbo, torch.tensor([[1.0], [3.0]]))
-    tensor([[3.],
-            [1.]])
-    """
-    k, b = log_w.shape
-    below = torch.arange(k - 1, device=log_w.device).unsqueeze(1)
-
-    def without(draws: Tensor) -> Tensor:
-        others = below + (below >= draws)  # in each column all but its own
-        return bound(log_w.detach()[others].reshape(k - 1, len(draws) * b))
-
-    return _by_draw(without, log_w)
-
-
-def stood_in(bound: Bound, log_w: Tensor, mean: Bound) -> Tensor:
-    """The bound with each draw's log-weight replaced by a mean of the others': (K, B), detached.
-
-    >>> stood_in(elbo, torch.tensor([[1.0], [3.0]]), elbo)
-    tensor([[3.],
-            [1.]])
-    """
-    k, b = log_w.shape
-    instead, every = left_out(mean, log_w), torch.arange(k, device=log_w.device).unsqueeze(1)
-
-    def replaced(draws: Tensor) -> Tensor:
-        own = (every == draws).unsqueeze(-1)
-        return bound(instead[draws].where(own, log_w.detach().unsqueeze(1)).reshape(k, len(draws) * b))
-
-    return _by_draw(replaced, log_w)
-
-
-def _by_draw(function: Bound, log_w: Tensor) -> Tensor:
-    """Values for each draw (K, B), of a function that looks at all draws for each: not of too many at once."""
-    draws = torch.arange(len(log_w), device=log_w.device).split(max(1, PAIRS // log_w.numel()))
-    return torch.cat([function(some).reshape(-1, log_w.shape[1]) for some in draws])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .base import Member, Part, blame, check_call, lookup, path_of
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .config import FAMILIES, PARTS, Config, all_options, defaults, fields
-from .data import Dataset, pixels
+from .data import Dataset, Split, pixels
 from .errors import InputError, fails
 from .hierarchy import Hierarchy
 from .hierarchy.inference import Bricks
@@ -24,6 +24,9 @@ from .networks import Encoder, Log1pEncoder, MLPEncoder
 from .objectives import Objective
 from .optimizers import Optimizer
 from .vae import VAE, Autoencoder
+
+SEEN = 2**16
+"""Training data that parts start from, at most."""
 
 
 def model(config: Config, dataset: Dataset) -> Autoencoder:
@@ -61,13 +64,23 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
     else:
         made = _hierarchy(config, part, given, prior, likelihood, encoder)
     try:
-        made.initialize(pixels(dataset.train.x), dataset.train.y)
+        made.initialize(*_few(dataset.train))
     except InputError as error:
         option = str(error).partition(".")[0] in FAMILIES
         raise InputError(f"--{error}" if option else str(error)) from error
     if isinstance(made, VAE):
         _tried(made, config, pixels(dataset.train.x[:1]), None if dataset.train.y is None else dataset.train.y[:1])
     return made
+
+
+def _few(train: Split) -> tuple[Tensor, Tensor | None]:
+    """Data that parts take what they start from out of: as floats they need much more memory than what is stored."""
+    few = torch.arange(0, len(train.x), -(-len(train.x) // SEEN), device=train.x.device)
+    return (
+        (pixels(train.x), train.y)
+        if len(few) == len(train.x)
+        else (pixels(train.x[few]), None if train.y is None else train.y[few])
+    )
 
 
 def _tried(made: VAE, config: Config, x: Tensor, y: Tensor | None) -> None:

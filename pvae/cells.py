@@ -25,7 +25,8 @@ CELL = 128
 PARTICLES = {"cpu": 128, "cuda": 1000}
 """Particles that one seed's draws are made for: a GPU wants much work at a time, and one graph for all of 5,000."""
 CHUNK = {"cpu": 4096, "cuda": 32768}
-"""Pairs of a particle and a datum that are scored at once."""
+"""Pairs of a particle and a datum that are scored at once, of data of up to `NUMBERS` numbers; of larger ones fewer."""
+NUMBERS = 1024
 TRACED_AFTER = 5
 """Cells of one shape after which it is worth a graph."""
 
@@ -33,6 +34,16 @@ TRACED_AFTER = 5
 def of_device(sizes: dict[str, int], x: Tensor) -> int:
     """The size for the kind of device that x is on."""
     return sizes.get(x.device.type, sizes["cpu"])
+
+
+def chunk_of(x: Tensor) -> int:
+    """How many pairs of a particle and one of the data x are scored at once: as many as memory has room for.
+
+    >>> chunk_of(torch.zeros(5, 28, 28)), chunk_of(torch.zeros(5, 3, 64, 64))
+    (4096, 341)
+    """
+    size = of_device(CHUNK, x)
+    return max(CELL, min(size, size * NUMBERS // max(1, x[0].numel())))
 
 
 class Kept:

@@ -308,7 +308,10 @@ def _measure(
     of_train = None
     if train is not None:
         of_train = evaluate(*programs, *train, particles=plan.of_training, progress=progress("training data"), **bounds)
-    information, left_out = _information(programs, test, plan, common) if plan.information else (None, "")
+    information, left_out = (None, "")
+    if plan.information:
+        given = {"progress": progress("mutual information"), **common}
+        information, left_out = _information(programs, test, plan, given)
     model, guide = programs
     few, annealed = test.chosen(chosen), None
     if plan.annealing is not None:
@@ -327,12 +330,12 @@ def _measure(
 
 
 def _information(
-    programs: tuple[Program, Program], test: Data, plan: Plan, common: dict[str, Any]
+    programs: tuple[Program, Program], test: Data, plan: Plan, given: dict[str, Any]
 ) -> tuple[Tensor | None, str]:
     """The mutual information by draw, or why there is none."""
     model, guide = programs
     try:
-        return mutual_information(guide, *test, model=model, samples=plan.information, chunk=2**17, **common), ""
+        return mutual_information(guide, *test, model=model, samples=plan.information, chunk=2**17, **given), ""
     except NoInverse as error:
         return None, str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,6 +121,7 @@ def mutual_information(
     samples: int = 1000,
     seed: int = 0,
     chunk: int = 2**20,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """What z says of which datum it came from: a value for each of M draws, (M,), float64, whose mean is I(x; z), nats.
 
@@ -139,6 +141,7 @@ def mutual_information(
         samples: M, at most N: data chosen at random.
         seed: of the choice and the draws.
         chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory.
+        progress: called after every block of data with how many are done, and of how many.
 
     Raises:
         InputError: no data; samples below 1; several plates that the data could be in, or a latent outside; a plate
@@ -166,9 +169,12 @@ def mutual_information(
         noise = Noise((seed,), 0, len(order), x.device)
         cells = [pairs.draw(*(part[order[cell]] for part in data)) for cell in noise.seeded()]
         own = torch.cat([programs.total([pairs.by_datum(site) for site in cell.values()]).double() for cell in cells])
-        every, sites = torch.full_like(own, -math.inf), {name: pairs.joined(name, cells) for name in cells[0]}
+        done, every, sites = 0, torch.full_like(own, -math.inf), {name: pairs.joined(name, cells) for name in cells[0]}
         for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
             every = every.logaddexp(pairs.log_q(part, sites, len(order)).logsumexp(1))
+            done += len(part[0])
+            if progress is not None:
+                progress(done, len(x))
     return (own - every + math.log(len(x))).cpu()
 
 

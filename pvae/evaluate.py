@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import bounds, diagnostics, programs
-from .cells import CELL, CHUNK, Cells, Kept, of_device
+from .cells import CELL, Cells, Kept, chunk_of
 from .diagnostics import FEWEST
 from .errors import InputError, whole_number
 from .frozen import frozen
@@ -188,7 +188,7 @@ def evaluate(
             of the whole program, as where data share latents: bounds on log p of all data.
         seed: of the draws; the generators that others see are left as they are.
         chunk: how many pairs of a particle and a datum are scored at once (at least 128): it bounds the memory. By
-            default 4,096 on a CPU, 32,768 on CUDA.
+            default 4,096 on a CPU, 32,768 on CUDA, fewer of data of more than 1,024 numbers.
         khat: also Pareto k-hat of each datum's weights, from at least 30 draws; a block of data at a time.
         compile: `graph`: the programs are traced once and replayed (the same numbers on a CPU, captured on CUDA);
             `full`: compiled as well, which takes some seconds; `off`: run as they are, as they also are where they
@@ -216,7 +216,7 @@ def evaluate(
     parts, drawn, averages, held = [], [], [], []
     together = max(1, AT_ONCE // (CELL * draws))
     with torch.no_grad(), forked(x.device), frozen(None if kept is None else kept.constants):
-        size = of_device(CHUNK, x) if chunk is None else chunk
+        size = chunk_of(x) if chunk is None else chunk
         look = programs.whole(model, guide, *data, plate=None) if plate is None else _look(model, guide, *data)
         cell = len(x) if plate is None else CELL
         counts = len(x), draws

@@ -19,6 +19,11 @@ from .priors import Prior
 from .runs import Run
 from .vae import Autoencoder
 
+SHOWN = 5000
+"""Test data whose posterior means are drawn."""
+BLOCK = 500
+"""Of them at once: a guide may need much memory for each."""
+
 
 @torch.no_grad()
 def draw(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Callable[[str], None]) -> None:
@@ -43,9 +48,11 @@ def draw(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Callab
 
 def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[str, Callable[[], Any]]:
     """What draws the figures of any data, by name."""
-    x, y = pixels(test.x), test.y
+    x, y = pixels(test.x[:SHOWN]), None if test.y is None else test.y[:SHOWN]
     drawn: dict[str, Callable[[], Any]] = {"learning_curves": lambda: plots.learning_curves(*curves(run))}
-    for site, mean in vae.means(x[:5000], None if y is None else y[:5000]).items():
+    blocks = [vae.means(x[at], None if y is None else y[at]) for at in torch.arange(len(x)).to(x.device).split(BLOCK)]
+    means = {site: torch.cat([block[site] for block in blocks]) for site in vae.sites}
+    for site, mean in means.items():
         title = "Posterior means of test data" + (f", {site}" if found.layers else "")
         drawn[f"latent_space{suffix(vae, site)}"] = partial(plots.latent_scatter, _numpy(mean), _tags(y), title=title)
     for end, (variance, se) in variances(vae, found).items():
@@ -61,7 +68,8 @@ def _units(variance: Tensor, se: Tensor) -> Any:
 
 def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[], Any]]:
     """What draws data and what the model makes of them, by name."""
-    x, y, seed = pixels(test.x), test.y, run.config.seed
+    y, seed, images = test.y, run.config.seed, test.x.dim() > 2
+    x = pixels(test.x[:50] if images else test.x)
     table = plots.is_table(_numpy(x))
     few = slice(0, 1000 if table else 50)
 
@@ -77,14 +85,14 @@ def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[],
 
     drawn: dict[str, Callable[[], Any]] = {"reconstructions": reconstructions, "samples": samples}
     plain = vae.prior.support == Prior.support and run.config.condition == "none"
-    if run.config.layers == (2,) and plain and x.dim() > 2:  # a mosaic of pictures
+    if run.config.layers == (2,) and plain and images:  # a mosaic of pictures
         drawn["latent_plane"] = lambda: plots.latent_plane(*plane(vae, x.device))
     return drawn
 
 
 def _tags(y: Tensor | None) -> Any:
     """What points of the latent space are coloured by: labels, or one covariate."""
-    return None if y is None or y[0].numel() != 1 else _numpy(y[:5000].flatten())
+    return None if y is None or y[0].numel() != 1 else _numpy(y.flatten())
 
 
 def variances(vae: Autoencoder, found: Evaluation) -> dict[str, tuple[Tensor, Tensor]]:
@@ -132,8 +140,7 @@ def sample(vae: Autoencoder, n: int, seed: int, split: Split, *, mean: bool = Tr
 
 def picture(images: Tensor, split: Split) -> Any:
     """Images as an array, cut to the range that data have: a few stray pixels would else grey all the others."""
-    x = pixels(split.x)
-    return _numpy(images.clamp(x.min(), x.max()))
+    return _numpy(images.clamp(*pixels(torch.stack(split.x.aminmax()))))
 
 
 def plane(vae: Autoencoder, device: torch.device) -> tuple[Any, Any, Any]:

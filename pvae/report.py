@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import figures, programs
-from .cells import CHUNK, of_device
+from .cells import chunk_of
 from .config import Config
 from .data import Dataset, Split, pixels
 from .evaluate import UNUSED, Evaluation, bits_per_dim, evaluate
@@ -105,7 +105,7 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     }
     say(table(config, summary))  # before what may fail on a full disk
     run.write_json("summary.json", summary)
-    arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk)
+    arrays = results(vae, dataset.test, found, config.data_seed, config.eval_chunk, pace(say, "draws of results.nc:"))
     write_results(run.folder / "results.nc", arrays, {**summary["protocol"], "epoch": summary["epoch"]})
     figures.draw(run, vae, dataset.test, found, say)
 
@@ -124,16 +124,23 @@ def nested(found: Evaluation) -> dict[str, Any]:
 
 @torch.no_grad()
 def results(
-    vae: Autoencoder, split: Split, found: Evaluation, seed: int, chunk: int | None
+    vae: Autoencoder,
+    split: Split,
+    found: Evaluation,
+    seed: int,
+    chunk: int | None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, dict[str, tuple[tuple[str, ...], Tensor]]]:
     """The arrays of a results file: bounds of every test datum, draws and reconstructions of the first of them."""
-    x = pixels(split.x)[:SHOWN]
+    x = pixels(split.x[:SHOWN])
     y = None if split.y is None else split.y[:SHOWN]
     with forked(x.device):
         torch.manual_seed(seed)
         drawn = programs.draw(vae.guide, x, y, particles=DRAWS, max_plate_nesting=1)
-    parts = drawn.parts(max(1, (chunk or of_device(CHUNK, x)) // len(x)))
-    scored = [programs.split(programs.score(vae.model, part, x, y)) for part in parts]
+    scored, size = [], max(1, (chunk or chunk_of(x)) // len(x))
+    for part in drawn.parts(size):
+        scored.append(programs.split(programs.score(vae.model, part, x, y)))
+        progress(min(len(scored) * size, DRAWS), DRAWS)
     terms = LogWeights(*(torch.cat(term) for term in zip(*scored, strict=True)))
     draws, pixel = ("chain", "draw", "shown"), tuple(f"x_{i}" for i in range(x.dim() - 1))
     observed = {"x": (("shown", *pixel), x)}

@@ -1,6 +1,7 @@
 """Bounds as functions of log-weights: against their formulas, float64, and the exact values of a Gaussian model."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from torch.distributions import Normal
 import pvae
 from pvae import bounds, exact
 from pvae.errors import InputError
+from pvae.estimators import others
 
 PARTITIONS = (0.0, 0.05, 0.3, 1.0)
 BOUNDS = {
@@ -177,21 +179,56 @@ def test_twice_the_slope_keeps_its_digits_where_weights_are_small():
     torch.testing.assert_close(found, (2 * log_w.double().log_softmax(0)).exp().float(), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("pairs", [bounds.PAIRS, 30, 1])
+@pytest.mark.parametrize("pairs", [others.PAIRS, 30, 1])
 def test_a_draw_left_out_or_replaced(pairs, monkeypatch):
     """However many draws are looked at at once."""
-    monkeypatch.setattr(bounds, "PAIRS", pairs)
+    monkeypatch.setattr(others, "PAIRS", pairs)
     log_w = log_weights(4)
-    left, geometric, arithmetic = (
-        bounds.left_out(bounds.iwae, log_w),
-        bounds.stood_in(bounds.iwae, log_w, bounds.elbo),
-        bounds.stood_in(bounds.iwae, log_w, bounds.iwae),
-    )
+    means = (others.left_out_of_power(log_w, power) for power in (0.0, 1.0))
+    left = others.left_out(bounds.iwae, log_w)
+    geometric, arithmetic = (others.stood_in(bounds.iwae, log_w, mean) for mean in means)
     for k in range(4):
-        others = torch.cat([log_w[:k], log_w[k + 1 :]])
-        torch.testing.assert_close(left[k], bounds.iwae(others))
-        torch.testing.assert_close(geometric[k], bounds.iwae(torch.cat([others, others.mean(0, keepdim=True)])))
-        torch.testing.assert_close(arithmetic[k], bounds.iwae(others))  # the same, for this bound
+        rest = torch.cat([log_w[:k], log_w[k + 1 :]])
+        torch.testing.assert_close(left[k], bounds.iwae(rest))
+        torch.testing.assert_close(geometric[k], bounds.iwae(torch.cat([rest, rest.mean(0, keepdim=True)])))
+        torch.testing.assert_close(arithmetic[k], bounds.iwae(rest))  # the same, for this bound
+
+
+@pytest.mark.parametrize("power", [-2.0, -0.3, -1e-9, 0.0, 1e-9, 1e-4, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("draws", [2, 3, 50])
+def test_of_a_power_mean_a_draw_is_left_out_or_replaced_in_one_pass(power, draws):
+    log_w = 5 * log_weights(draws).double() - 100
+    log_w[0, 0] = 30.0  # one that weighs more than all others
+    bound = partial(bounds.power_mean, power=power)
+    found, expected = others.left_out_of_power(log_w, power), others.left_out(bound, log_w)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    found, expected = (others.stood_in_of_power(log_w, power, expected), others.stood_in(bound, log_w, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert others.left_out_of_power(log_w.float(), power).dtype == torch.float32
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_draws_of_no_weight_are_left_out_too(power):
+    log_w = torch.tensor([[-torch.inf, -torch.inf], [1.0, -torch.inf], [2.0, 3.0]])
+    found = others.left_out_of_power(log_w, power)
+    expected = others.left_out(partial(bounds.power_mean, power=power), log_w)
+    torch.testing.assert_close(found, expected)
+    assert found[2, 1] == -torch.inf
+
+
+@pytest.mark.parametrize("gradient", ["score", "vimco", "ovis"])
+def test_baselines_of_many_draws_take_one_pass(gradient, monkeypatch):
+    """Of the importance-weighted bound; the same gradient as by looking at all draws for each."""
+    log_w = log_weights(20)
+    objective = pvae.IWAE(20, gradient=gradient)
+    quick = objective.gradient.coefficients(objective, log_w, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(objective), "left_out", lambda self, w: others.left_out(self.bound, w))
+        patch.setattr(type(objective), "stood_in", lambda self, w, instead: others.stood_in(self.bound, w, instead))
+        slow = objective.gradient.coefficients(objective, log_w, 1.0)
+    torch.testing.assert_close(quick.score, slow.score, rtol=1e-5, atol=1e-6)
+    many = pvae.IWAE(200_000, gradient=gradient)  # of each draw all others would be 300 GB
+    assert many.gradient.coefficients(many, torch.randn(200_000, 1), 1.0).score.isfinite().all()
 
 
 @pytest.mark.parametrize("member", [pvae.MIWAE, pvae.PIWAE])

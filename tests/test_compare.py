@@ -295,7 +295,8 @@ def test_what_is_done_is_told():
     compare(programs(0), Data(_x()), Data(_x()), SMALL, progress=lambda *at: told.append(at))
     assert ("linear0, test data", 9, 9) in told
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
-        f"linear0, {what}" for what in ("test data", "training data", "annealing, steps", "guides, steps")
+        f"linear0, {what}"
+        for what in ("test data", "training data", "mutual information", "annealing, steps", "guides, steps")
     ]
 
 

@@ -74,7 +74,8 @@ def _levels(count: int) -> _Support:
 
 def _of_levels(x: Tensor) -> str:
     """What to do with data in [0, 1] that are not of some number of levels."""
-    values = x.unique()
+    many = x.flatten()[:100_000].unique()
+    values = x.unique() if len(many) < 10_000 else many
     for count in range(2, 257):
         if _levels(count).holds(values).all():
             return f"all data are of {count} levels: pass `--likelihood.levels {count}`"

@@ -10,7 +10,8 @@ it is. A parameter that is in both programs gets both parts. Of latents that are
 what makes them, and its Jacobian, go with the model. Nothing here waits for the device.
 
 `gradient` is what all share, `path` and `score` are the estimators; made of `surrogates`, of programs run twice in a
-step (`reruns`), particles in parts (`chunks`), and the `intervals` that draws lie in.
+step (`reruns`), what the `others` among the draws give, particles in parts (`chunks`), and the `intervals` that draws
+lie in.
 """
 
 from .gradient import Gradient, check

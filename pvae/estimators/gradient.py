@@ -30,6 +30,7 @@ class Bounded(Protocol):
     def guide_bound(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
     def twice_slope(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
     def left_out(self, log_w: Tensor) -> Tensor: ...  # noqa: D102
+    def stood_in(self, log_w: Tensor, instead: Tensor) -> Tensor: ...  # noqa: D102
     def beta_for(self, rate: Tensor) -> float | Tensor: ...  # noqa: D102
     def differentiable(self, traces: Traces) -> Tensor: ...  # noqa: D102
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import bounds, programs
 from ..errors import InputError
 from ..programs import Drawn, Traces
+from . import others
 from .gradient import Bounded, Gradient, alone, made, other_bound
 from .surrogates import Coefficients, Draws, Pairs, dream
 
@@ -57,11 +58,11 @@ class VIMCO(Baselined, name="vimco"):
     """
 
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
-        self.mean = _choice("mean", mean, {"geometric": bounds.elbo, "arithmetic": bounds.iwae})
+        self.mean = _choice("mean", mean, {"geometric": 0.0, "arithmetic": 1.0})
 
     def baseline(self, objective: Bounded, log_w: Tensor) -> Tensor:
         """The bound with each draw's weight replaced."""
-        return bounds.stood_in(objective.guide_bound, log_w, self.mean)
+        return objective.stood_in(log_w, others.left_out_of_power(log_w, self.mean))
 
 
 class OVIS(Gradient, name="ovis"):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import bounds
+from ..estimators import others
 from .objective import Objective
 
 
@@ -27,10 +28,10 @@ class Grouped(Objective):
     def left_out(self, log_w: Tensor) -> Tensor:
         """MIWAE's bound without each draw, (M K, B): its own group has one less; or is none, where it was of one."""
         if self.groups == len(log_w):
-            return bounds.left_out(bounds.elbo, log_w)
+            return others.left_out_of_power(log_w, 0.0)
         group = bounds.grouped(log_w, self.groups)
         k, m, b = group.shape
-        change = bounds.left_out(bounds.iwae, group.reshape(k, m * b)).reshape(k, m, b) - bounds.iwae(group)
+        change = others.left_out_of_power(group.reshape(k, m * b), 1.0).reshape(k, m, b) - bounds.iwae(group)
         return bounds.miwae(log_w, m) + change.transpose(0, 1).reshape(k * m, b) / m
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import bounds, estimators, programs
 from ..base import Member, lookup, path_of
 from ..errors import InputError, whole_number
-from ..estimators import Gradient, chunks, intervals, surrogates
+from ..estimators import Gradient, chunks, intervals, others, surrogates
 from ..estimators.surrogates import Step
 from ..noise import forked
 from ..programs import Drawn, Program, Site, Traces
@@ -108,7 +108,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         cls.__signature__ = _signature(cls)
         if {"bound", "guide_bound"} & vars(cls).keys() and super(cls, cls).bound is not Objective.bound:
             # of another bound than its base's, of which that knows more
-            for name in {"power", "twice_slope", "left_out"} - vars(cls).keys():
+            for name in {"power", "twice_slope", "left_out", "stood_in"} - vars(cls).keys():
                 setattr(cls, name, vars(Objective)[name])
 
     def __init__(
@@ -177,8 +177,16 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         return bounds.twice_slope_of_power(log_w, self.power)
 
     def left_out(self, log_w: Tensor) -> Tensor:
-        """See `pvae.bounds.left_out`."""
-        return bounds.left_out(self.guide_bound, log_w)
+        """See `pvae.others.left_out`; a member may know a quicker way."""
+        if self.power is None:
+            return others.left_out(self.guide_bound, log_w)
+        return others.left_out_of_power(log_w, self.power)
+
+    def stood_in(self, log_w: Tensor, instead: Tensor) -> Tensor:
+        """See `pvae.others.stood_in`; a member may know a quicker way."""
+        if self.power is None:
+            return others.stood_in(self.guide_bound, log_w, instead)
+        return others.stood_in_of_power(log_w, self.power, instead)
 
     def differentiable(self, traces: Traces) -> Tensor:
         """The bound for each datum, (B,), nats, to be differentiated through the draws.
