@@ -156,6 +156,34 @@ def test_the_elbo_of_an_inner_plate_is_pyros():
     assert ours == pytest.approx(Trace_ELBO().loss(*programs, x), rel=1e-5)
 
 
+def test_the_elbo_of_data_that_are_subsampled_too_is_pyros():
+    """Each plate scales once: the data's the sum, the inner one its own sites."""
+    x = torch.randn(100, 30)
+
+    def model(x):
+        with pyro.plate("data", 100, subsample_size=10, dim=-2) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(10, 1), 1.0))
+            with pyro.plate("columns", 30, subsample_size=5, dim=-1) as columns:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows][:, columns])
+
+    def guide(x):
+        with pyro.plate("data", 100, subsample_size=10, dim=-2):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.3)) * torch.ones(10, 1), 0.7))
+
+    found = []
+    for objective in (
+        pvae.ELBO(2, plate="data"),
+        Trace_ELBO(2, vectorize_particles=True, max_plate_nesting=2),
+    ):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        pyro.param("mean", torch.tensor(0.3))
+        loss = objective.differentiable_loss(model, guide, x)
+        found += [loss, *torch.autograd.grad(loss, pyro.param("mean").unconstrained())]
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[3])
+
+
 def test_a_closed_kl_in_an_inner_plate_that_subsamples_is_scaled():
     x = torch.randn(5, D)
 
