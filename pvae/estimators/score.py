@@ -58,11 +58,11 @@ class VIMCO(Baselined, name="vimco"):
     """
 
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
-        self.mean = _choice("mean", mean, {"geometric": 0.0, "arithmetic": 1.0})
+        self.power = _choice("mean", mean, {"geometric": 0.0, "arithmetic": 1.0})
 
     def baseline(self, objective: Bounded, log_w: Tensor) -> Tensor:
         """The bound with each draw's weight replaced."""
-        return objective.stood_in(log_w, others.left_out_of_power(log_w, self.mean))
+        return objective.stood_in(log_w, others.left_out_of_power(log_w, self.power))
 
 
 class OVIS(Gradient, name="ovis"):
