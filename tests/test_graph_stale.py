@@ -619,3 +619,37 @@ def test_what_a_module_keeps_to_itself_from_step_to_step(carries, kind):
         assert found == pytest.approx(expected, rel=1e-6)
     assert [text for text in said if "'_memo', which a module keeps to itself, changes within a step" in text] == said
     assert len(said) == carries
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda k: int(k.item()),
+        lambda k: int((k + 1).item()) - 1,
+        lambda k: len(torch.arange(6)[: int((2 * k).exp().log() / 2 + 0.5)]),
+        lambda k: int(torch.stack([k, 2 * k]).sum().item() / 3 + 0.5),
+    ],
+    ids=["itself", "of it", "of what is of it", "of several"],
+)
+def test_a_value_that_was_read_is_watched_also_where_it_was_read_of_what_is_made_of_it(read):
+    """How often a loop goes round: a tensor that nobody passes, changed in place between two steps."""
+    x = torch.arange(5.0)
+
+    def losses(mode):
+        pyro.clear_param_store()
+        held = torch.tensor(2.0)
+
+        def model(x):
+            mean = pyro.param("mean", torch.tensor(0.5))
+            for _ in range(read(held)):
+                mean = mean * 1.1
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+        svi = pvae.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile=mode)
+        for step in range(9):
+            if step == 5:
+                held.fill_(5.0)
+            yield float(svi.step(x))
+
+    assert list(losses("graph")) == pytest.approx(list(losses("off")), rel=1e-6)
