@@ -523,6 +523,37 @@ def test_arguments_that_require_a_gradient_have_theirs():
     torch.testing.assert_close(other, gradient)
 
 
+@pytest.mark.parametrize("made", ["leaf", "of a network"])
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.filterwarnings("ignore:steps on arguments that require a gradient")
+def test_arguments_that_require_a_gradient_have_theirs_once_a_step_after_a_resume_too(mode, made):
+    """Not that of the run which sets programs up again; nor is there a graph of theirs to go through twice."""
+
+    def run(resumed_at=None):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module, before, features = Images(), nn.Linear(3, 3), X.clone().requires_grad_()
+
+        def model(x, features):
+            module.model(x)
+
+        def guide(x, features):
+            module.guide(features)
+
+        new = lambda: pvae.SVI(model, guide, sgd(module), Trace_ELBO(), compile=mode)  # noqa: E731
+        svi, losses = new(), []
+        for step in range(6):
+            if step == resumed_at:
+                state, svi = svi.state_dict(), new()
+                svi.load_state_dict(state)
+            losses.append(svi.step(X, features if made == "leaf" else before(X)))
+        return losses, features.grad if made == "leaf" else before.weight.grad
+
+    (losses, gradient), (found, other) = run(), run(resumed_at=3)
+    assert found == losses
+    torch.testing.assert_close(other, gradient, rtol=0, atol=0)
+
+
 def test_sites_of_each_pair_of_programs_are_looked_at():
     """Of one objective in a sweep: those of the first were, alone."""
     objective = pvae.ELBO(gradient="stl")

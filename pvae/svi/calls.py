@@ -96,7 +96,8 @@ class Call:
 def anew(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Arguments for one more run of a program: the tensors' memory, in other objects.
 
-    A program may keep what it made of an argument, as a transform with a cache does: without a gradient, say.
+    A program may keep what it made of an argument, as a transform with a cache does: without a gradient, say. And the
+    gradient that an argument asks for is the step's alone.
     """
     if all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in (*args, *kwargs.values())):
         return tuple(map(_other, args)), {name: _other(leaf) for name, leaf in kwargs.items()}
@@ -104,7 +105,7 @@ def anew(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
 
 
 def _other(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) and not leaf.requires_grad else leaf
+    return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
 
 
 class Numbers:
