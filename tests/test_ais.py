@@ -484,6 +484,8 @@ def test_numbers_are_double_and_by_datum(vae, x, chains):
     both = bdmc(vae.model, x, annealing=annealing, progress=lambda *args: ticks.append(args))
     assert ticks[-1] == (6, 6)
     assert "7 simulated data" in repr(both)
+    low, high = both.lower.mean(), both.upper.mean()
+    assert f"log p(x) in [{low:.3f}, {high:.3f}], gap {high - low:.3f} " in " ".join(repr(both).split())
 
 
 def test_ess_and_error_of_the_chains():
