@@ -75,12 +75,8 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
 
 def _few(train: Split) -> tuple[Tensor, Tensor | None]:
     """Data that parts take what they start from out of: as floats they need much more memory than what is stored."""
-    few = torch.arange(0, len(train.x), -(-len(train.x) // SEEN), device=train.x.device)
-    return (
-        (pixels(train.x), train.y)
-        if len(few) == len(train.x)
-        else (pixels(train.x[few]), None if train.y is None else train.y[few])
-    )
+    few = slice(None, None, -(-len(train.x) // SEEN))
+    return pixels(train.x[few]), None if train.y is None else train.y[few]
 
 
 def _tried(made: VAE, config: Config, x: Tensor, y: Tensor | None) -> None:

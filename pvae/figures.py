@@ -50,7 +50,8 @@ def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[
     """What draws the figures of any data, by name."""
     x, y = pixels(test.x[:SHOWN]), None if test.y is None else test.y[:SHOWN]
     drawn: dict[str, Callable[[], Any]] = {"learning_curves": lambda: plots.learning_curves(*curves(run))}
-    blocks = [vae.means(x[at], None if y is None else y[at]) for at in torch.arange(len(x)).to(x.device).split(BLOCK)]
+    parts = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
+    blocks = [vae.means(x[part], None if y is None else y[part]) for part in parts]
     means = {site: torch.cat([block[site] for block in blocks]) for site in vae.sites}
     for site, mean in means.items():
         title = "Posterior means of test data" + (f", {site}" if found.layers else "")

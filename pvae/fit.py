@@ -163,12 +163,12 @@ def _check_longer(run: Run, checkpoint: Checkpoint, settings: Config, n: int) ->
         raise InputError(f"{asked}: expected more than the run's {before:,}: name more, or leave it out")
     if checkpoint.state["steps"] > checkpoint.state.get("steady", 0):
         found = run.steady(checkpoint.state)
-        again = (
-            "go back to before, --resume {}/checkpoints/{}" if found else "start a new run with --config {}/config.yaml"
-        )
+        again = "start a new run with --config {}/config.yaml --epochs {}"
+        if found:
+            again = f"go back to before, --resume {{}}/checkpoints/{found} --epochs {{}}, which deletes what came after"
         raise InputError(
             f"{asked}: in {checkpoint.path.name} the learning rate is on its way to zero over {before:,} epochs"
-            f" (--schedule {settings.schedule}): {again.format(run.folder, found)} --epochs {settings.epochs}"
+            f" (--schedule {settings.schedule}): {again.format(run.folder, settings.epochs)}"
         )
 
 

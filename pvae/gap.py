@@ -309,10 +309,15 @@ def _log_normal(noise: Tensor, kept: Tensor) -> Tensor:
 
 def _known(log_p: Tensor | Annealed, n: int) -> tuple[Tensor, Tensor]:
     value = log_p.log_p if isinstance(log_p, Annealed) else log_p
-    if not isinstance(value, Tensor) or value.shape != (n,) or value.isnan().any():
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        found = f"NaN in {found}" if isinstance(value, Tensor) and value.isnan().any() else found
-        raise InputError(f"log_p: found {found}, expected what ais found, or a tensor ({n},), a number for each datum")
+    wrong = ""
+    if not isinstance(value, Tensor):
+        wrong = type(value).__name__
+    elif value.shape != (n,):
+        wrong = f"shape {tuple(value.shape)}"
+    elif value.isnan().any():
+        wrong = "NaN"
+    if wrong:
+        raise InputError(f"log_p: found {wrong}, expected what ais found, or a tensor ({n},), a number for each datum")
     se = log_p.se if isinstance(log_p, Annealed) else torch.zeros_like(value)
     return value.detach().double().cpu(), se.double().cpu()
 

@@ -23,6 +23,8 @@ from .svi.engine import unsaid
 from .vae import Autoencoder
 
 VALIDATION_PARTICLES = (1, 10)
+FALL = 5
+"""Of so many parts of a run's steps the last one is taken at a falling rate, under `cooldown`."""
 
 
 @dataclass
@@ -195,13 +197,13 @@ def _cosine(steps: int, step: int) -> float:
 
 def _cooldown(steps: int, step: int) -> float:
     """1, and in the last fifth of so many steps in a straight line to 0. Hägele et al. 2024."""
-    return min(1.0, 5 * max(0.0, 1 - step / steps))
+    return min(1.0, FALL * max(0.0, 1 - step / steps))
 
 
 def steady(config: Config, n: int) -> int:
     """How many steps on n data are the same in a longer run: those before the learning rate falls."""
     steps = config.steps_for(n)
-    return {"constant": steps, "cooldown": 4 * steps // 5}.get(config.schedule, 0)
+    return {"constant": steps, "cooldown": steps - -(-steps // FALL)}.get(config.schedule, 0)
 
 
 SCHEDULES = {"cooldown": _cooldown, "cosine": _cosine}

@@ -248,7 +248,7 @@ def test_a_run_is_trained_further_from_before_its_rate_fell(capsys, plain):
     message = refused(capsys, "--resume", "part", "--epochs", "5")
     assert (
         f"in {names[-1]} the learning rate is on its way to zero over 3 epochs (--schedule cooldown): go back to"
-        f" before, --resume {steady} --epochs 5" in message
+        f" before, --resume {steady} --epochs 5, which deletes what came after" in message
     )
     assert go("--resume", steady, "--epochs", "5") == 0
     assert_equal_runs("whole", "part")
@@ -278,7 +278,10 @@ def test_a_run_whose_rate_has_fallen_is_not_trained_further(capsys, plain):
     assert go(*SMALL, "--save-every", "3", "--compile", "off", "--out", "run") == 0
     for schedule in ("cooldown", "cosine"):
         message = refused(capsys, "--resume", "run", "--epochs", "5")
-        assert f"over 3 epochs (--schedule {schedule}): start a new run with --config run/config.yaml" in message
+        assert (
+            f"over 3 epochs (--schedule {schedule}): start a new run with --config run/config.yaml --epochs 5"
+            in message
+        )
         if schedule == "cooldown":
             assert go(*SMALL, "--schedule", "cosine", "--compile", "off", "--out", "cosine") == 0
             Path("run").rename("before")

@@ -73,9 +73,9 @@ def test_dependent_normals_have_the_shapes_that_they_are_expanded_to():
 
 
 def layered(guide, prior):
-    widths = guides.Bernoulli if guide is guides.Bernoulli else guide
-    numbers = 1 if guide is guides.Bernoulli else 2
-    make = lambda inputs, latent: widths(nn.Linear(inputs, numbers * latent), latent)  # noqa: E731
+    def make(inputs, latent):
+        return guide(nn.Linear(inputs, guide.outputs_for(latent) * latent), latent)
+
     return pvae.Hierarchy(
         prior(3), [make(3, 4)], pvae.Bernoulli(nn.Linear(4, 6), (6,)), pvae.BottomUp([make(6, 4), make(4, 3)])
     )

@@ -1,5 +1,7 @@
 """What is asked of all that measures programs: data, labels, whole numbers; under any mode of torch's."""
 
+from dataclasses import is_dataclass
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -108,6 +110,14 @@ def test_particles_may_be_in_a_tensor():
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+def tensors(found):
+    """All that was found."""
+    if isinstance(found, torch.Tensor):
+        return [found]
+    each = found.values() if isinstance(found, dict) else vars(found).values() if is_dataclass(found) else ()
+    return [tensor for value in each for tensor in tensors(value)]
+
+
 @pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode])
 def test_each_measures_alike_where_gradients_are_off(asked, within):
     torch.manual_seed(0)
@@ -115,10 +125,10 @@ def test_each_measures_alike_where_gradients_are_off(asked, within):
     expected = asked(x)
     with within():
         found = asked(x + 0.0)
-    for name in vars(expected) if hasattr(expected, "__dict__") else ():
-        value = getattr(expected, name)
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(getattr(found, name), value, rtol=0, atol=0, equal_nan=True)
+    pairs = list(zip(tensors(found), tensors(expected), strict=True))
+    assert pairs
+    for pair in pairs:
+        torch.testing.assert_close(*pair, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode])

@@ -1,6 +1,7 @@
 """What a fit takes its steps with."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_rates_go_by_the_schedule(schedule, factors, vae, x):
     assert found == pytest.approx([LR * factor for factor in factors])
     if schedule != "constant":
         assert train.SCHEDULES[schedule](10, 10) == train.SCHEDULES[schedule](10, 11) == 0.0
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 5, 33, 1091])
+def test_the_steps_that_a_longer_run_has_too_are_those_before_the_rate_falls(epochs):
+    settings = Config(epochs=epochs, batch_size=10)
+    steady, steps = train.steady(settings, 95), 10 * epochs
+    factors = [train.SCHEDULES["cooldown"](steps, step) for step in range(steps)]
+    assert all(factor == 1 for factor in factors[:steady])
+    assert factors[steady + 1] < 1  # but for rounding the step at the bend itself is one of them
+    assert train.steady(replace(settings, schedule="constant"), 95) == steps
+    assert train.steady(replace(settings, schedule="cosine"), 95) == 0
 
 
 @pytest.mark.parametrize("mode", ["off", "graph"])

@@ -84,11 +84,10 @@ def test_large_data_are_evaluated_with_the_same_numbers(monkeypatch):
 def test_parts_start_from_some_of_many_data(monkeypatch):
     settings = config.from_flat({"data": "digits", "epochs": 1})
     dataset = data.load("digits")
-    whole = build.model(settings, dataset).likelihood.state_dict()
     monkeypatch.setattr(build, "SEEN", 100)
     seen = []
     monkeypatch.setattr(pvae.VAE, "initialize", lambda self, x, y=None: seen.append((x, y)))
-    assert set(build.model(settings, dataset).likelihood.state_dict()) == set(whole)
+    build.model(settings, dataset)
     ((x, y),) = seen
     step = -(-len(dataset.train.x) // 100)
     torch.testing.assert_close(x, data.pixels(dataset.train.x[::step]))

@@ -177,13 +177,13 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         return bounds.twice_slope_of_power(log_w, self.power)
 
     def left_out(self, log_w: Tensor) -> Tensor:
-        """See `pvae.others.left_out`; a member may know a quicker way."""
+        """See `pvae.estimators.others.left_out`; a member may know a quicker way."""
         if self.power is None:
             return others.left_out(self.guide_bound, log_w)
         return others.left_out_of_power(log_w, self.power)
 
     def stood_in(self, log_w: Tensor, instead: Tensor) -> Tensor:
-        """See `pvae.others.stood_in`; a member may know a quicker way."""
+        """See `pvae.estimators.others.stood_in`; a member may know a quicker way."""
         if self.power is None:
             return others.stood_in(self.guide_bound, log_w, instead)
         return others.stood_in_of_power(log_w, self.power, instead)

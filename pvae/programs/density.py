@@ -291,7 +291,8 @@ def simulate(
                     f"site '{names[0]}': simulated data of shape {tuple(value.shape)}, expected that of x,"
                     f" {tuple(part[0].shape)}"
                 )
-            if not torch.equal(kept := value.to(x.dtype), value) and not x.is_floating_point():
+            kept = value.to(x.dtype)
+            if not x.is_floating_point() and not torch.equal(kept, value):
                 raise InputError(
                     f"site '{names[0]}': simulates numbers that {x.dtype} does not hold, expected data that it does:"
                     " pass x of the dtype of the site's values"
