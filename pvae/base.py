@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from .errors import LIBRARIES, InputError, nearest
@@ -302,7 +304,8 @@ def announce(module: nn.Module, scope: str = "") -> None:
         taken = set(_scopes.values())
         numbered = (f"{scope or type(module).__name__.lower()}{number}" for number in ("", *range(2, len(taken) + 3)))
         prefix = _scopes[module] = next(name for name in numbered if name not in taken)
-    if _module(module, name=prefix):
+    hides = any(isinstance(handler, BlockMessenger) for handler in _PYRO_STACK)  # perhaps the sites
+    if not hides and _module(module, name=prefix):
         return
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

@@ -195,3 +195,8 @@ class Notes:
     def tensors(self) -> list[Tensor]:
         """All that programs hold."""
         return self._places[1]
+
+    def leaves(self) -> list[Tensor]:
+        """Those of them, and of the modules' parameters, that a gradient may be added to."""
+        found = dict.fromkeys((*self._places[1], *self._parameters[1]))
+        return [tensor for tensor in found if tensor.requires_grad and tensor.is_leaf]

@@ -64,8 +64,13 @@ class Step:
     """The lines that read values which later steps may have otherwise: then the head is not a number."""
     held: Copies
     """Of what programs hold, where that keeps changing."""
+    having: list[Tensor]
+    """The parameters that it trains."""
+    others: list[Tensor]
+    """What has a gradient and is no parameter that these programs show, as those of a network of the user's own."""
     waits: bool
-    """Whether each step is looked at before the next: lines read for more than an assertion, or copies are filled."""
+    """Whether each step is looked at before the next: lines read for more than an assertion, copies are filled, or
+    there are others, whose gradients add up."""
 
 
 class Build:
@@ -87,6 +92,7 @@ class Build:
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (*svi._programs, *call.looked_at)
         self._having: list[Tensor] = []
+        self._others: list[Tensor] = []
         self._rows: list[tuple[dict, Any]] = []
         """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
@@ -134,8 +140,9 @@ class Build:
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
         guards, places = self.guards, list(self._supposed.places)
-        waits = self._supposed.decided or bool(self.held.places)
-        return Step(forward, update, kind, why, guards, replayable, self.normed, read, places, self.held, waits)
+        waits = self._supposed.decided or bool(self.held.places or self._others)
+        rest = self.held, self._having, self._others, waits
+        return Step(forward, update, kind, why, guards, replayable, self.normed, read, places, *rest)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
@@ -147,7 +154,7 @@ class Build:
                     raise Untraceable(
                         "random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's"
                     )
-            having = [p for p in svi._names if p.grad is not None]
+            having = svi._having
             svi._rates = rates.prepare(svi.optimizer) if svi._rates is None else svi._rates
         if not resumed and drop_new(before):
             return False  # what a program draws for them comes before the step's own draws; there that is long ago
@@ -184,26 +191,29 @@ class Build:
         return graph
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """From inputs to the head and the gradients."""
+        """From inputs to the head and the gradients, those of others at the end."""
         before = stored()
         losses, norm = self.svi._gradients(*self.call.arguments(*inputs))
         _keep(before, self.svi._names)
         losses = [torch.as_tensor(loss, device=norm.device) for loss in losses]  # a number, where nothing is scored
-        self._having = [p for p in self.svi._names if p.grad is not None]
+        self._having, known = self.svi._having, set(self.svi._having)
+        held = dict.fromkeys((*self.svi._names, *self.guards.leaves(), *before.values()))
+        self._others = [p for p in held if p.grad is not None and p not in known]
         taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
         self._rows = [(rows, dim) for rows in taken for dim in rows]
         made = head(losses, norm if self.normed or not losses else losses[0])
         if held := self._supposed.held:
             made = made.where(torch.stack([value.to(made.device) for value in held]).all(), nan)
-        return made, *(p.grad for p in self._having), *(rows[dim] for rows, dim in self._rows)
+        rows = [rows[dim] for rows, dim in self._rows]
+        return made, *(p.grad for p in self._having), *rows, *(p.grad for p in self._others)
 
     def _change(self, values: Tensor, *given: Tensor) -> tuple:
         """From these to changed parameters."""
         for parameter, gradient in zip(self._having, given[: len(self._having)], strict=True):
             parameter.grad = gradient
-        for (rows, dim), taken in zip(self._rows, given[len(self._having) :], strict=True):
+        for (rows, dim), taken in zip(self._rows, given[len(self._having) :], strict=False):
             rows[dim] = taken.clone()  # in memory of its own, not the graph's
-        self.svi._update(values[-1])
+        self.svi._update(values[-1], self._having)
         return ()
 
     def _compiled(self, traced: GraphModule) -> tuple[Forward, str, str]:

@@ -228,13 +228,15 @@ class SVI(Trained):
                 self._begin_anew()
             if shares.WISHES:
                 self._settle()
-        if self._graded():  # they are added to, as in Pyro
-            return self._advance_by(None, block)
+        graded = set() if _without_gradient(self._names) else {p for p in self._names if p.grad is not None}
         try:
-            return self._advance_by(self._graphs.find(block[0], len(block)), block)
+            # gradients that are there are added to, as in Pyro: eagerly
+            graph = self._graphs.find(block[0], len(block)) if graded.isdisjoint(self._having) else None
+            return self._advance_by(graph if graph and graded.isdisjoint(graph.having) else None, block)
         except BaseException:  # as an interrupt: what it leaves is not to be added to
             for parameter in self._names:
-                parameter.grad = None
+                if parameter not in graded:
+                    parameter.grad = None
             raise
 
     def _advance_by(self, graph: Graph | None, block: list[Call]) -> Any:
@@ -244,9 +246,6 @@ class SVI(Trained):
         if self._every() > 1 or self._device.type == "cuda":
             return self._play(graph, block)
         return [self._replay(graph, call) for call in block]
-
-    def _graded(self) -> bool:
-        return not all(map(is_, map(_GRADIENT, self._names), repeat(None)))
 
     def _set_up_again(self, call: Call) -> bool:
         """After a resume let programs set themselves up; what they draw for that was drawn long ago."""
@@ -266,7 +265,7 @@ class SVI(Trained):
         values = read(losses, norm)
         if not finite(values):
             raise self._fault(call, values, before)
-        self._update(norm)
+        self._update(norm, self._having)
         self._stepped(1)
         self._ran = self.loss_and_grads
         return values[:-1]
@@ -294,6 +293,7 @@ class SVI(Trained):
         if not finite(values):
             raise self._fault(call, values, before)
         graph.update(head, *gradients)
+        graph.pass_on(gradients)
         self._stepped(1)
         return values[:-1]
 
@@ -319,6 +319,7 @@ class SVI(Trained):
         self._stepped(len(block))
         if graph.waits or self._pending.due(self._every()):
             self.check()
+        graph.pass_on(graph.gradients)
         return heads[:, :-1]
 
     def _instead(self, block: list[Call]) -> list[list[float]]:
@@ -334,13 +335,13 @@ class SVI(Trained):
             self._replace()
         if self._used.new or (self.optimizer is None and isinstance(self.optim, torch.optim.Optimizer)):
             self._take(self._used.taken())
-        if not (torch.is_grad_enabled() or self._graded()):
+        if not torch.is_grad_enabled() and _without_gradient(self._names):
             raise InputError(WITHOUT)
-        having = self._used.fill(self._names)
-        if not having:
+        self._having = self._used.trained(self._names, hidden=not isinstance(self.optim, torch.optim.Optimizer))
+        if not self._having:
             raise InputError(NOTHING + self._why())
         self._kind, losses = numbers(self.objective, loss)
-        return self._observed.held(losses), norm_of([p.grad for p in having])
+        return self._observed.held(losses), norm_of([p.grad for p in self._having])
 
     def _why(self) -> str:
         """Why nothing has a gradient."""
@@ -362,14 +363,14 @@ class SVI(Trained):
         with self._undone(), in_single_steps(self._device.type, graph.guards.modules):
             return read(*self._gradients(*call.again()))
 
-    def _update(self, norm: Tensor) -> None:
-        """Clip the gradients on the parameters, take the optimizer's step, forget them."""
-        having = [p for p in self._names if p.grad is not None]
+    def _update(self, norm: Tensor, having: list[Tensor]) -> None:
+        """Clip the gradients on these parameters, take the optimizer's step, forget them."""
         if self.clip_norm is not None:
             clip_grads_with_norm_(having, self.clip_norm, norm, foreach=True)
         optimizers.clip_each(self.optim, having, self._names)
-        optimizers.begin(self.optimizer)
-        self.optimizer.step()
+        with optimizers.only(self.optimizer, having):
+            optimizers.begin(self.optimizer)
+            self.optimizer.step()
         for parameter in having:
             parameter.grad = None
         if self._clock is not None:
@@ -389,3 +390,7 @@ class SVI(Trained):
 
     def _every(self) -> int:
         return self.check_every or CHECK_EVERY.get(self._device.type, 1)
+
+
+def _without_gradient(parameters: Iterable[Tensor]) -> bool:
+    return all(map(is_, map(_GRADIENT, parameters), repeat(None)))

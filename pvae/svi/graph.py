@@ -45,6 +45,8 @@ class Graph(Step):
     """Steps in which Python read other values than it was made for."""
     in_a_row: int = 0
     """Those of them up to the last step."""
+    gradients: Sequence[Tensor] = ()
+    """Those of the last step, where it was taken by itself."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -94,8 +96,9 @@ class Graph(Step):
         else:
             rates = svi._scheduled(len(block))
         heads = captured.play([call.inputs for call in block], rates)
+        self.gradients = captured.gradients
         if not self.replayable:
-            self.update(heads[0], *captured.gradients)
+            self.update(heads[0], *self.gradients)
         return heads.clone()
 
     def _captured(self, svi: SVI, block: Sequence[Call]) -> Captured:
@@ -115,11 +118,23 @@ class Graph(Step):
         """Losses and norm of the gradient of one step, whose heads these are."""
         if self.normed:
             return heads[0].tolist()
-        gradients = [value for value in self.captures[1].gradients if value.is_floating_point()]  # others are rows
+        given = self.captures[1].gradients
+        gradients = [value for value in given[: len(given) - len(self.others)] if value.is_floating_point()]  # no rows
         return read(heads[0, :-1].unbind(), norm_of(gradients))
 
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
         values, *gradients = self.forward(*call.inputs)
         self.update(values, *gradients)
+        self.gradients = gradients
         return values
+
+    @torch.no_grad()
+    def pass_on(self, gradients: Sequence[Tensor]) -> None:
+        """Add the last of these to the gradients of others, as the step's own backward pass would have."""
+        self.gradients = ()
+        for other, gradient in zip(self.others, gradients[len(gradients) - len(self.others) :], strict=True):
+            if other.grad is None:
+                other.grad = gradient.clone()
+            else:
+                other.grad.add_(gradient)

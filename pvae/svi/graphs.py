@@ -143,7 +143,7 @@ class Graphs:
         if len(calls) < BLOCK or any(call.key != calls[0].key for call in calls):
             return 1
         graph = self._graphs.get(calls[0].key)
-        return 1 if graph is None or graph.next_is_due else BLOCK
+        return 1 if graph is None or graph.next_is_due or graph.others else BLOCK
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
@@ -174,7 +174,7 @@ class Graphs:
         if svi.steps == 0 or svi._ran not in (None, svi.loss_and_grads):
             return None  # the first step of all, or with another loss, lets programs and optimizer set themselves up
         graph = self._still_right(call)
-        if self.eager_only:
+        if self.eager_only or svi._used.changed():  # a parameter has another's name: an eager step takes it over
             return None
         if graph is not None and graph.had < len(svi._used.had):
             graph = None

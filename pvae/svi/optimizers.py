@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -142,6 +143,24 @@ def begin(optimizer: Optimizer) -> None:
         for p in (p for p, value in states.items() if value is None):
             gradient = (-p.grad if group["maximize"] else p.grad) + group["weight_decay"] * p.detach()
             optimizer.state[p]["momentum_buffer"] = gradient * (group["dampening"] / group["momentum"])
+
+
+@contextmanager
+def only(optimizer: Optimizer, parameters: Collection[Tensor]) -> Iterator[None]:
+    """Within it none of its other parameters has a gradient: those, as of another `SVI`, stay as they are."""
+    having = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if len(having) == len(parameters):
+        yield
+        return
+    chosen = set(parameters)
+    others = [(p, p.grad) for p in having if p not in chosen]
+    for parameter, _ in others:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in others:
+            parameter.grad = gradient
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:

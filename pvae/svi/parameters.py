@@ -27,6 +27,8 @@ class Parameters(Messenger):
         self._modules: dict[Module, Layers] = {}
         self._used: dict[Any, None] = {}
         """Those that the last step's programs named, and modules."""
+        self._ever: set[Any] = set()
+        """Those that a step's have."""
         self._seen: set[str] = set()
         """Names of Pyro's store that they have asked for: what they then put there themselves is seen the next time."""
         self.had: set[Tensor] = set()
@@ -55,17 +57,20 @@ class Parameters(Messenger):
         new, self.new = self.new, {}
         return new
 
-    def fill(self, every: Collection[Tensor]) -> list[Tensor]:
-        """As Pyro does: a parameter that had a gradient before, and is used with none now, has zero.
+    def trained(self, every: Collection[Tensor], hidden: bool) -> list[Tensor]:
+        """Those of all that have a gradient; only where the step's programs named them, if others are `hidden`.
 
-        Returns:
-            Those of all that have a gradient.
+        As Pyro does, a parameter that had a gradient before, and is used with none now, has zero.
         """
-        if lacking := [p for p in every if p.grad is None and p.requires_grad and p in self.had]:
+        self._ever.update(self._used)
+        hidden = hidden and len(self._used) < len(self._ever)
+        lacking = [p for p in every if p.grad is None and p.requires_grad and p in self.had]
+        having = [p for p in every if p.grad is not None]
+        if lacking or hidden:
             named = {p for used in self._used for p in (used.parameters() if isinstance(used, Module) else (used,))}
             for parameter in named.intersection(lacking):
                 parameter.grad = torch.zeros_like(parameter)
-        having = [p for p in every if p.grad is not None]
+            having = [p for p in every if p.grad is not None and (p in named or not hidden)]
         self.had.update(having)
         return having
 

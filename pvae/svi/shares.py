@@ -66,7 +66,7 @@ class Share(Optimizer):
 
     def __init__(self, optimizer: Optimizer, parameter: Tensor) -> None:
         self.whole, self.parameter = optimizer, parameter
-        self.alone: list[dict[str, Any]] = []
+        self.alone: list[Own] = []
         """Its arguments while the whole does not have it."""
 
     def step(self, closure: Any = None) -> None:
@@ -92,7 +92,7 @@ class Share(Optimizer):
         vars(self).update(state)
 
     @property
-    def param_groups(self) -> list[Own] | list[dict[str, Any]]:
+    def param_groups(self) -> list[Own]:
         """The arguments that the parameter has."""
         having = [g for g in self.whole.param_groups if any(p is self.parameter for p in g["params"])]
         return [Own(self.whole, self.parameter, group) for group in having] or self.alone
@@ -125,9 +125,9 @@ def attach(optim: Any, optimizer: Optimizer, parameters: dict[Tensor, str]) -> N
         if own is None or own.whole is not optimizer:
             made = optim.pt_scheduler_constructor(share, **optim.kwargs) if schedules(optim) else share
             optim.optim_objs[parameter] = made
-        state = optim._state_waiting_to_be_consumed.pop(name, None)
-        if state is not None:
-            _load(optim, parameter, share, state)
+            state = optim._state_waiting_to_be_consumed.pop(name, None)
+            if state is not None:
+                _load(optim, parameter, share, state)
 
 
 def _load(optim: Any, parameter: Tensor, share: Share, state: dict[str, Any]) -> None:
@@ -220,8 +220,8 @@ def replace(
             continue
         aside[old] = optimizer.state.pop(old, {}), _arguments(group)
         if (share := _known(optim, old)) is not None:  # a schedule goes on with it
-            share.alone = [{"params": [old], **_arguments(group), **_number(group)}]
-        state, own = aside.pop(new, ({}, _first(optim, new, names.get(new, ""))))
+            share.alone = [Own(optimizer, old, {**_arguments(group), **_number(group)})]
+        state, own = aside.pop(new, None) or ({}, _first(optim, optimizer, new, names.get(new, "")))
         if _has(group, own):
             group["params"][:] = [new if p is old else p for p in group["params"]]
         else:
@@ -246,7 +246,7 @@ def settle(optimizer: Optimizer) -> bool:
     """Give parameters the arguments that were set; whether they are in other groups now."""
     wishes, parted = WISHES.pop(optimizer, {}), False
     for group in list(optimizer.param_groups) if wishes else ():
-        own = [wishes.get(p, {}) for p in group["params"]]
+        own = [wishes.pop(p, {}) for p in group["params"]]
         if all(wish == own[0] for wish in own):
             group.update(own[0])
             continue
@@ -254,6 +254,8 @@ def settle(optimizer: Optimizer) -> bool:
         for parameter, wish in zip(list(group["params"]), own, strict=True):
             if wish:
                 _move(optimizer, parameter, group, parameter, {**before, **_number(before), **wish})
+    if wishes:
+        WISHES[optimizer] = wishes  # of those put aside
     _drop_empty(optimizer)
     return parted
 
@@ -280,11 +282,12 @@ def _arguments(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"} | rate
 
 
-def _first(optim: Any, parameter: Tensor, name: str) -> dict[str, Any]:
+def _first(optim: Any, optimizer: Optimizer, parameter: Tensor, name: str) -> dict[str, Any]:
     """The arguments that a parameter begins with; none where they are to be those of its group."""
     if not isinstance(optim, PyroOptim):
         return {}
-    return {key: value for key, value in groups(optim, {parameter: name})[0].items() if key != "params"}
+    found = {**optimizer.defaults, **groups(optim, {parameter: name})[0]}
+    return {key: value for key, value in found.items() if key not in ("params", *HOW)}
 
 
 def _has(group: dict[str, Any], own: dict[str, Any]) -> bool:

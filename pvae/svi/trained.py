@@ -67,6 +67,8 @@ class Trained(pyro.infer.SVI):
         """The loss of the last eager step."""
         self._names: dict[Tensor, str] = {}
         self._used = Parameters(noting=self._own)
+        self._having: list[Tensor] = []
+        """The parameters that the last step's programs named and that had a gradient."""
         self._waiting: dict[str, Any] | None = None
         self._clock: Tensor | None = None
         self._found: list[Tensor] = []
@@ -94,10 +96,11 @@ class Trained(pyro.infer.SVI):
 
         But for that where parameters have turned up: programs have set themselves up, and buffers alone are put back.
         """
-        gradients = [(p, p.grad) for p in self._names]
-        for parameter in self._names:
-            parameter.grad = None
         before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
+        known = len(self._names)
+        gradients = [(p, p.grad) for p in dict.fromkeys((*self._names, *held.leaves(), *before.stored.values()))]
+        for parameter, _ in gradients:
+            parameter.grad = None
         private, loaded = Private(held.modules), self._waiting or {}
         loose = Unwritten(held.tensors())  # it is not known yet which of these a step changes
         try:
@@ -106,7 +109,7 @@ class Trained(pyro.infer.SVI):
         finally:
             loose.restore()
             before.restore()
-            if len(self._names) == len(gradients):
+            if len(self._names) == known:
                 held.restore()
                 private.restore()
             else:
@@ -277,6 +280,7 @@ class Trained(pyro.infer.SVI):
     def _begin_anew(self) -> None:
         """With another optimizer, and the parameters as they are."""
         known, self._names, self.optimizer = self._names, {}, None
+        self._aside.clear()
         self._take(known)
 
     @property
