@@ -64,8 +64,6 @@ class Step:
     """The lines that read values which later steps may have otherwise: then the head is not a number."""
     held: Copies
     """Of what programs hold, where that keeps changing."""
-    having: list[Tensor]
-    """The parameters that it trains."""
     others: list[Tensor]
     """What has a gradient and is no parameter that these programs show, as those of a network of the user's own."""
     waits: bool
@@ -141,7 +139,7 @@ class Build:
             update, replayable = self._updating(forward, kind)
         guards, places = self.guards, list(self._supposed.places)
         waits = self._supposed.decided or bool(self.held.places or self._others)
-        rest = self.held, self._having, self._others, waits
+        rest = self.held, self._others, waits
         return Step(forward, update, kind, why, guards, replayable, self.normed, read, places, *rest)
 
     def _set_up(self) -> bool:

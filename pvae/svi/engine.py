@@ -232,7 +232,7 @@ class SVI(Trained):
         try:
             # gradients that are there are added to, as in Pyro: eagerly
             graph = self._graphs.find(block[0], len(block)) if graded.isdisjoint(self._having) else None
-            return self._advance_by(graph if graph and graded.isdisjoint(graph.having) else None, block)
+            return self._advance_by(graph if graph and graded.issubset(graph.others) else None, block)
         except BaseException:  # as an interrupt: what it leaves is not to be added to
             for parameter in self._names:
                 if parameter not in graded:
@@ -266,6 +266,7 @@ class SVI(Trained):
         if not finite(values):
             raise self._fault(call, values, before)
         self._update(norm, self._having)
+        self._used.leave()
         self._stepped(1)
         self._ran = self.loss_and_grads
         return values[:-1]

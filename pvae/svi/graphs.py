@@ -174,7 +174,7 @@ class Graphs:
         if svi.steps == 0 or svi._ran not in (None, svi.loss_and_grads):
             return None  # the first step of all, or with another loss, lets programs and optimizer set themselves up
         graph = self._still_right(call)
-        if self.eager_only or svi._used.changed():  # a parameter has another's name: an eager step takes it over
+        if self.eager_only or svi._used.away():  # an eager step takes over those that are there now
             return None
         if graph is not None and graph.had < len(svi._used.had):
             graph = None

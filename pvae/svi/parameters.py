@@ -35,6 +35,8 @@ class Parameters(Messenger):
         """Those that have had a gradient; belongs to the optimizer, which may be another's too."""
         self.stored: dict[str, Tensor] = {}
         """Those of Pyro's store, by name."""
+        self._left: dict[str, Tensor] = {}
+        """As the last eager step left it."""
         self.others = False
         """Whether it has had another than the one that a module gave."""
         self.keys: dict[Tensor, str] = {}
@@ -112,6 +114,15 @@ class Parameters(Messenger):
                 self.new = {parameter if p is before else p: name for p, name in self.new.items()}
             else:
                 self.replaced.append((before, parameter))
+
+    def leave(self) -> None:
+        """Note what Pyro's store has: a step may put parameters there itself, as a running mean."""
+        self._left = stored()
+
+    def away(self) -> bool:
+        """Whether others than steps have put parameters there."""
+        now = pyro.get_param_store()._params
+        return any(now.get(name) is not self._left.get(name, known) for name, known in self.stored.items())
 
     def changed(self) -> str:
         """The name of a parameter that Pyro's store holds no longer as it was seen; empty if none."""
