@@ -4,6 +4,7 @@ Each choice is drawn by its own name, so that the choices of a seed can be set t
 fails is small: `Choices(seed, {"frame": "flat"})`.
 """
 
+import copy
 import itertools
 import linecache
 import random
@@ -12,7 +13,7 @@ import types
 
 import pyro
 import torch
-from pyro import optim
+from pyro import optim, poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 
@@ -226,7 +227,10 @@ EVENTS = {}
 
 
 def event(function):
-    """One of the things that may happen before a step, of the SVI, the program's module and the step's arguments."""
+    """One of the things that may happen before a step, of the SVI, the program's module and the step's arguments.
+
+    What it returns is a context that the step is taken in.
+    """
     EVENTS[function.__name__] = function
     return function
 
@@ -323,6 +327,121 @@ def frozen(svi, module, args):
     plain = [network for network in _networks(module) if not isinstance(network, PyroModule)]
     for network in plain[:1]:  # Pyro moves those of a frozen PyroModule on by their momentum
         next(network.parameters()).requires_grad_(False)
+
+
+@event
+def drawn(svi, module, args):
+    torch.randn(3)
+
+
+@event
+def stored(svi, module, args):
+    store = pyro.get_param_store()
+    store.set_state(copy.deepcopy(store.get_state()))
+
+
+def _first_of_store():
+    return next((name for name in sorted(pyro.get_param_store().keys()) if "." not in name and "$" not in name), None)
+
+
+@event
+def set_in_store(svi, module, args):
+    if name := _first_of_store():
+        pyro.get_param_store()[name] = pyro.get_param_store()[name].detach() * 0.95
+
+
+@event
+def taken_out_of_store(svi, module, args):
+    if name := _first_of_store():
+        del pyro.get_param_store()[name]
+
+
+@event
+def graded(svi, module, args):
+    for _, parameter in list(pyro.get_param_store().named_parameters())[:2]:
+        parameter.grad = torch.full_like(parameter, 0.1)
+
+
+@event
+def graded_by_hand(svi, module, args):
+    Trace_ELBO().differentiable_loss(svi.model, svi.guide, *args).backward()
+
+
+@event
+def other_arguments(svi, module, args):
+    others = {"clip_norm": 0.1, "betas": (0.8, 0.99), "momentum": 0.5, "eps": 1e-6, "weight_decay": 0.02}
+    for group in _groups(svi):
+        for key in others.keys() & group.keys():
+            if key != "momentum" or group[key]:  # torch's RMSprop cannot begin with it later
+                group[key] = others[key]
+
+
+@event
+def states_of_optimizer(svi, module, args):
+    svi.optim.set_state(copy.deepcopy(svi.optim.get_state()))
+
+
+@event
+def optimizer_cleared(svi, module, args):
+    svi.optim.optim_objs.clear()
+
+
+@event
+def another_optimizer(svi, module, args):
+    svi.optim = optim.Adam({"lr": 0.03})
+
+
+@event
+def hooked(svi, module, args):
+    for network in _networks(module)[:1]:
+        network.register_forward_hook(lambda layer, given, found: 0.9 * found)
+
+
+@event
+def another_layer(svi, module, args):
+    for network in _networks(module):
+        if isinstance(network, torch.nn.Sequential) and isinstance(network[-2], torch.nn.Tanh):
+            network[-2] = torch.nn.Sigmoid()
+
+
+@event
+def hidden_guide(svi, module, args):
+    svi.guide = poutine.block(svi.guide, hide_types=["param"])
+
+
+@event
+def hidden_model(svi, module, args):
+    svi.model = poutine.block(svi.model, hide_types=["param"])
+
+
+@event
+def hidden_some(svi, module, args):
+    svi.guide = poutine.block(svi.guide, hide_fn=lambda site: site["type"] == "param" and site["name"].endswith("a"))
+
+
+@event
+def shown(svi, module, args):
+    svi.model, svi.guide = module.model, module.guide
+
+
+@event
+def within_scale(svi, module, args):
+    return poutine.scale(scale=0.3)
+
+
+@event
+def within_mask(svi, module, args):
+    return poutine.mask(mask=False)
+
+
+@event
+def within_block(svi, module, args):
+    return poutine.block(hide_types=["param"])
+
+
+@event
+def within_scope(svi, module, args):
+    return pyro.get_param_store().scope()
 
 
 @event

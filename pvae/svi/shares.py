@@ -222,6 +222,9 @@ def replace(
         if (share := _known(optim, old)) is not None:  # a schedule goes on with it
             share.alone = [Own(optimizer, old, {**_arguments(group), **_number(group)})]
         state, own = aside.pop(new, None) or ({}, _first(optim, optimizer, new, names.get(new, "")))
+        if not untrained(optimizer, {new: ""}):  # another SVI has brought it
+            group["params"][:] = [p for p in group["params"] if p is not old]
+            continue
         if _has(group, own):
             group["params"][:] = [new if p is old else p for p in group["params"]]
         else:

@@ -262,6 +262,7 @@ class Trained(pyro.infer.SVI):
             self._names = {new if p is old else p: name for p, name in self._names.items()}
             self._used.had.discard(old)
         shares.replace(self.optim, self.optimizer, pairs, self._names, self._aside)
+        self._used.had.update(new for _, new in pairs if self.optimizer.state.get(new))  # those that come back
         self._rates = rates.prepare(self.optimizer)
         found = {new: self._names[new] for _, new in pairs if new in self._names}
         shares.attach(self.optim, self.optimizer, self._keys(found))
