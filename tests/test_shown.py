@@ -1,0 +1,255 @@
+"""A step trains what its programs show, and no more: what a handler hides stays, what others train has its gradient."""
+
+import copy
+import warnings
+from contextlib import nullcontext
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from test_svi_loops import MODES, X, adam, assert_alike, assert_replayed, fit, images, parts, sgd
+from torch import nn
+
+import pvae
+from pvae import base
+
+
+def hidden(program):
+    return poutine.block(program, hide_types=["param"])
+
+
+def svi_of(kind, *programs, **options):
+    return pyro.infer.SVI(*programs) if kind == "pyro" else pvae.SVI(*programs, compile=kind, **options)
+
+
+# What handlers hide ---------------------------------------------------------------------------------------------------
+
+
+def in_turns(kind, make, loss, optims):
+    """All parameters for three steps, the guide's alone for three, and so on: losses, weights and the second SVI."""
+    pyro.clear_param_store()
+    base._scopes.clear()
+    torch.manual_seed(3)
+    module, (first, second) = make(), optims()
+    both = svi_of(kind, module.model, module.guide, first, loss())
+    guides = svi_of(kind, hidden(module.model), module.guide, second, loss())
+    losses = [float((guides if step // 3 % 2 else both).step(X)) for step in range(22)]
+    return losses, [value.clone() for value in module.state_dict().values()], guides
+
+
+def one():
+    return (pyro.optim.Adam({"lr": 0.02}),) * 2
+
+
+def two():
+    return pyro.optim.Adam({"lr": 0.02}), pyro.optim.Adam({"lr": 0.02})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", [Trace_ELBO, pvae.ELBO, lambda: pvae.IWAE(3)], ids=["Pyro's", "ELBO", "IWAE"])
+@pytest.mark.parametrize("make", [images, parts])
+@pytest.mark.parametrize("optims", [one, two])
+def test_two_that_take_turns_train_what_each_shows(optims, make, loss, mode):
+    """One optimizer of both took its step on all that had a gradient, and a VAE's parts were not hidden at all."""
+    found = in_turns(mode, make, loss, optims)
+    assert_alike(found, in_turns("pyro", make, loss, optims))
+    assert_replayed(found[2])
+
+
+def swapped(step, module, svi):
+    if step == 4:
+        svi.model = hidden(module.model)
+    if step == 9:
+        svi.model = module.model
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make", [images, parts])
+@pytest.mark.parametrize("optim", [sgd, adam()])
+def test_what_is_hidden_for_a_while_stays_and_its_gradients_add_up(optim, make, mode):
+    found, expected = (fit(kind, make, optim, before=swapped) for kind in (mode, "pyro"))
+    assert_alike(found, expected)
+    assert_replayed(found[2])
+    names = list(make().state_dict())
+    still = [name for name in names if name.startswith(("decoder", "likelihood"))]
+    at = [fit(mode, make, optim, before=swapped, steps=steps)[1] for steps in (4, 9)]
+    assert all(torch.equal(at[0][names.index(name)], at[1][names.index(name)]) for name in still)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_handler_around_the_step_hides_nothing_of_it(mode):
+    def run(kind):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module = images()
+        svi = svi_of(kind, module.model, module.guide, adam()(module), Trace_ELBO())
+        losses, handler = [], poutine.block()
+        for step in range(12):
+            with handler if step > 6 else nullcontext():
+                losses.append(float(svi.step(X)))
+        return losses, [value.clone() for value in module.state_dict().values()]
+
+    assert_alike(run(mode), run("pyro"))
+
+
+# What others train ----------------------------------------------------------------------------------------------------
+
+
+class Outer(nn.Module):
+    """A program whose decoder is trained by the user, every other step."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
+        self.free = torch.zeros(3, requires_grad=True)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + self.free).to_event(1), obs=x)
+
+    def guide(self, x):
+        mean = pyro.param("mean", torch.zeros(2))
+        spread = pyro.param("spread", torch.ones(2), dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean, spread).expand([len(x), 2]).to_event(1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("check_every", [1, 100])
+def test_a_network_of_ones_own_has_its_gradient_of_each_step(check_every, mode):
+    """A replayed step gave it none, and each trial of a step added one."""
+    gradients = []
+
+    def run(kind):
+        own = None
+
+        def before(step, module, svi):
+            nonlocal own
+            own = own or torch.optim.SGD([*module.decoder.parameters(), module.free], lr=0.1)
+            if step % 2:
+                gradients[-1].append([p.grad.clone() for group in own.param_groups for p in group["params"]])
+                own.step()
+                own.zero_grad(set_to_none=step % 4 == 1)
+
+        gradients.append([])
+        options = {} if kind == "pyro" else {"check_every": check_every}
+        return fit(kind, Outer, adam(0.05), before=before, **options)
+
+    found, expected = run(mode), run("pyro")
+    assert_alike(found, expected)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    assert_replayed(found[2])
+
+
+def test_a_step_that_is_not_finite_adds_to_no_gradient_of_others():
+    module = Outer()
+    pyro.clear_param_store()
+    svi = pvae.SVI(module.model, module.guide, adam()(module), Trace_ELBO(), compile="graph")
+    for _ in range(4):
+        svi.step(X)
+    module.free.grad = None
+    with pytest.raises(pvae.NonFiniteError):
+        svi.step(X * float("nan"))
+    assert module.free.grad is None
+
+
+# What is put in Pyro's store ------------------------------------------------------------------------------------------
+
+
+def guide(x):
+    mean = pyro.param("mean", torch.tensor(0.5))
+    pyro.sample("z", dist.Normal(mean, pyro.param("spread", torch.tensor(1.0), dist.constraints.positive)))
+
+
+def model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x)
+
+
+def loop(kind, change, optim=lambda: pyro.optim.Adam({"lr": 0.1})):
+    """Losses and parameters of 18 steps; `change` may give a context for a step."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    svi = svi_of(kind, model, guide, optim(), Trace_ELBO())
+    losses = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(18):
+            with change(step, svi) or nullcontext():
+                losses.append(float(svi.step(X)))
+    return losses, [value.detach().clone() for _, value in pyro.get_param_store().items()], svi
+
+
+def of(svi, name):
+    store = pyro.get_param_store()
+    return svi.optim.optim_objs[store._params[name]].param_groups[0]
+
+
+def set_with_a_gradient(step, svi):
+    if step == 8:
+        pyro.get_param_store()["mean"] = torch.tensor(0.2)
+        (3 * pyro.param("mean").square()).backward()
+
+
+def begun_with_other_arguments(step, svi):
+    if step == 6:
+        of(svi, "mean").update(betas=(0.5, 0.6))
+    if step == 8:
+        pyro.get_param_store()["mean"] = torch.tensor(0.2)
+
+
+def set_while_it_was_away(step, svi):
+    if step == 7:
+        return pyro.get_param_store().scope()
+    if step == 8:
+        of(svi, "mean")["lr"] = 0.001
+    return None
+
+
+def another_optimizer_since(step, svi):
+    if step == 5:
+        return pyro.get_param_store().scope()
+    if step == 6:
+        svi.optim = pyro.optim.RMSprop({"lr": 0.01})
+    return None
+
+
+def a_state_that_waits(step, svi):
+    if step == 3:
+        svi.optim.set_state(copy.deepcopy(svi.optim.get_state()))
+    if step == 8:
+        second = type(svi)(model, guide, svi.optim, Trace_ELBO())
+        for _ in range(3):
+            second.step(X)
+
+
+def brought_by_another(step, svi):
+    if step == 8:
+        del pyro.get_param_store()["mean"]
+        second = type(svi)(model, guide, svi.optim, Trace_ELBO())
+        for _ in range(3):
+            second.step(X)
+
+
+CHANGES = [
+    set_with_a_gradient,
+    begun_with_other_arguments,
+    set_while_it_was_away,
+    another_optimizer_since,
+    a_state_that_waits,
+    brought_by_another,
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_put_in_pyros_store_trains_as_under_pyro(change, mode):
+    found, expected = loop(mode, change), loop("pyro", change)
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    assert_replayed(found[2])
