@@ -64,8 +64,9 @@ class Step:
     """The lines that read values which later steps may have otherwise: then the head is not a number."""
     held: Copies
     """Of what programs hold, where that keeps changing."""
-    others: list[Tensor]
-    """What has a gradient and is no parameter that these programs show, as those of a network of the user's own."""
+    others: dict[Tensor, str]
+    """What has a gradient and is no parameter that these programs show, as those of a network of the user's own; and
+    its name in Pyro's store, if it is there."""
     waits: bool
     """Whether each step is looked at before the next: lines read for more than an assertion, copies are filled, or
     there are others, whose gradients add up."""
@@ -90,7 +91,7 @@ class Build:
             self.inputs = [value.contiguous() for value in self.inputs]  # as they are captured
         self._programs = (*svi._programs, *call.looked_at)
         self._having: list[Tensor] = []
-        self._others: list[Tensor] = []
+        self._others: dict[Tensor, str] = {}
         self._rows: list[tuple[dict, Any]] = []
         """Where plates say which rows of a parameter they took, for an optimizer that asks; it is not replayed."""
         self._read: list[Tensor] = []
@@ -195,8 +196,8 @@ class Build:
         _keep(before, self.svi._names)
         losses = [torch.as_tensor(loss, device=norm.device) for loss in losses]  # a number, where nothing is scored
         self._having, known = self.svi._having, set(self.svi._having)
-        held = dict.fromkeys((*self.svi._names, *self.guards.leaves(), *before.values()))
-        self._others = [p for p in held if p.grad is not None and p not in known]
+        held = dict.fromkeys((*self.svi._names, *self.guards.leaves()), "") | {p: name for name, p in before.items()}
+        self._others = {p: name for p, name in held.items() if p.grad is not None and p not in known}
         taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
         self._rows = [(rows, dim) for rows in taken for dim in rows]
         made = head(losses, norm if self.normed or not losses else losses[0])

@@ -24,7 +24,7 @@ from .graph import Graph
 from .graphs import Graphs
 from .loss import Loss, numbers, told
 from .observed import Observed
-from .parameters import Snapshot
+from .parameters import Snapshot, drop_new, stored
 from .pending import Pending
 from .trained import Trained
 
@@ -356,8 +356,10 @@ class SVI(Trained):
         """From here on hold what is observed against the supports: where nobody else does, and the data are new."""
         self._observed.looks = needed and call.prepare is None
         if self._observed.looks and self._observed.names is None and self.steps > 0:
+            before = stored()
             with self._undone():
                 self._observed.learn(self.model, self.guide, *call.again())
+            drop_new(before)  # the step itself is to draw for them
 
     def _expected(self, graph: Graph, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -52,6 +53,10 @@ class Graph(Step):
         """What of a call this was not built for; empty if all is well."""
         if call.elsewhere(self.call):
             return "a handler, or the autocast, around the step"
+        now = pyro.get_param_store()._params
+        for other, name in self.others.items():
+            if name and now.get(name) is not other:
+                return f"parameter '{name}' of Pyro's store"
         if all(call.tensors[i] is self.call.tensors[i] for i in self.read):
             return ""
         return "an argument whose values are read in Python"
