@@ -105,15 +105,16 @@ class Outer(nn.Module):
         super().__init__()
         self.decoder = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
         self.free = torch.zeros(3, requires_grad=True)
+        self.start = torch.zeros(2)
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(self.start, 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + self.free).to_event(1), obs=x)
 
     def guide(self, x):
-        mean = pyro.param("mean", torch.zeros(2))
-        spread = pyro.param("spread", torch.ones(2), dist.constraints.positive)
+        mean = pyro.param("mean", self.start.clone())
+        spread = pyro.param("spread", torch.ones_like(self.start), dist.constraints.positive)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(mean, spread).expand([len(x), 2]).to_event(1))
 
@@ -155,6 +156,30 @@ def test_a_step_that_is_not_finite_adds_to_no_gradient_of_others():
     with pytest.raises(pvae.NonFiniteError):
         svi.step(X * float("nan"))
     assert module.free.grad is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("taken", ["step", "run"])
+def test_on_a_device_each_step_of_a_block_gives_its_gradient(taken, cuda):
+    def run(mode):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module, x = Outer().cuda(), X.cuda()
+        module.free = module.free.detach().cuda().requires_grad_()
+        module.start = torch.zeros(2, device="cuda")
+        svi = pvae.SVI(module.model, module.guide, adam(0.05)(module), Trace_ELBO(), compile=mode)
+        own = torch.optim.SGD([*module.decoder.parameters(), module.free], lr=0.1)
+        steps = svi.run(torch.arange(4, device="cuda").expand(40, 4), x) if taken == "run" else None
+        losses = []
+        for _ in range(30):
+            losses += [float(svi.step(x))] if steps is None else next(steps).tolist()
+            own.step()
+            own.zero_grad()
+        return losses[:30], [value.cpu() for value in module.state_dict().values()], svi
+
+    found = run("graph")
+    assert_alike(found, run("off"))
+    assert_replayed(found[2])
 
 
 # What is put in Pyro's store ------------------------------------------------------------------------------------------
