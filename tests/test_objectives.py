@@ -423,6 +423,15 @@ def test_programs_without_a_bound_are_refused(model, guide, message):
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("scale", [0.5, torch.tensor(1.0)])
+def test_one_bound_of_all_data_has_no_scale_but_that_of_subsampling(scale):
+    message = "its log-probability is scaled by"
+    with pytest.raises(pvae.InputError, match=message):
+        pvae.IWAE(2, plate=None).loss(poutine.scale(simple_model, scale), simple_guide, torch.randn(5))
+    with pytest.raises(pvae.InputError, match=message):
+        pvae.log_weights(simple_model, poutine.scale(simple_guide, scale), torch.randn(5), plate=None)
+
+
 def joined_model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
