@@ -337,7 +337,9 @@ def drawn(svi, module, args):
 @event
 def stored(svi, module, args):
     store = pyro.get_param_store()
-    store.set_state(copy.deepcopy(store.get_state()))
+    state = store.get_state()
+    copies = {name: value.detach().clone().requires_grad_() for name, value in state["params"].items()}
+    store.set_state({**state, "params": copies})
 
 
 def _first_of_store():
