@@ -196,8 +196,8 @@ class Build:
         _keep(before, self.svi._names)
         losses = [torch.as_tensor(loss, device=norm.device) for loss in losses]  # a number, where nothing is scored
         self._having, known = self.svi._having, set(self.svi._having)
-        held = dict.fromkeys((*self.svi._names, *self.guards.leaves()), "") | {p: name for name, p in before.items()}
-        self._others = {p: name for p, name in held.items() if p.grad is not None and p not in known}
+        every = dict.fromkeys((*self.svi._names, *self.guards.leaves()), "") | {p: name for name, p in before.items()}
+        self._others = {p: name for p, name in every.items() if p.grad is not None and p not in known}
         taken = [] if optimizers.replayable(self.svi.optimizer) else [vars(p).get(SUBSAMPLE, {}) for p in self._having]
         self._rows = [(rows, dim) for rows in taken for dim in rows]
         made = head(losses, norm if self.normed or not losses else losses[0])

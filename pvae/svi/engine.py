@@ -77,6 +77,7 @@ class SVI(Trained):
     a function that it reaches has changed, the step is traced anew; now and then a step is taken eagerly too, and
     compared. What Python decides by values that a step computes is looked at in each replay, and where it would decide
     otherwise that step is taken eagerly. A program that cannot be traced runs eagerly, with one warning.
+    A step trains the parameters that its programs show, as Pyro's does: what `poutine.block` hides stays as it is.
     `notebooks/any-pyro-program.md` says what is looked at, what is not, and what is refused. Several threads take their
     steps one after another.
     `copy.deepcopy` and `pickle` take the programs along, and what the steps have changed; graphs are built anew.

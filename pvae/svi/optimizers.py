@@ -148,12 +148,8 @@ def begin(optimizer: Optimizer) -> None:
 @contextmanager
 def only(optimizer: Optimizer, parameters: Collection[Tensor]) -> Iterator[None]:
     """Within it none of its other parameters has a gradient: those, as of another `SVI`, stay as they are."""
-    having = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if len(having) == len(parameters):
-        yield
-        return
-    chosen = set(parameters)
-    others = [(p, p.grad) for p in having if p not in chosen]
+    chosen, every = set(parameters), (p for group in optimizer.param_groups for p in group["params"])
+    others = [(p, p.grad) for p in every if p.grad is not None and p not in chosen]
     for parameter, _ in others:
         parameter.grad = None
     try:

@@ -110,6 +110,8 @@ class Parameters(Messenger):
             self._add(parameter, name)
         elif before is not parameter:  # as after `pyro.clear_param_store`
             self._known = self._known - {before} | {parameter}
+            self._ever.discard(before)
+            self.keys.pop(before, None)
             if before in self.new:
                 self.new = {parameter if p is before else p: name for p, name in self.new.items()}
             else:
