@@ -229,16 +229,22 @@ class SVI(Trained):
                 self._begin_anew()
             if shares.WISHES:
                 self._settle()
-        graded = set() if _without_gradient(self._names) else {p for p in self._names if p.grad is not None}
+        graded = self._graded()  # to be added to, as in Pyro: eagerly
         try:
-            # gradients that are there are added to, as in Pyro: eagerly
             graph = self._graphs.find(block[0], len(block)) if graded.isdisjoint(self._having) else None
+            graded = self._graded()  # parameters may have turned up
             return self._advance_by(graph if graph and graded.issubset(graph.others) else None, block)
         except BaseException:  # as an interrupt: what it leaves is not to be added to
             for parameter in self._names:
                 if parameter not in graded:
                     parameter.grad = None
             raise
+
+    def _graded(self) -> set[Tensor]:
+        """The parameters that have a gradient."""
+        if all(map(is_, map(_GRADIENT, self._names), repeat(None))):
+            return set()
+        return {parameter for parameter in self._names if parameter.grad is not None}
 
     def _advance_by(self, graph: Graph | None, block: list[Call]) -> Any:
         if graph is None:
@@ -337,7 +343,7 @@ class SVI(Trained):
             self._replace()
         if self._used.new or (self.optimizer is None and isinstance(self.optim, torch.optim.Optimizer)):
             self._take(self._used.taken())
-        if not torch.is_grad_enabled() and _without_gradient(self._names):
+        if not (torch.is_grad_enabled() or self._graded()):
             raise InputError(WITHOUT)
         self._having = self._used.trained(self._names, hidden=not isinstance(self.optim, torch.optim.Optimizer))
         if not self._having:
@@ -394,7 +400,3 @@ class SVI(Trained):
 
     def _every(self) -> int:
         return self.check_every or CHECK_EVERY.get(self._device.type, 1)
-
-
-def _without_gradient(parameters: Iterable[Tensor]) -> bool:
-    return all(map(is_, map(_GRADIENT, parameters), repeat(None)))

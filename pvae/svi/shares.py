@@ -193,14 +193,14 @@ def schedules(optim: Any) -> bool:
 def over(optim: Any, optimizer: Optimizer | None, new: dict[Tensor, str]) -> tuple[Optimizer, dict[Tensor, str]]:
     """The one optimizer, which has these parameters too now, and those of them that were added to it.
 
-    The first that there is may be another `SVI`'s, made of the same `PyroOptim` over some of them.
+    All that have the same `PyroOptim` have the same: another `SVI` may have made it, and brought some of them.
     """
-    added = new
     if optimizer is None:
-        optimizer = next((share.whole for p in new if (share := _known(optim, p))), None)
-        if optimizer is None:
-            return checked(build(optim, new)), {}
-        added = untrained(optimizer, new)
+        known = (_known(optim, p) for p in getattr(optim, "optim_objs", ()))
+        optimizer = next((share.whole for share in known if share), None)
+    if optimizer is None:
+        return checked(build(optim, new)), {}
+    added = untrained(optimizer, new)
     if added and isinstance(optim, PyroOptim):
         for group in groups(optim, added):
             optimizer.add_param_group(group)
