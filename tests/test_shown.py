@@ -3,6 +3,7 @@
 import copy
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -56,6 +57,29 @@ def test_two_that_take_turns_train_what_each_shows(optims, make, loss, mode):
     """One optimizer of both took its step on all that had a gradient, and a VAE's parts were not hidden at all."""
     found = in_turns(mode, make, loss, optims)
     assert_alike(found, in_turns("pyro", make, loss, optims))
+    assert_replayed(found[2])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_phases_of_one_optimizer_share_its_state_whatever_each_brings(mode):
+    """The first two have no parameter in common; one that is frozen at first is brought by the last."""
+
+    def run(kind):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module, optim = images(), pyro.optim.Adam({"lr": 0.02})
+        pairs = (hidden(module.model), module.guide), (module.model, hidden(module.guide)), (module.model, module.guide)
+        phases = [svi_of(kind, *pair, optim, Trace_ELBO()) for pair in pairs]
+        losses = []
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*not registered in the param store because requires_grad=False")
+            for step in range(24):
+                module.decoder[2].requires_grad_(step != 1)
+                losses.append(float(phases[step % 3].step(X)))
+        return losses, [value.clone() for value in module.state_dict().values()], phases[2]
+
+    found = run(mode)
+    assert_alike(found, run("pyro"))
     assert_replayed(found[2])
 
 
@@ -180,6 +204,118 @@ def test_on_a_device_each_step_of_a_block_gives_its_gradient(taken, cuda):
     found = run("graph")
     assert_alike(found, run("off"))
     assert_replayed(found[2])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("clip_norm", [None, 1e6])
+def test_on_a_device_a_block_ends_where_others_begin_to_have_a_gradient(clip_norm, cuda):
+    def run(mode):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module, x = Outer().cuda(), X.cuda()
+        module.free, module.start = torch.zeros(3, device="cuda"), torch.zeros(2, device="cuda")
+        module.decoder.requires_grad_(False)
+        svi = pvae.SVI(module.model, module.guide, adam(0.05)(module), Trace_ELBO(), compile=mode, clip_norm=clip_norm)
+        given = None
+        for number, losses in enumerate(svi.run(torch.arange(4, device="cuda").expand(45, 4), x)):
+            if number == since if mode == "off" else len(losses) == 10 and given is None:
+                given = module.decoder.requires_grad_(True)[0].bias
+                taken.append(svi.steps)
+        return given.grad.cpu()
+
+    taken, since = [], None
+    found = run("graph")
+    since = taken[0] - 1
+    torch.testing.assert_close(found, run("off"), rtol=1e-4, atol=1e-4)
+
+
+def in_tuple(weight):
+    held = (weight,)
+    return lambda: held[0]
+
+
+def in_partial(weight):
+    return partial(lambda weight: weight, weight)
+
+
+def in_default(weight):
+    def read(weight=weight):
+        return weight
+
+    return read
+
+
+def thawed(weight):
+    return lambda: weight
+
+
+@pytest.mark.parametrize("held", [in_tuple, in_partial, in_default, thawed])
+def test_a_tensor_of_ones_own_has_its_gradient_wherever_it_lies(held):
+    def run(kind):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        weight = torch.zeros(3, requires_grad=held is not thawed)
+        read = held(weight)
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z * read(), 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(pyro.param("mean", torch.ones(3)), 1.0).expand([len(x), 3]).to_event(1))
+
+        svi = svi_of(kind, model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = []
+        for step in range(14):
+            losses.append(float(svi.step(X)))
+            if step == 6:
+                weight.requires_grad_()
+        return losses, [weight.grad], svi
+
+    found = run("graph")
+    assert_alike(found, run("pyro"))
+    assert_replayed(found[2])
+
+
+def test_networks_and_functions_given_to_a_step_have_its_gradient_alone():
+    def model(x, network, shift):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(network(z) + shift(), 1.0).to_event(1), obs=x)
+
+    def guide(x, network, shift):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.ones(2)), 1.0).expand([len(x), 2]).to_event(1))
+
+    def run(kind):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        network, weight = nn.Linear(2, 3), torch.zeros(3, requires_grad=True)
+        shift = in_default(weight)
+        svi = svi_of(kind, model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [float(svi.step(X, network, shift)) for _ in range(14)]
+        return losses, [network.weight.grad, weight.grad]
+
+    assert_alike(run("graph"), run("pyro"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_model_changes_of_a_network_of_ones_own_is_changed_once_a_step(mode):
+    def run(kind):
+        def before(step, module, svi):
+            module.decoder[0].register_forward_pre_hook(follow) if step == 0 else None
+
+        def follow(layer, given):
+            with torch.no_grad():
+                layer.bias.mul_(0.9).add_(0.1)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where it is not replayed
+            return fit(kind, Outer, adam(0.05), before=before)
+
+    assert_alike(run(mode), run("pyro"))
 
 
 # What is put in Pyro's store ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hooks
-from .members import CONSTANTS, CONTAINERS
+from .members import CONSTANTS, CONTAINERS, said
 from .names import library, named
 from .notes import Notes
 
@@ -74,16 +74,26 @@ class Guards(Notes):
                     self._note(f"'{key}' of the optimizer", group, key, value)
         self._look("clipping", clips, set(), 0)
 
+    def add_parameter(self, name: str, parameter: Tensor) -> None:
+        """Note whether it is trained, and its hooks."""
+        deque(self._parameter(name, parameter), 0)
+
     # How programs reach it.
 
     def _look(self, name: str, value: Any, known: set[int], depth: int) -> None:
-        if id(value) in known or depth > DEPTH or isinstance(value, (*NOTED, types.ModuleType, Enum)):
+        if id(value) in known or depth > DEPTH or isinstance(value, (*CONSTANTS, types.ModuleType, Enum)):
             return
         known.add(id(value))
         for child, found in self._children(name, value):
             self._look(child, found, known, depth + 1)
 
     def _children(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, Tensor):
+            self._note_place(said(name, value), value)  # also where no entry is of it, as in a tuple or a partial
+            if value.requires_grad and value.is_leaf:
+                return self._parameter(name, value)
+            self._note_trained(name, value)
+            return ()
         if isinstance(value, functools.partial):
             return [(name, value.func), *value.keywords.items(), *((name, a) for a in value.args)]
         if inspect.ismethod(value):
@@ -193,8 +203,7 @@ class Guards(Notes):
             yield type(child).__name__, type(child)
 
     def _parameter(self, name: str, parameter: Tensor) -> Iterator[tuple[str, Any]]:
-        for noted, value in zip(self._parameters, (name, parameter, parameter.requires_grad), strict=True):
-            noted.append(value)
+        self._note_trained(name, parameter)
         for key in hooks.TENSOR:
             self._note(f"the hooks of parameter {name}", parameter, key, getattr(parameter, key))
         yield from self._hooks(f"parameter {name}", hooks.of_tensor(parameter))

@@ -38,8 +38,9 @@ class Notes:
         self._arrays: list[tuple[str, np.ndarray, bytes]] = []
         self._places: tuple[list[str], list[Tensor], list[int]] = ([], [], [])
         """Tensors, and where their memory is."""
+        self._placed: set[int] = set()
         self._parameters: tuple[list[str], list[Tensor], list[bool]] = ([], [], [])
-        """Parameters, and whether they are trained."""
+        """Parameters and loose tensors, and whether they are trained."""
         self._read: list[tuple[Tensor, int, Tensor | None]] = []
         """Tensors whose values Python has read: how often they were changed, and if they are small, the values."""
 
@@ -168,9 +169,14 @@ class Notes:
             self._note_place(said(name, value), value)
 
     def _note_place(self, name: str, tensor: Tensor) -> None:
-        if tensor.layout is torch.strided and tensor.device.type != "meta":
+        if tensor.layout is torch.strided and tensor.device.type != "meta" and id(tensor) not in self._placed:
+            self._placed.add(id(tensor))
             for noted, value in zip(self._places, (name, tensor, _PLACE(tensor)), strict=True):
                 noted.append(value)
+
+    def _note_trained(self, name: str, tensor: Tensor) -> None:
+        for noted, value in zip(self._parameters, (name, tensor, tensor.requires_grad), strict=True):
+            noted.append(value)
 
     def _note_length(self, name: str, holder: Any) -> None:
         self._contents.append((name, holder, holder.copy()))
@@ -195,6 +201,10 @@ class Notes:
     def tensors(self) -> list[Tensor]:
         """All that programs hold."""
         return self._places[1]
+
+    def parameters(self) -> list[Tensor]:
+        """Those of modules, and what else has a gradient of its own."""
+        return [tensor for tensor in self._parameters[1] if tensor.requires_grad or isinstance(tensor, nn.Parameter)]
 
     def leaves(self) -> list[Tensor]:
         """Those of them, and of the modules' parameters, that a gradient may be added to."""

@@ -40,6 +40,8 @@ SUBSAMPLE = "_pyro_subsample"
 """The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
 SET = "the tensor {} is set before each step, and changed in place within it: pass it to the step, and return it"
 
+HOOK = "what is no parameter of the step has a hook of register_post_accumulate_grad_hook, for a gradient that adds up"
+
 
 class Unsettled(Exception):
     """Something in Python has changed within a step: a program may set itself up, where it is first run so."""
@@ -136,6 +138,10 @@ class Build:
             traced, read = self._traced()
             if changed := self.held.changed():
                 raise Untraceable(SET.format(changed))
+            for other, name in self._others.items():
+                if other._post_accumulate_grad_hooks:
+                    raise Untraceable(HOOK)
+                self.guards.add_parameter(name, other)
             forward, kind, why = self._compiled(traced)
             update, replayable = self._updating(forward, kind)
         guards, places = self.guards, list(self._supposed.places)

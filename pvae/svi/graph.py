@@ -141,5 +141,7 @@ class Graph(Step):
         for other, gradient in zip(self.others, gradients[len(gradients) - len(self.others) :], strict=True):
             if other.grad is None:
                 other.grad = gradient.clone()
+            elif other.grad.is_sparse and not gradient.is_sparse:
+                other.grad = gradient + other.grad
             else:
                 other.grad.add_(gradient)

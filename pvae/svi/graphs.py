@@ -143,7 +143,11 @@ class Graphs:
         if len(calls) < BLOCK or any(call.key != calls[0].key for call in calls):
             return 1
         graph = self._graphs.get(calls[0].key)
-        return 1 if graph is None or graph.next_is_due or graph.others else BLOCK
+        return 1 if graph is None or self._alone(graph) else BLOCK
+
+    def _alone(self, graph: Graph) -> bool:
+        """Whether the next step is to be taken by itself: it is compared, or gradients are passed on."""
+        return graph.next_is_due or bool(graph.others)
 
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
@@ -183,7 +187,9 @@ class Graphs:
         wanted = svi.compile if compiled else "graph"
         if graph is None or graph.wanted != wanted:
             graph = self._build(call, wanted, () if last is None else call.steady(last))
-        return graph if graph is None or graph.held.fit() else None
+        if graph is None or (steps > 1 and self._alone(graph)):  # which is new, though there was one for them all
+            return None
+        return graph if graph.held.fit() else None
 
     def _still_right(self, call: Call) -> Graph | None:
         """The graph that there is, if all is as it was for that; where this keeps changing, give up."""

@@ -120,6 +120,7 @@ class Parameters(Messenger):
     def leave(self) -> None:
         """Note what Pyro's store has: a step may put parameters there itself, as a running mean."""
         self._left = stored()
+        self.stored = {name: parameter for name, parameter in self.stored.items() if name in self._left}
 
     def away(self) -> bool:
         """Whether others than steps have put parameters there."""
@@ -183,9 +184,9 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def _copy(to: list[Tensor], tensors: list[Tensor]) -> None:
-    """In one launch for all of a dtype."""
-    for dtype in {tensor.dtype for tensor in tensors}:
-        chosen = [(a, b) for a, b in zip(to, tensors, strict=True) if b.dtype == dtype]
+    """In one launch for all of a device and dtype."""
+    for kind in {(tensor.device, tensor.dtype) for tensor in tensors}:
+        chosen = [(a, b) for a, b in zip(to, tensors, strict=True) if (b.device, b.dtype) == kind]
         torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
 
 

@@ -96,8 +96,8 @@ class Trained(pyro.infer.SVI):
 
         But for that where parameters have turned up: programs have set themselves up, and buffers alone are put back.
         """
-        before, held = self._snapshot(self._changing()), Guards((*self._programs, *objects), {})
-        known = len(self._names)
+        known, held = len(self._names), Guards((*self._programs, *objects), {})
+        before = self._snapshot(list(dict.fromkeys((*self._changing(), *held.parameters()))))
         gradients = [(p, p.grad) for p in dict.fromkeys((*self._names, *held.leaves(), *before.stored.values()))]
         for parameter, _ in gradients:
             parameter.grad = None
@@ -276,7 +276,7 @@ class Trained(pyro.infer.SVI):
         if shares.settle(self.optimizer):
             self._rates = rates.prepare(self.optimizer)
             self._graphs.forget()
-        rates.hold(self.optimizer, self._rates)
+        self._rates = rates.at_step(self.optimizer, self._rates, None, self.steps)
 
     def _begin_anew(self) -> None:
         """With another optimizer, and the parameters as they are."""
