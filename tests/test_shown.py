@@ -81,6 +81,24 @@ def test_phases_of_one_optimizer_share_its_state_whatever_each_brings(mode):
     assert_alike(run(mode), run("pyro"))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_schedule_of_two_counts_for_what_the_second_brings_too(mode):
+    def run(kind):
+        pyro.clear_param_store()
+        torch.manual_seed(3)
+        module, adam = images(), {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.9}
+        optim, losses = pyro.optim.ExponentialLR(adam), []
+        first = svi_of(kind, hidden(module.model), module.guide, optim, Trace_ELBO())
+        second = svi_of(kind, module.model, hidden(module.guide), optim, Trace_ELBO())
+        for svi in (first, second, first):
+            for _ in range(5):
+                losses.append(float(svi.step(X)))
+                optim.step()
+        return losses, [value.clone() for value in module.state_dict().values()]
+
+    assert_alike(run(mode), run("pyro"))
+
+
 def swapped(step, module, svi):
     if step == 4:
         svi.model = hidden(module.model)
