@@ -22,7 +22,7 @@ from .notes import Notes
 NOTED = (*CONSTANTS, Tensor)
 DEPTH = 6
 MANY = 1000
-"""So many numbers in a list or an array are data, and are not looked at again."""
+"""So many numbers or tensors in a list, or numbers in an array, are data, and are not looked at again."""
 
 
 class Guards(Notes):
@@ -122,12 +122,10 @@ class Guards(Notes):
     def _items(self, name: str, values: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(values, tuple):
             self._note_length(name, values)
-        if isinstance(values, tuple | set):
-            yield from ((name, value) for value in values)
-            return
         pairs = list(values.items() if isinstance(values, dict) else enumerate(values))
-        yield from ((name, value) for _, value in pairs)
-        if len(pairs) < MANY:
+        few = len(pairs) < MANY
+        yield from ((name, value) for _, value in pairs if few or not isinstance(value, Tensor))
+        if few and not isinstance(values, tuple | set):
             for key, value in pairs:
                 self._note(f"{name}[{key!r}]", values, key, value)
 
