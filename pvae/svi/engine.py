@@ -78,8 +78,7 @@ class SVI(Trained):
     compared. What Python decides by values that a step computes is looked at in each replay, and where it would decide
     otherwise that step is taken eagerly. A program that cannot be traced runs eagerly, with one warning.
     A step trains the parameters that its programs show, as Pyro's does: what `poutine.block` hides stays as it is.
-    `notebooks/any-pyro-program.md` says what is looked at, what is not, and what is refused. Several threads take their
-    steps one after another.
+    `notebooks/any-pyro-program.md` says what is looked at, what is not, and what is refused. Threads take turns.
     `copy.deepcopy` and `pickle` take the programs along, and what the steps have changed; graphs are built anew.
 
     >>> import pyro
@@ -242,9 +241,8 @@ class SVI(Trained):
 
     def _graded(self) -> set[Tensor]:
         """The parameters that have a gradient."""
-        if all(map(is_, map(_GRADIENT, self._names), repeat(None))):
-            return set()
-        return {parameter for parameter in self._names if parameter.grad is not None}
+        none = all(map(is_, map(_GRADIENT, self._names), repeat(None)))
+        return set() if none else {p for p in self._names if p.grad is not None}
 
     def _advance_by(self, graph: Graph | None, block: list[Call]) -> Any:
         if graph is None:
