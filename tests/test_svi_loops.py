@@ -317,22 +317,23 @@ def test_a_state_is_as_it_was_after_it_was_gone_on_from():
     assert go_on() == go_on()
 
 
+def guide_of_store(x):
+    mean = pyro.param("mean", torch.tensor(0.5))
+    pyro.sample("z", dist.Normal(mean, pyro.param("spread", torch.tensor(1.0), dist.constraints.positive)))
+
+
+def model_of_one(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x)
+
+
 @pytest.mark.parametrize("mode", ["off", "graph"])
 def test_within_another_scope_of_pyros_store_moments_are_kept(mode):
     def run(kind):
         torch.manual_seed(0)
         pyro.clear_param_store()
-
-        def guide(x):
-            mean = pyro.param("mean", torch.tensor(0.5))
-            pyro.sample("z", dist.Normal(mean, pyro.param("spread", torch.tensor(1.0), dist.constraints.positive)))
-
-        def model(x):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x)
-
-        programs = (model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        programs = (model_of_one, guide_of_store, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
         svi = pyro.infer.SVI(*programs) if kind == "pyro" else pvae.SVI(*programs, compile=kind)
         losses = [svi.step(X) for _ in range(6)]
         with pyro.get_param_store().scope():

@@ -28,7 +28,7 @@ class Parameters(Messenger):
         self._used: dict[Any, None] = {}
         """Those that the last step's programs named, and modules."""
         self._ever: set[Any] = set()
-        """Those that a step's have."""
+        """Those that any step's have."""
         self._seen: set[str] = set()
         """Names of Pyro's store that they have asked for: what they then put there themselves is seen the next time."""
         self.had: set[Tensor] = set()
