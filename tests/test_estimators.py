@@ -617,6 +617,26 @@ def test_a_mask_and_an_inner_plate(gradient):
     assert of_all != 0
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_prior_that_is_masked_out_has_no_gradient(gradient):
+    """It is a flat one, whatever its parameters: the guide is not masked."""
+    x, log_scale = torch.randn(5), torch.zeros((), requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", 5):
+            with poutine.mask(mask=torch.tensor(False)):
+                z = pyro.sample("z", dist.Normal(0.0, log_scale.exp()))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 5):
+            pyro.sample("z", dist.Normal(0.3 * x, 0.8))
+
+    loss = IWAE(3, gradient=gradient).differentiable_loss(model, guide, x)
+    found = torch.autograd.grad(loss, log_scale, allow_unused=True)[0] if loss.requires_grad else None
+    assert found is None or found == 0
+
+
 # Annealing ------------------------------------------------------------------------------------------------------------
 
 

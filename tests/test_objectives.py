@@ -238,6 +238,29 @@ def test_a_closed_kl_counts_where_the_mask_is():
     torch.testing.assert_close(found, (dist.Normal(z, 1.0).log_prob(x) - kl) * mask)
 
 
+@pytest.mark.parametrize("left_out", [False, torch.tensor(False), torch.tensor([True, False, False])])
+@pytest.mark.filterwarnings("ignore:site 'z'")  # of the mask that is one for each datum
+def test_a_prior_that_is_left_out_alone_is_flat_under_a_closed_kl_too(left_out):
+    x, mean = torch.randn(3), torch.zeros(3, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", 3):
+            with poutine.mask(mask=left_out):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(mean, 0.5))
+
+    def bound_and_gradient(closed):
+        torch.manual_seed(3)
+        found = pvae.ELBO(analytic_kl=closed).bounds(model, guide, x)
+        return found, *torch.autograd.grad(found.sum(), mean)
+
+    torch.testing.assert_close(bound_and_gradient(True), bound_and_gradient(False))
+
+
 def test_a_subsampled_plate_gives_unscaled_weights_and_a_scaled_loss():
     data = torch.randn(10)
 

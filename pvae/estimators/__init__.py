@@ -10,8 +10,8 @@ it is. A parameter that is in both programs gets both parts. Of latents that are
 what makes them, and its Jacobian, go with the model. Nothing here waits for the device.
 
 `gradient` is what all share, `path` and `score` are the estimators; made of `surrogates`, of programs run twice in a
-step (`reruns`), what the `others` among the draws give, particles in parts (`chunks`), and the `intervals` that draws
-lie in.
+step (`reruns`), what the `others` among the draws give, particles in parts (`chunks`), the `intervals` that draws lie
+in, and draws that a mask leaves `unscored`.
 """
 
 from .gradient import Gradient, check

@@ -291,16 +291,20 @@ def _hooked(draw: Tensor, factors: dict[str, Tensor], name: str) -> Tensor:
 def transported(site: Site) -> Tensor:
     """A site's value as a reparameterized draw of its distribution: it has the parameters' gradient at fixed noise.
 
+    But where the site is masked: there its density, which this is to stand for, has none.
+
     Raises:
         InputError: a distribution that is neither of location and scale nor a flow of one.
     """
+    counted = programs.counted(site)
     try:
-        return _transported(site["fn"], site["value"])
+        moved = _transported(site["fn"], site["value"])
     except NotImplementedError as error:
         raise InputError(
             f"site '{site['name']}': found a prior {type(site['fn']).__name__}, expected one of location and scale, or"
             " a flow with an inverse, for gradient gdreg: use dreg, which is unbiased for any prior"
         ) from error
+    return moved if counted is None else moved.where(counted, site["value"].detach())
 
 
 def _transported(fn: Any, value: Tensor) -> Tensor:

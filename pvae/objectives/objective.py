@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import bounds, estimators, programs
 from ..base import Member, lookup, path_of
 from ..errors import InputError, whole_number
-from ..estimators import Gradient, chunks, intervals, others, surrogates
+from ..estimators import Gradient, chunks, intervals, others, surrogates, unscored
 from ..estimators.surrogates import Step
 from ..noise import forked
 from ..programs import Drawn, Program, Site, Traces
@@ -48,7 +48,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     Raises:
         InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
             `pvae.programs.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
-            first step with a gradient, supports for which that would be wrong (see `pvae.estimators.intervals.check`).
+            first step with a gradient, supports and masks for which that would be wrong (see
+            `pvae.estimators.intervals.check`, `pvae.estimators.unscored.check`).
 
     The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
@@ -59,10 +60,10 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     Programs may be random, and keep state, beside their sites: dropout, running statistics in training mode. A step may
     run them several times: a guide of several sites again with the gradients stl, dreg and gdreg, and with reparam
     under PIWAE and Chi; the model's prior with gdreg; both for each part of the particles, twice. All runs on the same
-    particles draw the same of torch's random numbers, and what programs change in place is changed by the first run
-    alone. Of other random numbers, and of attributes that Python sets, nothing of the kind is known. The first call
-    runs both programs once more, to see how they are nested, unless `max_plate_nesting` is given. An evaluation runs
-    programs many times, and in training mode each run moves their state: call `eval()` first.
+    particles draw the same of torch's random numbers (each part has its own dropout), and what programs change in place
+    is changed by the first run alone. Of other random numbers, and of attributes that Python sets, nothing of the kind
+    is known. The first call runs both programs once more, to see how they are nested, unless `max_plate_nesting` is
+    given. An evaluation runs programs many times, and in training mode each run moves their state: call `eval()` first.
 
     A new bound is one method:
 
@@ -275,7 +276,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             return self.gradient.estimate(self, step)
 
     def _look_at_sites(self, validates: bool, looked: Callable[[], Any], step: Step, traces: Traces) -> None:
-        """Refuse plates, factors and supports that the gradient is wrong for, at the first step with a gradient."""
+        """Refuse what the gradient is wrong for, plates, factors, supports and masks, at the first step with one."""
         _check(programs.look_at(traces), self)
         if not torch.is_grad_enabled():
             return
@@ -290,6 +291,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         if self.apart and programs.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
             _check_made(apart(), by)
         intervals.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
+        if self.gradient.scores:
+            unscored.check(step, traces, by)
         looked()
 
     def _look(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .collect import sites_of, unvalidated
-from .plates import is_auxiliary
+from .plates import Site, is_auxiliary
 from .weights import Traces, log_prob, total
 
 
@@ -48,14 +48,22 @@ def closed(traces: Traces) -> dict[str, Tensor]:
     """KL(q || p) in closed form, in its batch shape, of each latent site for which that is right and known.
 
     Right it is where the guide, too, draws every latent before the site that the model does. Any other may come from
-    this site's draw, and p depend on it: then no average over the site alone is the term.
+    this site's draw, and p depend on it: then no average over the site alone is the term. And where both programs mask
+    the site, or neither: a prior that is left out alone is a flat one.
     """
     order = [name for name, _ in sites_of(traces.model)]
     found, drawn = {}, set()
     for name, site in sites_of(traces.guide):
-        if not site.get("made") and drawn.issuperset(order[: order.index(name)]):
+        prior = traces.model[name]
+        if not site.get("made") and _alike(site, prior) and drawn.issuperset(order[: order.index(name)]):
             with unvalidated(), suppress(NotImplementedError):
-                value = kl_divergence(site["fn"], traces.model[name]["fn"])
+                value = kl_divergence(site["fn"], prior["fn"])
                 found[name] = value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
         drawn.add(name)
     return found
+
+
+def _alike(*sites: Site) -> bool:
+    """Whether these are masked alike; what masks are in tensors is not looked at."""
+    masks = [True if site["mask"] is None else site["mask"] for site in sites]
+    return masks[0] is masks[1] or all(isinstance(mask, Tensor) for mask in masks)
