@@ -1,5 +1,7 @@
 """Draws that a mask leaves out of log q are refused where log-weights depend on them: the gradient would be wrong."""
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -102,6 +104,17 @@ def test_a_random_program_is_run_again_with_the_same_noise():
         guide(x + network(x.unsqueeze(-1)).squeeze(-1), masks, later)
 
     assert loss("dreg", MASK, MASK, model, random_guide, plate=None).isfinite()
+
+
+def test_a_program_that_is_never_the_same_is_taken():
+    """Of random numbers that are not torch's nothing is known."""
+    noise = itertools.count()
+
+    def model(x, masks, later):
+        chain(x, masks, later)
+        pyro.factor("noise", torch.tensor(float(next(noise))))
+
+    assert loss("dreg", MASK, True, model, plate=None).isfinite()
 
 
 def test_nothing_is_drawn_of_what_others_draw():

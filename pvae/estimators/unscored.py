@@ -46,23 +46,28 @@ def check(step: Step, traces: Traces, by: str) -> None:
 
 
 def _matter(step: Step, masked: dict[str, Tensor], names: Collection[str]) -> bool:
-    """Whether the log-weights are others with other draws where these sites are masked."""
+    """Whether the log-weights are others with other draws where these sites are masked, and the same with the same."""
     step, guide, model = replace(step, look=None), Reruns(), Reruns()
+
+    def same(draws: Draws, others: dict[str, Site], log_w: Tensor) -> bool:
+        def change(site: Site) -> Tensor:
+            value, name = site["value"], site["name"]
+            return value.where(masked[name], others[name]["value"]) if name in names else value
+
+        found = programs.split(draws.score(draws.redraw(change))).log_w
+        return bool(torch.isclose(found, log_w, rtol=1e-4, atol=1e-4, equal_nan=True).all())
+
     with forked(), torch.no_grad():
         with guide.first():
             drawn = step.draw()
         with model.first():
             log_w = programs.split(step.score(drawn)).log_w
         draws = Draws(step, drawn, guide, model)
+        if not same(draws, drawn.sites, log_w):
+            return False  # a program that is never the same tells nothing
         for _ in range(TRIES):
             with guide.again():
                 others = step.draw().sites
-
-            def change(site: Site, others: dict[str, Site] = others) -> Tensor:
-                value, name = site["value"], site["name"]
-                return value.where(masked[name], others[name]["value"]) if name in names else value
-
-            found = programs.split(draws.score(draws.redraw(change))).log_w
-            if not torch.isclose(found, log_w, rtol=1e-4, atol=1e-4, equal_nan=True).all():
+            if not same(draws, others, log_w):
                 return True
     return False
