@@ -191,7 +191,7 @@ def test_a_masked_site_counts_where_the_mask_is():
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("user", ["elbo", "log_weights", "evaluate"])
-def test_a_guide_that_keeps_what_the_model_masks_is_told_of(user, inside):
+def test_a_latent_that_one_program_alone_masks_is_told_of(user, inside):
     """log q then counts what p(x, z) does not have: the bound of no data at all is its entropy, above log 1."""
     x = torch.tensor([1.0, -1.0, 2.0])
 
@@ -199,23 +199,44 @@ def test_a_guide_that_keeps_what_the_model_masks_is_told_of(user, inside):
         with contextlib.nullcontext() if inside or mask is None else poutine.mask(mask=mask):
             return pyro.sample(name, fn.mask(mask) if inside and mask is not None else fn, **given)
 
-    def model(x):
+    def model(x, mask):
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(site("z", dist.Normal(0.0, 1.0), x > 0), 1.0), obs=x)
+            pyro.sample("x", dist.Normal(site("z", dist.Normal(0.0, 1.0), mask(x)), 1.0), obs=x)
 
-    def guide(x, mask=None):
+    def guide(x, mask):
         with pyro.plate("data", len(x)):
-            site("z", dist.Normal(torch.zeros_like(x), 0.1), mask)
+            site("z", dist.Normal(torch.zeros_like(x), 0.1), mask(x))
 
-    use = {
-        "elbo": lambda guide: pvae.ELBO().loss(model, guide, x),
-        "log_weights": lambda guide: pvae.log_weights(model, guide, x),
-        "evaluate": lambda guide: pvae.evaluate.evaluate(model, guide, x, particles=[1]),
-    }[user]
-    with pytest.warns(UserWarning, match="site 'z': the guide keeps what the model's mask leaves out") as said:
-        use(guide)
-    assert {warning.filename for warning in said} == {__file__}
-    use(lambda x: guide(x, x > 0))  # warnings are errors here
+    def none(x):
+        return None
+
+    def some(x):
+        return x > 0
+
+    def all_of_it(x):
+        return torch.tensor(False)
+
+    def use(of_model, of_guide):
+        programs = (lambda x: model(x, of_model)), (lambda x: guide(x, of_guide))
+        match user:
+            case "elbo":
+                pvae.ELBO().loss(*programs, x)
+            case "log_weights":
+                pvae.log_weights(*programs, x)
+            case "evaluate":
+                pvae.evaluate.evaluate(*programs, x, particles=[1])
+
+    for masks, expected in (
+        ((some, none), "the guide keeps what the model's mask leaves out"),
+        ((none, some), "the model keeps what the guide's mask leaves out"),
+        ((none, all_of_it), "the model keeps"),
+    ):
+        with pytest.warns(UserWarning, match=f"site 'z': {expected}") as said:
+            use(*masks)
+        assert {warning.filename for warning in said} == {__file__}
+    for mask in (some, all_of_it, none):
+        use(mask, mask)  # warnings are errors here
+    use(all_of_it, none)  # a flat prior
 
 
 def test_a_closed_kl_counts_where_the_mask_is():

@@ -41,18 +41,19 @@ def counted(site: Site) -> Tensor | None:
 
 
 def warn_of_unmasked(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
-    """Say where the guide's density counts numbers of a latent that the model leaves out: no bound has that.
+    """Say where one program counts numbers of a latent that the other leaves out: no bound has that.
 
     A prior that is left out whole is a flat one, as people write it.
     """
-    for name, site in model.items():
-        left = None if site["is_observed"] or name not in guide else counted(site)
-        if left is None or not left.any():
+    for name in guide.keys() & model.keys():
+        own, kept = (counted(sites[name]) for sites in (guide, model))
+        if model[name]["is_observed"] or (own is None and kept is None):
             continue
-        own = counted(guide[name])
-        if not left.all() and (own is None or (own & ~left).any()):
-            warnings.warn(
-                f"site '{name}': the guide keeps what the model's mask leaves out, and log q counts it: a bound may be"
-                " above log p: mask the guide alike",
-                stacklevel=outside(),
-            )
+        own, kept = (torch.ones_like(kept if own is None else own) if m is None else m for m in (own, kept))
+        wrong = ""
+        if (kept & ~own).any():
+            wrong = "the model keeps what the guide's mask leaves out, and log q lacks it"
+        elif kept.any() and (own & ~kept).any():
+            wrong = "the guide keeps what the model's mask leaves out, and log q counts it"
+        if wrong:
+            warnings.warn(f"site '{name}': {wrong}: a bound may be above log p: mask both alike", stacklevel=outside())
