@@ -45,9 +45,9 @@ def warn_of_unmasked(guide: Mapping[str, Site], model: Mapping[str, Site]) -> No
 
     A prior that is left out whole is a flat one, as people write it.
     """
-    for name in guide.keys() & model.keys():
+    for name in (name for name, site in model.items() if name in guide and not site["is_observed"]):
         own, kept = (counted(sites[name]) for sites in (guide, model))
-        if model[name]["is_observed"] or (own is None and kept is None):
+        if own is None and kept is None:
             continue
         own, kept = (torch.ones_like(kept if own is None else own) if m is None else m for m in (own, kept))
         wrong = ""
