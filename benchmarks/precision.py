@@ -6,7 +6,6 @@ python -m benchmarks.precision --networks A,B,C
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -67,13 +66,18 @@ def _errors(network: Network, device: str, steps: int) -> dict[str, dict[str, fl
     }
 
 
+class _Seen(torch.optim.SGD):
+    """Takes no step; keeps the gradient that it is given."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        self.gradient = torch.cat([gradient.double().flatten() for gradient in gradients])
+
+
 def _gradient(vae: pvae.VAE, objective: Any, x: Tensor, precision: str) -> tuple[float, Tensor]:
-    svi = pvae.SVI(vae.model, vae.guide, partial(torch.optim.SGD, lr=0.0), objective, precision=precision)
-    seen: list[Tensor] = []
-    svi._update = lambda norm: seen.extend(p.grad.double().flatten() for p in vae.parameters())  # type: ignore
-    loss = svi.step(x)
-    vae.zero_grad()
-    return float(loss), torch.cat(seen)
+    optimizer = _Seen(vae.parameters())
+    svi = pvae.SVI(vae.model, vae.guide, optimizer, objective, precision=precision, compile="off")
+    return float(svi.step(x)), optimizer.gradient
 
 
 if __name__ == "__main__":

@@ -107,6 +107,24 @@ def test_every_part_has_a_module_and_figures(name):
     assert part.least < part.most
 
 
+@pytest.mark.parametrize("parts", ["precision,memory,build", "ais,evaluate,programs"])
+def test_parts_that_no_other_test_runs_end_well(parts, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--device",
+        "cpu",
+        "--quick",
+        "--parts",
+        parts,
+        "--out",
+        tmp_path,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+
+
 def test_figures_are_read_from_the_records():
     fast = {who: {"microseconds": value} for who, value in {"pvae-full": 80, "numpyro-scan": 100, "pyro": 8000}.items()}
     record = {"precision": "tf32", "networks": {"A": {"contestants": fast, "skipped": {"numpyro-jit": "no JAX"}}}}

@@ -145,7 +145,7 @@ def has_transport(prior):
     """Whether a prior's draws are a map from noise that gradients can be taken of; without parameters none are."""
     p = prior(labels())
     try:
-        surrogates.transported({"name": "z", "fn": p, "value": p.sample()})
+        surrogates.transported({"name": "z", "fn": p, "value": p.sample(), "mask": None})
     except pvae.InputError:
         return not p.log_prob(p.sample()).requires_grad
     return True
