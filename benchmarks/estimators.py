@@ -58,7 +58,8 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = common.parser("estimators", __doc__, threads=True)
     parser.set_defaults(threads=2)
-    parser.add_argument("--network", choices=list(common.NETWORKS), default="B")
+    several = [name for name, network in common.NETWORKS.items() if network.particles > 1]
+    parser.add_argument("--network", choices=several, default="B")
     parser.add_argument("--gradient", default=",".join(members("gradient")), help="names, with commas")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20, help="in each round")
