@@ -291,7 +291,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         if self.apart and programs.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
             _check_made(apart(), by)
         intervals.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
-        if self.gradient.scores:
+        if path and self.gradient.scores and self.power != 0:
             unscored.check(step, traces, by)
         looked()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .collect import sites_of, unvalidated
+from .masks import masks_within
 from .plates import Site, is_auxiliary
-from .weights import Traces, log_prob, total
+from .weights import Traces, log_prob, scored, total
 
 
 def kl(traces: Traces) -> Tensor:
@@ -49,21 +51,30 @@ def closed(traces: Traces) -> dict[str, Tensor]:
 
     Right it is where the guide, too, draws every latent before the site that the model does. Any other may come from
     this site's draw, and p depend on it: then no average over the site alone is the term. And where both programs mask
-    the site, or neither: a prior that is left out alone is a flat one.
+    a site, or neither: a prior that is left out alone is a flat one, and there the term is found by the draws.
     """
     order = [name for name, _ in sites_of(traces.model)]
     found, drawn = {}, set()
     for name, site in sites_of(traces.guide):
         prior = traces.model[name]
-        if not site.get("made") and _alike(site, prior) and drawn.issuperset(order[: order.index(name)]):
+        if not site.get("made") and drawn.issuperset(order[: order.index(name)]):
             with unvalidated(), suppress(NotImplementedError):
                 value = kl_divergence(site["fn"], prior["fn"])
-                found[name] = value if site["mask"] is None else scale_and_mask(value, mask=site["mask"])
+                if (value := _masked(value, site, prior)) is not None:
+                    found[name] = value
         drawn.add(name)
     return found
 
 
-def _alike(*sites: Site) -> bool:
-    """Whether these are masked alike; what masks are in tensors is not looked at."""
-    masks = [True if site["mask"] is None else site["mask"] for site in sites]
-    return masks[0] is masks[1] or all(isinstance(mask, Tensor) for mask in masks)
+def _masked(value: Tensor, site: Site, prior: Site) -> Tensor | None:
+    """A KL where both programs count, 0 where neither does, and by the draws elsewhere; None if that is everywhere."""
+    if [*map(id, masks_within(site["fn"]))] != [*map(id, masks_within(prior["fn"]))]:
+        return None
+    own, kept = (True if each["mask"] is None else each["mask"] for each in (site, prior))
+    if own is kept:
+        return value if own is True else scale_and_mask(value, mask=own)
+    if not isinstance(own, Tensor) and not isinstance(kept, Tensor):
+        return None
+    terms = (scale_and_mask(scored(each), mask=mask) for each, mask in ((site, own), (prior, kept)))
+    by_draws = next(terms) - next(terms)
+    return scale_and_mask(value, mask=own).where(torch.as_tensor(own == kept, device=value.device), by_draws)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -25,19 +26,36 @@ def counted(site: Site) -> Tensor | None:
     tensor([[ True,  True, False],
             [ True,  True, False]])
     """
-    fn, found = site["fn"], []
-    if site["mask"] is not None:
-        found.append((site["mask"], fn.event_dim))
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-        if isinstance(fn, MaskedDistribution):
-            found.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
+    found = [] if site["mask"] is None else [(site["mask"], site["fn"].event_dim)]
+    found += [(fn._mask, fn.event_dim) for fn in _within(site["fn"]) if isinstance(fn, MaskedDistribution)]
     value = None
     for mask, event in found:
         mask = torch.as_tensor(mask, device=site["value"].device)
         mask = mask.reshape([*mask.shape, *[1] * event])
         value = mask if value is None else value & mask
     return value
+
+
+def masks_within(fn: Any) -> list[Any]:
+    """Those of a distribution itself."""
+    return [inner._mask for inner in _within(fn) if isinstance(inner, MaskedDistribution)]
+
+
+def unmasked(fn: Any) -> Any:
+    """A distribution without the masks within it."""
+    if isinstance(fn, MaskedDistribution):
+        return unmasked(fn.base_dist)
+    if isinstance(fn, Independent) and isinstance(fn.base_dist, Independent | MaskedDistribution):
+        return unmasked(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    return fn
+
+
+def _within(fn: Any) -> Iterator[Any]:
+    """A distribution, and what it is made of."""
+    yield fn
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+        yield fn
 
 
 def warn_of_unmasked(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
@@ -51,7 +69,7 @@ def warn_of_unmasked(guide: Mapping[str, Site], model: Mapping[str, Site]) -> No
             continue
         own, kept = (torch.ones_like(kept if own is None else own) if m is None else m for m in (own, kept))
         wrong = ""
-        if (kept & ~own).any():
+        if (kept & ~own).any() and not any(isinstance(fn, Delta) for fn in _within(guide[name]["fn"])):
             wrong = "the model keeps what the guide's mask leaves out, and log q lacks it"
         elif kept.any() and (own & ~kept).any():
             wrong = "the guide keeps what the model's mask leaves out, and log q counts it"

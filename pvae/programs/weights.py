@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..replay.turns import taken_in_turn
 from ..svi.observed import inside_by_element
 from .collect import Collect, Look, Program, drawn_of, fits, look, sites_of, unvalidated, vectorized
+from .masks import counted, unmasked
 from .plates import Site, check_log_prob, data_plate, is_auxiliary, subsampling
 
 
@@ -274,6 +275,19 @@ def log_q(traces: Traces, sites: dict[str, Site], made: bool = True) -> Tensor:
     with unvalidated():
         scored = [site for _, site in sites_of(sites, observed=True) if made or not site.get("made")]
         return total([log_prob(site, traces) for site in scored])
+
+
+def left_out(traces: Traces) -> Tensor | None:
+    """The log-density of what the guide drew and masks leave out of log q, (K, B), nats; None where nothing is masked.
+
+    The score of such draws is the guide's too, where the rest of a program sees them.
+    """
+    masked = [site for _, site in drawn_of(traces.guide) if counted(site) is not None]
+    if not masked:
+        return None
+    with unvalidated():
+        full = [log_prob({**site, "fn": unmasked(site["fn"]), "mask": None}, traces) for site in masked]
+        return total(full) - total([log_prob(site, traces) for site in masked])
 
 
 def made_of(drawn: Drawn) -> list[Site]:
