@@ -213,7 +213,7 @@ SOME = [pytest.param(seed, seed % 3 == 0, marks=pytest.mark.slow) for seed in ra
 def test_the_mean_of_the_estimates_is_the_gradient_of_the_bound(seed, by_datum):
     torch.set_default_dtype(torch.float64)
     try:
-        case, chance, wrong = Case(seed, by_datum), random.Random(seed), []
+        case, chance, compared, wrong = Case(seed, by_datum), random.Random(seed), 0, []
         beta = chance.choice([1.0, 0.6, 1.3])
         for name in ("elbo", "iwae", *chance.sample([*OPTIONS, "chi"], 2)):
             kind, expected = members("objective")[name], None
@@ -232,8 +232,11 @@ def test_the_mean_of_the_estimates_is_the_gradient_of_the_bound(seed, by_datum):
                 if far > TOO_FAR:  # it may be chance
                     found = (means(partial(estimate, objective), 6) for estimate in (case.estimated, case.expected))
                     far, where = farthest(*found)
+                compared += 1
                 if far > TOO_FAR:
                     wrong.append((name, gradient, chunk, where, far))
         assert not wrong, f"{wrong}\n{case.program.text}"
+        if not compared:
+            pytest.skip("refused by all")
     finally:
         torch.set_default_dtype(torch.float32)

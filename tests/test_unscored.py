@@ -162,9 +162,9 @@ def test_the_gradient_of_masked_classes_that_are_seen_is_that_of_enumeration(kin
         bound = objective.bound(dist.Normal(2 * y, 1.0).log_prob(X) + rate)
         expected = expected + (q.sum().exp() * bound).sum()
     (slope,) = torch.autograd.grad(expected, p)
-    error = 20 / math.sqrt(copies)  # some five standard errors
-    assert found[0] == pytest.approx(expected.item(), abs=error)
-    assert found[1] == pytest.approx(slope.item(), abs=error)
+    # standard errors of twelve seeds: at most 0.0052 of the value, 0.027 of the slope
+    assert found[0] == pytest.approx(expected.item(), abs=4 / math.sqrt(copies))
+    assert found[1] == pytest.approx(slope.item(), abs=20 / math.sqrt(copies))
 
 
 @pytest.mark.parametrize("gradient", ["score", "vimco"])

@@ -7,8 +7,8 @@ the bound at each draw's log-weight, theta the model's parameters and phi the gu
 
 in which dz/dphi is the path through the draws, where these are reparameterized, and the last derivative leaves z as
 it is. A parameter that is in both programs gets both parts. Of latents that are made of auxiliary draws u, z_k is u_k:
-what makes them, and its Jacobian, go with the model. Of draws that a mask leaves out of log q the score is the guide's
-all the same, with s + c, where the path is not taken. Nothing here waits for the device.
+what makes them, and its Jacobian, go with the model. Draws that a mask leaves out of log q have their score all the
+same, with s + c, where the path is not taken. Nothing here waits for the device.
 
 `gradient` is what all share, `path` and `score` are the estimators; made of `surrogates`, of programs run twice in a
 step (`reruns`), what the `others` among the draws give, particles in parts (`chunks`), the `intervals` that draws lie

@@ -123,8 +123,8 @@ class Gradient(Member, family="gradient"):
             ]
         else:
             pairs.append((s, terms.posterior))
-        if not self.reparameterized and (left := programs.left_out(traces)) is not None:
-            pairs.append((torch.zeros_like(s) if found.left_out is None else found.left_out, left))
+        if not self.reparameterized and (unscored := programs.unscored(traces)) is not None:
+            pairs.append((torch.zeros_like(s) if found.unscored is None else found.unscored, unscored))
         pairs += self.more(objective, draws, traces, beta * a)
         return terms, pairs, traces
 

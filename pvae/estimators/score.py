@@ -32,8 +32,8 @@ class Baselined(Gradient):
         """The bound less its baseline."""
         _, a = bounds.slope(objective.bound, log_w)
         value, c = bounds.slope(objective.guide_bound, log_w)
-        left = value - self.baseline(objective, log_w)
-        return Coefficients(a, None, left - beta * c, left)
+        gain = value - self.baseline(objective, log_w)
+        return Coefficients(a, None, gain - beta * c, gain)
 
 
 class Score(Baselined, name="score"):
@@ -90,8 +90,8 @@ class OVIS(Gradient, name="ovis"):
         """What is left of the bound after its baseline."""
         value, v = bounds.slope(objective.bound, log_w)
         k = objective.num_particles
-        left = value - objective.left_out(log_w)
-        return Coefficients(v, None, left - self.gamma * math.log(1 - 1 / k) - beta * v, left)
+        gain = value - objective.left_out(log_w)
+        return Coefficients(v, None, gain - self.gamma * math.log(1 - 1 / k) - beta * v, gain)
 
 
 class ReweightedWakeSleep(Gradient, name="rws"):

@@ -33,9 +33,9 @@ class Coefficients(NamedTuple):
     """b: of the path through the draws; None where there is none."""
     score: Tensor
     """s: of log q(z|x) at draws that stay where they are."""
-    left_out: Tensor | None = None
-    """The same of draws that a mask leaves out of log q, where there is no path: s + c, as c is in s for the density in
-    the bound; nothing if not given."""
+    unscored: Tensor | None = None
+    """The same of draws that a mask leaves out of log q, where there is no path; nothing if not given. It is s without
+    the -c, which is there for the log q in the bound."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from .weights import (
     Traces,
     check_whole,
     draw,
-    left_out,
     log_prob,
     log_q,
     log_weights,
@@ -46,6 +45,7 @@ from .weights import (
     total,
     trace,
     unreparameterized,
+    unscored,
 )
 
 __all__ = [
@@ -72,7 +72,6 @@ __all__ = [
     "given",
     "is_point",
     "is_subsample",
-    "left_out",
     "log_prob",
     "log_q",
     "log_weights",
@@ -89,6 +88,7 @@ __all__ = [
     "total",
     "trace",
     "unreparameterized",
+    "unscored",
     "unvalidated",
     "vectorized",
     "whole",

@@ -277,7 +277,7 @@ def log_q(traces: Traces, sites: dict[str, Site], made: bool = True) -> Tensor:
         return total([log_prob(site, traces) for site in scored])
 
 
-def left_out(traces: Traces) -> Tensor | None:
+def unscored(traces: Traces) -> Tensor | None:
     """The log-density of what the guide drew and masks leave out of log q, (K, B), nats; None where nothing is masked.
 
     The score of such draws is the guide's too, where the rest of a program sees them.
