@@ -25,8 +25,8 @@ from .objectives import Objective
 from .optimizers import Optimizer
 from .vae import VAE, Autoencoder
 
-SEEN = 2**16
-"""Training data that parts start from, at most."""
+SEEN, NUMBERS, LEAST = 2**16, 2**26, 1024
+"""Training data that parts start from at most, and numbers in them, with no fewer data than the last."""
 
 
 def model(config: Config, dataset: Dataset) -> Autoencoder:
@@ -75,7 +75,8 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
 
 def _few(train: Split) -> tuple[Tensor, Tensor | None]:
     """Data that parts take what they start from out of: as floats they need much more memory than what is stored."""
-    few = slice(None, None, -(-len(train.x) // SEEN))
+    most = min(SEEN, max(LEAST, NUMBERS // train.x[0].numel()))
+    few = slice(None, None, -(-len(train.x) // most))
     return pixels(train.x[few]), None if train.y is None else train.y[few]
 
 

@@ -335,7 +335,7 @@ def _information(
     """The mutual information by draw, or why there is none."""
     model, guide = programs
     try:
-        return mutual_information(guide, *test, model=model, samples=plan.information, chunk=2**17, **given), ""
+        return mutual_information(guide, *test, model=model, samples=plan.information, **given), ""
     except NoInverse as error:
         return None, str(error)
 

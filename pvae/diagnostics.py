@@ -24,6 +24,8 @@ SMALLEST = 6
 """Draws in a tail that is fitted, at least."""
 FEWEST = 5 * SMALLEST
 """Draws of which a fifth, the tail, are so many."""
+PAIRS, NUMBERS = 2**17, 2**23
+"""Of a draw and a datum that are scored at once, at most, and numbers in their draws: more are no faster."""
 
 
 def khat(log_w: Tensor, chunk: int = 256) -> Tensor:
@@ -120,7 +122,7 @@ def mutual_information(
     plate: str = "",
     samples: int = 1000,
     seed: int = 0,
-    chunk: int = 2**20,
+    chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """What z says of which datum it came from: a value for each of M draws, (M,), float64, whose mean is I(x; z), nats.
@@ -140,7 +142,8 @@ def mutual_information(
         plate: its name; needed only where that is not enough.
         samples: M, at most N: data chosen at random.
         seed: of the choice and the draws.
-        chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory.
+        chunk: how many pairs of a draw and a datum are scored at once: it bounds the memory (default: 131,072, fewer
+            where latents have more than 64 numbers).
         progress: called after every block of data with how many are done, and of how many.
 
     Raises:
@@ -157,12 +160,12 @@ def mutual_information(
     >>> mutual_information(guide, torch.arange(4.0))
     tensor([1.3863, 1.3863, 1.3863, 1.3863], dtype=torch.float64)
     """
-    whole_number(1, samples=samples, chunk=chunk)
+    whole_number(1, samples=samples, chunk=1 if chunk is None else chunk)
     whole_number(0, seed=seed)
     programs.check_named(plate)
     data = programs.given("mutual_information", x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(x.device)
-    first = tuple(part[: max(CELL, chunk // len(order))] for part in data)
+    first = tuple(part[: max(CELL, (chunk or PAIRS) // len(order))] for part in data)
     nesting = programs.whole(lambda *_: None, guide, *first).nesting
     with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         pairs = _Pairs(guide, nesting, _plate_of(guide, model, first, plate))
@@ -170,7 +173,9 @@ def mutual_information(
         cells = [pairs.draw(*(part[order[cell]] for part in data)) for cell in noise.seeded()]
         own = torch.cat([programs.total([pairs.by_datum(site) for site in cell.values()]).double() for cell in cells])
         done, every, sites = 0, torch.full_like(own, -math.inf), {name: pairs.joined(name, cells) for name in cells[0]}
-        for part in zip(*(value.split(max(1, chunk // len(order))) for value in data), strict=True):
+        numbers = sum(site["value"].numel() for site in sites.values()) // len(order)
+        size = max(1, (chunk or min(PAIRS, NUMBERS // max(1, numbers))) // len(order))
+        for part in zip(*(value.split(size) for value in data), strict=True):
             every = every.logaddexp(pairs.log_q(part, sites, len(order)).logsumexp(1))
             done += len(part[0])
             if progress is not None:

@@ -363,6 +363,72 @@ def test_what_is_read_of_a_tensor_that_stays_is_replayed(program, change):
     assert kinds(svi) == ["graph"] * (change == "none")
 
 
+class Averaging(nn.Module):
+    """Has a running mean of its weights, in the ways there are."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.linear, self.mean = how, nn.Linear(1, 1), nn.Linear(1, 1).requires_grad_(False)
+        self.register_buffer("buffer", torch.zeros(1, 1))
+        self.tensor, self.pair = torch.zeros(1, 1), (torch.zeros(1, 1),)
+
+    def model(self, x):
+        weight = self.linear.weight.detach()
+        if self.how == "vector_to_parameters":
+            vector = nn.utils.parameters_to_vector(self.linear.parameters()).detach()
+            nn.utils.vector_to_parameters(vector, self.mean.parameters())
+        elif self.how == "swapped":
+            self.tensor.add_(weight)
+            was = self.tensor.detach()
+            self.tensor.set_(self.pair[0])
+            self.pair[0].set_(was)
+        elif self.how == "set_":
+            self.buffer.set_(0.9 * self.buffer + 0.1 * weight)
+        else:
+            held = self.pair[0] if self.how == "pair" else getattr(self, self.how)
+            held = getattr(held, "weight", held)
+            held.data = 0.9 * held + 0.1 * weight
+        shift = self.mean(x[:, None])[:, 0] + self.buffer.sum() + 2 * self.tensor.sum() + self.pair[0].sum()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.module("averaging", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.linear(x[:, None])[:, 0], 1.0))
+
+
+@pytest.mark.parametrize("how", ["vector_to_parameters", "swapped", "set_", "mean", "buffer", "tensor", "pair"])
+def test_tensors_that_get_other_memory_within_a_step(how):
+    def make():
+        module = Averaging(how)
+        return module.model, module.guide, module
+
+    svi, (said,) = both(make)
+    expected = {
+        "swapped": "the memory of a tensor changes within a step",
+        "set_": "(1, 1) is made within the step",
+    }
+    assert expected.get(how, "test_graph_fallbacks.py:") in said
+    assert how in expected or "the `data` of a tensor changes within a step" in said
+    assert kinds(svi) == []
+    assert svi.model.__self__.mean.weight.shape == (1, 1)
+
+
+def test_what_is_made_within_a_step_gets_other_memory():
+    def model(x):
+        scale = torch.ones(6)
+        scale.data = 1 + x.square()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    svi, (said,) = both(lambda: (model, plain_guide), call=lambda step, x: (x + step,))
+    assert "the `data` of a tensor changes within a step" in said
+    assert kinds(svi) == []
+
+
 def test_a_number_read_and_computed_with_is_replayed():
     svi, said = both(reads(lambda x: 1 + x.mean().item() ** 2 / 3))
     assert (said, kinds(svi)) == ([], ["graph"])

@@ -14,20 +14,20 @@ from pvae import build, cells, config, data
 from pvae.comparison import Data, Plan, compare
 from pvae.diagnostics import mutual_information
 from pvae.evaluate import evaluate
-from pvae.replay import values
+from pvae.replay import known
 
 
 @pytest.mark.parametrize("mode", ["graph", "full"])
 def test_what_a_trace_was_made_with_is_let_go(mode, monkeypatch):
     """Tensors that a program makes of Python's numbers are kept while a step is traced, and no longer."""
     traces = []
-    real = values.Known.__init__
+    real = known.Known.__init__
 
     def noted(self, *args, **kwargs):
         real(self, *args, **kwargs)
         traces.append(weakref.ref(self))
 
-    monkeypatch.setattr(values.Known, "__init__", noted)
+    monkeypatch.setattr(known.Known, "__init__", noted)
     x = torch.randn(1000)
 
     def model(x):
@@ -46,9 +46,9 @@ def test_what_a_trace_was_made_with_is_let_go(mode, monkeypatch):
 
 def test_evaluations_let_their_traces_go(monkeypatch):
     traces = []
-    real = values.Known.__init__
+    real = known.Known.__init__
     monkeypatch.setattr(
-        values.Known,
+        known.Known,
         "__init__",
         lambda self, *args, **more: (real(self, *args, **more), traces.append(weakref.ref(self)))[0],
     )
@@ -81,18 +81,31 @@ def test_large_data_are_evaluated_with_the_same_numbers(monkeypatch):
     torch.testing.assert_close(found.elbo, expected.elbo, rtol=1e-5, atol=0)
 
 
-def test_parts_start_from_some_of_many_data(monkeypatch):
+@pytest.mark.parametrize(("limits", "most"), [((100, 2**26, 10), 100), ((2**16, 6400, 10), 100), ((2**16, 64, 10), 10)])
+def test_parts_start_from_some_of_many_data(limits, most, monkeypatch):
     settings = config.from_flat({"data": "digits", "epochs": 1})
     dataset = data.load("digits")
-    monkeypatch.setattr(build, "SEEN", 100)
+    for name, value in zip(("SEEN", "NUMBERS", "LEAST"), limits, strict=True):
+        monkeypatch.setattr(build, name, value)
     seen = []
     monkeypatch.setattr(pvae.VAE, "initialize", lambda self, x, y=None: seen.append((x, y)))
     build.model(settings, dataset)
     ((x, y),) = seen
-    step = -(-len(dataset.train.x) // 100)
+    step = -(-len(dataset.train.x) // most)
     torch.testing.assert_close(x, data.pixels(dataset.train.x[::step]))
     assert torch.equal(y, dataset.train.y[::step])
-    assert len(x) <= 100
+    assert len(x) <= most
+
+
+@pytest.mark.parametrize(("latent", "expected"), [(2, 13107), (1000, 838)])
+def test_fewer_pairs_of_large_draws_are_scored_at_once(latent, expected):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.expand(-1, latent), 1.0).to_event(1))
+
+    done = []
+    mutual_information(guide, torch.zeros(30000, 1), samples=10, progress=lambda data, of: done.append(data))
+    assert done[0] == expected
 
 
 def test_the_search_for_the_datum_of_a_draw_says_how_far_it_is():

@@ -16,7 +16,8 @@ from pyro.poutine.messenger import Messenger
 
 from ..errors import InputError, fails, written_at
 from ..noise import forked
-from ..replay.values import Untraceable, recording
+from ..replay.known import recording
+from ..replay.values import Untraceable
 from ..svi.calls import anew
 from ..svi.faults import in_a_line
 from ..svi.observed import inner, outside, validated

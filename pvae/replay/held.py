@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .members import CONTAINERS, Entry, now
@@ -45,6 +46,23 @@ class Unwritten(TorchDispatchMode):
         """Put back what was changed; its version tells that it was, as torch's operations on lists do not."""
         for tensor, was in self._were:
             tensor.copy_(was)
+
+
+class Places:
+    """Where the memory of tensors is: they may be given another, as by setting their `data`."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        strided = [t for t in dict.fromkeys(tensors) if t.layout is torch.strided and not is_lazy(t)]
+        self._were = [(tensor, tensor.data) for tensor in strided]
+
+    def moved(self) -> list[tuple[Tensor, Tensor]]:
+        """Those that are elsewhere now, and what they were."""
+        return [(tensor, was) for tensor, was in self._were if tensor.data_ptr() != was.data_ptr()]
+
+    def restore(self) -> None:
+        """Give them the memory that they had, with what is in it."""
+        for tensor, was in self.moved():
+            tensor.data = was
 
 
 class Copies:

@@ -202,6 +202,10 @@ class Notes:
         """All that programs hold."""
         return self._places[1]
 
+    def every(self) -> list[Tensor]:
+        """These, and the parameters and buffers of modules."""
+        return [*self._places[1], *self._parameters[1], *self.buffers()]
+
     def parameters(self) -> list[Tensor]:
         """Those of modules, and what else has a gradient of its own."""
         return [tensor for tensor in self._parameters[1] if tensor.requires_grad or isinstance(tensor, nn.Parameter)]

@@ -15,13 +15,20 @@ from pyro.ops.jit import CompiledFunction
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node, graph_module
+from torch.fx.node import has_side_effect
 
 from . import lines
+from .known import Known
 from .simplify import merge_alike, note, reshapes
 from .supposed import Supposed
-from .values import READ, HostReads, Known, Untraceable
+from .values import READ, HostReads, Untraceable
 
+LOST = (
+    "a tensor of shape {} is made within the step as a graph cannot follow, as nn.Parameter of another: make it by"
+    " operations of torch, as clone"
+)
 _aten = torch.ops.aten
+has_side_effect(_aten._linalg_check_errors.default)  # torch 2.11 drops it from graphs: nothing is made of it
 
 
 def record(
@@ -62,7 +69,10 @@ def record(
             with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known, supposed), noting:
                 written = {**_SAYING, **(replaced or {})}
                 graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
-            return _simplified(graph)
+            graph = _simplified(graph)
+            if lost := [tensor for tensor in constants(graph) if not known.constant(tensor)]:
+                raise Untraceable(LOST.format(tuple(lost[0].shape)))
+            return graph
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{lines.of(error)}{_first_line(error)}") from error
 

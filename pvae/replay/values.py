@@ -15,138 +15,15 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from .simplify import TORCHS, memory, written
+from . import instead
+from .known import SHAPE, Known, tensors_of
 from .supposed import READ, Supposed, Untraceable
 
 WITHIN = "{} changes within a step, which a graph cannot do: change a tensor in place"
-SHAPE = "the shape of what torch's '{}' returns depends on values"
-ADVICE = {"_pack_padded_sequence": ": give the same lengths at each step, or run over padded sequences and mask them"}
 SMALL = 10_000
 """Numbers in a tensor whose values are compared at each step; of larger ones it is known how often they changed."""
-
-
-def recording() -> bool:
-    """Whether what is done now is written down as a graph: then values are not to be looked at."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-
-
-class Known(TorchDispatchMode):
-    """Follows what the tensors of a trace are made of, and refuses shapes that depend on values of later steps.
-
-    Known are those made of Python's numbers alone; and, if `outside`, of tensors that are there before the trace and
-    that nothing changes in it: what has been read of these is in `read`, for those who replay the graph to look at.
-
-    Args:
-        varying: tensors that change from step to step.
-        outside: whether other tensors that are there before the trace may be read.
-    """
-
-    def __init__(self, varying: Sequence[Tensor], outside: bool) -> None:
-        super().__init__()
-        self.outside = outside
-        self.read: dict[int, Tensor] = {}
-        self._varying = {memory(tensor) for tensor in varying}
-        self._sources: dict[int, tuple[torch.UntypedStorage, dict[int, Tensor]]] = {}
-        """By storage, of what is known of those made within: the tensors from outside in it."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
-        if recording() and self._reads(func, args):
-            return self._aside(func, args, kwargs)
-        if func.overloadpacket.__name__ in _MAKING:
-            sources: dict[int, Tensor] | None = {}
-        else:
-            draws = torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in TORCHS
-            sources = None if draws else self._of_all(given)
-        for tensor in written(func, args, kwargs):
-            self._changed(tensor, sources)
-        result = func(*args, **kwargs)
-        inputs = {memory(tensor) for tensor in given}
-        for made in _tensors(result):
-            if memory(made) not in inputs:
-                self._made(made, sources)
-        if func.overloadpacket.__name__ == "_pack_padded_sequence":
-            self._made(result[1], self._of_all(args[1:2]))  # the sizes come of the lengths alone
-        return result
-
-    def knows(self, *tensors: Tensor) -> bool:
-        """Whether all of these are known; they are then taken as read."""
-        sources = self._of_all(tensors)
-        self.read.update(sources or {})
-        return sources is not None
-
-    def _reads(self, func: Any, args: Sequence[Any]) -> bool:
-        """Whether torch itself reads values in an operation: for the shape of what it returns, or for a number."""
-        name = func.overloadpacket.__name__
-        if name == "index":
-            return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        if name == "_pack_padded_sequence":
-            return not self.knows(args[1])
-        return not _READING.isdisjoint(func.tags)
-
-    def _aside(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
-        """What an operation that reads values makes of what is known, beside the trace."""
-        given = _tensors((args, kwargs))
-        if not self.knows(*given):
-            name, shape = func.overloadpacket.__name__, torch.Tag.data_dependent_output not in func.tags
-            raise Untraceable(SHAPE.format(name) + ADVICE.get(name, "") if shape else READ)
-        with disable_proxy_modes_tracing():
-            result = func(*args, **kwargs)
-        for made in _tensors(result):
-            self._made(made, self._of_all(given))
-        return result
-
-    def _of_all(self, tensors: Sequence[Tensor]) -> dict[int, Tensor] | None:
-        """The tensors from outside that these are made of; None where one varies."""
-        found: dict[int, Tensor] = {}
-        for tensor in tensors:
-            key = memory(tensor)
-            if key in self._sources:
-                found.update(self._sources[key][1])
-            elif key in self._varying or not self.outside or tensor.requires_grad or tensor.is_inference():
-                return None
-            else:
-                found[key] = tensor
-        return found
-
-    def _made(self, tensor: Tensor, sources: dict[int, Tensor] | None) -> None:
-        key = memory(tensor)
-        if sources is None or key == 0:
-            self._sources.pop(key, None)
-            self._varying.add(key)
-        else:
-            self._varying.discard(key)
-            self._sources[key] = (tensor.untyped_storage(), sources)
-
-    def _changed(self, tensor: Tensor, sources: dict[int, Tensor] | None) -> None:
-        key = memory(tensor)
-        if key in self.read:
-            raise Untraceable(f"{READ}: the step changes that tensor")
-        self._made(tensor, sources if key in self._sources else None)
-
-
-_READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-"""Of operations that read values."""
-_MAKING = {
-    "lift_fresh",
-    "new_ones",
-    "new_zeros",
-    "new_full",
-    "new_empty",
-    "ones_like",
-    "zeros_like",
-    "full_like",
-    "empty_like",
-}
-"""Operations that ask a tensor for its kind, not for its values; the first gives a tensor of Python's numbers."""
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 class HostReads(TorchFunctionMode):
@@ -164,11 +41,16 @@ class HostReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._chosen and any(id(tensor) in self._chosen for tensor in _tensors((args, kwargs))):
+        if self._chosen and any(id(tensor) in self._chosen for tensor in tensors_of((args, kwargs))):
             if self._puts(func, args):
                 return self._put(*args)
             args, kwargs = tree_map(self._taken, (args, kwargs))
-        if func in _ASIDE and self.known.knows(*_tensors((args, kwargs))):
+        place = instead.LISTS.get(func, len(args))
+        values = args[place] if place < len(args) else kwargs.get("data", kwargs.get("obj"))
+        listed = tensors_of(values) if isinstance(values, list | tuple) else []
+        if listed and not self.known.knows(*listed):
+            return instead.of_list(func, values, args, kwargs)
+        if (listed or func in _ASIDE) and self.known.knows(*tensors_of((args, kwargs))):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
         if func is Tensor.item:
@@ -176,7 +58,7 @@ class HostReads(TorchFunctionMode):
         if func in _SEQUENCES and (self.known.knows(args[1]) or self._whole(args[1])):
             return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
-            return _one_hot(*args, **kwargs)
+            return instead.one_hot(*args, **kwargs)
         if func is Tensor.__bool__ and _asking().f_code in _SPARING:
             return True
         if self.supposed is not None and func in _DECIDING:
@@ -190,6 +72,8 @@ class HostReads(TorchFunctionMode):
             return True
         if func in _READS:
             raise Untraceable(READ)
+        if func == _SET_DATA:
+            raise Untraceable(WITHIN.format("the `data` of a tensor"))
         if func is Tensor.__deepcopy__ and args[0].is_leaf:  # torch's copies memory, of which no graph knows
             return args[1].setdefault(id(args[0]), args[0].detach().clone().requires_grad_(args[0].requires_grad))
         if func in _SAYING:
@@ -264,7 +148,11 @@ class HostReads(TorchFunctionMode):
         return chosen.flatten(0, mask.dim() - 1).index_select(0, places)
 
 
-_READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy}
+_SET_DATA = Tensor.data.__set__
+_READS = {
+    *{Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy},
+    *{Tensor.__array__, Tensor.__dlpack__, Tensor.apply_, Tensor.map_, Tensor.map2_},
+}
 _DECIDING = {Tensor.__bool__: bool, Tensor.__int__: int, Tensor.__index__: int}
 _COMPARING = {torch.equal, Tensor.equal}
 _SHAPING = {
@@ -332,37 +220,10 @@ def _one_each(index: Any, dimensions: int) -> list[Tensor | None]:
     return [part if isinstance(part, Tensor) else None for part in parts]
 
 
-def _packed(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
-    """The rows of sequences, one time after another; torch's own operation is one that no compiler takes."""
-    with disable_proxy_modes_tracing():
-        ends = lengths.tolist()
-        sizes = [sum(end > time for end in ends) for time in range(max(ends))]
-        rows, counts = _rows(sizes, x.device), torch.tensor(sizes)
-    return (x.transpose(0, 1) if batch_first else x).flatten(0, 1).index_select(0, rows), counts
-
-
-def _padded(x: Tensor, sizes: Tensor, batch_first: bool, value: float, total: int) -> tuple[Tensor, Tensor]:
-    """Rows back in sequences; torch's own operation writes the lengths where no trace sees it."""
-    with disable_proxy_modes_tracing():
-        counts = sizes.tolist()
-        rows = _rows(counts, x.device)
-        lengths = torch.tensor([sum(count > place for count in counts) for place in range(counts[0])])
-    shape = (max(total, len(counts)), counts[0], *x.shape[1:])
-    steps = x.new_full((shape[0] * shape[1], *shape[2:]), value).index_copy(0, rows, x).view(shape)
-    return steps.transpose(0, 1) if batch_first else steps, lengths
-
-
-def _rows(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Where each time's first so many sequences are, all times one after another."""
-    return torch.tensor([t * sizes[0] + place for t, size in enumerate(sizes) for place in range(size)], device=device)
-
-
-_SEQUENCES = {torch._VF._pack_padded_sequence: _packed, torch._VF._pad_packed_sequence: _padded}
-
-
-def _one_hot(tensor: Tensor, num_classes: int) -> Tensor:
-    """Torch's looks at the values, to check them."""
-    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+_SEQUENCES = {
+    torch._VF._pack_padded_sequence: instead.packed,
+    torch._VF._pad_packed_sequence: instead.padded,
+}
 
 
 def _asking() -> Any:

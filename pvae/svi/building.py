@@ -17,7 +17,8 @@ from ..replay import compiling
 from ..replay.compiling import Forward, Update
 from ..replay.generators import undrawn
 from ..replay.guards import Guards
-from ..replay.held import Copies
+from ..replay.held import Copies, Places
+from ..replay.known import Known
 from ..replay.members import Private
 from ..replay.pieces import arranged
 from ..replay.placement import placed
@@ -25,7 +26,7 @@ from ..replay.simplify import memory
 from ..replay.supposed import Supposed
 from ..replay.tracing import record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
-from ..replay.values import WITHIN, Known, Untraceable
+from ..replay.values import WITHIN, Untraceable
 from . import optimizers, rates
 from .calls import Call, anew
 from .faults import head
@@ -171,8 +172,10 @@ class Build:
         """The step, traced, and which inputs' values Python has read."""
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying, *self.held.tensors], outside=True)
-        private = Private(self.guards.modules)
+        private, places = Private(self.guards.modules), Places(self.guards.every())
         traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
+        if places.moved():
+            raise Untraceable(WITHIN.format("the memory of a tensor"))
         read = {memory(tensor) for tensor in self._read} - {0}
         for name, was in private.changed():
             if read & {memory(tensor) for tensor in Guards((was,), {}).tensors()}:
@@ -185,7 +188,7 @@ class Build:
                 raise Untraceable(WITHIN.format(changed))
             before[self.call.label] = changed.partition(" (")[0]
             raise Unsettled
-        return traced, [i for i, value in enumerate(self.inputs) if any(value is other for other in found)]
+        return traced, [i for i, value in enumerate(self.inputs) if memory(value) in known.read]  # also by its views
 
     def _written(self, function: Callable[..., Any], *values: Tensor, **options: Any) -> GraphModule:
         graph = record(function, *values, each=_progress(self.svi.notice), **options)

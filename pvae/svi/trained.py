@@ -17,9 +17,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InputError
 from ..replay.guards import Guards
-from ..replay.held import Unwritten
+from ..replay.held import Places, Unwritten
+from ..replay.known import recording
 from ..replay.members import Private
-from ..replay.values import WITHIN, Untraceable, recording
+from ..replay.values import WITHIN, Untraceable
 from . import optimizers, own, rates, shares
 from .arguments import check_optim
 from .calls import Call, Numbers
@@ -103,10 +104,13 @@ class Trained(pyro.infer.SVI):
             parameter.grad = None
         private, loaded = Private(held.modules), self._waiting or {}
         loose = Unwritten(held.tensors())  # it is not known yet which of these a step changes
+        places = Places(held.every())
         try:
             with loose if loaded else nullcontext():
                 yield
         finally:
+            if len(self._names) == known:
+                places.restore()
             loose.restore()
             before.restore()
             if len(self._names) == known:
