@@ -312,6 +312,10 @@ def counting():
 
 
 UNSEEN = {
+    "text": (reads(lambda x: float(f"{x.exp().sum():.3f}")), "a tensor's value is read in Python"),
+    "text of many": (reads(lambda x: 0.5 + 0.1 * ("2.0" in repr(x))), "a tensor's value is read in Python"),
+    "array": (reads(lambda x: float(np.abs(np.asarray(x)).sum())), "a tensor's value is read in Python"),
+    "function of numpy": (reads(lambda x: float(np.exp(x).sum())), "a tensor's value is read in Python"),
     "float": (reads(lambda x: math.exp(float(x.mean()) - 1)), "a tensor's value is read in Python"),
     "tolist": (reads(lambda x: x.abs().tolist()[0]), "a tensor's value is read in Python"),
     "numpy": (reads(lambda x: float(np.abs(x.numpy()).sum())), "a tensor's value is read in Python"),

@@ -3,6 +3,7 @@
 import warnings
 from types import MappingProxyType
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -19,12 +20,12 @@ READ = "a tensor's value is read in Python, and changes"
 def program(factor):
     """Its mean is a parameter times what is made of the data."""
 
-    def model(x):
+    def model(x, *more):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z * factor(x), 1.0), obs=x)
+            pyro.sample("x", dist.Normal(z * factor(x, *more), 1.0), obs=x)
 
-    def guide(x):
+    def guide(x, *more):
         mean = pyro.param("mean", x.new_full((), 0.5))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(mean) if x.is_cuda else dist.Normal(mean, 1.0))
@@ -109,7 +110,6 @@ STEADY = {
     "sizes": sizes,
     "a draw of one of some": lambda x: x.abs()[torch.multinomial(x.new_ones(6), 1)[0].reshape(1).expand(2)].mean(),
     "a chain": lambda x: 1.0 if 0 < x.max() < 100 else 2.0,
-    "text": lambda x: 1.0 + len(f"{x.sum():.3f}{x}") * 0,
 }
 
 
@@ -192,6 +192,56 @@ def test_what_reads_very_often_runs_eagerly():
     assert len(said) == 1
     assert "a tensor's value is read in Python" in said[0]
     assert "more than 1,000" in said[0]
+
+
+LOOKED_UP = {
+    "set": lambda x: 0.5 if x.argmax().item() in {1, 2} else 1.0,
+    "dict": lambda x: {1: 0.5}.get(x.argmax().item() + 1, 1.0),
+    "dict by a number's text": lambda x: {"k1": 0.5}.get(f"k{x.argmax().item()}", 1.0),
+    "dict by text": lambda x: {"1": 0.5, "3": 0.7}.get(str(x.argmax().item()), 1.0),
+    "set of others": lambda x: 0.5 if round(2.5) * x.abs().max().item() in {2.0, 4.0} else 1.0,
+    "by itself": lambda x: {x: 0.5}.get(x, 1.0),
+}
+
+
+@pytest.mark.parametrize("seldom", [False, True])
+@pytest.mark.parametrize("how", LOOKED_UP)
+def test_numbers_that_are_looked_up(how, seldom):
+    def data(step):
+        return torch.linspace(-1.0, 2.0, 6).roll(0 if seldom and step != 7 else step)
+
+    svi, said = both(LOOKED_UP[how], data, steps=40)
+    assert kinds(svi) == (["graph"] if not said else [])
+    assert not (said and seldom)
+
+
+COUNTED = {
+    "set": lambda n: 0.5 if n in {7, 25} else 1.0,
+    "dict": lambda n: {7: 0.5}.get(n, 1.0),
+    "dict of remainders": lambda n: {2: 0.5}.get(n % 5, 1.0),
+    "text": lambda n: 0.5 if str(n).endswith("5") else 1.0,
+    "formatted": lambda n: 0.5 if f"{n:03d}" == "007" else 1.0,
+    "numpy": lambda n: float(np.interp(n, [5, 20], [0.1, 1.0])),
+}
+
+
+@pytest.mark.parametrize("how", COUNTED)
+def test_numbers_of_steps_that_are_looked_up(how):
+    def run(mode):
+        pyro.clear_param_store()
+        torch.manual_seed(2)
+        model, guide = program(lambda x, n: COUNTED[how](n))
+        svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile=mode)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            losses = [float(svi.step(torch.linspace(-1.0, 2.0, 6), step)) for step in range(30)]
+        return losses, [str(w.message) for w in caught]
+
+    expected, _ = run("off")
+    found, said = run("graph")
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert len(said) == 1
+    assert "such as more" in said[0]
 
 
 @pytest.mark.parametrize("which", ["a refusal", "an assertion"])

@@ -38,7 +38,9 @@ class Supposed:
         with disable_proxy_modes_tracing():
             found = as_a(value)
         value = value.detach().reshape(())
-        self.held.append(value.ne(0) == found if as_a is bool else value.trunc() == found)
+        if as_a is not float:
+            value = value.ne(0) if as_a is bool else value.trunc()
+        self.held.append(value == found)
         self.places[lines.here()] = None
         return found
 

@@ -38,6 +38,7 @@ def record(
     replaced: dict[Any, Callable] | None = None,
     each: Callable[[], Any] = bool,
     supposed: Supposed | None = None,
+    numbers: Sequence[Tensor] = (),
 ) -> GraphModule:
     """The graph of what a function of tensors did, by running it once.
 
@@ -45,7 +46,7 @@ def record(
     Random operations stay random operations. Everything else that Python did is as it was in this run: that goes for
     values read of tensors that are `known` (default: those made of Python's numbers alone). Operations in `replaced`
     are written as what the function in their place does. `each` is called at each operation. Where there is `supposed`,
-    Python may decide by other values too: what it has read is noted there.
+    Python may decide by other values too: what it has read is noted there. `numbers` are inputs that stand for numbers.
 
     Raises:
         Untraceable: values were read on the host, or shapes depend on values. What the run did until then is done.
@@ -66,7 +67,9 @@ def record(
     try:
         known = known or Known(inputs, outside=False)
         with unkept():
-            with _tolerant_pyro(), _without_cudnn(), as_written, known, HostReads(known, supposed), noting:
+            reads = HostReads(known, supposed, numbers)
+            looked_up = patch.object(Tensor, "__hash__", lambda tensor: reads.looked_up(tensor))
+            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting:
                 written = {**_SAYING, **(replaced or {})}
                 graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
             graph = _simplified(graph)

@@ -30,17 +30,46 @@ class HostReads(TorchFunctionMode):
     """What Python does with values: it reads those that are known. A number read of another stays a tensor.
 
     So it can be computed with, where all that is done is arithmetic. To decide what to do, or how often, Python may
-    read others too where that is noted, in `supposed`.
+    read others too where that is noted, in `supposed`: by comparing them, looking them up, or as text.
+
+    Args:
+        known: what tensors are made of.
+        supposed: where such values are noted; None: they are refused.
+        numbers: tensors that stand for numbers, as those read of others do.
     """
 
-    def __init__(self, known: Known, supposed: Supposed | None = None) -> None:
+    def __init__(self, known: Known, supposed: Supposed | None = None, numbers: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.known, self.supposed = known, supposed
+        self._numbers = {id(number): number for number in numbers}
         self._chosen: dict[int, tuple[Tensor, Tensor]] = {}
         """What was chosen by a mask, at its place in all there was, until it is put where that mask is; the mask."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        result = self._done(func, args, kwargs or {})
+        if func is Tensor.item or (self._numbers and isinstance(result, Tensor) and result.dim() == 0):
+            given = tensors_of((args, kwargs))
+            if isinstance(result, Tensor) and (func is Tensor.item or (given and all(map(self._stands, given)))):
+                self._numbers[id(result)] = result
+        return result
+
+    def looked_up(self, tensor: Tensor) -> int:
+        """What a dict or a set looks for: where a tensor stands for a number, that."""
+        if not self._stands(tensor):
+            return id(tensor)
+        with torch._C.DisableTorchFunction():
+            return hash(self._number(tensor))
+
+    def _stands(self, tensor: Tensor) -> bool:
+        """Whether it stands for a number of Python's."""
+        return id(tensor) in self._numbers
+
+    def _number(self, tensor: Tensor) -> float:
+        if self.supposed is None:
+            raise Untraceable(READ)
+        return self.supposed.read(tensor, float if tensor.is_floating_point() else int)
+
+    def _done(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self._chosen and any(id(tensor) in self._chosen for tensor in tensors_of((args, kwargs))):
             if self._puts(func, args):
                 return self._put(*args)
@@ -70,15 +99,14 @@ class HostReads(TorchFunctionMode):
                 return args[0].tolist()
         if func is Tensor.__bool__ and _asserted():
             return True
+        if func in _SAYING and self._stands(args[0]):
+            return _SAYING[func](self._number(args[0]), *args[1:])
         if func in _READS:
             raise Untraceable(READ)
         if func == _SET_DATA:
             raise Untraceable(WITHIN.format("the `data` of a tensor"))
         if func is Tensor.__deepcopy__ and args[0].is_leaf:  # torch's copies memory, of which no graph knows
             return args[1].setdefault(id(args[0]), args[0].detach().clone().requires_grad_(args[0].requires_grad))
-        if func in _SAYING:
-            with disable_proxy_modes_tracing():
-                return func(*args, **kwargs)
         if func in _SIZED:
             own = func not in _MADE  # a tensor's own, which is no size
             return func(*args[:own], *tree_map(self._size, args[own:]), **kwargs)
@@ -151,7 +179,15 @@ class HostReads(TorchFunctionMode):
 _SET_DATA = Tensor.data.__set__
 _READS = {
     *{Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.tolist, Tensor.numpy},
-    *{Tensor.__array__, Tensor.__dlpack__, Tensor.apply_, Tensor.map_, Tensor.map2_},
+    *{
+        Tensor.__format__,
+        Tensor.__repr__,
+        Tensor.__array__,
+        Tensor.__dlpack__,
+        Tensor.apply_,
+        Tensor.map_,
+        Tensor.map2_,
+    },
 }
 _DECIDING = {Tensor.__bool__: bool, Tensor.__int__: int, Tensor.__index__: int}
 _COMPARING = {torch.equal, Tensor.equal}
@@ -165,8 +201,7 @@ _SHAPING = {
 }
 _MADE = {torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, torch.eye}
 _SIZED = _MADE | {Tensor.expand, Tensor.reshape, Tensor.view, Tensor.repeat}
-_SAYING = {Tensor.__format__, Tensor.__repr__}
-"""What makes text, as of a message that says what was wrong: it says what is there when the step is traced."""
+_SAYING = {Tensor.__format__: format, Tensor.__repr__: repr}
 _ASIDE = _READS | _SHAPING | _COMPARING | {Tensor.item, Tensor.__contains__, one_hot}
 """What is done beside the trace, where all it is done with is known."""
 
@@ -229,7 +264,7 @@ _SEQUENCES = {
 def _asking() -> Any:
     """The frame that asks torch for a value: the first above torch's modes."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_name == "__torch_function__":
+    while frame.f_back is not None and frame.f_code.co_name in ("__torch_function__", HostReads._done.__name__):
         frame = frame.f_back
     return frame
 

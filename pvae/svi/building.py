@@ -173,7 +173,8 @@ class Build:
         varying = [value for i, value in enumerate(self.inputs) if i not in self.steady]
         known = Known([*self.svi._changing(buffers=False), *varying, *self.held.tensors], outside=True)
         private, places = Private(self.guards.modules), Places(self.guards.every())
-        traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed)
+        numbers = [self.inputs[place] for place in self.call.numbers]
+        traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed, numbers=numbers)
         if places.moved():
             raise Untraceable(WITHIN.format("the memory of a tensor"))
         read = {memory(tensor) for tensor in self._read} - {0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -44,8 +44,8 @@ class Call:
 
     prepare: Callable[..., Any] | None = None
     """What they are made with, where they are rows."""
-    numbers: frozenset[type] = frozenset()
-    """The types of those inputs that are numbers there."""
+    numbers: dict[int, type] = field(default_factory=dict)
+    """The types of those inputs that are numbers there, by place."""
     sources: tuple[Tensor, ...] = ()
     """The inputs as they were given, where they were then brought to the device."""
     objects: tuple[Any, ...] = ()
@@ -130,7 +130,7 @@ class Numbers:
             values.append(value)
         return len(values) > CONSTANT
 
-    def refuse(self, types: frozenset[type]) -> None:
+    def refuse(self, types: Collection[type]) -> None:
         """Leave those of one of these types as they are: whole numbers are counted with, or indices, more often."""
         self.refused.add(int if int in types else float)
 
@@ -165,7 +165,8 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
         given = iter(inputs)
         return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in taken], tree)
 
-    as_tensors = frozenset(type(leaf) for leaf, other in zip(leaves, taken, strict=True) if leaf is not other)
+    given = [leaf for leaf, other in zip(leaves, taken, strict=True) if isinstance(other, Tensor)]
+    as_tensors = {place: type(leaf) for place, leaf in enumerate(given) if not isinstance(leaf, Tensor)}
     inputs = tensors if device is None else tuple(_there(value, device) for value in tensors)
     label = str((place, *parts, *(type(leaf).__name__ for leaf in objects)))
     common = {"numbers": as_tensors, "sources": tensors, "objects": tuple(objects), "functions": functions}

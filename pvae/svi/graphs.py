@@ -108,7 +108,7 @@ class Graphs:
             return
         self._graphs.pop(graph.call.key, None)
         if graph.call.numbers:
-            self.svi._numbers.refuse(graph.call.numbers)
+            self.svi._numbers.refuse(graph.call.numbers.values())
         elif often or self._too_soon("what Python reads", graph, 1):
             self.give_up(OFTEN.format(" ".join(graph.supposed[:3])))
 
@@ -233,7 +233,7 @@ class Graphs:
                 step = Build(svi, call, wanted, steady)()
         except Untraceable as error:
             if call.numbers:
-                svi._numbers.refuse(call.numbers)
+                svi._numbers.refuse(call.numbers.values())
                 return None
             self.give_up(f"it cannot be traced: {error}")
             return None
