@@ -1,6 +1,7 @@
 """What Pyro's users do around a step gives the numbers that Pyro's own `SVI` gives."""
 
 import copy
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,7 @@ from pyro.infer import (
     TraceTailAdaptive_ELBO,
     config_enumerate,
 )
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger
 from pyro.infer.reparam import StableReparam
 
 import pvae
@@ -889,3 +890,69 @@ def test_one_parameters_part_of_the_optimizer_is_its_own():
 
     svi = both(lambda: (plain, plain_guide), before=before, steps=14)
     assert len(svi.optimizer.param_groups) == 2
+
+
+def empirical(x):
+    mean = pyro.param("prior mean", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class LearnedPrior(pyro.nn.PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.scale = pyro.nn.PyroParam(torch.tensor(1.0), dist.constraints.positive)
+        self.linear = pyro.nn.PyroModule[torch.nn.Linear](1, 2)
+        self.linear.weight = pyro.nn.PyroSample(lambda _: dist.Normal(0.0, self.scale).expand([2, 1]).to_event(2))
+        self.mean = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        w = pyro.sample("w", dist.Normal(self.mean.expand(4, 3), 1.0).to_event(2))
+        mean = self.linear(x[:, None]).sum(-1) + w.sum()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("guide", [AutoNormal, AutoDelta, AutoNormalMessenger])
+@pytest.mark.parametrize("make", [lambda: empirical, LearnedPrior])
+def test_priors_with_parameters_under_autoguides(make, guide, mode):
+    """These keep the prior as it was first drawn, expanded."""
+
+    def fit(kind, **options):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        model = make()
+        svi = kind(model, guide(model), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), **options)
+        return [float(svi.step(torch.linspace(-1.0, 1.0, 12) + 0.01 * step)) for step in range(6)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(pvae.SVI, compile=mode) == pytest.approx(fit(pyro.infer.SVI), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_a_step_that_validation_refuses_changes_no_buffer(mode):
+    class Program(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3)
+
+        def model(self, x):
+            pyro.module("program", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.linear(self.norm(x)), 1.0).to_event(1), obs=x)
+
+    program = Program()
+    svi = pvae.SVI(program.model, lambda x: None, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), compile=mode)
+    bad = torch.randn(6, 3).index_fill(0, torch.tensor([2]), float("nan"))
+    for count in range(3):
+        before = copy.deepcopy(program.state_dict())
+        random = torch.get_rng_state()
+        with pytest.raises(ValueError, match="nan"):
+            svi.step(bad)
+        assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random)
+        svi.step(torch.randn(6, 3))
+        assert program.norm.num_batches_tracked == count + 1

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+HOSTS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
+"""Generators of Python's and of NumPy's."""
+
 
 @contextmanager
-def undrawn() -> Iterator[Callable[[], bool]]:
-    """Gives a function whether Python's or NumPy's random numbers have been drawn within; puts those back after it."""
-    before, state = random.getstate(), np.random.get_state()
+def undrawn(generators: Sequence[Any] = ()) -> Iterator[Callable[[], bool]]:
+    """Gives a function whether random numbers of Python or NumPy have been drawn within; puts those back after it.
 
-    def drawn() -> bool:
-        now = np.random.get_state()
-        return random.getstate() != before or now[2:] != state[2:] or not np.array_equal(now[1], state[1])
-
+    Of their own generators, and of these.
+    """
+    every = [random.getstate.__self__, np.random.get_state.__self__, *generators]
+    before = [_state(generator) for generator in every]
+    known = pickle.dumps(before)
     try:
-        yield drawn
+        yield lambda: pickle.dumps([_state(generator) for generator in every]) != known
     finally:
-        random.setstate(before)
-        np.random.set_state(state)
+        for generator, state in zip(every, before, strict=True):
+            if isinstance(generator, random.Random):
+                generator.setstate(state)
+            else:
+                _bits(generator).state = state
+
+
+def _state(generator: Any) -> Any:
+    return generator.getstate() if isinstance(generator, random.Random) else _bits(generator).state
+
+
+def _bits(generator: Any) -> Any:
+    """NumPy's generator of bits in another."""
+    if isinstance(generator, np.random.RandomState):
+        return generator._bit_generator
+    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
 
 
 def random_state() -> list[Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
 import types
+from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -15,11 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from . import hooks
+from .generators import HOSTS
 from .members import CONSTANTS, CONTAINERS, said
 from .names import library, named
 from .notes import Notes
 
-NOTED = (*CONSTANTS, Tensor)
+TOLD = (
+    *(*CONSTANTS, Tensor, nn.Module, tuple, np.ndarray, torch.Generator, *HOSTS),
+    *(types.FunctionType, types.MethodType, functools.partial, types.SimpleNamespace, Namespace),
+)
+"""What is looked at in private attributes as well."""
 DEPTH = 6
 MANY = 1000
 """So many numbers or tensors in a list, or numbers in an array, are data, and are not looked at again."""
@@ -116,6 +123,10 @@ class Guards(Notes):
             return ()
         if isinstance(value, torch.Generator):
             self.generators.append(value)
+            return ()
+        if isinstance(value, HOSTS):
+            if not isinstance(value, random.SystemRandom):
+                self.hosts.append(value)
             return ()
         return self._object(name, value)
 
@@ -235,8 +246,9 @@ class Guards(Notes):
     def _attributes(
         self, name: str, values: dict[str, Any], holder: dict[str, Any], private: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        """What is private to a library's object says nothing of the program."""
+        """What is private to a library's object says nothing of the program, nor do caches."""
         for key, value in values.items():
-            if private or isinstance(value, (*NOTED, nn.Module)) or not key.startswith("_") or key == "__wrapped__":
+            told = isinstance(value, TOLD) or not (library(type(value)) or isinstance(value, CONTAINERS))
+            if private or told or not key.startswith("_") or key == "__wrapped__":
                 self._note(f"{name}.{key}", holder, key, value)
                 yield f"{name}.{key}", value

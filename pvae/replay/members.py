@@ -115,6 +115,13 @@ def same(value: Any, was: Any) -> bool:
     return plain(value) and type(value) is type(was) and value == was
 
 
+def regrouped(holder: Any, was: Any) -> bool:
+    """Whether there are more or fewer in a container than were; in a set or a dict, others."""
+    if isinstance(holder, set | dict):
+        return holder.keys() != was.keys() if isinstance(holder, dict) else holder != was
+    return len(holder) != len(was)
+
+
 def refill(holder: Any, contents: Any) -> None:
     """Put what was in a container back into it."""
     holder.clear()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .held import alike
-from .members import CONTAINERS, Entry, Members, now, of_class, plain, refill, said, same
+from .members import CONTAINERS, Entry, Members, now, of_class, plain, refill, regrouped, said, same
 from .simplify import memory
 from .values import SMALL
 
@@ -25,6 +25,8 @@ class Notes:
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
         self.generators: list[torch.Generator] = []
+        self.hosts: list[Any] = []
+        """Generators of Python's and NumPy's."""
         self._entries: dict[tuple[int, Any], Entry] = {}
         self._held: list[Entry] = []
         """Those of them that are of tensors which programs hold."""
@@ -34,6 +36,8 @@ class Notes:
         """The entries' parts, so that an unchanged step looks at all at once."""
         self._contents: list[tuple[str, Any, Any]] = []
         self._lengths: tuple[list[Any], list[int]] = ([], [])
+        self._grouped: list[tuple[str, Any, Any]] = []
+        """Of the containers, sets, and dicts with None: no entry tells whether a member is gone."""
         self._members = Members()
         self._arrays: list[tuple[str, np.ndarray, bytes]] = []
         self._places: tuple[list[str], list[Tensor], list[int]] = ([], [], [])
@@ -67,6 +71,9 @@ class Notes:
             for name, holder, was in self._contents:
                 if len(holder) != len(was):
                     return f"the length of {name} (was {len(was)}, is {len(holder)})"
+        for name, holder, was in self._grouped:
+            if regrouped(holder, was):
+                return f"what is in {name}"
         name = self._members.changed()
         return f"a module, parameter or buffer of {name}" if name else ""
 
@@ -112,7 +119,7 @@ class Notes:
     def restore(self) -> None:
         """Put back what is no longer as it was."""
         for _, holder, was in self._contents:
-            if len(holder) != len(was):
+            if regrouped(holder, was):
                 refill(holder, was)
         self._members.restore()
         for place, (_, read, holder, key, was) in self._entries.items():
@@ -180,6 +187,8 @@ class Notes:
 
     def _note_length(self, name: str, holder: Any) -> None:
         self._contents.append((name, holder, holder.copy()))
+        if isinstance(holder, set) or (isinstance(holder, dict) and any(value is None for value in holder.values())):
+            self._grouped.append(self._contents[-1])
         self._lengths[0].append(holder)
         self._lengths[1].append(len(holder))
 
@@ -208,7 +217,7 @@ class Notes:
 
     def parameters(self) -> list[Tensor]:
         """Those of modules, and what else has a gradient of its own."""
-        return [tensor for tensor in self._parameters[1] if tensor.requires_grad or isinstance(tensor, nn.Parameter)]
+        return [t for t in self._parameters[1] if isinstance(t, nn.Parameter) or (t.requires_grad and t.is_leaf)]
 
     def leaves(self) -> list[Tensor]:
         """Those of them, and of the modules' parameters, that a gradient may be added to."""

@@ -154,7 +154,7 @@ class Build:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
         with svi._undone(*call.looked_at):
-            with undrawn() as drawn:
+            with undrawn(Guards(self._programs, {}).hosts) as drawn:
                 svi._gradients(*call.again())
                 if drawn():
                     raise Untraceable(

@@ -33,7 +33,6 @@ CHECK_EVERY = {"cpu": 1, "cuda": 1000}
 """Steps between two looks whether losses were finite: reading one makes a GPU wait."""
 _GRADIENT = attrgetter("grad")
 
-
 NOTHING = "no parameter of model or guide has a gradient: there is nothing to fit"
 WITHOUT = "the step is within torch.no_grad() or torch.inference_mode(), where nothing has a gradient: take it outside"
 DEPRECATED = (
@@ -264,7 +263,8 @@ class SVI(Trained):
     def _eager(self, call: Call) -> list[float]:
         before = self._snapshot(self._buffers())
         self._look_at_values(call, self._own)
-        losses, norm = self._gradients(*call.plain())
+        with before.kept():
+            losses, norm = self._gradients(*call.plain())
         self._align()
         self._set_rates()
         values = read(losses, norm)

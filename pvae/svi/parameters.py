@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -172,6 +173,15 @@ class Snapshot:
         set_random_state(self.random)
         for generator, state in self.generators:
             generator.set_state(state)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put all back where something is raised within, as by Pyro's validation, or an interrupt."""
+        try:
+            yield
+        except BaseException:
+            self.restore()
+            raise
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:

@@ -141,9 +141,10 @@ class Trained(pyro.infer.SVI):
         if anew or self.optimizer is None:
             guards = Guards(self._programs, {})
             self._found, self._generators = guards.buffers(), guards.generators
-            held = {id(t): (t, t._version) for t in guards.tensors() if not t.is_inference()}
+            loose = [t for t in guards.tensors() if not t.is_inference() and not _expanded(t)]
+            held = {id(t): (t, t._version) for t in loose}
             known = {*map(id, self._names), *map(id, self._found), *(self._held or held)}
-            self._fresh = [t for key, (t, _) in held.items() if key not in known and not _expanded(t)]
+            self._fresh = [t for key, (t, _) in held.items() if key not in known]
             self._held = {key: self._held.get(key, found) for key, found in held.items()}
             known = {*map(id, self._names), *map(id, self._found)}
             self._found += [t for t, was in self._held.values() if t._version != was and id(t) not in known]
