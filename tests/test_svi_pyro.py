@@ -19,7 +19,7 @@ from pyro.infer import (
     TraceTailAdaptive_ELBO,
     config_enumerate,
 )
-from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoNormal, AutoNormalMessenger
 from pyro.infer.reparam import StableReparam
 
 import pvae
@@ -956,3 +956,69 @@ def test_a_step_that_validation_refuses_changes_no_buffer(mode):
         assert torch.equal(torch.get_rng_state(), random)
         svi.step(torch.randn(6, 3))
         assert program.norm.num_batches_tracked == count + 1
+
+
+def with_network():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+
+    def model(x, y):
+        pyro.module("network", network)
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(network(x)[:, 0] + w.sum(), scale), obs=y)
+
+    return model, network
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("restored", ["store", "store and module"])
+@pytest.mark.parametrize("kind", [AutoNormal, AutoIAFNormal])
+def test_networks_of_pyro_module_go_on_with_what_the_store_has(kind, restored, mode):
+    """A fresh network has parameters of its own, which Pyro would use and not train."""
+
+    def build(seed):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        model, network = with_network()
+        optim = pyro.optim.Adam({"lr": 0.05})
+        return pvae.SVI(model, kind(model), optim, Trace_ELBO(), compile=mode), network
+
+    x, y = torch.linspace(-1.0, 1.0, 60).view(20, 3), torch.linspace(-1.0, 1.0, 20)
+    svi, network = build(0)
+    for _ in range(4):
+        svi.step(x, y)
+    saved = copy.deepcopy((svi.state_dict(), pyro.get_param_store().get_state(), network.state_dict()))
+    random = torch.get_rng_state()
+    whole = [svi.step(x, y) for _ in range(4)]
+    svi, network = build(1)
+    pyro.get_param_store().set_state(saved[1])
+    if restored == "store and module":
+        network.load_state_dict(saved[2])
+    svi.load_state_dict(saved[0])
+    torch.set_rng_state(random)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [svi.step(x, y) for _ in range(4)] == whole
+    assert torch.equal(pyro.param("network$$$0.weight"), network[0].weight)
+
+
+@pytest.mark.parametrize("updated", [False, True])
+def test_a_network_that_is_not_what_the_store_has_is_told_of(updated):
+    pyro.clear_param_store()
+    x, y = torch.ones(5, 3), torch.ones(5)
+    model, network = with_network()
+    pvae.SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile="off").step(x, y)
+    model, network = with_network()
+    if updated:
+        pyro.module("network", network, update_module_params=True)
+    svi = pvae.SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile="graph")
+    before = network[0].weight.detach().clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            svi.step(x, y)
+    assert ["'network$$$0.weight' of Pyro's store is another" in str(w.message) for w in caught] == [True] * (
+        not updated
+    )
+    assert torch.equal(network[0].weight, before) != updated

@@ -256,7 +256,7 @@ class SVI(Trained):
         if self._waiting is None or self.steps == 0:
             return False
         self._set_clock(call)
-        with self._undone(*call.looked_at):
+        with self._used.adopting(), self._undone(*call.looked_at):
             self._gradients(*call.again())
         return True
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.params import module_from_param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -16,6 +18,10 @@ from ..replay.generators import random_state, set_random_state
 from ..replay.members import Members
 
 PLACE = "module "
+APART = (
+    "'{}' of Pyro's store is another parameter than the module's own, which is used but not trained: pass"
+    " update_module_params=True to pyro.module once, or call pyro.clear_param_store() before"
+)
 
 
 class Parameters(Messenger):
@@ -45,6 +51,12 @@ class Parameters(Messenger):
         self._places: dict[Module, str] = {}
         self._before = 0
         """How many modules were known when the programs began to run."""
+        self._adopts = False
+        self._adopted: list[tuple[str, Parameter, Tensor]] = []
+        """What modules have taken over: its name, the module's own, and the values that Pyro's store had."""
+        self._apart: dict[Parameter, str] = {}
+        """A module's own, where Pyro's store has another under its name."""
+        self._told = False
         self.new: dict[Tensor, str] = {}
         self.replaced: list[tuple[Tensor, Tensor]] = []
         """Pairs of a parameter of Pyro's store that is no longer there, and the one that has its name now."""
@@ -52,6 +64,7 @@ class Parameters(Messenger):
     def __enter__(self) -> Parameters:
         self._used.clear()
         self._seen.clear()
+        self._apart.clear()
         self._before = len(self._places)
         return super().__enter__()
 
@@ -65,6 +78,9 @@ class Parameters(Messenger):
 
         As Pyro does, a parameter that had a gradient before, and is used with none now, has zero.
         """
+        if not self._told and (untrained := [name for own, name in self._apart.items() if own.grad is not None]):
+            self._told = True
+            warnings.warn(APART.format(untrained[0]), stacklevel=2)
         self._ever.update(self._used)
         hidden = hidden and len(self._used) < len(self._ever)
         lacking = [p for p in every if p.grad is None and p.requires_grad and p in self.had]
@@ -93,6 +109,35 @@ class Parameters(Messenger):
         if self.noting:
             self._used[module] = None
         msg["value"], msg["done"] = self.noting, True
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        name, stored = msg["name"], pyro.get_param_store()._params.get(msg["name"])
+        own = next((given for given in msg["args"] if isinstance(given, Parameter)), None)
+        if own is None or stored is None or stored is own or module_from_param_with_module_name(name) == name:
+            return
+        if self._adopts and own.shape == stored.shape:
+            self._adopted.append((name, own, stored.detach().clone()))
+            self._adopt(*self._adopted[-1])
+        else:
+            self._apart[own] = name
+
+    @contextmanager
+    def adopting(self) -> Iterator[None]:
+        """Modules take over what Pyro's store has of them: after a resume that is what was saved.
+
+        Also where the run within is undone.
+        """
+        self._adopts = True
+        yield
+        for adopted in self._adopted:
+            self._adopt(*adopted)
+        self._adopts, self._adopted = False, []
+
+    def _adopt(self, name: str, own: Parameter, values: Tensor) -> None:
+        own.data.copy_(values)
+        store = pyro.get_param_store()
+        store._param_to_name.pop(store._params[name], None)
+        store._params[name], store._param_to_name[own] = own, name
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         name, parameter = msg["name"], msg["value"].unconstrained()
