@@ -259,13 +259,14 @@ def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
 
 
 def _bounds(found: Comparison) -> Any:
-    """The chart of the bounds; with the exact value, where the models agree on it."""
+    """The chart of the bounds; with the exact values, or the one of all models."""
     ks = list(found.plan.particles)
     estimates = {_broken(name): found.estimates(name) for name in found.models}
     means = {name: [each["test"][f"iw.{k}"].mean for k in ks] for name, each in estimates.items()}
     errors = {name: [each["test"][f"iw.{k}"].se for k in ks] for name, each in estimates.items()}
-    exact = {estimate(each.exact).mean for each in found.models.values() if each.exact is not None}
-    return plots.bound_against_k(ks, means, errors, exact=exact.pop() if len(exact) == 1 else None)
+    exact = {_broken(name): estimate(each.exact).mean for name, each in found.models.items() if each.exact is not None}
+    alike = exact.keys() == means.keys() and len(set(exact.values())) == 1
+    return plots.bound_against_k(ks, means, errors, exact=exact.popitem()[1] if alike else exact)
 
 
 def _khats(found: Comparison) -> Any:

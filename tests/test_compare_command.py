@@ -20,6 +20,7 @@ import torch
 
 import pvae
 from pvae import compare, comparison, config, fit, plots
+from pvae.exact import LinearVAE
 from pvae.load import load
 from pvae.pace import pace
 
@@ -201,6 +202,24 @@ def test_the_exact_value_where_there_is_one(runs, capsys):
     truth = torch.distributions.MultivariateNormal(b, covariance).log_prob(dataset.test.x.flatten(1).double())
     assert found["log_p"]["mean"] == pytest.approx(truth.mean().item(), abs=1e-4)
     assert found["log_p - iw.3000"]["mean"] < 0.1 * found["log_p - elbo"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("known", "names"),
+    [
+        ({"a": -1.0}, ["a, exact"]),
+        ({"a": -1.0, "b": -2.0}, ["a, exact", "b, exact"]),
+        ({"a": -1.0, "b": -1.0}, ["exact"]),
+        ({}, []),
+    ],
+)
+def test_the_chart_says_whose_the_exact_values_are(known, names):
+    vae = LinearVAE(4, 2)
+    exact = {name: torch.full((5,), value) for name, value in known.items()}
+    programs = dict.fromkeys(("a", "b"), (vae.model, vae.guide))
+    found = comparison.compare(programs, comparison.Data(torch.randn(5, 4)), plan=comparison.Plan((1, 2)), exact=exact)
+    shown = [text.get_text().partition("\n")[0] for text in compare._bounds(found).legends[0].get_texts()]
+    assert [name for name in shown if "exact" in name] == names
 
 
 def test_every_option_reaches_the_plan():

@@ -53,6 +53,12 @@ FIGURES = {
     "units, none": lambda: plots.active_units(np.zeros(8)),
     "units, one": lambda: plots.active_units([0.7]),
     "bound": lambda: plots.bound_against_k(KS, BOUND, ERROR, exact=-86.5),
+    "bound, many exact": lambda: plots.bound_against_k(
+        [1],
+        {f"run {i}": [-i] for i in range(25)},
+        {f"run {i}": [0.1] for i in range(25)},
+        exact={"run 9": 0, "run 0": 1},
+    ),
     "k-hat": lambda: plots.khat_quantiles(
         {"vae": np.linspace(-0.2, 1.3, 200) ** 3, "a long name\nin two": [0.1, 0.9]}, 0.7
     ),
@@ -292,6 +298,16 @@ def test_bound_against_k_draws_each_run_and_the_exact_value():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["exact\n−86.00", "vae\n−87.00"]
 
 
+def test_the_exact_value_of_a_run_has_its_colour_and_its_name():
+    figure = plots.bound_against_k(KS, BOUND, ERROR, exact={"iwae": -86})
+    (bars,) = [each for each in figure.axes[0].containers if each.get_label() == "iwae"]
+    *_, line = figure.axes[0].get_lines()
+    assert (line.get_label(), line.get_ydata()) == ("iwae, exact", [-86, -86])
+    assert line.get_color() == bars.lines[0].get_color()
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["iwae, exact\n−86.00", "iwae\n−86.80", "vae\n−87.00"]
+
+
 WRONG = {
     "curves: found no finite value": lambda: plots.learning_curves([1], {}),
     r"curve 'a': found shape \(3,\), expected \(2,\)": lambda: plots.learning_curves([1, 2], {"a": [1, 2, 3]}),
@@ -310,6 +326,7 @@ WRONG = {
     "labels .*21 differ": lambda: plots.latent_scatter(np.zeros((21, 2)), [f"class {i}" for i in range(21)]),
     "variance, threshold: found the smallest -1": lambda: plots.active_units([1, -1]),
     "errors: found runs": lambda: plots.bound_against_k(KS, BOUND, {}),
+    "exact: found runs": lambda: plots.bound_against_k(KS, BOUND, ERROR, exact={"elbo": -86}),
     "ks: found 0, expected at least 1": lambda: plots.bound_against_k([0, 1, 2], BOUND, ERROR),
     r"values\['a'\]: found shape \(0,\), expected": lambda: plots.khat_quantiles({"a": []}, 0.7),
     r"values\['a'\]: found shape \(1,\), .* without NaN": lambda: plots.khat_quantiles({"a": [np.nan]}, 0.7),

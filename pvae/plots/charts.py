@@ -51,12 +51,17 @@ def learning_curves(epochs: ArrayLike, curves: Mapping[str, ArrayLike], *, title
 
 @styled()
 def bound_against_k(
-    ks: ArrayLike, means: Mapping[str, ArrayLike], errors: Mapping[str, ArrayLike], *, exact: float | None = None
+    ks: ArrayLike,
+    means: Mapping[str, ArrayLike],
+    errors: Mapping[str, ArrayLike],
+    *,
+    exact: float | Mapping[str, float] | None = None,
 ) -> Figure:
     """The bound of each run against the number of particles K, and the exact value where it is known.
 
     `ks` (M,) is at least 1; `means[run]` and their standard errors `errors[run]` are (M,), in nats per datum,
-    NaN where not measured. Raises `InputError` for other shapes, and for runs that only one of them names.
+    NaN where not measured. `exact` is that of all runs, or those of some by name. Raises `InputError` for other shapes,
+    and for runs that only one of them names.
 
     >>> bound_against_k([1, 10], {"vae": [-90, -88]}, {"vae": [0.1, 0.1]}, exact=-87).axes[0].get_xscale()
     'log'
@@ -64,7 +69,11 @@ def bound_against_k(
     at = _particles(ks)
     if set(means) != set(errors) or not means:
         raise InputError(f"errors: found runs {sorted(errors)}, expected those of means, {sorted(means)}")
+    known = exact if isinstance(exact, Mapping) else {}
+    if not set(known) <= set(means):
+        raise InputError(f"exact: found runs {sorted(known)}, expected some of means, {sorted(means)}")
     figure, axes = page(5.6, 2.9)
+    dashes = {"ls": "--", "lw": 0.9}
     last, order = {}, np.argsort(at, kind="stable")
     for i, run in enumerate(means):
         y = vector(means[run], f"means[{run!r}]", length=len(at), gaps=True)[order]
@@ -75,8 +84,11 @@ def bound_against_k(
         bars = {"elinewidth": 0.8, "capsize": 2}
         axes.errorbar(at[order][keep], y[keep], error[keep], label=run, marker="o", **bars, **_look(i))
         last[run] = y[keep][-1]
-    if exact is not None:
-        axes.axhline(exact, color=INK, ls="--", lw=0.9, label="exact")
+        if run in known:
+            axes.axhline(known[run], color=LINES[i % 7], label=f"{run}, exact", **dashes)
+            last[f"{run}, exact"] = known[run]
+    if exact is not None and not isinstance(exact, Mapping):
+        axes.axhline(exact, color=INK, label="exact", **dashes)
         last["exact"] = exact
     edge = max((at.max() / at.min()) ** 0.04, 1.1)
     axes.set(xscale="log", xlim=(at.min() / edge, at.max() * edge))
