@@ -84,7 +84,8 @@ def gap(
     The families are those of numbers without constraints, from which each site's value is mapped into its support:
     "mean_field" (independent Gaussians) and "flow" (couplings, then a full lower triangular map: it has every Gaussian
     in it). Both start at the guide's own mean and scale, and are fitted by Adam with a rate that falls to 0. Take the
-    family that the guide is of; the other says what a richer one would gain. All ELBOs are from fresh draws.
+    family that the guide is of: a richer one says what it would gain; of a narrower one, amortization may be below 0.
+    All ELBOs are from fresh draws.
 
     Args:
         model: p(x, z), a Pyro program of x, or of (x, y) if there are labels; its latents continuous.

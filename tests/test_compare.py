@@ -787,15 +787,18 @@ def test_levels_are_in_bits_as_well():
     assert "bits_per_dim" not in written["b"]["test"]
 
 
-def test_annealing_and_fits_that_are_too_short_are_said():
+def test_annealing_and_fits_below_what_they_bound_are_said():
     low, zero = Estimate(-1.0, 0.1, 9), Estimate(-0.1, 0.1, 9)
     parts = {
         "ais": {"log_p": low, "log_p - elbo": low, "log_p - iw.5": zero},
         "gap": {"amortization.flow": low, "amortization.mean_field": zero, "approximation.flow": low},
     }
-    ais, gap = rows._too_short("run", parts)
+    ais, gap = rows._below_zero("run", parts)
     assert ais.startswith("run: log p(x) - ELBO is below zero: annealing, a bound too, is the looser")
-    assert gap.startswith("run: amortization, flow is below zero: the guides of each datum are not yet fitted")
+    assert gap.startswith(
+        "run: amortization, flow is below zero: where the run's guide is of a wider or another family"
+    )
+    assert gap.endswith("where it is of this one, the guides of each datum are not yet fitted: raise --steps")
     assert rows._p(0.0) == "p<1e-300"
 
 
@@ -804,6 +807,25 @@ def test_a_fit_that_is_too_short_is_in_the_table():
     plan = Plan(particles=(1, 5), annealing=Annealing(temperatures=2, chains=1), families=("flow",), subset=40, steps=1)
     found = compare({"short": (vae.model, vae.guide)}, Data(3 * torch.randn(40, 6)), plan=plan)
     assert "short: amortization, flow is below zero" in " ".join(tables.text(found, PROTOCOL).split())
+
+
+def test_a_guide_of_a_wider_family_than_the_fitted_one_is_told_of():
+    """It is the posterior, of dependent latents: no independent ones are as good, however long they are fitted."""
+    vae, x = linear(), torch.randn(20, 4)
+    truth = vae.exact()
+
+    def guide(x):
+        posterior = truth.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(posterior.loc, posterior.covariance_matrix))
+
+    plan = Plan(particles=(1,), families=("mean_field",), subset=20, steps=100)
+    found = compare({"wide": (vae.model, guide)}, Data(x), plan=plan, exact={"wide": truth.log_prob(x)})
+    said = (
+        "wide: amortization, mean-field is below zero: where the run's guide is of a wider or another family, that is"
+    )
+    assert f"{said} no error of the fit (--families flow" in " ".join(tables.text(found, PROTOCOL).split())
+    assert f"{said} no error of the fit (-{{}}-families flow" in tables.latex(found, PROTOCOL)
 
 
 UNFIT = {

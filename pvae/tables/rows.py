@@ -214,7 +214,7 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {UNUSED}"
         if each.left_out:
             yield f"{name}: mutual information is left out: {each.left_out}"
-        yield from _too_short(name, found.estimates(name))
+        yield from _below_zero(name, found.estimates(name))
 
 
 def _drawn(protocol: dict[str, Any]) -> str:
@@ -225,11 +225,17 @@ def _drawn(protocol: dict[str, Any]) -> str:
     )
 
 
-def _too_short(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:
-    """What cannot be, but for noise: annealing below a bound, a fitted guide below the amortized one."""
+def _below_zero(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:
+    """What is amiss, but for noise: annealing below a bound, a fitted guide below the amortized one of its family."""
     for part, kind, words in (
         ("ais", " - ", "is below zero: annealing, a bound too, is the looser: raise --temperatures or --chains"),
-        ("gap", "amortization", "is below zero: the guides of each datum are not yet fitted: raise --steps"),
+        (
+            "gap",
+            "amortization",
+            "is below zero: where the run's guide is of a wider or another family, that is no error of the fit"
+            " (--families flow has every Gaussian in it); where it is of this one, the guides of each datum are not yet"
+            " fitted: raise --steps",
+        ),
     ):
         for key, value in parts.get(part, {}).items():
             if kind in key and value.mean < -2 * value.se:
