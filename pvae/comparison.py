@@ -353,9 +353,10 @@ def _evaluation(found: Evaluation) -> dict[str, Estimate]:
 
 
 def _khat(value: Tensor, draws: int) -> dict[str, Estimate]:
-    """Its quantiles, and the share above the threshold."""
-    found = {f"khat.{percent}": quantile(value, percent / 100) for percent in QUANTILES}
-    return {**found, "khat.above": share(value > khat_threshold(draws))}
+    """Its quantiles, and the share above the threshold, of the data where it could be fitted; NaN of none."""
+    fitted, none = value[value < math.inf], Estimate(math.nan, math.nan, 0)
+    found = {f"khat.{percent}": quantile(fitted, percent / 100) if len(fitted) else none for percent in QUANTILES}
+    return {**found, "khat.above": share(fitted > khat_threshold(draws)) if len(fitted) else none}
 
 
 def _independent(a: dict[str, Estimate], b: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -72,7 +72,8 @@ FEWEST_OF_TAILS = 37
 def quantile(value: Tensor, p: float) -> Estimate:
     """A quantile of (N,) values, one of them, and its standard error: a quarter of its 95% interval.
 
-    The ends of the interval are order statistics too, whatever the distribution; NaN where there are no such ones.
+    The ends of the interval are order statistics too, whatever the distribution; NaN where there are no such ones, or
+    one is infinite.
 
     >>> import torch
     >>> quantile(torch.arange(1.0, 101.0), 0.5)
@@ -81,7 +82,8 @@ def quantile(value: Tensor, p: float) -> Estimate:
     n, ordered = len(value), value.sort().values
     half = 2 * math.sqrt(p * (1 - p) / n)
     low, at, high = (ordered[min(max(math.ceil(n * q), 1), n) - 1].item() for q in (p - half, p, p + half))
-    return Estimate(at, (high - low) / 4 if 0 < p - half < p + half < 1 else math.nan, n)
+    there = 0 < p - half < p + half < 1 and math.isfinite(high - low)
+    return Estimate(at, (high - low) / 4 if there else math.nan, n)
 
 
 def with_error(found: Mapping[str, float | None], width: int = 0) -> str:

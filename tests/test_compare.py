@@ -349,6 +349,29 @@ def test_equal_largest_weights_have_no_tail_and_a_guide_of_all_equal_weights_is_
     assert "no tail: its largest weights are equal" in " ".join(text.split())
 
 
+def test_khat_that_could_not_be_fitted_is_left_out_and_said():
+    """As of discrete latents, of whose weights few exceed the rest."""
+    values = torch.tensor([0.1, 0.2, 0.6, -math.inf] * 10 + [math.inf] * 5, dtype=torch.float64)
+    found = comparison(some=[0.0] * 45, none=[0.0] * 45)
+    some = evaluation([0.0] * 45, khat=values)
+    some.ess[40:] = torch.tensor([7.0, 5.5, 9.0, 8.0, 6.0])
+    found.models["some"] = Measured(some)
+    found.models["none"] = Measured(evaluation([0.0] * 45, khat=values.new_full((45,), math.inf)))
+    test = found.estimates("some")["test"]
+    assert [test[f"khat.{p}"].mean for p in (10, 50, 90)] == [-math.inf, 0.1, 0.6]
+    assert all(test[f"khat.{p}"].n == 40 for p in (10, 50, 90, "above"))
+    assert test["khat.above"].mean == 0.25  # above 0.5, from 100 draws
+    assert math.isnan(test["khat.10"].se)  # an end of its interval is infinite
+    text, tex = " ".join(tables.text(found, PROTOCOL).split()), tables.latex(found, PROTOCOL)
+    assert "k-hat, 10% no tail no fit k-hat, median 0.100" in text
+    assert "some: 5 of the 45 data, whose ESS is at least 5.5, are left out of k-hat" in text
+    assert "none: 45 of the 45 data, whose ESS is at least 1.0, are left out of k-hat" in text
+    assert re.search(r"threshold & \$25\.0 \\pm .* & no fit", tex)
+    assert not re.search(r"\binf|nan|\\infty", text + tex)
+    assert tables.summary(found, PROTOCOL, {})["runs"]["none"]["test"]["khat.50"] == {"mean": None, "se": None, "n": 0}
+    assert "none,,test,khat.50,,nan,nan,0," in tables.as_csv(found, PROTOCOL)
+
+
 def test_too_few_data_for_the_error_of_a_quantile_are_said(whole):
     said = "no standard error of the 10% and 90% quantiles"
     assert said in " ".join(tables.text(whole, PROTOCOL).split())

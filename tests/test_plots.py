@@ -64,6 +64,9 @@ FIGURES = {
     ),
     "k-hat, infinite": lambda: plots.khat_quantiles({"exact": [-np.inf] * 3, "one": [np.inf]}, 0.7),
     "k-hat, many": lambda: plots.khat_quantiles({f"run {i}": np.arange(9) / (i + 1) for i in range(25)}, 0.7),
+    "k-hat, many infinite": lambda: plots.khat_quantiles(
+        {f"a name of 20 here {i}": [-np.inf, 0.1, np.inf] * 99 for i in range(9)}, 0.7
+    ),
     "signal": lambda: plots.signal_against_k(KS, {"a": [3, 2, 1], "b": [np.nan, 1, 2]}, floor=0.1, dashed=["b"]),
     "signal, many": lambda: plots.signal_against_k(
         KS, {f"a name that is as long as those of several estimators, {i}": [1, 2 + i, 3 + i] for i in range(18)}
@@ -182,6 +185,17 @@ def test_the_names_of_what_is_beside_the_data_are_within_the_figure(columns):
 def test_khat_of_one_datum_is_a_point():
     figure = plots.khat_quantiles({"one": [0.3], "two": [0.2, 0.4]}, 0.7)
     assert [line.get_marker() for line in figure.axes[0].lines[:2]] == ["o", "None"]
+
+
+def test_khat_that_could_not_be_fitted_is_counted_and_not_drawn():
+    values = {"some": [np.inf, 0.9, -np.inf, np.inf, 0.1, 0.3], "none": [np.inf] * 3}
+    figure = plots.khat_quantiles(values, 0.7)
+    some, none, _ = figure.axes[0].lines
+    assert some.get_xdata().tolist() == [12.5, 37.5, 62.5, 87.5]
+    assert some.get_ydata().tolist() == [pytest.approx(0.0 - 0.1), 0.1, 0.3, 0.9]
+    assert not none.get_xdata().size
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:2] == ["some\n25% above\n25% no tail\n2 not fitted", "none\n3 not fitted"]
 
 
 def test_samples_of_a_table_are_histograms_beside_the_data():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,7 +102,8 @@ def bound_against_k(
 def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
     """Pareto k-hat of each datum in ascending order, a line for each run, and the share above the threshold.
 
-    `values[run]` is (N,); infinite values are drawn at the edges. Raises `InputError` for other shapes, and for NaN.
+    `values[run]` is (N,); -inf (no tail) is drawn at the lower edge, data of inf (not fitted) are counted alone. Raises
+    `InputError` for other shapes, and for NaN.
 
     >>> khat_quantiles({"vae": [0.2, 0.9, 0.5]}, 0.7).axes[0].get_ylabel()
     'Pareto k-hat'
@@ -116,13 +117,14 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
     figure, axes = page(5.6, 2.9)
     gap = "\n" if len(rows) < 7 else "  "
     for i, (name, row) in enumerate(rows.items()):
-        share = 100 * (np.arange(len(row)) + 0.5) / len(row)
-        above = 100 * (row > threshold).mean()
-        mark = "o" if len(row) == 1 else None  # of one point there is no line
-        axes.plot(share, row.clip(low, high), label=f"{name}{gap}{above:.0f}% above", marker=mark, **_look(i))
+        fitted, label = row[row < np.inf], name + gap + "\n".join(_shares(row, threshold))
+        share = 100 * (np.arange(len(fitted)) + 0.5) / len(fitted)
+        mark = "o" if len(fitted) == 1 else None  # of one point there is no line
+        axes.plot(share, fitted.clip(low), label=label, marker=mark, **_look(i))
     axes.axhline(threshold, color=INK, ls="--", lw=0.9, label=f"threshold{gap}{threshold:.2f}")
     axes.set(xlabel="data, in order of k-hat (%)", ylabel="Pareto k-hat", xlim=(0, 100), ylim=(low, high))
-    figure.set_figheight(max(figure.get_figheight(), 0.18 * len(rows) + 0.4))
+    lines = sum(1 + str(line.get_label()).count("\n") for line in axes.get_lines())
+    figure.set_figheight(max(figure.get_figheight(), 0.18 * lines + 0.2))
     figure.legend(loc="outside right upper", handlelength=1.4)
     return settled(figure)
 
@@ -291,6 +293,17 @@ def _legend(figure: Figure, axes: Axes, last: Mapping[str, float]) -> None:
     lines = sum(1 + label.count("\n") for label in labels)
     figure.set_figheight(max(figure.get_figheight(), 0.18 * lines + 0.2))
     figure.legend([handles[n] for n in names], labels, loc="outside right upper", handlelength=1.4)
+
+
+def _shares(row: np.ndarray, threshold: float) -> Iterator[str]:
+    """Of k-hat (N,), the shares above the threshold and of no tail, where it could be fitted; how many could not be."""
+    fitted = row[row < np.inf]
+    if fitted.size:
+        yield f"{(fitted > threshold).mean():.0%} above"
+    if (tailless := np.isneginf(fitted)).any():
+        yield f"{tailless.mean():.0%} no tail"
+    if fitted.size < row.size:
+        yield f"{row.size - fitted.size:,} not fitted"
 
 
 def _zoom(curves: Sequence[np.ndarray]) -> tuple[float, float]:

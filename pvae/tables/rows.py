@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..comparison import Comparison
 from ..diagnostics import FEWEST, Paired, khat_threshold
-from ..evaluate import BOUNDS, UNUSED, bits_per_dim, units
+from ..evaluate import BOUNDS, UNUSED, Evaluation, bits_per_dim, units
 from ..means import FEWEST_OF_TAILS, Estimate
 
 
@@ -154,6 +154,8 @@ def _cell(key: str, values: Mapping[str, Estimate], found: Comparison, protocol:
     value = values[key]
     if key.startswith("khat") and protocol["numbers"] != BOUNDS:
         return "-"  # a point mass has no weights
+    if key.startswith("khat") and not value.n:
+        return "no fit"
     if key.startswith("khat") and value.mean == -math.inf:  # the largest weights are equal, or all are
         return "exact" if values["ess"].mean > (1 - 1e-6) * found.plan.total else "no tail"
     if key == "khat.above":
@@ -214,6 +216,7 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {UNUSED}"
         if each.left_out:
             yield f"{name}: mutual information is left out: {each.left_out}"
+        yield from _not_fitted(name, each.test)
         yield from _below_zero(name, found.estimates(name))
 
 
@@ -223,6 +226,13 @@ def _drawn(protocol: dict[str, Any]) -> str:
     return f"binarization {protocol['binarization']}" + (
         f", dequantization {dequantization}" if dequantization != "none" else ""
     )
+
+
+def _not_fitted(name: str, test: Evaluation) -> Iterator[str]:
+    """How many data have no k-hat, and what else there is to tell by how good their bounds are."""
+    if test.khat is not None and (left := test.khat == math.inf).any():
+        data = f"{left.sum():,} of the {len(left):,} data, whose ESS is at least {test.ess[left].min():.1f}"
+        yield f"{name}: {data}, are left out of k-hat: it could not be fitted, as few of their weights exceed the rest"
 
 
 def _below_zero(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:
