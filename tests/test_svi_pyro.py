@@ -1017,7 +1017,6 @@ def test_a_network_that_is_not_what_the_store_has_is_told_of(updated):
         warnings.simplefilter("always")
         for _ in range(3):
             svi.step(x, y)
-    assert ["'network$$$0.weight' of Pyro's store is another" in str(w.message) for w in caught] == [True] * (
-        not updated
-    )
+    told = ["'network$$$0.weight' of Pyro's store is another" in str(w.message) for w in caught]
+    assert told == [True] * (not updated)
     assert torch.equal(network[0].weight, before) != updated
