@@ -6,7 +6,6 @@ import functools
 import inspect
 import random
 import types
-from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -24,7 +23,7 @@ from .notes import Notes
 
 TOLD = (
     *(*CONSTANTS, Tensor, nn.Module, tuple, np.ndarray, torch.Generator, *HOSTS),
-    *(types.FunctionType, types.MethodType, functools.partial, types.SimpleNamespace, Namespace),
+    *(types.FunctionType, types.MethodType, functools.partial, types.SimpleNamespace),
 )
 """What is looked at in private attributes as well."""
 DEPTH = 6
@@ -248,7 +247,8 @@ class Guards(Notes):
     ) -> Iterator[tuple[str, Any]]:
         """What is private to a library's object says nothing of the program, nor do caches."""
         for key, value in values.items():
-            told = isinstance(value, TOLD) or not (library(type(value)) or isinstance(value, CONTAINERS))
+            own = type(value).__name__ == "Namespace" or not library(type(value))  # also argparse's
+            told = isinstance(value, TOLD) or (own and not isinstance(value, CONTAINERS))
             if private or told or not key.startswith("_") or key == "__wrapped__":
                 self._note(f"{name}.{key}", holder, key, value)
                 yield f"{name}.{key}", value
