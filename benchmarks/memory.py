@@ -68,7 +68,8 @@ def _measure(network: common.Network, chunk: int | None, device: str) -> dict[st
     last = float(losses[-1])
     seconds = (perf_counter() - start) / STEPS
     _, peak = memory(device)
-    return {"at_once": objective._at_once, "over_mib": peak - before, "ms": 1e3 * seconds, "loss": last / network.batch}
+    at_once = objective._fits[True]
+    return {"at_once": at_once, "over_mib": peak - before, "ms": 1e3 * seconds, "loss": last / network.batch}
 
 
 if __name__ == "__main__":

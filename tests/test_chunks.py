@@ -1,5 +1,6 @@
 """Particles in parts: the same bound and gradient in less memory."""
 
+import copy
 from functools import partial
 from unittest.mock import patch
 
@@ -175,6 +176,104 @@ def test_what_fits_is_found_from_the_free_memory(vae, x, monkeypatch):
     assert more == pytest.approx(2 * few, abs=2)
     assert torch.equal(torch.get_rng_state(), before)
     assert chunks.fitting(vae.model, vae.guide, chunks.FEW, 1, (x,), {}) == chunks.FEW
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Room for 1,000 particles of two data, not of seven; what is looked for is counted."""
+    sizes, fitting = [], chunks.fitting
+
+    def noting(*args, **options):
+        sizes.append(len(args[4][0]))
+        return fitting(*args, **options)
+
+    monkeypatch.setattr(chunks, "_free", lambda args: 2**21)
+    monkeypatch.setattr(chunks, "fitting", noting)
+    return sizes
+
+
+def fit_of(vae, compile="off"):
+    return pvae.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pvae.IWAE(1000), compile=compile)
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_what_fits_is_found_anew_for_a_larger_batch_alone(mode, new_vae, x, room):
+    expected = fit_of(new_vae())
+    expected.step(x)
+    svi = fit_of(new_vae(), mode)
+    room.clear()
+    for batch in (x[:1], x[:2], x[:1], x[:2]):
+        svi.step(batch)
+    assert (room, svi.objective.in_parts) == ([1, 2], False)
+    for batch in (x, x[:1], x, x[:1]):
+        svi.step(batch)
+        assert 1 < svi.objective._fits[True] == expected.objective._fits[True] < 1000
+    assert room == [1, 2, 7]
+
+
+def test_larger_batches_that_fit_leave_the_graphs_that_there_are(vae, x, room):
+    svi = fit_of(vae, "graph")
+    svi.step(x[:1])
+    svi.step(x[:1])
+    (graph,) = svi._graphs._graphs.values()
+    svi.step(x[:2])
+    svi.step(x[:1])
+    assert room == [1, 2]
+    assert next(iter(svi._graphs._graphs.values())) is graph
+    assert graph.played == 2
+
+
+def test_a_loss_without_a_gradient_says_nothing_of_the_steps(vae, x, room):
+    svi = fit_of(vae)
+    svi.evaluate_loss(x[:1])
+    svi.step(x[:2])
+    svi.evaluate_loss(x)
+    svi.step(x[:2])
+    assert (room, svi.objective.in_parts) == ([1, 2, 7], False)
+
+
+def test_a_resumed_fit_takes_as_many_at_once(new_vae, x, room):
+    vae = new_vae()
+    svi = fit_of(vae)
+    for batch in (x[:1], x):
+        svi.step(batch)
+    saved = copy.deepcopy((vae.state_dict(), svi.state_dict())), torch.get_rng_state()
+    expected = [svi.step(batch) for batch in (x[:1], x)]
+    pyro.clear_param_store()
+    (weights, state), random = saved
+    vae = new_vae(seed=1)
+    vae.load_state_dict(weights)
+    svi = fit_of(vae)
+    svi.load_state_dict(state)
+    torch.set_rng_state(random)
+    room.clear()
+    assert [svi.step(batch) for batch in (x[:1], x)] == expected
+    assert not room
+
+
+def test_what_fits_is_found_anew_without_a_trace(x, room):
+    class Running(Chain):
+        """Of data that a layer has centred; its running mean moves."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def guide(self, x):
+            pyro.module("programs", self)
+            super().guide(self.norm(x.unsqueeze(1))[:, 0])
+
+    found = []
+    for known in (0, 9):
+        programs, x = Running(), torch.arange(9.0)
+        svi = fit_of(programs)
+        torch.manual_seed(0)
+        svi.step(x[:4])
+        svi.objective._largest[True] = known or 4
+        found.append((svi.step(x), programs.norm.running_mean.clone(), torch.get_rng_state()))
+        pyro.clear_param_store()
+    assert room == [4, 9, 4]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_the_free_memory_of_a_cpu_is_known_or_guessed(monkeypatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from .. import programs
@@ -104,14 +106,32 @@ def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, f
     return value, parts[0].scale
 
 
-def fitting(model: Program, guide: Program, particles: int, max_plate_nesting: int, args: Any, kwargs: Any) -> int:
+def size(args: Any, kwargs: Any) -> int:
+    """How many numbers the tensors among arguments have: a batch with more of them is taken to be more work.
+
+    >>> size((torch.ones(3, 2), {"mask": torch.ones(3)}), {"beta": 0.5})
+    9
+    """
+    return sum(leaf.numel() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+
+
+def fitting(
+    model: Program,
+    guide: Program,
+    particles: int,
+    max_plate_nesting: int,
+    args: Any,
+    kwargs: Any,
+    again: bool = False,
+) -> int:
     """How many particles at once the free memory has room for, of K; found by two runs of few particles.
 
-    Draws nothing from the generators that others see.
+    Draws nothing from the generators that others see; programs that have run before keep their state (`again`).
     """
     if particles <= FEW:
         return particles
-    few, more = (_kept(model, guide, k, max_plate_nesting, args, kwargs) for k in (2, 4))
+    with Reruns(draws=False).undone() if again else nullcontext():
+        few, more = (_kept(model, guide, k, max_plate_nesting, args, kwargs) for k in (2, 4))
     each = max(1, (more - few) // 2)
     return max(1, min(particles, int(SHARE * _free(args)) // each))
 

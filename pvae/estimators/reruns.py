@@ -89,6 +89,15 @@ class Reruns(TorchDispatchMode):
         finally:
             _put(now)
 
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """A run that leaves no state behind."""
+        try:
+            with self.first():
+                yield
+        finally:
+            _put(reversed(self._before.values()))
+
     def once(self) -> AbstractContextManager[None]:
         """The first run, or a later one."""
         return self.again() if self._ran else self.first()

@@ -42,7 +42,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
         chunk: how many particles are taken at once; where they are fewer than K the programs run again for the
-            gradient, memory is flat in K, and no step is replayed. By default as many as there is memory for.
+            gradient, memory is flat in K, and no step is replayed. By default as many as there is memory for, of the
+            largest batch so far.
         free_bits: nats a datum (its mean over the batch) below which the KL has no gradient.
 
     Raises:
@@ -133,14 +134,15 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         self.plate = plate
         self.max_plate_nesting, self._nesting_given = max_plate_nesting, max_plate_nesting is not None
         self.beta, self.warmup, self.free_bits = float(beta), warmup, free_bits
-        self.chunk, self._at_once = chunk, 0
+        self.chunk = chunk
+        self._fits, self._largest = [0, 0], [0, 0]
+        """How many particles at once, and how large a batch that was chosen for: without a gradient, and with one."""
         self.clock: Tensor | None = None
         self._losses: Tensor | None = None
         self.gradient = lookup("gradient", gradient, "gradient")() if isinstance(gradient, str) else gradient
         estimators.check(self.gradient, self)
         if self.whole:
             self._check_whole()
-            self._at_once = num_particles
 
     @property
     def whole(self) -> str:
@@ -161,7 +163,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     @property
     def in_parts(self) -> bool:
         """Whether the particles are too many to be taken at once: the same random numbers are then drawn twice."""
-        return 0 < self._at_once < self.num_particles
+        return 0 < self._fits[True] < self.num_particles
 
     def bound(self, log_w: Tensor) -> Tensor:
         """The bound for each datum, (B,), nats, of log-weights (K, B)."""
@@ -261,12 +263,9 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
 
     def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, float]:
         self._look(model, guide, args, kwargs)
-        if not self._at_once:
-            self._at_once = self.chunk or chunks.fitting(
-                model, guide, self.num_particles, self.max_plate_nesting, args, kwargs
-            )
+        at_once = self.num_particles if self.whole else self._choose(model, guide, args, kwargs)
         step = surrogates.Step(
-            model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, self._at_once
+            model, guide, args, kwargs, self.num_particles, self.plate, self.max_plate_nesting, at_once
         )
         looked, key = _LOOKED.setdefault(self, {}), ("sites", _key(model, guide, (), {}))
         if key not in looked:
@@ -274,6 +273,17 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             step = replace(step, look=partial(self._look_at_sites, validates, lambda: looked.setdefault(key)))
         with programs.unvalidated():
             return self.gradient.estimate(self, step)
+
+    def _choose(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int:
+        """How many particles are taken at once: chosen anew where a batch is larger than all before, and never more."""
+        graded, size = torch.is_grad_enabled(), chunks.size(args, kwargs)
+        before = self._fits[graded]
+        if not before or size > self._largest[graded]:
+            found = self.chunk or chunks.fitting(
+                model, guide, self.num_particles, self.max_plate_nesting, args, kwargs, again=before > 0
+            )
+            self._fits[graded], self._largest[graded] = min(found, before or found), size
+        return self._fits[graded]
 
     def _look_at_sites(self, validates: bool, looked: Callable[[], Any], step: Step, traces: Traces) -> None:
         """Refuse what the gradient is wrong for, plates, factors, supports and masks, at the first step with one."""
