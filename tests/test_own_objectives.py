@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from commands import SMALL, go, refused
+from pyro.contrib.gp.kernels import RBF
+from pyro.infer import Trace_MMD
 from torch.func import functional_call
 
 import pvae
@@ -239,6 +242,36 @@ def test_a_network_that_an_objective_no_longer_has(new_vae, x):
         other.load_state_dict(svi.state_dict())
 
 
+@pytest.mark.parametrize("mode", ["off", "graph"])
+@pytest.mark.parametrize("site", ["w", "net.weight"])
+def test_what_an_objective_of_pyros_makes_in_its_first_step_is_resumed(site, mode):
+    def model(x):
+        with pyro.plate("data", 5):
+            w = pyro.sample(site, dist.Normal(pyro.param("m", torch.tensor(0.1)), 1.0))
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 5):
+            pyro.sample(site, dist.Normal(pyro.param("a", torch.tensor(0.0)), 1.0))
+
+    def made(lengthscale):
+        kernel = RBF(1, lengthscale=torch.tensor(lengthscale))
+        objective = Trace_MMD(kernel, num_particles=4, max_plate_nesting=1)
+        return pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), objective, compile=mode)
+
+    svi, store, x = made(2.0), pyro.get_param_store(), torch.randn(5)
+    svi.step(x)
+    saved = copy.deepcopy((store.get_state(), svi.state_dict())), torch.get_rng_state()
+    expected = [svi.step(x) for _ in range(12)]
+    pyro.clear_param_store()
+    svi = made(1.0)
+    (parameters, state), random = saved
+    store.set_state(parameters)
+    svi.load_state_dict(state)
+    torch.set_rng_state(random)
+    assert [svi.step(x) for _ in range(12)] == expected
+
+
 def test_a_fit_trains_and_resumes_an_objectives_own_network(here, plain):
     options = ["--objective", "test_own_objectives:Factor", *SMALL, "--out", "run"]
     assert go(*options) == 0
@@ -285,12 +318,12 @@ def test_data_that_are_no_tensor_and_programs_of_all_data(vae, x):
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
-            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x.sum((1, 2)) + x[6].sum())
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.sum((1, 2)) + x[6].sum())
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", pyro.distributions.Normal(x[6].sum(), 1.0))
+            pyro.sample("z", dist.Normal(x[6].sum(), 1.0))
 
     with pytest.raises(
         pvae.InputError, match=r"one datum alone: index 6 is out of .*: .* pass plate=None, for one bound"

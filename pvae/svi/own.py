@@ -14,6 +14,7 @@ from ..replay.names import library
 SHARED = ("clock", "max_plate_nesting")
 """What the one who takes the steps gives it, and saves by itself."""
 DEPTH = 3
+LEAVES = (int, float, Tensor, nn.Module)
 
 
 def marks(objective: Any) -> dict[str, Any]:
@@ -37,8 +38,9 @@ def restore(objective: Any, state: dict[str, Any]) -> None:
         InputError: the state of a module that the objective does not have.
     """
     for path, value in state.items():
-        holder, key = _place(objective, path)
-        now = holder.get(key) if isinstance(holder, dict) else holder[key]
+        holder, key = _place(vars(objective), path)
+        makes = getattr(holder, "default_factory", None)  # what Pyro's objectives have in their first step
+        now = holder[key] if makes or isinstance(holder, list) else holder.get(key)
         if isinstance(now, nn.Module):
             now.load_state_dict(value)
         elif isinstance(value, dict):
@@ -56,22 +58,31 @@ def _held(objective: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _inside(holder: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
-        if isinstance(value, int | float | Tensor | nn.Module):
+    for key, value in _pairs(holder):
+        if isinstance(value, LEAVES):
             yield f"{path}{key}", value
-        elif depth and isinstance(value, dict | list):
-            yield from _inside(value, f"{path}{key}.", depth - 1)
-        elif depth and hasattr(value, "__dict__") and not (isinstance(value, type) or library(type(value))):
-            yield from _inside(vars(value), f"{path}{key}.", depth - 1)
+        elif depth and (members := _members(value)) is not None:
+            yield from _inside(members, f"{path}{key}.", depth - 1)
 
 
-def _place(objective: Any, path: str) -> tuple[Any, Any]:
-    """What holds the value of a path, and the key there."""
-    holder, (*parents, key) = vars(objective), path.split(".")
-    for name in parents:
-        value = holder[int(name)] if isinstance(holder, list) else holder[name]
-        holder = value if isinstance(value, dict | list) else vars(value)
-    return holder, int(key) if isinstance(holder, list) else key
+def _place(holder: Any, path: str) -> tuple[Any, Any]:
+    """What holds the value of a path, and the key there, which may have dots as the names of sites do."""
+    for key, value in _pairs(holder):
+        if path.startswith(f"{key}.") and (members := _members(value)) is not None:
+            return _place(members, path.removeprefix(f"{key}."))
+    return holder, int(path) if isinstance(holder, list) else path
+
+
+def _pairs(holder: Any) -> list[tuple[Any, Any]]:
+    return list(holder.items() if isinstance(holder, dict) else enumerate(holder))
+
+
+def _members(value: Any) -> Any:
+    """What it holds by name or place; None where that is not looked into."""
+    if isinstance(value, dict | list):
+        return value
+    closed = isinstance(value, (*LEAVES, type)) or library(type(value))
+    return None if closed else getattr(value, "__dict__", None)
 
 
 def _mark(value: Any) -> Any:
