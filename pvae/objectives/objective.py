@@ -42,8 +42,8 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         beta: the weight of KL(q(z|x) || p(z)), or of log p(z) - log q(z|x) in the log-weights, in the gradient.
         warmup: steps in which beta rises from 0 in a straight line.
         chunk: how many particles are taken at once; where they are fewer than K the programs run again for the
-            gradient, memory is flat in K, and no step is replayed. By default as many as there is memory for, of the
-            largest batch so far.
+            gradient, memory is flat in K (but for what a CPU's allocator holds on to), and no step is replayed. By
+            default as many as there is memory for, of the largest batch so far.
         free_bits: nats a datum (its mean over the batch) below which the KL has no gradient.
 
     Raises:
