@@ -129,7 +129,8 @@ def _shown(value: Any) -> str:
 def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | None) -> Config:
     """The configuration: defaults, overridden by a file, overridden by options.
 
-    An option that chooses another member drops the file's options of the member before.
+    Raises:
+        InputError: as `config.from_flat`; of what stands in the file alone it names the file.
     """
     given = {
         name if "." in name else name.replace("_", "-"): value
@@ -139,13 +140,11 @@ def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | No
     given |= extra
     base = {} if file is None else config.read(file)
     try:
-        config.from_flat(base)
+        return config.from_flat({**base, **given})
     except InputError as error:
-        raise InputError(f"--config {file}: {error}") from error
-    for family in FAMILIES:
-        if family in given and given[family] != base.get(family):
-            base = {name: value for name, value in base.items() if not name.startswith(f"{family}.")}
-    return config.from_flat({**base, **given})
+        if any(str(error).startswith((f"--{name}:", f"--{name} ")) for name in base.keys() - given.keys()):
+            raise InputError(f"--config {file}: {error}") from error
+        raise
 
 
 def parse_with_members(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

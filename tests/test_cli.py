@@ -175,6 +175,7 @@ def test_damaged_data(here, capsys):
 
 CONFIGS = {
     "epoch: 3": "did you mean 'epochs'?",
+    "an epoch: 3": "--an epoch: unknown option",
     "epochs: ten": "--epochs: found 'ten'",
     "likelihood.scale: 3": "it belongs to discretized_logistic, gaussian, laplace",
     "likelihood: {name: gaussian}": "--likelihood: found",
@@ -772,11 +773,47 @@ def test_configuration_round_trip(capsys):
     Path("mine.yaml").write_text(printed)
     assert go("--config", "mine.yaml", "--print-config") == 0
     assert capsys.readouterr().out == printed
-    assert go("--config", "mine.yaml", "--lr", "5e-3", "--likelihood", "bernoulli", "--print-config") == 0
+    assert go("--config", "mine.yaml", "--lr", "5e-3", "--encoder", "gated", "--print-config") == 0
     found = yaml.safe_load(capsys.readouterr().out)
-    assert found["lr"] == 5e-3
-    assert found["encoder.hidden"] == [8, 9]
-    assert "likelihood.scale" not in found  # it went with its member
+    assert (found["lr"], found["encoder"], found["encoder.hidden"]) == (5e-3, "gated", [8, 9])
+
+
+FILES = {
+    "prior.components: 3": ["--prior", "vamp"],
+    "prior: mixture\nprior.components: 3": ["--prior", "vamp"],
+    "layer-hidden: 7": ["--latent", "8,4"],
+    "lr: ten": ["--lr", "0.1"],
+    "prior: vmap": ["--prior", "vamp"],
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_configuration_file_is_the_command_line_written_down(text, here, capsys):
+    Path("mine.yaml").write_text(text)
+    written = [word for line in text.split("\n") for word in f"--{line}".split(": ")]
+    printed = []
+    for argv in (["--config", "mine.yaml"], written):
+        assert go(*argv, *FILES[text], "--print-config") == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_a_mistake_is_told_of_where_it_stands(here, capsys):
+    belongs = (
+        "--prior.components: prior 'normal' has no such option; it belongs to autoregressive, mixture, vamp: choose"
+    )
+    Path("mine.yaml").write_text("prior: mixture\nprior.components: 3\n")
+    for argv in (["--config", "mine.yaml"], ["--prior", "mixture", "--prior.components", "3"]):
+        file = "--config mine.yaml: " * ("--config" in argv)
+        assert f"error: {file}{belongs}" in refused(capsys, *argv, "--prior", "normal")
+    Path("mine.yaml").write_text("prior.componets: 3\n")
+    said = refused(capsys, "--config", "mine.yaml", "--prior", "vamp")
+    assert "--config mine.yaml: --prior.componets: prior 'vamp' has no such option: did you mean 'components'?" in said
+    for argv in (["--prior", "vmap"], ["--prior", "vamp", "--prior.componets", "2"]):
+        assert "error: --prior" in refused(capsys, "--config", "mine.yaml", *argv)
+    Path("mine.yaml").write_text("binarize: dynamic\n")
+    said = refused(capsys, "--config", "mine.yaml", "--likelihood", "logit_normal")
+    assert "--config mine.yaml: --binarize dynamic: found it with --dequantize auto" in said
 
 
 def test_a_run_of_anothers_configuration(finished, plain):
