@@ -226,13 +226,15 @@ def _import(where: str, name: str) -> Any:
     try:
         sys.path.insert(0, here)
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{where}: no module named '{error.name}': expected module:Class, importable from here"
-        ) from error
     except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        machinery = ("<frozen importlib", inspect.getfile(importlib))
+        written = [frame for frame in frames if not frame.filename.startswith(machinery)]
+        if isinstance(error, ModuleNotFoundError) and not written:
+            expected = "expected module:Class, importable from here"
+            raise InputError(f"{where}: no module named '{error.name}': {expected}") from error
         # a syntax error is at no frame of its own
-        at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        at = error if isinstance(error, SyntaxError) else (written or frames)[-1]
         line = str(error).splitlines()[0] if str(error) else ""
         raise InputError(
             f"{where}: importing it failed at {at.filename}:{at.lineno}: {type(error).__name__}: {line}"

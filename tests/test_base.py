@@ -146,8 +146,8 @@ def test_a_module_that_is_not_there(beside):
     assert "no module named 'nosuch': expected module:Class, importable from here" in refused("prior", "nosuch:A")
     assert "no module named 'nosuch'" in refused("prior", "nosuch.priors:A")
     assert "no module named 'pvae.nosuch'" in refused("prior", "pvae.nosuch:A")
-    beside("needs", "import nosuchlibrary\n")
-    assert "no module named 'nosuchlibrary'" in refused("prior", "needs:A")
+    beside("alone", "x = 1\n")
+    assert "no module named 'alone.nosuch'" in refused("prior", "alone.nosuch:A")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,12 @@ def test_a_module_that_is_not_there(beside):
         ("if True:\nx = 1\n", 2, "IndentationError: "),
         ("raise ValueError\n", 1, "ValueError: "),
         ("import broken_too\n", 1, "SyntaxError: "),
+        ("x = 1\nimport nosuchlibrary\n", 2, "ModuleNotFoundError: No module named 'nosuchlibrary'"),
+        (
+            "import importlib\nimportlib.import_module('broken.too')\n",
+            2,
+            "ModuleNotFoundError: No module named 'broken",
+        ),
     ],
 )
 def test_a_module_that_fails_says_where(beside, source, line, text):
