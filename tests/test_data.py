@@ -192,6 +192,30 @@ def test_download_fails(tmp_path, monkeypatch, name):
     assert expected.get(name, "images-idx3-ubyte") in str(error.value)
 
 
+@pytest.mark.parametrize("name", [name for name in data.NAMED if name != "digits"])
+def test_a_download_that_fails_leaves_no_folder_and_takes_none(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    (tmp_path / "before" / "EMNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "before" / "omniglot-py").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for folder in ("before", "new/folder"):
+        with refused("could not be downloaded"):
+            load(name, tmp_path / folder)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_download_that_fails_has_fetched_stays(tmp_path, monkeypatch):
+    def fetch(self):
+        (tmp_path / "new" / "MNIST" / "raw").mkdir(parents=True)
+        (tmp_path / "new" / "MNIST" / "part").touch()
+        no_network()
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", fetch)
+    with refused("could not be downloaded"):
+        load("mnist", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["MNIST", "new", "part"]
+
+
 @pytest.mark.parametrize("content", [b"", b"no idx", b"\0\0\x08\x03\0\0\0\x05", bytes([0, 0, 8, 1, 0, 0, 0, 5, 1])])
 @pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
 def test_damaged_idx(tmp_path, content, packed):

@@ -9,7 +9,7 @@ import gzip
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -263,7 +263,8 @@ def _omniglot(root: Path) -> Parts:
 
     options = [{"background": background, "transform": shrink} for background in (True, False)]
     files = "omniglot-py/images_background.zip, omniglot-py/images_evaluation.zip and what they unpack to"
-    parts = _image_set("Omniglot", files, *options, root)
+    with _none_left_empty(root / "omniglot-py"):
+        parts = _image_set("Omniglot", files, *options, root)
     shift = parts["train"].y.max() + 1  # the test characters are others than the training ones
     return parts | {"test": parts["test"]._replace(y=parts["test"].y + shift)}
 
@@ -273,7 +274,7 @@ def _torchvision(name: str, root: Path, folder: Path, files: str, **options: Any
     from torchvision import datasets
 
     try:
-        with warnings.catch_warnings():
+        with _none_left_empty(folder), warnings.catch_warnings():
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)  # CIFAR's pickles are old
             return getattr(datasets, name)(root, download=True, **options)
     except Exception as error:  # of whatever type: URLError, RuntimeError, OSError, IncompleteRead, ...
@@ -281,6 +282,18 @@ def _torchvision(name: str, root: Path, folder: Path, files: str, **options: Any
         what = f"is not whole in {folder.resolve()} and could not be downloaded ({found})"
         do = f"connect, name another `--data-dir`, or place there by hand: {files}"
         raise InputError(f"{name} {what}: {do}") from error
+
+
+@contextmanager
+def _none_left_empty(folder: Path) -> Iterator[None]:
+    """Of a folder and those that it is in, leave none that was not there before and is empty."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in absent:
+            with suppress(OSError):  # it is not there, or not empty
+                path.rmdir()
 
 
 _FILES: dict[str, Callable[[Path], Source]] = {".npz": _read_numpy, ".npy": _read_numpy, ".csv": _read_csv}
