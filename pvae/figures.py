@@ -85,10 +85,23 @@ def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[],
         return plots.image_grid(picture(sample(vae, 100, seed, test), test), title="Samples from the prior")
 
     drawn: dict[str, Callable[[], Any]] = {"reconstructions": reconstructions, "samples": samples}
-    plain = vae.prior.support == Prior.support and run.config.condition == "none"
-    if run.config.layers == (2,) and plain and images:  # a mosaic of pictures
-        drawn["latent_plane"] = lambda: plots.latent_plane(*plane(vae, x.device))
+    if run.config.layers == (2,):
+        drawn["latent_plane"] = lambda: _latent_plane(run, vae, test)
     return drawn
+
+
+def _latent_plane(run: Run, vae: Autoencoder, test: Split) -> Any:
+    if vae.prior.support != Prior.support:
+        raise InputError(f"prior '{run.config.prior}' draws from {vae.prior.support}, expected {Prior.support}")
+    if test.x.dim() < 3:
+        raise InputError(f"data of shape {tuple(test.x.shape[1:])} are rows, expected images")
+    title, y = "Means of p(x|z) over the latent plane", None
+    if "likelihood" in run.config.given and test.y is not None:
+        if test.y.dim() > 1:
+            raise InputError(f"p(x|z) takes what --condition {run.config.condition} gives, expected z alone or a label")
+        y = test.y.min()
+        title += f", label {y}"
+    return plots.latent_plane(*plane(vae, test.x.device, y), title=title)
 
 
 def _tags(y: Tensor | None) -> Any:
@@ -144,11 +157,12 @@ def picture(images: Tensor, split: Split) -> Any:
     return _numpy(images.clamp(*pixels(torch.stack(split.x.aminmax()))))
 
 
-def plane(vae: Autoencoder, device: torch.device) -> tuple[Any, Any, Any]:
-    """Means of p(x|z) on a grid over the plane of a two-dimensional latent, and the grid."""
+def plane(vae: Autoencoder, device: torch.device, y: Tensor | None = None) -> tuple[Any, Any, Any]:
+    """Means of p(x|z), of one label y where it takes labels, on a grid over a two-dimensional latent, and the grid."""
     side = 15
     grid = torch.linspace(-2.5, 2.5, side)
-    images = vae.likelihood(torch.cartesian_prod(grid, grid).to(device)).mean
+    z = torch.cartesian_prod(grid, grid).to(device)
+    images = vae.likelihood(z, None if y is None else y.expand(len(z))).mean
     if images.dim() == 4 and images.shape[1] not in (1, 3):  # channels last
         images = images.movedim(-1, 1)
     images = torch.nn.functional.pad(images, (0, 1, 0, 1), value=images.max().item())  # a line between neighbours

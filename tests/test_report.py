@@ -119,10 +119,11 @@ def test_a_curve_has_the_name_of_an_objective_of_ones_own_without_its_module():
     assert next(iter(found)) == "training MINE (K=5)"
 
 
-def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path):
+def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path, capsys):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32))
     command = f"--data {tmp_path}/rows.npy --likelihood gaussian --latent 2 --epochs 1 --out {tmp_path}/run"
     assert fit.main(command.split()) == 0
+    assert "\nno figure of latent plane: data of shape (7,) are rows, expected images\n" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
@@ -233,9 +234,35 @@ def test_pictures_are_cut_to_the_range_of_the_data():
     np.testing.assert_allclose(found, [[0.0, 0.5], [0.2, 1.0]])
 
 
-def test_a_plane_is_drawn_of_real_latents_alone(tmp_path):
+def test_a_plane_is_drawn_of_real_latents_alone(tmp_path, capsys):
     command = f"--prior sphere --guide power_spherical --latent 2 --epochs 1 --eval-particles 2 --out {tmp_path}/run"
     assert fit.main(command.split()) == 0
+    said = "no figure of latent plane: prior 'sphere' draws from the unit sphere, expected the real numbers"
+    assert capsys.readouterr().out.count(f"\n{said}\n") == 1
     figures = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
     assert "latent_space" in figures
     assert "latent_plane" not in figures
+
+
+@pytest.mark.parametrize(("parts", "label"), [("prior,likelihood,guide", ", label 3"), ("guide", "")])
+def test_a_plane_of_a_model_that_takes_labels_is_of_one(parts, label, tmp_path, plain):
+    x, y = np.random.default_rng(0).random((60, 4, 4), np.float32), np.arange(60) % 2 + 3
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    labels = ["--condition", "label", "--conditioned", parts]
+    assert fit.main([*QUICK, *labels, "--data", f"{tmp_path}/x.npz", "--out", f"{tmp_path}/run"]) == 0
+    vae, dataset, run = load(tmp_path / "run")
+    figure = figures._latent_plane(run, vae, dataset.test)
+    assert [text.get_text() for text in figure.texts] == [f"Means of p(x|z) over the latent plane{label}"]
+    if label:
+        drawn = [figures.plane(vae, dataset.test.x.device, torch.tensor(y))[0] for y in (3, 4)]
+        assert not np.array_equal(*drawn)
+
+
+def test_a_plane_under_covariates_is_not_drawn(tmp_path, capsys):
+    values = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=values.random((60, 4, 4), np.float32), y=values.random((60, 2)))
+    given = ["--condition", "covariates", "--data", f"{tmp_path}/x.npz"]
+    assert fit.main([*QUICK, *given, "--out", f"{tmp_path}/run"]) == 0
+    said = "no figure of latent plane: p(x|z) takes what --condition covariates gives, expected z alone or a label"
+    assert capsys.readouterr().out.count(f"\n{said}\n") == 1
+    assert not (tmp_path / "run" / "figures" / "latent_plane.png").exists()
