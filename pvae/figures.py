@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ SHOWN = 5000
 """Test data whose posterior means are drawn."""
 BLOCK = 500
 """Of them at once: a guide may need much memory for each."""
+BESIDE = "Samples from the prior beside test data"
 
 
 @torch.no_grad()
@@ -49,7 +51,7 @@ def draw(run: Run, vae: Autoencoder, test: Split, found: Evaluation, say: Callab
 def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[str, Callable[[], Any]]:
     """What draws the figures of any data, by name."""
     x, y = pixels(test.x[:SHOWN]), None if test.y is None else test.y[:SHOWN]
-    drawn: dict[str, Callable[[], Any]] = {"learning_curves": lambda: plots.learning_curves(*curves(run))}
+    drawn: dict[str, Callable[[], Any]] = {"learning_curves": lambda: _curves(run)}
     parts = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
     blocks = [vae.means(x[part], None if y is None else y[part]) for part in parts]
     means = {site: torch.cat([block[site] for block in blocks]) for site in vae.sites}
@@ -59,6 +61,12 @@ def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[
     for end, (variance, se) in variances(vae, found).items():
         drawn[f"active_units{end}"] = partial(_units, variance, se)
     return drawn
+
+
+def _curves(run: Run) -> Any:
+    name = run.folder.absolute().name.encode("latin-1", "backslashreplace").decode("latin-1")  # what fonts have
+    title = textwrap.fill(f"Learning curves of the run {name}", 34).replace("$", r"\$")
+    return plots.learning_curves(*curves(run), title=title)
 
 
 def _units(variance: Tensor, se: Tensor) -> Any:
@@ -76,12 +84,12 @@ def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[],
 
     def reconstructions() -> Any:
         again = vae.reconstruct(x[few], None if y is None else y[few])
-        return plots.reconstructions(_numpy(x[few]), _numpy(again))
+        return plots.reconstructions(_numpy(x[few]), _numpy(again), title="Reconstructions of test data")
 
     def samples() -> Any:
         if table:
             rows = sample(vae, 2000, seed, test, mean=False)
-            return plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"))
+            return plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"), title=BESIDE)
         return plots.image_grid(picture(sample(vae, 100, seed, test), test), title="Samples from the prior")
 
     drawn: dict[str, Callable[[], Any]] = {"reconstructions": reconstructions, "samples": samples}

@@ -14,7 +14,7 @@ from . import cli, plots
 from .config import Config
 from .data import Dataset, Split, pixels
 from .errors import InputError
-from .figures import picture, sample
+from .figures import BESIDE, picture, sample
 from .files import RETRY, whole
 from .load import load
 
@@ -80,7 +80,7 @@ def _figure(images: torch.Tensor, test: Split, name: str) -> Any:
             f"-o: found data of shape {x.shape[1:]}, which is no picture: write numbers, with -o samples.npy"
         )
     if plots.is_table(x):
-        return plots.samples(x, images.cpu().numpy(), names=("test data", f"{len(images)} {name}"))
+        return plots.samples(x, images.cpu().numpy(), names=("test data", f"{len(images)} {name}"), title=BESIDE)
     return plots.image_grid(picture(images, test))
 
 

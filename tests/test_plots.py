@@ -24,18 +24,21 @@ FIGURES = {
     "curves, many": lambda: plots.learning_curves([1, 2], {f"run {i}": [0, i] for i in range(25)}),
     "reconstructions": lambda: plots.reconstructions(GREY, GREY),
     "reconstructions, one": lambda: plots.reconstructions(GREY[:1], GREY[:1]),
+    "reconstructions, one with a title": lambda: plots.reconstructions(GREY[:1], GREY[:1], title="a title, " * 4),
+    "reconstructions, two with a title": lambda: plots.reconstructions(GREY[:2], GREY[:2], title="a title of the two"),
     "reconstructions, colour": lambda: plots.reconstructions(COLOUR, COLOUR, columns=4),
-    "reconstructions, table": lambda: plots.reconstructions(PROFILES[:7], PROFILES[:7]),
+    "reconstructions, table": lambda: plots.reconstructions(PROFILES[:7], PROFILES[:7], title="a title"),
     "samples, of one datum far out": lambda: plots.samples(np.full((1, 3), 1e3), PROFILES.reshape(-1, 1).repeat(3, 1)),
     "images": lambda: plots.image_grid(GREY, title="samples"),
     "images, one": lambda: plots.image_grid(GREY[:1], title="a title that is wider than the one image"),
     "images, scaled": lambda: plots.image_grid(GREY * 3 - 1),
+    "images, scaled to long numbers": lambda: plots.image_grid(-4.51e-6 - GREY / 1e8),
     "images, constant": lambda: plots.image_grid(np.full((2, 4, 4), 7)),
     "images, colour": lambda: plots.image_grid(COLOUR * 3 - 1),
     "images, large": lambda: plots.image_grid(RNG.random((2, 1, 700, 700))),
     "a table": lambda: plots.image_grid(PROFILES[:7], title="table"),
     "a table, one row of two": lambda: plots.image_grid([[1, 2]]),
-    "a table of one column": lambda: plots.samples(PROFILES[:, :1], PROFILES[:5, :1]),
+    "a table of one column": lambda: plots.samples(PROFILES[:, :1], PROFILES[:5, :1], title="a title, " * 7),
     "samples of two columns": lambda: plots.samples(PROFILES[:, :2], PROFILES[:5, :2]),
     "samples of 50": lambda: plots.samples(PROFILES, PROFILES[:5], title="a title"),
     "plane": lambda: plots.latent_plane(GREY[:12], [-2, -1, 1, 2], [-1, 0, 1], title="decoder"),
@@ -199,7 +202,8 @@ def test_khat_that_could_not_be_fitted_is_counted_and_not_drawn():
 
 
 def test_samples_of_a_table_are_histograms_beside_the_data():
-    figure = plots.samples(PROFILES[:, :3], PROFILES[:5, :3] + 9, names=("here", "there"))
+    figure = plots.samples(PROFILES[:, :3], PROFILES[:5, :3] + 9, names=("here", "there"), title="both")
+    assert (figure.get_suptitle(), figure.get_supylabel()) == ("both", "density")
     data, drawn = (patch.get_data() for patch in figure.axes[2].patches)
     assert (data.values * np.diff(data.edges)).sum() == pytest.approx(1)
     assert drawn.values[:5].sum() == 0
@@ -320,6 +324,11 @@ def test_the_exact_value_of_a_run_has_its_colour_and_its_name():
     assert line.get_color() == bars.lines[0].get_color()
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["iwae, exact\n−86.00", "iwae\n−86.80", "vae\n−87.00"]
+
+
+def test_charts_that_compare_say_what_they_are_of():
+    titles = [FIGURES[name]().axes[0].get_title() for name in ("bound", "k-hat")]
+    assert titles == ["Importance-weighted bounds", "Pareto k-hat of each datum"]
 
 
 WRONG = {

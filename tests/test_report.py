@@ -119,6 +119,24 @@ def test_a_curve_has_the_name_of_an_objective_of_ones_own_without_its_module():
     assert next(iter(found)) == "training MINE (K=5)"
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (3,)])
+def test_every_figure_has_a_title(shape, tmp_path, monkeypatch):
+    def note(figure, path):
+        path.touch()
+        found.add(figure.get_suptitle() or figure.axes[0].get_title() or figure.texts[0].get_text())
+
+    found = set()
+    monkeypatch.setattr(plots, "save", note)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, *shape), np.float32))
+    assert fit.main([*QUICK, "--data", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/$5 日"]) == 0
+    assert {title for title in found if "units active" not in title} == {
+        "Learning curves of the run \\$5\n\\u65e5",
+        "Posterior means of test data",
+        "Reconstructions of test data",
+        *(["Means of p(x|z) over the latent plane", "Samples from the prior"] if len(shape) > 1 else [figures.BESIDE]),
+    }
+
+
 def test_vectors_with_a_plane_of_latents_have_no_mosaic(tmp_path, capsys):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32))
     command = f"--data {tmp_path}/rows.npy --likelihood gaussian --latent 2 --epochs 1 --out {tmp_path}/run"

@@ -72,7 +72,7 @@ def bound_against_k(
     known = exact if isinstance(exact, Mapping) else {}
     if not set(known) <= set(means):
         raise InputError(f"exact: found runs {sorted(known)}, expected some of means, {sorted(means)}")
-    figure, axes = page(5.6, 2.9)
+    figure, axes = page(5.6, 2.9, "Importance-weighted bounds")
     dashes = {"ls": "--", "lw": 0.9}
     last, order = {}, np.argsort(at, kind="stable")
     for i, run in enumerate(means):
@@ -114,7 +114,7 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
             raise InputError(f"values[{name!r}]: found shape {row.shape}, expected (N,), N above 0, without NaN")
     finite = np.concatenate([row[np.isfinite(row)] for row in rows.values()] + [[0.0, threshold]])
     low, high = finite.min() - 0.1, finite.max() + 0.1
-    figure, axes = page(5.6, 2.9)
+    figure, axes = page(5.6, 2.9, "Pareto k-hat of each datum")
     gap = "\n" if len(rows) < 7 else "  "
     for i, (name, row) in enumerate(rows.items()):
         fitted, label = row[row < np.inf], name + gap + "\n".join(_shares(row, threshold))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def is_table(array: np.ndarray) -> bool:
     return side**2 != array.shape[1] or side < 8 or array.min() < -1e-6 or array.max() > 1 + 1e-6
 
 
-def against(x: np.ndarray, model: np.ndarray, names: tuple[str, str]) -> Figure:
+def against(x: np.ndarray, model: np.ndarray, names: tuple[str, str], title: str) -> Figure:
     """Reconstructions against data, (N, D) each, and the share R² of a column's variance that they explain."""
     figure, panels = _panels(x)
     for column, panel in panels:
@@ -37,6 +38,7 @@ def against(x: np.ndarray, model: np.ndarray, names: tuple[str, str]) -> Figure:
         rest, whole = ((a - b) ** 2).sum(), ((a - a.mean()) ** 2).sum()
         share = f",  R² {formatted(1 - rest / whole)}" if whole > 0 else ""
         panel.set_title(f"column {column + 1}{share}", size=8)
+    _entitle(figure, title)
     figure.supxlabel(names[0])
     figure.supylabel(names[1])
     return settled(figure)
@@ -59,6 +61,7 @@ def histograms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
         panel.set_title(f"column {column + 1}", size=8)
         panel.set_yticks([])
     _name(figure, sets, title)
+    figure.supylabel("density")
     return settled(figure)
 
 
@@ -74,11 +77,18 @@ def _plane(sets: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def _name(figure: Figure, sets: Mapping[str, np.ndarray], title: str) -> None:
-    figure.suptitle(title or None)
+    _entitle(figure, title)
     if len(sets) > 1:
         handles, _ = figure.axes[0].get_legend_handles_labels()
         beside = len(sets) if figure.get_figwidth() > 3 else 1  # below one panel there is room for one
         figure.legend(handles=handles, loc="outside lower center", ncols=beside)
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    """Above the panels, in as many lines as it takes there, for which the page grows."""
+    lines = textwrap.wrap(title, int(figure.get_figwidth() / 0.075))
+    figure.set_figheight(figure.get_figheight() + 0.15 * len(lines))
+    figure.suptitle("\n".join(lines) or None)
 
 
 def _panels(x: np.ndarray, size: float = 1.35) -> tuple[Figure, Iterator[tuple[int, Axes]]]:

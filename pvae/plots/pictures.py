@@ -23,7 +23,12 @@ _CHANNELS = (1, 3)
 
 @styled()
 def reconstructions(
-    x: ArrayLike, reconstruction: ArrayLike, *, titles: Sequence[str] = ("data", "reconstruction"), columns: int = 10
+    x: ArrayLike,
+    reconstruction: ArrayLike,
+    *,
+    titles: Sequence[str] = ("data", "reconstruction"),
+    columns: int = 10,
+    title: str = "",
 ) -> Figure:
     """Data and their reconstructions: a named row of each, in pairs; of a table's columns, one against the other.
 
@@ -38,13 +43,13 @@ def reconstructions(
     if data.shape != model.shape:
         raise InputError(f"reconstruction: found shape {model.shape}, expected {data.shape}, that of x")
     if is_table(data):
-        return against(data, model, (titles[0], titles[1]))
+        return against(data, model, (titles[0], titles[1]), title)
     data, model = _pictures(data, "x"), _pictures(model, "reconstruction")
     above, limits = _cells(len(data), columns), _range(data, np.stack([data, model]))
     below = np.where(above < 0, -1, above + len(data))
     cells = np.stack([above, below], axis=1).reshape(-1, above.shape[1])
     image, _, rows = _mosaic(np.concatenate([data, model]), cells, limits, group=2)
-    figure, axes = _canvas(image, "", limits, left=0.068 * max(map(len, titles)) + 0.12)
+    figure, axes = _canvas(image, title, limits, left=0.068 * max(map(len, titles)) + 0.12)
     axes.set_yticks(rows, list(titles) * len(above))
     axes.tick_params(length=0)
     return figure
@@ -190,14 +195,15 @@ def _canvas(
 
     height, width = np.array(image.shape[:2]) / (DPI * max(1.0, image.shape[1] / _WIDTH))
     bar, top = limits != (0.0, 1.0), 0.3 if title else 0.05
-    right = 0.75 if bar else 0.05
+    right = 0.95 if bar else 0.05
     size = np.array([max(left + width + right, 0.075 * len(title) + 0.1), bottom + height + top])
     left += (size[0] - left - width - right) / 2  # centred where the title is wider
     figure = Figure(figsize=tuple(size))
     axes = figure.add_axes((left / size[0], bottom / size[1], *((width, height) / size)), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.imshow(image, aspect="auto")
-    figure.text((left + width / 2) / size[0], 1 - 0.09 / size[1], title, ha="center", va="top", size=9)
+    centre = min(left + width / 2, size[0] - 0.0375 * len(title) - 0.05)
+    figure.text(centre / size[0], 1 - 0.09 / size[1], title, ha="center", va="top", size=9)
     if bar:
         length = min(0.8 * height, 2.0)
         corner = np.array([left + width + 0.1, bottom + (height - length) / 2]) / size
