@@ -129,6 +129,8 @@ def _shown(value: Any) -> str:
 def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | None) -> Config:
     """The configuration: defaults, overridden by a file, overridden by options.
 
+    An option that chooses another member than the file does drops the file's options of that one.
+
     Raises:
         InputError: as `config.from_flat`; of what stands in the file alone it names the file.
     """
@@ -139,6 +141,9 @@ def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | No
     }
     given |= extra
     base = {} if file is None else config.read(file)
+    for family in FAMILIES & base.keys() & given.keys():
+        if given[family] != base[family]:
+            base = {name: value for name, value in base.items() if not name.startswith(f"{family}.")}
     try:
         return config.from_flat({**base, **given})
     except InputError as error:
