@@ -27,6 +27,9 @@ LOST = (
     "a tensor of shape {} is made within the step as a graph cannot follow, as nn.Parameter of another: make it by"
     " operations of torch, as clone"
 )
+SEEDED = (
+    "torch's random numbers are seeded within the step, which a graph cannot do: draw with a torch.Generator, or once"
+)
 _aten = torch.ops.aten
 has_side_effect(_aten._linalg_check_errors.default)  # torch 2.11 drops it from graphs: nothing is made of it
 
@@ -69,7 +72,8 @@ def record(
         with unkept():
             reads = HostReads(known, supposed, numbers)
             looked_up = patch.object(Tensor, "__hash__", lambda tensor: reads.looked_up(tensor))
-            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting:
+            seeded = patch.object(torch, "manual_seed", _seeded)
+            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting, seeded:
                 written = {**_SAYING, **(replaced or {})}
                 graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
             graph = _simplified(graph)
@@ -78,6 +82,10 @@ def record(
             return graph
     except Exception as error:  # of whatever kind: the function is then run as it is, and says it itself
         raise Untraceable(f"{lines.of(error)}{_first_line(error)}") from error
+
+
+def _seeded(seed: int) -> Any:
+    raise Untraceable(SEEDED)
 
 
 def unkept() -> AbstractContextManager:

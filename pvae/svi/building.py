@@ -41,6 +41,7 @@ SUBSAMPLE = "_pyro_subsample"
 """The attribute of a parameter by which Pyro's plates say which of its rows they took, by dimension."""
 SET = "the tensor {} is set before each step, and changed in place within it: pass it to the step, and return it"
 
+GENERATOR = "a torch.Generator is made within the step: make it once, and keep it in an attribute or a global"
 HOOK = "what is no parameter of the step has a hook of register_post_accumulate_grad_hook, for a gradient that adds up"
 
 
@@ -175,6 +176,10 @@ class Build:
         private, places = Private(self.guards.modules), Places(self.guards.every())
         numbers = [self.inputs[place] for place in self.call.numbers]
         traced = self._written(self._step, *self.inputs, known=known, supposed=self._supposed, numbers=numbers)
+        held = [getattr(traced, node.target) for node in traced.graph.find_nodes(op="get_attr")]
+        drawing = {generator._cdata for generator in held if isinstance(generator, torch.Generator)}
+        if not drawing <= {generator._cdata for generator in self.guards.generators}:
+            raise Untraceable(GENERATOR)
         if places.moved():
             raise Untraceable(WITHIN.format("the memory of a tensor"))
         read = {memory(tensor) for tensor in self._read} - {0}
