@@ -78,9 +78,6 @@ class Parameters(Messenger):
 
         As Pyro does, a parameter that had a gradient before, and is used with none now, has zero.
         """
-        if not self._told and (untrained := [name for own, name in self._apart.items() if own.grad is not None]):
-            self._told = True
-            warnings.warn(APART.format(untrained[0]), stacklevel=2)
         self._ever.update(self._used)
         hidden = hidden and len(self._used) < len(self._ever)
         lacking = [p for p in every if p.grad is None and p.requires_grad and p in self.had]
@@ -90,6 +87,10 @@ class Parameters(Messenger):
             for parameter in named.intersection(lacking):
                 parameter.grad = torch.zeros_like(parameter)
             having = [p for p in every if p.grad is not None and (p in named or not hidden)]
+        apart = [name for own, name in self._apart.items() if own.grad is not None and own not in set(having)]
+        if having and apart and not self._told:
+            self._told = True
+            warnings.warn(APART.format(apart[0]), stacklevel=2)
         self.had.update(having)
         return having
 
