@@ -199,6 +199,7 @@ LOOKED_UP = {
     "dict": lambda x: {1: 0.5}.get(x.argmax().item() + 1, 1.0),
     "dict by a number's text": lambda x: {"k1": 0.5}.get(f"k{x.argmax().item()}", 1.0),
     "dict by text": lambda x: {"1": 0.5, "3": 0.7}.get(str(x.argmax().item()), 1.0),
+    "dict by a truth's text": lambda x: {"True": 0.5, "False": 0.7}[str((x.argmax() > 2).item())],
     "set of others": lambda x: 0.5 if round(2.5) * x.abs().max().item() in {2.0, 4.0} else 1.0,
     "by itself": lambda x: {x: 0.5}.get(x, 1.0),
 }

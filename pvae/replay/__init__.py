@@ -2,8 +2,8 @@
 
 Knows nothing of training or of this package's programs: `svi` replays training steps with it, `cells` evaluation.
 
-To a graph: `tracing` records what a function does, `values` says what Python may read meanwhile,
-`supposed` what it may decide by, `lines` where.
+To a graph: `tracing` records what a function does, `values` says what Python may read meanwhile (`known` follows what
+stays, `instead` does what need not be read), `supposed` what it may decide by, `lines` where.
 The graph: `simplify` drops what is computed twice, `settle` and `pieces` cut a long one where it repeats itself,
 `placement` leaves nothing on the CPU, `overlap` and `unfused` are for GPUs.
 Run: `compiling` by inductor, `captured` as a CUDA graph; `precision`, `generators`; `turns` keeps threads apart.

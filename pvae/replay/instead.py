@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from .supposed import READ, Untraceable
 
-LISTS = {
+_LISTS = {
     torch.tensor: 0,
     torch.as_tensor: 0,
     torch.asarray: 0,
@@ -52,6 +52,14 @@ def one_hot(tensor: Tensor, num_classes: int) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor.new_zeros((*tensor.shape, num_classes)).scatter(-1, tensor.unsqueeze(-1), 1)
     return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def listed(function: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+    """The list that a function makes a tensor of; an empty one where it makes it of something else."""
+    if (place := _LISTS.get(function)) is None:
+        return []
+    values = args[place] if place < len(args) else options.get("data", options.get("obj"))
+    return values if isinstance(values, list | tuple) else []
 
 
 def of_list(function: Any, values: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor:

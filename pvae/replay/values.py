@@ -67,16 +67,16 @@ class HostReads(TorchFunctionMode):
     def _number(self, tensor: Tensor) -> float:
         if self.supposed is None:
             raise Untraceable(READ)
-        return self.supposed.read(tensor, float if tensor.is_floating_point() else int)
+        whole = bool if tensor.dtype == torch.bool else int
+        return self.supposed.read(tensor, float if tensor.is_floating_point() else whole)
 
     def _done(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self._chosen and any(id(tensor) in self._chosen for tensor in tensors_of((args, kwargs))):
             if self._puts(func, args):
                 return self._put(*args)
             args, kwargs = tree_map(self._taken, (args, kwargs))
-        place = instead.LISTS.get(func, len(args))
-        values = args[place] if place < len(args) else kwargs.get("data", kwargs.get("obj"))
-        listed = tensors_of(values) if isinstance(values, list | tuple) else []
+        values = instead.listed(func, args, kwargs)
+        listed = tensors_of(values)
         if listed and not self.known.knows(*listed):
             return instead.of_list(func, values, args, kwargs)
         if (listed or func in _ASIDE) and self.known.knows(*tensors_of((args, kwargs))):
