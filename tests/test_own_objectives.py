@@ -216,6 +216,31 @@ def test_what_is_set_otherwise_by_hand_stays_so(vae, x):
     assert (other.objective.beta, other.objective.count) == (0.7, 1)
 
 
+class Remembering(pvae.ELBO):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.history, self.by_number, self.begun = [0.5], {}, {1: 0.0}
+
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        self.history.append(len(self.history))
+        self.by_number[10 + len(self.history) % 2] = len(self.history)
+        self.begun[1] += 1.0
+        return super().loss_and_grads(model, guide, *args, **kwargs)
+
+
+def test_what_steps_add_to_lists_and_dicts_of_an_objective_is_resumed(vae, x):
+    def made():
+        return pvae.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), Remembering(), compile="off")
+
+    svi, other = made(), made()
+    for _ in range(3):
+        svi.step(x)
+    other.load_state_dict(copy.deepcopy(svi.state_dict()))
+    for name in ("history", "by_number", "begun"):
+        assert getattr(other.objective, name) == getattr(svi.objective, name)
+    assert svi.objective.history == [0.5, 1, 2, 3]
+
+
 def test_a_copy_knows_what_has_changed_before(vae, x):
     class Once(pvae.ELBO):
         start = None

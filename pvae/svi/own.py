@@ -39,6 +39,8 @@ def restore(objective: Any, state: dict[str, Any]) -> None:
     """
     for path, value in state.items():
         holder, key = _place(vars(objective), path)
+        if isinstance(holder, list) and key == len(holder):  # steps have appended it
+            holder.append(None)
         makes = getattr(holder, "default_factory", None)  # what Pyro's objectives have in their first step
         now = holder[key] if makes or isinstance(holder, list) else holder.get(key)
         if isinstance(now, nn.Module):
@@ -70,7 +72,8 @@ def _place(holder: Any, path: str) -> tuple[Any, Any]:
     for key, value in _pairs(holder):
         if path.startswith(f"{key}.") and (members := _members(value)) is not None:
             return _place(members, path.removeprefix(f"{key}."))
-    return holder, int(path) if isinstance(holder, list) else path
+    whole = isinstance(holder, list) or (path.isdigit() and all(isinstance(key, int) for key in holder))
+    return holder, int(path) if whole else path
 
 
 def _pairs(holder: Any) -> list[tuple[Any, Any]]:
