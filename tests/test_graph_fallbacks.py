@@ -4,6 +4,7 @@ import math
 import random
 import re
 import warnings
+from abc import ABC, abstractmethod
 from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
@@ -269,6 +270,134 @@ def test_what_a_module_keeps_to_itself_is_looked_at(kind, within):
     assert (kinds(svi), said) == (["graph"], [])
 
 
+class Base(ABC):
+    @abstractmethod
+    def get(self):
+        pass
+
+
+class Abstract(Base):
+    def __init__(self):
+        self._kept = [1.0]
+
+    def set(self):
+        self._kept[0] = 0.3
+
+    def get(self):
+        return self._kept[0]
+
+
+class Slotted:
+    __slots__ = ("__kept",)
+
+    def __init__(self):
+        self.__kept = 1.0
+
+    def set(self):
+        self.__kept = 0.3
+
+    def get(self):
+        return self.__kept
+
+
+class OneSlot:
+    __slots__ = "kept"
+
+    def __init__(self):
+        self.kept = 1.0
+
+    def set(self):
+        self.kept = 0.3
+
+    def get(self):
+        return self.kept
+
+
+class Options(dict):
+    def __init__(self):
+        super().__init__()
+        self.kept = 1.0
+
+    def set(self):
+        self.kept = 0.3
+
+    def get(self):
+        return self.kept
+
+
+class Partial:
+    def __init__(self):
+        self.get = partial(float, "1.0")
+        self.kept = partial(lambda kept: kept, kept=1.0)
+        self.get = lambda: self.kept()
+
+    def set(self):
+        self.kept.keywords.update(kept=0.3)
+
+
+class Layers(nn.ModuleDict):
+    def __init__(self):
+        super().__init__({"first": nn.Tanh(), "second": nn.Softplus()})
+
+    def set(self):
+        first, second = self["first"], self["second"]
+        self.clear()
+        self.update({"second": first, "first": second})
+
+    def get(self):
+        return self["second"](self["first"](torch.ones(()))).item()
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self._kept = frozenset([1.0])
+
+    def set(self):
+        self._kept = frozenset([0.3])
+
+    def get(self):
+        return sum(self._kept)
+
+
+@pytest.mark.parametrize("kind", [Abstract, Slotted, OneSlot, Options, Partial, Layers, Frozen])
+def test_where_objects_keep_what_they_have(kind):
+    def make():
+        held = kind()
+        return lambda x: plain(x, held.get()), plain_guide, held
+
+    def before(step, svi, held):
+        if step == 7:
+            held[0].set()
+
+    svi, said = both(make, before)
+    assert (kinds(svi), said) == (["graph"], [])
+
+
+def test_data_that_a_handler_around_the_step_has():
+    data = {}
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + pyro.param("mean", torch.tensor(0.0)), 1.0), obs=x)
+
+    def run(mode):
+        pyro.clear_param_store()
+        torch.manual_seed(2)
+        data["z"] = torch.full((6,), 0.3)
+        svi = pvae.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile=mode)
+        losses, handler = [], poutine.condition(data=data)
+        for step in range(8):
+            if step == 5:
+                data["z"] = torch.full((6,), 2.0)
+            with handler:
+                losses.append(float(svi.step(torch.zeros(6))))
+        return losses
+
+    assert run("graph") == pytest.approx(run("off"), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", [set, dict.fromkeys])
 def test_others_in_a_container_of_as_many(kind):
     def make():
@@ -414,6 +543,11 @@ def test_random_numbers_of_torchs_generator_that_a_module_keeps_to_itself_are_re
     assert (kinds(svi), said) == (["graph"], []) or "Generator" in said[0]  # which torch 2.11 does not trace
 
 
+def forked():
+    with torch.random.fork_rng(devices=[]):
+        return 1e-9 * torch.randn(())
+
+
 def seeded():
     with torch.random.fork_rng(devices=[]):
         pyro.set_rng_seed(3)
@@ -455,6 +589,11 @@ UNSEEN = {
     "counter": (drawn(iter(range(1000)).__next__), "changes between steps|keeps changing"),
     "bincount": (reads(lambda x: torch.bincount((3 + x).long()).sum() / 3.0), "the shape of what torch's 'bincount'"),
     "torch.manual_seed": (drawn(lambda: torch.manual_seed(3) and torch.randn(())), "seeded within the step"),
+    "forked": (drawn(lambda: forked()), "seeded within the step"),
+    "dlpack": (
+        reads(lambda x: torch.from_dlpack(torch.utils.dlpack.to_dlpack(x.exp())).sum()),
+        "a tensor's value is read in Python",
+    ),
     "seeds": (drawn(lambda: 1e-9 * seeded()), "seeded within the step"),
     "generator": (
         drawn(lambda: 1e-9 * torch.randn((), generator=torch.Generator().manual_seed(3))),

@@ -245,6 +245,51 @@ def test_numbers_of_steps_that_are_looked_up(how):
     assert "such as more" in said[0]
 
 
+def test_numbers_are_not_changed_where_they_came_from():
+    """What `+=` makes of a number is another one."""
+
+    def factor(x, n):
+        weight, total = pyro.param("weight", torch.tensor(1.0)), 0.0
+        number = same = weight.item()
+        number *= 3.0
+        more = n
+        more += 0.25
+        for part in (number, same, more, x[0].item()):
+            total += part
+        total /= 3
+        total **= 2
+        return weight * total + n
+
+    def run(mode):
+        pyro.clear_param_store()
+        torch.manual_seed(2)
+        svi = pvae.SVI(*program(factor), pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile=mode)
+        batches = [torch.linspace(-1.0, 2.0, 6) for _ in range(15)]
+        losses = [float(svi.step(x, 0.1 * step)) for step, x in enumerate(batches)]
+        assert all(torch.equal(x, torch.linspace(-1.0, 2.0, 6)) for x in batches)
+        return losses, kinds(svi)
+
+    expected, _ = run("off")
+    found, graphs = run("graph")
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert "graph" in graphs
+
+
+def test_arguments_that_a_program_changes_are_changed_once():
+    def run(mode):
+        model, guide = program(lambda x: x.sub_(1.0).sum())
+        pyro.clear_param_store()
+        torch.manual_seed(2)
+        svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile=mode)
+        batches = [torch.linspace(-1.0, 2.0, 6) for _ in range(12)]
+        return [float(svi.step(x)) for x in batches], [x.tolist() for x in batches]
+
+    expected, changed = run("off")
+    found, also = run("graph")
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert also == changed
+
+
 @pytest.mark.parametrize("which", ["a refusal", "an assertion"])
 def test_what_a_program_refuses_it_refuses_in_a_replayed_step_too(which):
     def data(step):

@@ -31,19 +31,18 @@ def undrawn(generators: Sequence[Any] = ()) -> Iterator[Callable[[], bool]]:
         for generator, state in zip(every, before, strict=True):
             if isinstance(generator, random.Random):
                 generator.setstate(state)
+            elif isinstance(generator, np.random.RandomState):
+                generator.set_state(state)
             else:
-                _bits(generator).state = state
+                getattr(generator, "bit_generator", generator).state = state
 
 
 def _state(generator: Any) -> Any:
-    return generator.getstate() if isinstance(generator, random.Random) else _bits(generator).state
-
-
-def _bits(generator: Any) -> Any:
-    """NumPy's generator of bits in another."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
     if isinstance(generator, np.random.RandomState):
-        return generator._bit_generator
-    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+        return generator.get_state(legacy=False)
+    return getattr(generator, "bit_generator", generator).state
 
 
 def random_state() -> list[Tensor]:

@@ -9,6 +9,7 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from itertools import chain as joined
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from .names import library, named
 from .notes import Notes
 
 TOLD = (
-    *(*CONSTANTS, Tensor, nn.Module, tuple, np.ndarray, torch.Generator, *HOSTS),
+    *(*CONSTANTS, Tensor, nn.Module, tuple, frozenset, np.ndarray, torch.Generator, *HOSTS),
     *(types.FunctionType, types.MethodType, functools.partial, types.SimpleNamespace),
 )
 """What is looked at in private attributes as well."""
+ABSTRACT = ("abc", "typing", "builtins")
+"""Modules whose classes give others no attributes."""
 DEPTH = 6
 MANY = 1000
 """So many numbers or tensors in a list, or numbers in an array, are data, and are not looked at again."""
@@ -101,7 +104,7 @@ class Guards(Notes):
             self._note_trained(name, value)
             return ()
         if isinstance(value, functools.partial):
-            return [(name, value.func), *value.keywords.items(), *((name, a) for a in value.args)]
+            return [(name, value.func), (name, value.keywords), *((name, a) for a in value.args)]
         if inspect.ismethod(value):
             return [(name, value.__self__), (name, value.__func__)]
         if inspect.isfunction(value):
@@ -115,7 +118,8 @@ class Guards(Notes):
         if isinstance(value, nn.Module):
             return self._module(name, value)
         if isinstance(value, (*CONTAINERS, tuple)):
-            return self._items(name, value)
+            own = () if library(type(value)) else self._object(name, value)
+            return joined(self._items(name, value), own)
         if isinstance(value, np.ndarray):
             if value.size < MANY and not value.dtype.hasobject:
                 self._arrays.append((name, value, value.tobytes()))
@@ -225,11 +229,13 @@ class Guards(Notes):
 
     def _object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(getattr(value, "__dict__", None), dict):  # not so of list[int]
-            private = not any(map(library, type(value).__mro__[:-1]))
+            private = not any(library(cls) for cls in type(value).__mro__[:-1] if cls.__module__ not in ABSTRACT)
             self._note_lacking(name, value)
             yield from self._attributes(name, vars(value), vars(value), private)
         for cls in type(value).__mro__:
-            for key in () if library(cls) else vars(cls).get("__slots__", ()):
+            slots = () if library(cls) else vars(cls).get("__slots__", ())
+            for key in (slots,) if isinstance(slots, str) else slots:
+                key = f"_{cls.__name__.lstrip('_')}{key}" if key[:2] == "__" and key[-2:] != "__" else key
                 if hasattr(value, key) and key != "__dict__":
                     self._note(f"{name}.{key}", value, key, getattr(value, key))
                     yield f"{name}.{key}", getattr(value, key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import is_, methodcaller
+from operator import eq, is_, methodcaller
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 """Compared by value."""
 CONTAINERS = (list, dict, set, deque)
-_VALUES = methodcaller("values")
+_KEYS, _VALUES = methodcaller("keys"), methodcaller("values")
 _TORCHS = frozenset(vars(nn.Module()))
 
 Entry = tuple[str, Callable[[Any, Any], Any], Any, Any, Any]
@@ -29,6 +29,7 @@ class Members:
         """What they are called, and what they had."""
         self._holders: list[dict[str, Any]] = []
         self._values: list[Any] = []
+        self._names: list[str] = []
         self._lengths: list[int] = []
 
     def add(self, name: str, holder: dict[str, Any]) -> None:
@@ -36,12 +37,14 @@ class Members:
         self.parts.append((name, holder, dict(holder)))
         self._holders.append(holder)
         self._values += holder.values()
+        self._names += holder.keys()
         self._lengths.append(len(holder))
 
     def changed(self) -> str:
         """The name of one that has others now; empty if none."""
         values = chain.from_iterable(map(_VALUES, self._holders))
-        if [*map(len, self._holders)] == self._lengths and all(map(is_, values, self._values)):
+        same_names = all(map(eq, chain.from_iterable(map(_KEYS, self._holders)), self._names))
+        if [*map(len, self._holders)] == self._lengths and same_names and all(map(is_, values, self._values)):
             return ""
         return next(name for name, holder, members in self.parts if not _holds(holder, members))
 
@@ -88,6 +91,8 @@ def _private(holder: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _holds(holder: Any, members: Any) -> bool:
+    if isinstance(holder, dict) and [*holder] != [*members]:
+        return False
     found, were = (each if isinstance(each, list | deque | set) else each.values() for each in (holder, members))
     return len(found) == len(were) and all(map(is_, found, were))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -11,6 +12,8 @@ from unittest.mock import patch
 
 import pyro
 import torch
+import torch.utils.checkpoint
+import torch.utils.dlpack
 from pyro.ops.jit import CompiledFunction
 from torch import Tensor
 from torch.distributions import Distribution
@@ -72,8 +75,7 @@ def record(
         with unkept():
             reads = HostReads(known, supposed, numbers)
             looked_up = patch.object(Tensor, "__hash__", lambda tensor: reads.looked_up(tensor))
-            seeded = patch.object(torch, "manual_seed", _seeded)
-            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting, seeded:
+            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting, _refused():
                 written = {**_SAYING, **(replaced or {})}
                 graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
             graph = _simplified(graph)
@@ -84,8 +86,26 @@ def record(
         raise Untraceable(f"{lines.of(error)}{_first_line(error)}") from error
 
 
-def _seeded(seed: int) -> Any:
-    raise Untraceable(SEEDED)
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Refuses functions that no mode of torch's sees; but for what checkpointing itself does with random numbers."""
+
+    def refusing(module: Any, name: str, reason: str) -> AbstractContextManager:
+        real = getattr(module, name)
+
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            if sys._getframe(1).f_globals.get("__name__") not in ("torch.utils.checkpoint", "torch.random"):
+                raise Untraceable(reason)
+            return real(*args, **kwargs)
+
+        return patch.object(module, name, refused)
+
+    with ExitStack() as stack:
+        for name in ("manual_seed", "set_rng_state"):
+            stack.enter_context(refusing(torch, name, SEEDED))
+        stack.enter_context(refusing(torch.random, "fork_rng", SEEDED))
+        stack.enter_context(refusing(torch.utils.dlpack, "to_dlpack", READ))
+        yield
 
 
 def unkept() -> AbstractContextManager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -83,7 +84,9 @@ class HostReads(TorchFunctionMode):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
         if func is Tensor.item:
-            return args[0].detach()
+            return args[0].detach().clone()  # a number stays what it is
+        if func in _ANEW and self._stands(args[0]):
+            return _ANEW[func](*args)
         if func in _SEQUENCES and (self.known.knows(args[1]) or self._whole(args[1])):
             return _SEQUENCES[func](*args)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
@@ -201,6 +204,13 @@ _SHAPING = {
 }
 _MADE = {torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, torch.eye}
 _SIZED = _MADE | {Tensor.expand, Tensor.reshape, Tensor.view, Tensor.repeat}
+_ANEW = {
+    **{Tensor.add_: operator.add, Tensor.sub_: operator.sub, Tensor.mul_: operator.mul, Tensor.div_: operator.truediv},
+    **{Tensor.floor_divide_: operator.floordiv, Tensor.remainder_: operator.mod, Tensor.__ipow__: operator.pow},
+    **{Tensor.__iand__: operator.and_, Tensor.__ior__: operator.or_, Tensor.__ixor__: operator.xor},
+    **{Tensor.__ilshift__: operator.lshift, Tensor.__irshift__: operator.rshift},
+}
+"""What `+=` and its like do with tensors, and with numbers."""
 _SAYING = {Tensor.__format__: format, Tensor.__repr__: repr}
 _ASIDE = _READS | _SHAPING | _COMPARING | {Tensor.item, Tensor.__contains__, one_hot}
 """What is done beside the trace, where all it is done with is known."""

@@ -136,7 +136,7 @@ class Build:
         # a device finds later, in the parameters, that a gradient was not finite: its norm takes time
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
-        with unkept(), svi._undone(*self.call.looked_at):
+        with unkept(), svi._undone(self.call):
             traced, read = self._traced()
             if changed := self.held.changed():
                 raise Untraceable(SET.format(changed))
@@ -154,7 +154,7 @@ class Build:
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
-        with svi._undone(*call.looked_at):
+        with svi._undone(call):
             with undrawn(Guards(self._programs, {}).hosts) as drawn:
                 svi._gradients(*call.again())
                 if drawn():

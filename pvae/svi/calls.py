@@ -20,12 +20,15 @@ from ..replay.members import CONSTANTS
 
 CONSTANT = 2
 """Values of an argument that get a graph each."""
+LARGEST = {int: 2**31, float: 1e30}
+"""Of numbers that are taken as tensors: products of larger ones may leave their range."""
 
 
 def _around() -> list[Any]:
     """What a step stands in that a graph takes in: kinds of numbers, and Pyro's handlers with what they hold."""
     casts = [torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     held = [value for handler in _PYRO_STACK for value in (type(handler), *vars(handler).values())]
+    held += [inner for value in held if isinstance(value, dict) for inner in value.values()]  # as data of a condition
     return [torch.get_default_dtype(), torch.is_grad_enabled(), *casts, *held]
 
 
@@ -123,7 +126,7 @@ class Numbers:
 
     def changes(self, place: str, value: Any) -> bool:
         """Whether the number at this place has had more than `CONSTANT` values by now."""
-        if type(value) not in (int, float) or type(value) in self.refused:
+        if type(value) not in (int, float) or type(value) in self.refused or abs(value) > LARGEST[type(value)]:
             return False
         values = self.seen.setdefault(place, [])
         if len(values) <= CONSTANT and value not in values:
@@ -147,7 +150,7 @@ def of_arguments(args: tuple, kwargs: dict[str, Any], numbers: Numbers, device: 
         leaves, tree = _opened((args, kwargs))
         place = str(tree)
     first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), torch.empty(0, device=device))
-    dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+    dtype = torch.promote_types(first.dtype, torch.float32) if first.is_floating_point() else torch.get_default_dtype()
     taken = [
         first.new_full((), leaf, dtype=torch.int64 if type(leaf) is int else dtype)
         if numbers.changes(f"{place} {index}", leaf)
@@ -301,7 +304,8 @@ def _cells(function: Any) -> Iterator[Any]:
 
 def _part(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
-        return (tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device), leaf.requires_grad)
+        laid = leaf.stride() if leaf.layout is torch.strided else leaf.layout
+        return (tuple(leaf.shape), laid, leaf.dtype, str(leaf.device), leaf.requires_grad)
     if inspect.isroutine(leaf):
         return _identity(leaf)
     return (type(leaf).__name__, leaf) if isinstance(leaf, CONSTANTS) else None

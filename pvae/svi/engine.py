@@ -256,7 +256,7 @@ class SVI(Trained):
         if self._waiting is None or self.steps == 0:
             return False
         self._set_clock(call)
-        with self._used.adopting(), self._undone(*call.looked_at):
+        with self._used.adopting(), self._undone(call):
             self._gradients(*call.again())
         return True
 
@@ -362,13 +362,13 @@ class SVI(Trained):
         self._observed.looks = needed and call.prepare is None
         if self._observed.looks and self._observed.names is None and self.steps > 0:
             before = stored()
-            with self._undone(*call.looked_at):
+            with self._undone(call):
                 self._observed.learn(self.model, self.guide, *call.again())
             drop_new(before)  # the step itself is to draw for them
 
     def _expected(self, graph: Graph, call: Call) -> list[float]:
         """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
-        with self._undone(*call.looked_at), in_single_steps(self._device.type, graph.guards.modules):
+        with self._undone(call), in_single_steps(self._device.type, graph.guards.modules):
             return read(*self._gradients(*call.again()))
 
     def _update(self, norm: Tensor, having: list[Tensor]) -> None:

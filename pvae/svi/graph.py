@@ -110,7 +110,7 @@ class Graph(Step):
         svi._set_rates()
         rates = svi._rates if svi.schedule is not None else None
         update = self.update if self.replayable else None
-        with svi._undone(), products(svi.precision):
+        with svi._undone(block[0]), products(svi.precision):
             return Captured(self.forward, update, block[0].inputs, rates, len(block), svi._graphs.pool)
 
     def misses(self, values: Sequence[float]) -> bool:

@@ -92,13 +92,14 @@ class Trained(pyro.infer.SVI):
         raise NotImplementedError
 
     @contextmanager
-    def _undone(self, *objects: Any) -> Iterator[None]:
+    def _undone(self, call: Call) -> Iterator[None]:
         """Within it steps may be tried: all that they change is put back, also what programs hold in Python.
 
         But for that where parameters have turned up: programs have set themselves up, and buffers alone are put back.
         """
-        known, held = len(self._names), Guards((*self._programs, *objects), {})
-        before = self._snapshot(list(dict.fromkeys((*self._changing(), *held.parameters()))))
+        known, held = len(self._names), Guards((*self._programs, *call.looked_at), {})
+        given = [] if call.given is None else [t for t in call.inputs if not (t.is_inference() or _expanded(t))]
+        before = self._snapshot(list(dict.fromkeys((*self._changing(), *held.parameters(), *given))))
         gradients = [(p, p.grad) for p in dict.fromkeys((*self._names, *held.leaves(), *before.stored.values()))]
         for parameter, _ in gradients:
             parameter.grad = None
@@ -355,6 +356,8 @@ class Trained(pyro.infer.SVI):
 
 def _expanded(tensor: Tensor) -> bool:
     """Whether several of its numbers are one in memory, which nothing can set."""
+    if tensor.layout is not torch.strided:
+        return False
     return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
