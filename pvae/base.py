@@ -226,7 +226,7 @@ def _import(where: str, name: str) -> Any:
     try:
         sys.path.insert(0, here)
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)[1:]
         machinery = ("<frozen importlib", inspect.getfile(importlib))
         written = [frame for frame in frames if not frame.filename.startswith(machinery)]

@@ -64,6 +64,8 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
     else:
         made = _hierarchy(config, part, given, prior, likelihood, encoder)
     try:
+        parts = [getattr(dataset, name).x for name in dataset.sizes]
+        likelihood.check_largest(max(pixels(x.max()).item() for x in parts if len(x)))
         made.initialize(*_few(dataset.train))
     except InputError as error:
         option = str(error).partition(".")[0] in FAMILIES

@@ -129,7 +129,8 @@ def _shown(value: Any) -> str:
 def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | None) -> Config:
     """The configuration: defaults, overridden by a file, overridden by options.
 
-    An option that chooses another member than the file does drops the file's options of that one.
+    An option that chooses another member than the file does leaves out the file's options which that one lacks, and
+    says so.
 
     Raises:
         InputError: as `config.from_flat`; of what stands in the file alone it names the file.
@@ -142,14 +143,25 @@ def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | No
     given |= extra
     base = {} if file is None else config.read(file)
     for family in FAMILIES & base.keys() & given.keys():
-        if given[family] != base[family]:
-            base = {name: value for name, value in base.items() if not name.startswith(f"{family}.")}
+        if left := _left_out(family, base, given[family]):
+            base = {name: value for name, value in base.items() if name not in left}
+            print(f"--config {file}: left out {', '.join(left)}: not of {family} {given[family]}", file=sys.stderr)
     try:
         return config.from_flat({**base, **given})
     except InputError as error:
         if any(str(error).startswith((f"--{name}:", f"--{name} ")) for name in base.keys() - given.keys()):
             raise InputError(f"--config {file}: {error}") from error
         raise
+
+
+def _left_out(family: str, base: dict[str, Any], now: str) -> list[str]:
+    """The file's options of the member that it names which the one chosen now does not have."""
+    try:
+        before, after = (member_options(family, lookup(family, name)) for name in (base[family], now))
+    except InputError:  # which is told of where it is used
+        return []
+    mine = {f"{family}.{name}" for name in before.keys() - after.keys()}
+    return [name for name in base if name in mine]
 
 
 def parse_with_members(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

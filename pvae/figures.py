@@ -55,9 +55,11 @@ def _charts(run: Run, vae: Autoencoder, test: Split, found: Evaluation) -> dict[
     parts = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
     blocks = [vae.means(x[part], None if y is None else y[part]) for part in parts]
     means = {site: torch.cat([block[site] for block in blocks]) for site in vae.sites}
+    of = {"library": "total count", "covariates": "covariate"}.get(run.config.condition, "label")
+    scatter = partial(plots.latent_scatter, labels=_tags(y), of=of)
     for site, mean in means.items():
         title = "Posterior means of test data" + (f", {site}" if found.layers else "")
-        drawn[f"latent_space{suffix(vae, site)}"] = partial(plots.latent_scatter, _numpy(mean), _tags(y), title=title)
+        drawn[f"latent_space{suffix(vae, site)}"] = partial(scatter, _numpy(mean), title=title)
     for end, (variance, se) in variances(vae, found).items():
         drawn[f"active_units{end}"] = partial(_units, variance, se)
     return drawn

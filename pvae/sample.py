@@ -67,12 +67,13 @@ def main(argv: Sequence[str]) -> int:
 
             np.save(aside, images.cpu().numpy())
         else:
-            plots.save(_figure(images, dataset.test, "draws" if found.draw else "means of p(x|z)"), aside)
+            name = "draws" if found.draw else "means of p(x|z)"
+            plots.save(_figure(images, dataset.test, name, "" if label is None else f", label {label}"), aside)
     print(f"{n} samples in {out}")
     return 0
 
 
-def _figure(images: torch.Tensor, test: Split, name: str) -> Any:
+def _figure(images: torch.Tensor, test: Split, name: str, label: str) -> Any:
     """Images in a grid; of a table how its columns are distributed, beside the test data's."""
     x = pixels(test.x).cpu().numpy()
     if not plots.is_drawn(x.shape[1:]):
@@ -80,8 +81,10 @@ def _figure(images: torch.Tensor, test: Split, name: str) -> Any:
             f"-o: found data of shape {x.shape[1:]}, which is no picture: write numbers, with -o samples.npy"
         )
     if plots.is_table(x):
-        return plots.samples(x, images.cpu().numpy(), names=("test data", f"{len(images)} {name}"), title=BESIDE)
-    return plots.image_grid(picture(images, test))
+        return plots.samples(
+            x, images.cpu().numpy(), names=("test data", f"{len(images)} {name}"), title=BESIDE + label
+        )
+    return plots.image_grid(picture(images, test), title=f"Samples: {name}{label}")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ def _errors(values: Tensor, mean: Tensor) -> dict[str, float]:
     variance = (squares.sum(0) - squares - sums.square() / left).clamp(min=0) / (left - 1)
     ratios = _directional(values, away, means).split([len(block) for block in blocks])
     rest = [torch.cat(ratios[:i] + ratios[i + 1 :])[:, i].mean() for i in range(len(blocks))]
-    snr = (means.abs() / variance.sqrt())[:, away.any(0)].mean(1)
+    noisy = (variance > 0) & (values.var(0) > 0)  # without a block a parameter may have no noise
+    snr = (means.abs() / variance.sqrt()).masked_fill(~noisy, 0).sum(1) / noisy.sum(1)
     dsnr = torch.stack(rest) if values.shape[1] > 1 else snr.new_full((), math.nan)
     found = {"snr": snr, "dsnr": dsnr, "variance": variance.mean(1)}
     return {name: math.sqrt(len(left) - 1) * value.std(correction=0).item() for name, value in found.items()}

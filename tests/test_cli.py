@@ -780,6 +780,17 @@ def test_configuration_round_trip(capsys):
     assert "likelihood.scale" not in found  # it went with its member
 
 
+def test_options_of_a_file_that_another_member_has_too_are_kept(here, capsys):
+    Path("mine.yaml").write_text("objective: elbo\nobjective.warmup: 200\nobjective.analytic_kl: true\nprior: normal\n")
+    assert go("--config", "mine.yaml", "--objective", "iwae", "--print-config") == 0
+    found, said = capsys.readouterr()
+    assert yaml.safe_load(found)["objective.warmup"] == 200
+    assert said == "--config mine.yaml: left out objective.analytic_kl: not of objective iwae\n"
+    Path("mine.yaml").write_text("objective: renyi\nobjective.alhpa: 0.2\n")
+    said = refused(capsys, "--config", "mine.yaml", "--objective", "iwae")
+    assert "--config mine.yaml: --objective.alhpa" in said
+
+
 FILES = {
     "prior.components: 3": ["--prior", "vamp"],
     "layer-hidden: 7": ["--latent", "8,4"],

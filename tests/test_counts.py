@@ -9,6 +9,7 @@ import pyro
 import pytest
 import scipy.stats
 import torch
+from commands import go
 from torch import nn
 
 import pvae
@@ -333,13 +334,23 @@ def test_the_inverse_dispersion_starts_where_it_fits_the_variance(dispersion):
 def test_counts_above_the_total_are_refused():
     with pytest.raises(
         pvae.InputError,
-        match=r"found 10, but the largest count of the training data is 11: .* set it to that$",
+        match=r"found 10, but the largest count of the data is 11: .* set it to that$",
     ):
         Binomial(nn.Linear(2, 2), (2,), total=10).initialize(torch.tensor([[1.0, 11.0]]))
     with pytest.raises(pvae.InputError, match="total: found 0, expected at least 1"):
         Binomial(nn.Linear(2, 2), (2,), total=0)
     with pytest.raises(pvae.InputError, match=r"dispersion: found 'gene', expected a known word: .*known: decoder, fe"):
         NegativeBinomial(nn.Linear(2, 2), (2,), dispersion="gene")
+
+
+def test_counts_above_the_total_in_any_part_are_refused_before_a_fit(here, capsys):
+    x = torch.zeros(400, 6, dtype=torch.int64)
+    x[::2] = 9
+    x[8] = 15  # in the test part
+    np.savez("counts.npz", x=x.numpy())
+    argv = ["--data", "counts.npz", "--likelihood", "binomial", "--likelihood.total", "9", "--epochs", "1"]
+    assert go(*argv) == 2
+    assert "--likelihood.total: found 9, but the largest count of the data is 15" in capsys.readouterr().err
 
 
 # The library size -----------------------------------------------------------------------------------------------------

@@ -49,6 +49,22 @@ def test_the_directional_ratio_of_a_noiseless_gradient_is_large(toy):
     assert snr._statistics(noise).dsnr == pytest.approx(ratio.item(), rel=0.02)
 
 
+@pytest.mark.parametrize("column", ["silent", "once", "constant"])
+def test_the_error_of_a_gradient_whose_parts_are_silent_at_times(column):
+    """As of a rectifier that is seldom on: without a block it is never."""
+    torch.manual_seed(0)
+    values = torch.randn(400, 5).double() + 1
+    expected = snr._statistics(values[:, 1:])
+    values[:, 0] = 0.1 if column == "constant" else 0.0
+    if column == "once":
+        values[7, 0] = 0.3
+    found = snr._statistics(values)
+    if column == "once":
+        assert 0.03 < found.se["snr"] < 0.3
+    else:
+        assert (found.snr, found.se["snr"]) == pytest.approx((expected.snr, expected.se["snr"]))
+
+
 def test_of_one_parameter_nothing_is_perpendicular():
     found = snr._statistics(torch.randn(4, 1).double() / 100)  # whose quotients by the least number are finite
     assert found.dsnr == math.inf

@@ -44,17 +44,20 @@ class Binomial(Likelihood, name="binomial"):
         logits = self.decode(z, y)
         return BinomialCounts(logits, self.total.to(logits.dtype)).to_event(len(self.shape))
 
+    def check_largest(self, largest: float) -> None:
+        """Refuse a count above the total."""
+        if largest > self.total:
+            raise InputError(
+                f"likelihood.total: found {self.total.item():.7g}, but the largest count of the data is {largest:.7g}:"
+                " expected at least that, and the largest of all data: set it to that"
+            )
+
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Start the decoder's last bias at the logit of the training mean's share of the total.
 
         Raises:
             InputError: a count above the total.
         """
-        if x.max() > self.total:
-            largest = f"{x.max().item():.7g}"
-            raise InputError(
-                f"likelihood.total: found {self.total.item():.7g}, but the largest count of the training data is"
-                f" {largest}: expected at least that, and the largest of all data: set it to that"
-            )
+        self.check_largest(x.max().item())
         least = (0.5 / len(x) / self.total).clamp(min=1e-6)  # where nothing was counted, half a count
         self.center((x.mean(0) / self.total).clamp(least, 1 - least).logit())

@@ -52,6 +52,9 @@ class Likelihood(Part, family="likelihood"):
     def check(self, found: Any, z: Tensor, y: Tensor | None = None) -> None:  # noqa: D102
         check_distribution(self, found, [tuple(z.shape[:-1])], tuple(self.shape))
 
+    def check_largest(self, largest: float) -> None:
+        """Refuse data for their largest number, which its options leave no room for; before a fit."""
+
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The decoder's numbers for latents z (..., latent), and labels y where it takes them.
 

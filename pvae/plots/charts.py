@@ -208,11 +208,12 @@ def active_units(variance: ArrayLike, errors: ArrayLike = 0.0, *, threshold: flo
 
 
 @styled()
-def latent_scatter(z: ArrayLike, labels: ArrayLike | None = None, *, title: str = "") -> Figure:
+def latent_scatter(z: ArrayLike, labels: ArrayLike | None = None, *, title: str = "", of: str = "label") -> Figure:
     """Latent codes (N, L) by label: a histogram for L = 1, a plane for 2, two principal components above.
 
     `labels` (N,) are classes with a legend while at most 20 differ, else numbers with a colour bar (for L = 1,
-    against z). Raises `InputError` for other shapes, and for more than 20 labels that are no numbers.
+    against z), which says what they are `of`. Raises `InputError` for other shapes, and for more than 20 labels that
+    are no numbers.
 
     >>> figure = latent_scatter([[0, 1], [2, 3], [4, 5]], ["cat", "dog", "cat"])
     >>> [text.get_text() for text in figure.legends[0].get_texts()]
@@ -236,7 +237,7 @@ def latent_scatter(z: ArrayLike, labels: ArrayLike | None = None, *, title: str 
         _scatter(axes, z, codes, np.array(CLASSES)[codes])
     else:
         values = vector(tags, f"labels ({len(names)} differ, too many for a legend)")
-        figure.colorbar(_scatter(axes, z, values, values), label="label", pad=0.02).solids.set_alpha(1)
+        figure.colorbar(_scatter(axes, z, values, values), label=of, pad=0.02).solids.set_alpha(1)
     if classes and labels is not None:
         dot = {"xdata": [], "ydata": [], "ls": "", "marker": "o", "ms": 5}
         handles = [Line2D(color=CLASSES[i], label=str(name), **dot) for i, name in enumerate(names)]
