@@ -57,7 +57,9 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
     outputs = part["guide"].outputs_for(first, **all_options(config, "guide"))
     guide = partial(_make, part, "guide", options)
     only = guide(encoder(outputs * first), first) if len(config.layers) == 1 else None
-    prior = _make(part, "prior", options, top, **_condition_of_prior(part["prior"], given["prior"]))
+    prior = _make(
+        part, "prior", options, top, **_condition_of_prior(part["prior"], given["prior"], any(given.values()))
+    )
     likelihood = _make(part, "likelihood", options, decoder, shape)
     if only is not None:
         made: Autoencoder = VAE(prior, likelihood, only)
@@ -201,12 +203,13 @@ def told_of_condition(config: Config, dataset: Dataset) -> Iterator[None]:
         raise InputError(f"--condition {config.condition}: {dataset.name}: {str(error).partition(': ')[2]}") from error
 
 
-def _condition_of_prior(prior: type[Member], given: Condition | None) -> dict[str, Condition]:
+def _condition_of_prior(prior: type[Member], given: Condition | None, conditioned: bool) -> dict[str, Condition]:
     taken = inspect.signature(prior).parameters.get("condition")
     if taken is None or (given is None and taken.default is not taken.empty):
         return {}
     if given is None:
-        raise InputError(f"--prior {prior.name}: found no labels to depend on: pass --condition label")
+        do = "name prior in --conditioned" if conditioned else "pass --condition label"
+        raise InputError(f"--prior {prior.name}: found no labels to depend on: {do}")
     return {"condition": given}
 
 

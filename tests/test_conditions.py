@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from commands import refused
 from torch import nn
 
 import pvae
@@ -312,3 +313,15 @@ def test_too_many_classes_are_a_line():
     with pytest.raises(InputError, match="found 1 labels up to 10,000"):
         pvae.conditions.Label.of(torch.tensor([10_000]))
     assert pvae.conditions.Label.of(torch.tensor([0, 9_999])).size == 10_000
+
+
+@pytest.mark.parametrize(
+    ("given", "do"),
+    [
+        ([], "pass --condition label"),
+        (["--condition", "label", "--conditioned", "likelihood"], "name prior in --conditioned"),
+    ],
+)
+def test_a_prior_that_depends_on_labels_and_has_none_says_what_to_do(given, do, here, capsys):
+    said = refused(capsys, *given, "--prior", "class_normal")
+    assert f"--prior class_normal: found no labels to depend on: {do}" in said
