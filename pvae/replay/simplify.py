@@ -98,7 +98,7 @@ class Roots:
         return self._all((node.args, node.kwargs)) | self.of[node]
 
     def same_as(self, node: Node) -> Node | None:
-        """The node that one is a view of all of, or that it is a multiple by one of."""
+        """The node that one is a view of all of, that it is a multiple by one of, or whose number it copies."""
         source = node.args[0] if node.args else None
         if not isinstance(node.target, OpOverload) or not isinstance(source, Node) or "layout" not in node.meta:
             return None
@@ -112,6 +112,7 @@ class Roots:
                 source = source.args[0]
             return source
         alone = node.target in BY_ONE and node.args[1:] in ((1,), (1.0,)) and not node.kwargs
+        alone |= node.target is aten.clone.default and not node.meta["layout"][0]
         alike = alone and source.meta.get("layout") == node.meta["layout"]
         free = not self.of[node] & (self.changed | self.given) and not self.of[source] & self.changed
         return source if alike and free else None
