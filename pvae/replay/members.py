@@ -30,20 +30,23 @@ class Members:
         self._holders: list[dict[str, Any]] = []
         self._values: list[Any] = []
         self._names: list[str] = []
+        self._filled: list[dict[str, Any]] = []
         self._lengths: list[int] = []
 
     def add(self, name: str, holder: dict[str, Any]) -> None:
         """Note one as it is."""
         self.parts.append((name, holder, dict(holder)))
         self._holders.append(holder)
+        if len(holder):
+            self._filled.append(holder)
         self._values += holder.values()
         self._names += holder.keys()
         self._lengths.append(len(holder))
 
     def changed(self) -> str:
         """The name of one that has others now; empty if none."""
-        values = chain.from_iterable(map(_VALUES, self._holders))
-        same_names = all(map(eq, chain.from_iterable(map(_KEYS, self._holders)), self._names))
+        values = chain.from_iterable(map(_VALUES, self._filled))
+        same_names = all(map(eq, chain.from_iterable(map(_KEYS, self._filled)), self._names))
         if [*map(len, self._holders)] == self._lengths and same_names and all(map(is_, values, self._values)):
             return ""
         return next(name for name, holder, members in self.parts if not _holds(holder, members))
