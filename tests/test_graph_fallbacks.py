@@ -327,7 +327,6 @@ class Options(dict):
 
 class Partial:
     def __init__(self):
-        self.get = partial(float, "1.0")
         self.kept = partial(lambda kept: kept, kept=1.0)
         self.get = lambda: self.kept()
 

@@ -129,10 +129,12 @@ class Parameters(Messenger):
         Also where the run within is undone.
         """
         self._adopts = True
-        yield
-        for adopted in self._adopted:
-            self._adopt(*adopted)
-        self._adopts, self._adopted = False, []
+        try:
+            yield
+            for adopted in self._adopted:
+                self._adopt(*adopted)
+        finally:
+            self._adopts, self._adopted = False, []
 
     def _adopt(self, name: str, own: Parameter, values: Tensor) -> None:
         own.data.copy_(values)
