@@ -89,8 +89,8 @@ def _stored(data: str, part: str, x: np.ndarray, y: np.ndarray | None) -> Arrays
     if x.dtype.kind not in "buif":
         raise InputError(f"{data}: x{end} has dtype {x.dtype}, expected bool, integers or floats: convert it first")
     if x.ndim < 2 or not np.prod(x.shape[1:]):
-        expected = "expected (N, ...) with at least one value a datum: add the missing dimension"
-        raise InputError(f"{data}: x{end} has shape {x.shape}, {expected}")
+        mend = "add the missing dimension" if x.ndim < 2 else "give it data"
+        raise InputError(f"{data}: x{end} has shape {x.shape}, expected (N, ...), at least one value a datum: {mend}")
     if y is not None:
         y = _labels(f"{data}: y{end}", y, len(x))
     if x.dtype.kind == "b":
@@ -118,7 +118,10 @@ def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
     odd = ~((np.abs(y.astype(float)) < 2.0**63) & (y == np.floor(y)))
     if odd.any():
         found = f"found {y[odd][0]:g} at {odd.argmax()}"
-        raise InputError(f"{where}: {found}, expected whole numbers as labels: name it otherwise if it is data")
+        raise InputError(
+            f"{where}: {found}, expected whole numbers as labels: give covariates the shape ({n}, 1), or name it"
+            " otherwise if it is data"
+        )
     return y.astype(np.int64)
 
 
