@@ -36,7 +36,7 @@ class _Adaptive(Optimizer):
 
     def __init__(self, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         if len(betas) != 2:
-            raise InputError(f"betas: found {len(betas)} of them, expected two numbers, as 0.9,0.999")
+            raise InputError(f"betas: found {len(betas)}, expected two numbers: give them as 0.9,0.999")
         for beta in betas:
             _share(betas=beta)
         more_than(0, eps=eps)
