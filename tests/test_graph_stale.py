@@ -554,15 +554,15 @@ def test_training_and_evaluation_alternate_with_a_graph_each():
     assert len(set(map(id, filter(None, built[45:])))) == 2
 
 
-@pytest.mark.parametrize("check_every", [1, 4])
-def test_a_difference_says_which_steps_are_in_doubt(check_every):
+@pytest.mark.parametrize(("check_every", "factor"), [(1, 0.3), (4, 0.3), (1, 0.9999)])
+def test_a_difference_says_which_steps_are_in_doubt(check_every, factor):
     def make():
         variable = contextvars.ContextVar("factor", default=1.0)
         return lambda x: plain(x, variable.get()), plain_guide, variable
 
     def before(step, svi, held):
         if step == 5:
-            held[0].set(0.3)
+            held[0].set(factor)
 
     _, said = fit("graph", make, before, steps=14, check_every=check_every)
     assert len(said) == 1

@@ -10,6 +10,8 @@ from torch import nn
 
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
 """The precisions; by how much a replayed loss may differ from the program's own under each, relative."""
+SAME = 1e-5
+"""The same where a replay does the program's own operations one by one, which mostly gives the same bits."""
 
 
 def tolerance(precision: str, device: str) -> float:

@@ -295,6 +295,12 @@ def _maker(node: Node, filled: Node | None) -> Callable[[], Tensor]:
     return make
 
 
+def in_half(graph: GraphModule) -> bool:
+    """Whether any of it is computed in 16 bits."""
+    made = (node.meta["layout"][3] for node in graph.graph.nodes if "layout" in node.meta)
+    return not {torch.bfloat16, torch.float16}.isdisjoint(made)
+
+
 def saved_by_fusion(graph: GraphModule) -> tuple[int, int]:
     """What a compiler can save of a graph: operations that need no launch of their own, and bytes not written.
 

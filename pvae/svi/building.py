@@ -22,9 +22,10 @@ from ..replay.known import Known
 from ..replay.members import Private
 from ..replay.pieces import arranged
 from ..replay.placement import placed
+from ..replay.precision import SAME, tolerance
 from ..replay.simplify import memory
 from ..replay.supposed import Supposed
-from ..replay.tracing import record, saved_by_fusion, unkept
+from ..replay.tracing import in_half, record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
 from ..replay.values import WITHIN, Untraceable
 from . import optimizers, rates
@@ -71,6 +72,8 @@ class Step:
     others: dict[Tensor, str]
     """What has a gradient and is no parameter that these programs show, as those of a network of the user's own; and
     its name in Pyro's store, if it is there."""
+    tolerance: float
+    """By how much its losses may differ from the program's own, relative."""
     waits: bool
     """Whether each step is looked at before the next: lines read for more than an assertion, copies are filled, or
     there are others, whose gradients add up."""
@@ -148,7 +151,8 @@ class Build:
             update, replayable = self._updating(forward, kind)
         guards, places = self.guards, list(self._supposed.places)
         waits = self._supposed.decided or bool(self.held.places or self._others)
-        rest = self.held, self._others, waits
+        alike = (self.device.type, kind) == ("cpu", "graph") and not in_half(traced)  # autocast casts anew in a trace
+        rest = self.held, self._others, SAME if alike else tolerance(svi.precision, self.device.type), waits
         return Step(forward, update, kind, why, guards, replayable, self.normed, read, places, *rest)
 
     def _set_up(self) -> bool:

@@ -30,7 +30,6 @@ class Graph(Step):
     """A step for one kind of arguments."""
 
     wanted: str
-    tolerance: float
     had: int
     """How many parameters had had a gradient: another, where it is used, has a gradient of zero from then on."""
     call: Call

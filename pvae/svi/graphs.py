@@ -16,7 +16,7 @@ from torch import Tensor
 from ..replay.hooks import of_all_modules
 from ..replay.lines import outside
 from ..replay.members import Entry
-from ..replay.precision import products, tolerance
+from ..replay.precision import products
 from ..replay.values import Untraceable
 from . import optimizers
 from .building import Build, Unsettled
@@ -251,8 +251,7 @@ class Graphs:
                 svi.notice(f"{step.kind}: built in {perf_counter() - start:.1f} s{step.why and ': '}{step.why}")
         else:
             self._warn(NOT_COMPILED.format(step.why))
-        allowed = tolerance(svi.precision, svi._device.type)
-        graph = Graph(**vars(step), wanted=wanted, tolerance=allowed, had=len(svi._used.had), call=call)
+        graph = Graph(**vars(step), wanted=wanted, had=len(svi._used.had), call=call)
         self._graphs[call.key] = graph
         if len(self._graphs) > SHAPES:
             first = next(iter(self._graphs))
