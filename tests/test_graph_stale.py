@@ -444,7 +444,7 @@ def test_a_tensor_that_is_elsewhere_now_is_named():
     assert seen.changed().startswith("the tensor 'factor'")
     seen = Guards([lambda: factor], {parameter: "mean"})
     parameter.requires_grad_(False)
-    assert seen.changed() == "parameter mean"
+    assert seen.changed() == "whether mean is trained (was True, is False)"
 
 
 def test_a_name_that_has_no_value_yet_is_no_matter():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pyro
 import torch
@@ -13,6 +14,7 @@ import torch.distributions as td
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
+from torch.nn.utils import parametrize
 
 from ..errors import InputError, fails, written_at
 from ..noise import forked
@@ -79,7 +81,7 @@ class Collect(Messenger):
 
     def _alone(self, *args: Any, **kwargs: Any) -> None:
         """Run the program for one particle, unseen."""
-        with forked(), poutine.block(), torch.no_grad():
+        with _unseen():
             Collect(self.program)(*args, **kwargs)
 
     def _pyro_sample(self, msg: Site) -> None:
@@ -128,6 +130,13 @@ class _Subsampling(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         if is_subsample(msg) and len(msg["value"]) < msg["fn"].size and msg["name"] not in self.names:
             self.names.append(msg["name"])
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Within it programs run of which nothing is left: no draws, sites or gradients, nor weights that torch keeps."""
+    with forked(), poutine.block(), torch.no_grad(), patch.object(parametrize, "_cache_enabled", 0):
+        yield
 
 
 def look(model: Program, guide: Program, *args: Any, plate: str | None = "", **kwargs: Any) -> Look:
@@ -215,7 +224,7 @@ def _look(
     """What there is to see but for `thin`, and the sites of guide and model."""
     if recording():  # the draws would be every later step's, too
         raise Untraceable("programs are run once more, to see how deep their plates go: give it max_plate_nesting")
-    with forked(), poutine.block(), torch.no_grad(), seen:
+    with _unseen(), seen:
         drawn = Collect(guide)(*args, **kwargs)
         scored = dict(sites_of(drawn, observed=True))
         sites = dict(sites_of(Collect(model, drawn)(*args, **kwargs), observed=True))

@@ -51,6 +51,20 @@ def random_state() -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])]
 
 
+class Drawn:
+    """How far torch's generators are, and these."""
+
+    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
+        self._torchs = random_state()
+        self._own = [(generator, generator.get_state()) for generator in generators]
+
+    def restore(self) -> None:
+        """Put them back."""
+        set_random_state(self._torchs)
+        for generator, state in self._own:
+            generator.set_state(state)
+
+
 def set_random_state(states: list[Tensor]) -> None:
     """Put back what `random_state` returned."""
     torch.set_rng_state(states[0])

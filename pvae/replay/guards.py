@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import SVI
 from torch import Tensor, nn
 
 from . import hooks
@@ -29,6 +30,8 @@ TOLD = (
 """What is looked at in private attributes as well."""
 ABSTRACT = ("abc", "typing", "builtins")
 """Modules whose classes give others no attributes."""
+CALLED = ("__", "_pyro_")
+"""How names of methods begin that no code has to name."""
 DEPTH = 6
 MANY = 1000
 """So many numbers or tensors in a list, or numbers in an array, are data, and are not looked at again."""
@@ -43,8 +46,12 @@ class Guards(Notes):
     def __init__(self, programs: Sequence[Any], parameters: dict[Tensor, str]) -> None:
         super().__init__()
         self._named: set[str] = set()
+        self._asked: set[str] = set()
+        """Those that code asks for which runs in a step: no `__init__`."""
         self._methods: list[tuple[str, str, Any]] = []
         """Of classes, those that no code has named yet."""
+        self._loops: list[tuple[str, dict[str, Any]]] = []
+        """Attributes of what holds an SVI, which counts its steps, say: the program's are those that its code names."""
         for parameter, name in parameters.items():
             self._note_place(f"parameter {name}", parameter)
         known: set[int] = set()
@@ -75,8 +82,13 @@ class Guards(Notes):
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     self._note(f"'{key}' of the optimizer's state", state, key, value)
+        if "step" not in vars(optimizer):
+            self._lacking.add((id(vars(optimizer)), "step"))
+        self._note("the optimizer's step", vars(optimizer), "step", vars(optimizer).get("step"))
         self._note_length("the optimizer's groups", optimizer.param_groups)
-        for group in optimizer.param_groups:
+        for place, group in enumerate(optimizer.param_groups):
+            self._note("the optimizer's groups", optimizer.param_groups, place, group)
+            self._note("the optimizer's parameters", group, "params", group["params"])
             self._note_length("the optimizer's parameters", group["params"])
             for key, value in group.items() if replayable else ():
                 if key not in ("params", "lr", "initial_lr"):
@@ -115,6 +127,8 @@ class Guards(Notes):
             return [(name, function) for function in (value.fget,) if function]
         if isinstance(value, classmethod | staticmethod):
             return [(name, value.__func__)]
+        if isinstance(value, SVI):
+            return ()
         if isinstance(value, nn.Module):
             return self._module(name, value)
         if isinstance(value, (*CONTAINERS, tuple)):
@@ -156,8 +170,11 @@ class Guards(Notes):
         yield from self._attributes(name, vars(function), vars(function))
         if library(function):
             return
+        for key in ("__code__", "__defaults__"):  # which may be set, as where a module is loaded anew
+            self._note(f"{key} of {name}", function, key, getattr(function, key))
         chains, attributes = named(function.__code__)
         self._named |= attributes
+        self._asked |= attributes if function.__name__ != "__init__" else set()
         for chain in chains:
             if chain[0] not in held:
                 yield from self._follow("global '", chain, function.__globals__)
@@ -193,9 +210,19 @@ class Guards(Notes):
         yield from ((base.__name__, base) for base in (*cls.__bases__, type(cls)))
 
     def _look_at_methods(self, known: set[int]) -> None:
-        while found := [method for method in self._methods if method[0] in self._named or method[0][:2] == "__"]:
-            self._methods = [method for method in self._methods if method not in found]
-            for _, name, value in found:
+        done: set[tuple[int, str]] = set()
+        while True:
+            methods = [method for method in self._methods if method[0] in self._named or method[0].startswith(CALLED)]
+            self._methods = [method for method in self._methods if method not in methods]
+            found = [(name, value) for _, name, value in methods]
+            for name, held in self._loops:
+                for key in self._asked & held.keys() - {key for place, key in done if place == id(held)}:
+                    done.add((id(held), key))
+                    self._note(f"{name}.{key}", held, key, held[key])
+                    found.append((f"{name}.{key}", held[key]))
+            if not found:
+                return
+            for name, value in found:
                 self._look(name, value, known, 1)
 
     def _module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -204,15 +231,17 @@ class Guards(Notes):
                 continue
             self.modules.append(child)
             full = f"{name}.{path}" if path else name
-            for members in (child._modules, child._parameters, child._buffers):
+            sampled = vars(child).get("_pyro_samples", {})
+            for members in (child._modules, child._parameters, child._buffers, sampled):
                 self._members.add(full, members)
+            yield from ((f"{full}.{key}", prior) for key, prior in sampled.items())
             for key, parameter in child._parameters.items():
                 if parameter is not None:
                     yield from self._parameter(f"{full}.{key}", parameter)
             yield from self._hooks(full, hooks.of_module(child))
             self._note_lacking(full, child, ["forward"])
             yield from self._attributes(full, vars(child), vars(child))
-            yield type(child).__name__, type(child)
+            yield from self._kind(full, child)
 
     def _parameter(self, name: str, parameter: Tensor) -> Iterator[tuple[str, Any]]:
         self._note_trained(name, parameter)
@@ -239,7 +268,12 @@ class Guards(Notes):
                 if hasattr(value, key) and key != "__dict__":
                     self._note(f"{name}.{key}", value, key, getattr(value, key))
                     yield f"{name}.{key}", getattr(value, key)
-        yield type(value).__name__, type(value)
+        yield from self._kind(name, value)
+
+    def _kind(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if not library(type(value)):
+            self._note(f"the class of {name}", value, "__class__", type(value))
+            yield type(value).__name__, type(value)
 
     def _note_lacking(self, name: str, value: Any, more: Iterable[str] = ()) -> None:
         held, classes = vars(value), [vars(cls) for cls in type(value).__mro__ if not library(cls)]
@@ -252,6 +286,9 @@ class Guards(Notes):
         self, name: str, values: dict[str, Any], holder: dict[str, Any], private: bool = False
     ) -> Iterator[tuple[str, Any]]:
         """What is private to a library's object says nothing of the program, nor do caches."""
+        if any(isinstance(value, SVI) for value in values.values()):
+            self._loops.append((name, holder))
+            return
         for key, value in values.items():
             own = type(value).__name__ == "Namespace" or not library(type(value))  # also argparse's
             told = isinstance(value, TOLD) or (own and not isinstance(value, CONTAINERS))

@@ -22,6 +22,16 @@ _LISTS = {
 """Functions that read tensors in a list where no trace sees it; and which argument that is."""
 
 
+_PACKED = {torch._VF.gru, torch._VF.lstm, torch._VF.rnn_tanh, torch._VF.rnn_relu}
+_SPLITS = {torch.tensor_split, Tensor.tensor_split}
+
+
+def counts(function: Any, args: Sequence[Any], options: dict[str, Any]) -> list[Tensor]:
+    """The whole numbers that a function itself reads: how many sequences of a packed batch there are at each time."""
+    given = (*args[1:2], *options.values()) if function in _PACKED | _SPLITS else ()
+    return [value for value in given if isinstance(value, Tensor) and not value.is_floating_point()]
+
+
 def packed(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     """The rows of sequences, one time after another; torch's own operation is one that no compiler takes."""
     with disable_proxy_modes_tracing():

@@ -39,6 +39,8 @@ class Known(TorchDispatchMode):
         super().__init__()
         self.outside = outside
         self.read: dict[int, Tensor] = {}
+        self.drawn = 0
+        """How often random numbers have been drawn."""
         self._varying = {memory(tensor) for tensor in varying}
         self._sources: dict[int, tuple[torch.UntypedStorage, dict[int, Tensor]]] = {}
         """By storage, of what is known of those made within: the tensors from outside in it."""
@@ -57,8 +59,9 @@ class Known(TorchDispatchMode):
         if func.overloadpacket.__name__ in _MAKING:
             sources: dict[int, Tensor] | None = {}
         else:
-            draws = torch.Tag.nondeterministic_seeded in func.tags or func.namespace not in TORCHS
-            sources = None if draws else self._of_all(given)
+            draws = torch.Tag.nondeterministic_seeded in func.tags
+            self.drawn += draws
+            sources = None if draws or func.namespace not in TORCHS else self._of_all(given)
         for tensor in written(func, args, kwargs):
             self._changed(tensor, sources)
         try:

@@ -102,9 +102,10 @@ class Notes:
             return next(n for n, t, place in zip(names, tensors, places, strict=True) if _PLACE(t) != place)
         names, tensors, trained = self._parameters
         if not all(map(is_, map(_TRAINED, tensors), trained)):
-            return next(
-                f"parameter {n}" for n, p, was in zip(names, tensors, trained, strict=True) if _TRAINED(p) != was
+            name, was = next(
+                (n, was) for n, p, was in zip(names, tensors, trained, strict=True) if p.requires_grad is not was
             )
+            return f"whether {name} is trained (was {was}, is {not was})"
         return ""
 
     def _rewritten(self) -> str:

@@ -30,6 +30,10 @@ LOST = (
     "a tensor of shape {} is made within the step as a graph cannot follow, as nn.Parameter of another: make it by"
     " operations of torch, as clone"
 )
+DRAWN_AGAIN = (
+    "random numbers are drawn once more in the backward pass, as by torch.utils.checkpoint with dropout, which a graph"
+    " cannot: make no checkpoint of what draws them"
+)
 SEEDED = (
     "torch's random numbers are seeded within the step, which a graph cannot do: draw with a torch.Generator, or once"
 )
@@ -75,7 +79,7 @@ def record(
         with unkept():
             reads = HostReads(known, supposed, numbers)
             looked_up = patch.object(Tensor, "__hash__", lambda tensor: reads.looked_up(tensor))
-            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting, _refused():
+            with _tolerant_pyro(), _without_cudnn(), as_written, known, reads, looked_up, noting, _refused(known):
                 written = {**_SAYING, **(replaced or {})}
                 graph = proxy_tensor.make_fx(function, decomposition_table=written, tracing_mode="real")(*inputs)
             graph = _simplified(graph)
@@ -87,15 +91,22 @@ def record(
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
-    """Refuses functions that no mode of torch's sees; but for what checkpointing itself does with random numbers."""
+def _refused(known: Known) -> Iterator[None]:
+    """Refuses functions that no mode of torch's sees; but for checkpointing where no random numbers are drawn again."""
+    drawn: list[int] = []
 
     def refusing(module: Any, name: str, reason: str) -> AbstractContextManager:
         real = getattr(module, name)
 
         def refused(*args: Any, **kwargs: Any) -> Any:
-            if sys._getframe(1).f_globals.get("__name__") not in ("torch.utils.checkpoint", "torch.random"):
+            caller = sys._getframe(1).f_globals.get("__name__")
+            if caller not in ("torch.utils.checkpoint", "torch.random"):
                 raise Untraceable(reason)
+            if name == "set_rng_state":  # to those of the forward pass, then to those of now
+                if caller == "torch.utils.checkpoint":
+                    drawn.append(known.drawn)
+                elif drawn and drawn.pop() != known.drawn:
+                    raise Untraceable(DRAWN_AGAIN)
             return real(*args, **kwargs)
 
         return patch.object(module, name, refused)

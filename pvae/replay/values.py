@@ -89,6 +89,9 @@ class HostReads(TorchFunctionMode):
             return _ANEW[func](*args)
         if func in _SEQUENCES and (self.known.knows(args[1]) or self._whole(args[1])):
             return _SEQUENCES[func](*args)
+        for counts in instead.counts(func, args, kwargs):
+            if not (self.known.knows(counts) or self._whole(counts)):
+                raise Untraceable(READ)
         if func is one_hot and args[1:2] != (-1,) and (args[1:] or kwargs.get("num_classes", -1) > 0):
             return instead.one_hot(*args, **kwargs)
         if func is Tensor.__bool__ and _asking().f_code in _SPARING:

@@ -29,7 +29,7 @@ from ..replay.tracing import in_half, record, saved_by_fusion, unkept
 from ..replay.unfused import UNFUSED
 from ..replay.values import WITHIN, Untraceable
 from . import optimizers, rates
-from .calls import Call, anew
+from .calls import Call, anew, versions
 from .faults import head
 from .parameters import drop_new, put_back, stored
 
@@ -65,6 +65,8 @@ class Step:
     """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
     """Which inputs' values Python has read."""
+    written: list[int]
+    """Which inputs the step changes in place."""
     supposed: list[str]
     """The lines that read values which later steps may have otherwise: then the head is not a number."""
     held: Copies
@@ -140,7 +142,9 @@ class Build:
         clips = svi.clip_norm is not None or optimizers.clips(svi.optim, svi.optimizer)
         self.normed = self.device.type != "cuda" or clips
         with unkept(), svi._undone(self.call):
+            were = versions(self.inputs)
             traced, read = self._traced()
+            written = [i for i, changes in enumerate(versions(self.inputs)) if changes != were[i]]
             if changed := self.held.changed():
                 raise Untraceable(SET.format(changed))
             for other, name in self._others.items():
@@ -153,14 +157,19 @@ class Build:
         waits = self._supposed.decided or bool(self.held.places or self._others)
         alike = (self.device.type, kind) == ("cpu", "graph") and not in_half(traced)  # autocast casts anew in a trace
         rest = self.held, self._others, SAME if alike else tolerance(svi.precision, self.device.type), waits
-        return Step(forward, update, kind, why, guards, replayable, self.normed, read, places, *rest)
+        return Step(forward, update, kind, why, guards, replayable, self.normed, read, written, places, *rest)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""
         svi, call, before, resumed = self.svi, self.call, stored(), self.svi._waiting is not None
         with svi._undone(call):
             with undrawn(Guards(self._programs, {}).hosts) as drawn:
-                svi._gradients(*call.again())
+                try:
+                    svi._gradients(*call.again())
+                except (Untraceable, torch.OutOfMemoryError):
+                    raise
+                except Exception:  # the step itself will raise it
+                    return False
                 if drawn():
                     raise Untraceable(
                         "random numbers of Python or NumPy are drawn, which a graph cannot do: draw torch's"

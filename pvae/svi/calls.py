@@ -17,6 +17,7 @@ from torch.utils._pytree import TreeSpec, register_pytree_node, tree_flatten, tr
 
 from ..errors import InputError
 from ..replay.members import CONSTANTS
+from ..replay.names import library
 
 CONSTANT = 2
 """Values of an argument that get a graph each."""
@@ -57,11 +58,13 @@ class Call:
     """Arguments that are functions, which may be made anew at each step."""
 
     around: list[Any] = field(default_factory=_around)
+    handlers: list[Any] = field(default_factory=lambda: [each for each in _PYRO_STACK if not library(type(each))])
+    """Those of a user's own that the step stands in."""
 
     @property
     def looked_at(self) -> tuple[Any, ...]:
         """What may hold what a graph takes in."""
-        return (*self.objects, *self.functions)
+        return (*self.objects, *self.functions, *self.handlers)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -73,6 +76,11 @@ class Call:
         pairs = zip(self.tensors, before.tensors, self.now(), before.versions, strict=True)
         return [i for i, (one, other, now, then) in enumerate(pairs) if one is other and now == then]
 
+    def same_ones(self) -> list[int]:
+        """For each input the first that is the same tensor."""
+        given = [*map(id, self.tensors)]
+        return [*map(given.index, given)]
+
     def elsewhere(self, before: Call) -> bool:
         """Whether other handlers of Pyro's are around it than were around an earlier call, or another autocast."""
         pairs = zip_longest(self.around, before.around)
@@ -80,7 +88,7 @@ class Call:
 
     def now(self) -> list[int]:
         """How often each tensor that was given has been changed in place."""
-        return [-1 if value.is_inference() else value._version for value in self.tensors]
+        return versions(self.tensors)
 
     @functools.cached_property
     def versions(self) -> list[int]:
@@ -94,6 +102,11 @@ class Call:
     def again(self) -> tuple[tuple, dict[str, Any]]:
         """The same for a run beside the step."""
         return anew(*self.plain())
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each has been changed in place."""
+    return [-1 if value.is_inference() else value._version for value in tensors]
 
 
 def anew(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -302,10 +315,16 @@ def _cells(function: Any) -> Iterator[Any]:
             yield cell.cell_contents
 
 
+def _laid(tensor: Tensor) -> tuple[Hashable, ...]:
+    """How its numbers lie in memory."""
+    if tensor.layout is torch.strided:
+        return tensor.stride(), tensor.is_conj(), tensor.is_neg()
+    return (tensor.layout, tensor._nnz(), tensor.is_coalesced()) if tensor.is_sparse else (tensor.layout,)
+
+
 def _part(leaf: Any) -> Hashable:
-    if isinstance(leaf, Tensor):
-        laid = leaf.stride() if leaf.layout is torch.strided else leaf.layout
-        return (tuple(leaf.shape), laid, leaf.dtype, str(leaf.device), leaf.requires_grad)
+    if isinstance(leaf, Tensor) and not leaf.is_nested:
+        return (tuple(leaf.shape), *_laid(leaf), leaf.dtype, str(leaf.device), leaf.requires_grad)
     if inspect.isroutine(leaf):
         return _identity(leaf)
     return (type(leaf).__name__, leaf) if isinstance(leaf, CONSTANTS) else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from ..errors import InputError
+from ..replay.generators import Drawn
 from ..replay.precision import TOLERANCE, in_single_steps, of
 from ..replay.turns import in_turn
 from . import arguments, calls, optimizers, shares
@@ -114,9 +115,8 @@ class SVI(Trained):
                 raise InputError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
         arguments.check({"model": model, "guide": guide}, loss, schedule, notice, clip_norm, steps, check_every)
         super().__init__(model, guide, optim, loss, loss_and_grads, schedule, **kwargs)
-        self.clip_norm = clip_norm
-        self.compile, self.steps_to_come, self.precision = compile, steps, precision
-        self.check_every, self.notice = check_every, notice
+        self.clip_norm, self.precision, self.check_every = clip_norm, precision, check_every
+        self.compile, self.steps_to_come, self.notice = compile, steps, notice
 
     def _begin(self) -> None:
         super()._begin()
@@ -138,8 +138,8 @@ class SVI(Trained):
         Raises:
             NonFiniteError: the loss or the gradient is not finite, or what is observed lies outside its site's support;
                 of a step that is taken eagerly (as the first ones, and some later ones, are), the `ValueError` of
-                Pyro's validation, which NonFiniteError is too. The parameters are those before that step; on CUDA it
-                may be a step up to `check_every` before.
+                Pyro's validation, which NonFiniteError is too. The parameters are those before that step, random
+                numbers go on, as in Pyro; on CUDA it may be a step up to `check_every` before.
         """
         with in_turn():
             call = self._called(args, kwargs)
@@ -212,10 +212,7 @@ class SVI(Trained):
     def _look(self, bad: bool) -> None:
         pending, self._pending = self._pending, Pending()
         if bad:
-            pending.before.restore()
-            self.steps -= len(pending)
-            for call in pending.calls(self.steps + 1):
-                self._eager(call)
+            pending.again(self)
 
     def _advance(self, block: list[Call]) -> Any:
         """Take a step on each call; returns each one's losses, as lists of floats or one tensor."""
@@ -278,7 +275,7 @@ class SVI(Trained):
 
     def _replay(self, graph: Graph, call: Call) -> list[float]:
         """A step whose loss is looked at before anything is changed."""
-        before = self._snapshot(self._buffers())
+        before = self._snapshot([*self._buffers(), *(call.inputs[i] for i in graph.written)])
         expected = self._expected(graph, call) if graph.due() else None
         self._set_rates()
         graph.held.fill()
@@ -305,12 +302,13 @@ class SVI(Trained):
 
     def _play(self, graph: Graph, block: list[Call]) -> Any:
         """Steps whose losses are looked at later."""
-        expected = None
-        if graph.due():
+        due = graph.due()
+        if due or self._pending.touched(self):
             self.check()
-            expected = self._expected(graph, block[0])
+        expected = self._expected(graph, block[0]) if due else None
         if self._pending.before is None:
             self._pending.before = self._snapshot(self._changing())
+        drawn = Drawn(self._generators)
         graph.held.fill()
         heads = self._graphs.heads(graph, block)
         if heads is None:
@@ -321,7 +319,7 @@ class SVI(Trained):
         if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
             self._graphs.distrust(graph, difference)
             return self._instead(block)
-        self._pending.add(block, heads)
+        self._pending.add(self, block, heads, drawn)
         self._stepped(len(block))
         if graph.waits or self._pending.due(self._every()):
             self.check()
@@ -389,11 +387,13 @@ class SVI(Trained):
         self.steps += count
 
     def _fault(self, call: Call, values: list[float], before: Snapshot) -> NonFiniteError:
+        after = Drawn(self._generators)
         before.restore()
         where = blame(self._names, self._observed.names or (), self.objective, self.model, self.guide, *call.again())
         for parameter in self._names:
             parameter.grad = None
-        before.restore()
+        before.restore_values()
+        after.restore()
         return NonFiniteError(self.steps + 1, next((v for v in values[:-1] if not isfinite(v)), values[0]), where)
 
     def _every(self) -> int:

@@ -52,6 +52,8 @@ class Graph(Step):
         """What of a call this was not built for; empty if all is well."""
         if call.elsewhere(self.call):
             return "a handler, or the autocast, around the step"
+        if self.written and call.same_ones() != self.call.same_ones():
+            return "which arguments of the step are one tensor, and changed in place,"
         now = pyro.get_param_store()._params
         for other, name in self.others.items():
             if name and now.get(name) is not other:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from ..replay.hooks import of_all_modules
 from ..replay.lines import outside
@@ -44,6 +45,7 @@ BY_KIND = {
     r"^a module, parameter or buffer of ": "build modules once",
     r"^a handler": "use the same handler at each step, or use it within the programs",
     r"^parameter ": "set it in place, under torch.no_grad()",
+    r"^whether ": "let two sets of parameters take turns, or give each an SVI of its own",
     r"^an argument": "give the same tensor at each step",
 }
 """What to do about that which keeps changing and cannot be passed to the step."""
@@ -152,7 +154,7 @@ class Graphs:
     def find(self, call: Call, steps: int = 1) -> Graph | None:
         """The graph to take steps with; None where they are to be taken eagerly."""
         svi = self.svi
-        if not self.used or torch.is_anomaly_enabled():
+        if not self.used or torch.is_anomaly_enabled() or parametrize._cache_enabled:
             return None
         if any(of_all_modules()):
             self._warn(HOOKS)

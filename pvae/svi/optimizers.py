@@ -107,7 +107,8 @@ def replayable(optimizer: Optimizer) -> bool:
 
     Others count steps in Python, or read a tensor there; hooks may do so.
     """
-    if any(hooks.of_optimizer(optimizer)):
+    own = vars(optimizer).get("step")  # put over its class's, as schedules of torch's do to count
+    if any(hooks.of_optimizer(optimizer)) or not (own is None or hasattr(own, "_wrapped_by_lr_sched")):
         return False
     if type(optimizer) is ClippedAdam:
         return True

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from ..replay.generators import random_state, set_random_state
+from ..replay.generators import Drawn
 from ..replay.members import Members
 
 PLACE = "module "
@@ -208,27 +208,28 @@ class Snapshot:
 
     def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator] = ()) -> None:
         self.tensors = list(tensors)
-        self.generators = [(generator, generator.get_state()) for generator in generators]
         self.copies = _copies(self.tensors)
         self.stored = stored()
-        self.random = random_state()
+        self.drawn = Drawn(generators)
 
     def restore(self) -> None:
         """Put values and generators back."""
+        self.restore_values()
+        self.drawn.restore()
+
+    def restore_values(self) -> None:
+        """Put values back, and let random numbers go on: a step that is tried once more is to draw others."""
         _copy([tensor.data for tensor in self.tensors], self.copies)  # by their data: it is not to count as a change
         for _ in put_back(self.stored):
             pass
-        set_random_state(self.random)
-        for generator, state in self.generators:
-            generator.set_state(state)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Put all back where something is raised within, as by Pyro's validation, or an interrupt."""
+        """Put values back where something is raised within, as by Pyro's validation, or an interrupt."""
         try:
             yield
         except BaseException:
-            self.restore()
+            self.restore_values()
             raise
 
 
@@ -242,10 +243,21 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def _copy(to: list[Tensor], tensors: list[Tensor]) -> None:
-    """In one launch for all of a device and dtype."""
+    """On a GPU in one launch for all of a dtype; on a CPU what differs: some memory may be there to be read alone."""
     for kind in {(tensor.device, tensor.dtype) for tensor in tensors}:
         chosen = [(a, b) for a, b in zip(to, tensors, strict=True) if (b.device, b.dtype) == kind]
-        torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
+        if kind[0].type != "cpu":
+            torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
+            continue
+        for a, b in chosen:
+            if not _same(a, b):
+                a.copy_(b)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or a.shape != b.shape:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def stored() -> dict[str, Tensor]:

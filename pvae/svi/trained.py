@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InputError
@@ -107,7 +109,7 @@ class Trained(pyro.infer.SVI):
         loose = Unwritten(held.tensors())  # it is not known yet which of these a step changes
         places = Places(held.every())
         try:
-            with loose if loaded else nullcontext():
+            with loose if loaded else nullcontext(), patch.object(parametrize, "_cache_enabled", 0):
                 yield
         finally:
             if len(self._names) == known:
