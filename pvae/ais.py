@@ -219,7 +219,7 @@ def bdmc(
         progress: called after every temperature of either direction.
 
     Raises:
-        InputError: as for `ais`; observed sites other than one.
+        InputError: as for `ais`; observed sites other than one; a factor, which simulating leaves out.
 
     Grosse, Ghahramani and Adams 2015.
 

@@ -538,3 +538,15 @@ def test_models_that_cannot_be_annealed_are_refused(vae):
         bdmc(two, torch.zeros(2))
     with pytest.raises(pvae.InputError, match=r"site 'x'|datum 0, chain 0"):
         ais(diverged, torch.zeros(2), annealing=QUICK)
+
+
+def test_a_model_with_a_factor_is_not_simulated():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("f", 8 * torch.sigmoid(6 * (z - 2)))
+            pyro.sample("x", dist.Normal(z, 1.5), obs=x)
+
+    assert ais(model, torch.zeros(2), annealing=QUICK).log_p.isfinite().all()
+    with pytest.raises(pvae.InputError, match=r"site 'f': found a factor, which draws of data.*pvae\.ais\.ais"):
+        bdmc(model, torch.zeros(2), annealing=QUICK)

@@ -370,18 +370,27 @@ def test_wake_and_sleep_by_enumeration(phase):
     assert t_statistics(found, expected).abs().max() < 4
 
 
-def test_a_dream_needs_data_that_are_an_argument():
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (False, "site 'x': what it observes is not an argument of the programs"),
+        (True, "site 'f': found a factor, which draws of data.*use the phase wake"),
+    ],
+)
+def test_a_dream_needs_data_that_are_an_argument_and_no_factor(factor, message):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 1)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x if factor else x + 1)
+            if factor:
+                pyro.factor("f", z)
 
     def guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     objective = IWAE(2, gradient=estimators.ReweightedWakeSleep("sleep"))
-    with pytest.raises(pvae.InputError, match="site 'x': what it observes is not an argument of the programs"):
+    with pytest.raises(pvae.InputError, match=message):
         objective.bounds(model, guide, torch.zeros(3))
 
 

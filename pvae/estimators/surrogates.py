@@ -177,12 +177,13 @@ def dream(model: Program, guide: Program, traces: Traces, *args: Any, **kwargs: 
     """Log q(z|x) of pairs z, x that the model draws, (1, B), nats: as many as there are data.
 
     Raises:
-        InputError: an observed site whose value is not one of the programs' arguments, as it stands there.
+        InputError: a factor; an observed site whose value is not one of the programs' arguments, as it stands there.
     """
     run = programs.Collect(poutine.uncondition(model))
     with torch.no_grad(), programs.unvalidated(), run:
         run.program(*args, **kwargs)  # the very objects: by them it is known which is observed
     sites = run.sites
+    programs.check_factors(sites, "use the phase wake")
     dreamed = {
         id(site["infer"]["obs"]): site
         for _, site in programs.sites_of(sites, observed=True)

@@ -23,7 +23,7 @@ from .collect import (
 from .density import Density, State, simulate
 from .given import given
 from .masks import counted
-from .plates import PARTICLES, Site, check_named, data_plate, is_subsample
+from .plates import PARTICLES, Site, check_factors, check_named, data_plate, is_subsample
 from .weights import (
     Averaged,
     Drawn,
@@ -62,6 +62,7 @@ __all__ = [
     "Site",
     "State",
     "Traces",
+    "check_factors",
     "check_named",
     "check_supports",
     "check_whole",

@@ -18,7 +18,7 @@ from ..noise import Noise, forked
 from ..svi.observed import inner, single
 from .collect import Collect, Program, check_supports, is_point, sites_of, vectorized, whole
 from .masks import counted
-from .plates import Site, check_auxiliary
+from .plates import Site, check_auxiliary, check_factors
 from .weights import Traces, check_whole, log_prob, outside_support, total
 
 CIRCLES = (VonMises, SineBivariateVonMises, SineSkewed)
@@ -267,7 +267,7 @@ def simulate(
         noise: what to draw from.
 
     Raises:
-        InputError: observed sites other than one; data of another shape than x.
+        InputError: a factor; observed sites other than one; data of another shape than x.
 
     >>> from pvae.exact import LinearVAE
     >>> x, latents = simulate(LinearVAE(4, 2).model, torch.zeros(3, 4), noise=Noise((0,), 0, 3, "cpu"))
@@ -279,7 +279,9 @@ def simulate(
     with torch.no_grad(), forked(x.device), pyro.validation_enabled(False):
         for cell in noise.seeded():
             part = tuple(value[cell] for value in data)
-            sites = dict(sites_of(Collect(poutine.uncondition(model))(*part)))
+            found = Collect(poutine.uncondition(model))(*part)
+            check_factors(found, "pvae.ais.ais counts factors, and bounds log p from below")
+            sites = dict(sites_of(found))
             names = [name for name, site in sites.items() if "was_observed" in site["infer"]]
             if len(names) != 1:
                 raise InputError(

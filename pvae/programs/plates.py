@@ -122,6 +122,24 @@ def check_auxiliary(guide: Mapping[str, Site]) -> None:
         )
 
 
+def check_factors(model: Mapping[str, Site], do: str) -> None:
+    """Refuse a model's factors where it is to draw z and x: drawing site by site leaves them out.
+
+    Args:
+        model: its sites.
+        do: what to do where there is one.
+
+    Raises:
+        InputError: the factor.
+    """
+    for name, site in model.items():
+        if isinstance(site["fn"], Unit):
+            raise InputError(
+                f"site '{name}': found a factor, which draws of data from the model leave out: they would be those of"
+                f" another model: expected one without: {do}"
+            )
+
+
 def _check_match(guide: Mapping[str, Site], model: Mapping[str, Site]) -> None:
     check_auxiliary(guide)
     latents, drawn = ({name for name, site in sites.items() if not site["is_observed"]} for sites in (model, guide))
