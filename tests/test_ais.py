@@ -324,6 +324,20 @@ def test_labels_reach_the_model(vae, x):
     assert all(torch.equal(y, torch.arange(7)[: len(y)]) for y in seen)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_likelihood_that_knows_nothing_of_the_latents_is_the_evidence(learned):
+    loc = torch.tensor(0.0, requires_grad=learned)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    x = torch.tensor([0.3, 1.2])
+    expected = dist.Normal(0.0, 1.0).log_prob(x).double().expand(4, 2)
+    torch.testing.assert_close(ais(model, x, annealing=QUICK).log_w, expected)
+
+
 # The transition -------------------------------------------------------------------------------------------------------
 
 

@@ -173,8 +173,7 @@ class Density:
             u = u.detach().requires_grad_()
             base, ratio = self.terms(u)
             # One by one, so that the gradient at any temperature is at hand without another run.
-            (base_grad,) = torch.autograd.grad(base.sum(), u, retain_graph=True)
-            (ratio_grad,) = torch.autograd.grad(ratio.sum(), u)
+            base_grad, ratio_grad = _gradient(base, u), _gradient(ratio, u)
         return State(*(value.detach() for value in (u, base, ratio, base_grad, ratio_grad)))
 
     def _check(self, traces: Traces, validated: frozenset[str], first: int) -> None:
@@ -367,6 +366,13 @@ def _log_det(site: Site, numbers: Tensor) -> Tensor:
     if (mask := counted(site)) is not None:
         value = value.where(mask[(..., *[0] * support.event_dim)], 0.0)
     return sum_rightmost(value, site["fn"].event_dim - support.event_dim)
+
+
+def _gradient(value: Tensor, u: Tensor) -> Tensor:
+    """Of a sum of values with respect to u: zero where they don't depend on it."""
+    if not value.requires_grad:
+        return torch.zeros_like(u)
+    return torch.autograd.grad(value.sum(), u, retain_graph=True, materialize_grads=True)[0]
 
 
 def _bare(sites: dict[str, Site]) -> dict[str, Site]:
