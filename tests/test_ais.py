@@ -167,6 +167,23 @@ def angle_evidence(x):
     return joint.logsumexp(-1) + math.log(2 * math.pi / 4000)
 
 
+def mixture(components, *weights):
+    return dist.MixtureSameFamily(dist.Categorical(torch.tensor(weights)), components)
+
+
+def two_normals(x):
+    """Of two numbers, each of a mixture of normals."""
+    components = dist.Normal(torch.tensor([-0.6, 0.6]).double(), torch.tensor([0.5, 0.7]).double())
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", mixture(components, 0.3, 0.7).expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def two_normals_evidence(x):
+    marginal = dist.Normal(torch.tensor([-0.6, 0.6]), torch.tensor([1.25, 1.49]).double().sqrt())
+    return mixture(marginal, 0.3, 0.7).log_prob(x).sum(-1)
+
+
 COUNTS = torch.tensor([[20.0, 0.0, 0.0], [3.0, 7.0, 10.0], [0.0, 1.0, 19.0]]).double()
 CASES = {
     "positive": (
@@ -184,6 +201,7 @@ CASES = {
         torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double(),
         hierarchy_evidence,
     ),
+    "mixture": (two_normals, torch.tensor([[-2.0, 1.0], [0.5, 3.0]]).double(), two_normals_evidence),
     "circle": (angle, torch.tensor([-3.0, 0.0, 2.5, 4.0]).double(), angle_evidence),
 }
 
@@ -322,6 +340,48 @@ def test_labels_reach_the_model(vae, x):
 
     ais(model, x, torch.arange(7), annealing=Annealing(2, 2, 1))
     assert all(torch.equal(y, torch.arange(7)[: len(y)]) for y in seen)
+
+
+MIXTURES = {
+    "vectors": lambda: mixture(dist.MultivariateNormal(torch.eye(2).double(), torch.eye(2).double()), 0.5, 0.5),
+    "positive": lambda: mixture(dist.Gamma(torch.tensor([2.0, 5.0]).double(), 1.0), 0.4, 0.6),
+    "between": lambda: mixture(dist.Uniform(torch.tensor([0.0, 0.5]).double(), 2.0), 0.4, 0.6),
+    "two between": lambda: mixture(
+        dist.Uniform(torch.tensor([[0.0, 5.0], [0.5, 4.0]]).double(), 6.0).to_event(1), 0.4, 0.6
+    ),
+    "simplex": lambda: mixture(dist.Dirichlet(torch.tensor([[2.0, 3.0, 1.0], [5.0, 1.0, 1.0]]).double()), 0.4, 0.6),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_lie_where_their_components_do(name):
+    """The density of the numbers without constraints, held against draws: its mean over a normal's is one."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", MIXTURES[name]())
+            pyro.sample("x", dist.Normal(z.reshape(*z.shape[: z.dim() - len(fn.event_shape)], -1).sum(-1), 1.0), obs=x)
+
+    fn = MIXTURES[name]()
+    density = Density(model, (torch.zeros(1).double(),), particles=20000)
+    drawn = density.draw(Noise((0, 2), 0, 1, "cpu"))
+    wide = dist.Normal(drawn.mean((0, 1)), 1.5 * drawn.std((0, 1))).to_event(1)
+    u = wide.sample((20000, 1))
+    base, _ = density.terms(u)
+    assert_mean((base - wide.log_prob(u)).exp(), 1.0)
+    assert density.terms(drawn)[0].isfinite().all()
+
+
+def test_a_mixture_of_angles_goes_round():
+    components = dist.VonMises(torch.tensor([0.0, 2.0]).double(), torch.tensor([3.0, 5.0]).double())
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", mixture(components, 0.5, 0.5)), 1.0), obs=x)
+
+    u = torch.tensor([-1.0, -1.0 + 2 * math.pi], dtype=torch.float64).reshape(2, 1, 1)
+    base, _ = Density(model, (torch.zeros(1).double(),), particles=2).terms(u)
+    torch.testing.assert_close(base, mixture(components, 0.5, 0.5).log_prob(u[:1, :, 0]).expand(2, 1))
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from math import pi, prod
+from math import prod
 from typing import NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import SineBivariateVonMises, SineSkewed
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Transform, TransformedDistribution, VonMises, biject_to, constraints
 
 from ..errors import InputError, written_at
 from ..noise import Noise, forked
-from ..svi.observed import inner, single
 from .collect import Collect, Program, check_supports, is_point, sites_of, vectorized, whole
 from .masks import counted
 from .plates import Site, check_auxiliary, check_factors
+from .unconstrained import Unconstrained, is_circle, numbers_of
 from .weights import Traces, check_whole, log_prob, outside_support, total
-
-CIRCLES = (VonMises, SineBivariateVonMises, SineSkewed)
-"""Whose draws are angles."""
 
 
 class _Slot(NamedTuple):
@@ -117,7 +111,7 @@ class Density:
             self.slots = tuple(self._slot(name, sites[name]) for name in drawn)
             self.counted = self._counted(sites)
         self.sizes = [prod(slot.rest) for slot in self.slots]
-        self.circles = [name for name in drawn if _is_circle(sites[name])]
+        self.circles = [name for name in drawn if is_circle(sites[name])]
 
     @property
     def whole(self) -> bool:
@@ -131,7 +125,7 @@ class Density:
 
     def pack(self, sites: dict[str, Site], particles: int | None = None) -> Tensor:
         """A model's sites, with values in their supports, as points (K, B, d)."""
-        parts = [self._numbers(slot, sites[slot.name], particles or self.particles) for slot in self.slots]
+        parts = [self._numbers(sites[slot.name], particles or self.particles) for slot in self.slots]
         return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
 
     def unpack(self, u: Tensor) -> dict[str, Tensor]:
@@ -153,7 +147,7 @@ class Density:
         """The base's log-density, and that of p(x, z) less the base's: (K, B) each, nats, differentiable."""
         with pyro.validation_enabled(False):
             with vectorized(self.particles, self.nesting):
-                run = _Unconstrained(self.model, self.unpack(u))
+                run = Unconstrained(self.model, self.unpack(u))
                 sites = self._sites(run)
                 guide = Collect(self.guide, sites)(*self.data) if self.guide is not None else {}
             prior = [log_prob(sites[slot.name], self.traces) for slot in self.slots]
@@ -204,7 +198,7 @@ class Density:
             sites = Collect(self.model, drawn)(*data)
         return drawn or dict(sites_of(sites)), sites
 
-    def _sites(self, run: _Unconstrained) -> dict[str, Site]:
+    def _sites(self, run: Unconstrained) -> dict[str, Site]:
         """The model's sites where a chain has got to."""
         try:
             return run(*self.data)
@@ -218,13 +212,11 @@ class Density:
     def _slot(self, name: str, site: Site) -> _Slot:
         batch = site["value"].dim() - site["fn"].event_dim
         slot = _Slot(name, batch, torch.Size())
-        return slot._replace(rest=self._numbers(slot, site, self.particles).shape[2:])
+        return slot._replace(rest=self._numbers(site, self.particles).shape[2:])
 
-    def _numbers(self, slot: _Slot, site: Site, particles: int) -> Tensor:
+    def _numbers(self, site: Site, particles: int) -> Tensor:
         """A site's value without constraints, particles and data first: (K, B, *rest)."""
-        value, batch = site["value"], site["value"].dim() - site["fn"].event_dim
-        numbers = value if _is_real(site) else _map_to(slot.name, site["fn"].support).inv(value)
-        return self._first(numbers, batch, particles)
+        return self._first(numbers_of(site), site["value"].dim() - site["fn"].event_dim, particles)
 
     def _first(self, value: Tensor, batch: int, particles: int) -> Tensor:
         """A value with so many batch dimensions, particles and data first: (K, B, ...)."""
@@ -301,71 +293,6 @@ def simulate(
             drawn.append(kept)
             latents.append(sites)
     return torch.cat(drawn), latents
-
-
-class _Unconstrained(Collect):
-    """Runs a model on numbers without constraints: a latent's value is their image in its support.
-
-    The support may depend on the latents before it.
-    """
-
-    def __init__(self, program: Program, numbers: dict[str, Tensor]) -> None:
-        super().__init__(program)
-        self.numbers = numbers
-        self.log_dets: list[Tensor] = []
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["is_observed"] or msg["name"] not in self.numbers:
-            return
-        numbers = self.numbers[msg["name"]]
-        msg["value"], msg["done"] = numbers, True
-        if _is_circle(msg):
-            msg["value"] = numbers - 2 * pi * (numbers / (2 * pi)).round()
-        elif not _is_real(msg):
-            msg["value"] = biject_to(msg["fn"].support)(numbers)
-            self.log_dets.append(_log_det(msg, numbers))
-
-
-def _map_to(name: str, support: constraints.Constraint) -> Transform:
-    try:
-        return biject_to(support)
-    except NotImplementedError as error:
-        raise InputError(
-            f"site '{name}': found latents that no numbers without constraints map onto one to one: expected ones on"
-            " the real numbers, or between bounds"
-        ) from error
-
-
-def _is_real(site: Site) -> bool:
-    return single(site["fn"].support) is constraints.real
-
-
-def _is_circle(site: Site) -> bool:
-    """Whether draws are angles, which torch calls real: their densities are of one turn, and the same a turn on.
-
-    Raises:
-        InputError: angles that are mapped to other numbers, of which a turn is of another length.
-    """
-    fn = inner(site["fn"])
-    if isinstance(fn, CIRCLES):
-        return True
-    while isinstance(fn, TransformedDistribution):
-        fn = inner(fn.base_dist)
-    if isinstance(fn, CIRCLES):
-        raise InputError(
-            f"site '{site['name']}': found angles of {type(fn).__name__} that a transform maps to other numbers,"
-            " expected angles themselves: draw these, and map them in the model"
-        )
-    return False
-
-
-def _log_det(site: Site, numbers: Tensor) -> Tensor:
-    """The log-determinant of the map from numbers to a site's value, in its batch shape, of what is not masked."""
-    support = single(site["fn"].support)
-    value = biject_to(support).log_abs_det_jacobian(numbers, site["value"])
-    if (mask := counted(site)) is not None:
-        value = value.where(mask[(..., *[0] * support.event_dim)], 0.0)
-    return sum_rightmost(value, site["fn"].event_dim - support.event_dim)
 
 
 def _gradient(value: Tensor, u: Tensor) -> Tensor:
