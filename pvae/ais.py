@@ -157,6 +157,7 @@ def ais(
     Step sizes are each datum's and each temperature's own, found by a short run of a few chains of their own and then
     held fast. So no step depends on the chain that takes it, every transition leaves its distribution as it is, and
     the weights are unbiased; step sizes adapted along the chain itself, as is usual, are not quite.
+    A warning tells of latents that start closer to an end of their support than their type tells apart.
 
     Args:
         model: p(x, z), a Pyro program of x, or of (x, y) if there are labels; its latents continuous.

@@ -384,6 +384,44 @@ def test_a_mixture_of_angles_goes_round():
     torch.testing.assert_close(base, mixture(components, 0.5, 0.5).log_prob(u[:1, :, 0]).expand(2, 1))
 
 
+ENDS = {
+    "beta": (lambda dtype: dist.Beta(*torch.full((2,), 0.1, dtype=dtype)), "32"),
+    "sparser beta": (lambda dtype: dist.Beta(*torch.full((2,), 0.02, dtype=dtype)), "32 64"),
+    "dirichlet": (lambda dtype: dist.Dirichlet(torch.full((3,), 0.1, dtype=dtype)), "32"),
+    "relaxed": (lambda dtype: dist.RelaxedBernoulli(*torch.tensor([0.1, 0.4], dtype=dtype)), "32"),
+    "gamma": (lambda dtype: dist.Gamma(torch.tensor(0.01, dtype=dtype), 1.0), "32"),
+    "arcsine": (lambda dtype: dist.Beta(*torch.full((2,), 0.5, dtype=dtype)), ""),
+    "sparse gamma": (lambda dtype: dist.Gamma(torch.tensor(0.05, dtype=dtype), 1.0), ""),
+    "flat": (lambda dtype: dist.Dirichlet(torch.ones(50, dtype=dtype)), ""),
+    "ours": (lambda dtype: pvae.priors.RelaxedBernoulli(20, temperature=0.05)(), ""),
+}
+
+
+@pytest.mark.parametrize("bits", ["32", "64"])
+@pytest.mark.parametrize("name", ENDS)
+def test_draws_at_the_ends_of_what_their_type_holds_are_told_of(name, bits):
+    make, told = ENDS[name]
+    dtype = torch.float32 if bits == "32" else torch.float64
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", make(dtype).mask(y))
+            pyro.sample("x", dist.Normal(z if not make(dtype).event_shape else z.sum(-1), 1.0), obs=x)
+
+    x, y = torch.zeros(64, dtype=dtype), torch.ones(64).bool()
+    noise = Noise((0, 2), 0, 64, "cpu")
+    masked = Density(model, (x, ~y), particles=16).draw(noise)
+    if bits in told.split():
+        with pytest.warns(
+            UserWarning, match=f"site 'z': more than 2% of the starting draws.*torch.float{bits} "
+        ) as found:
+            Density(model, (x, y), particles=16).draw(noise)
+        assert ("float64, or draw" in str(found[0].message)) == (bits == "32")
+    else:
+        Density(model, (x, y), particles=16).draw(noise)
+    assert masked.shape[:2] == (16, 64)
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_likelihood_that_knows_nothing_of_the_latents_is_the_evidence(learned):
     loc = torch.tensor(0.0, requires_grad=learned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import prod
 from typing import NamedTuple
 
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from ..errors import InputError, written_at
 from ..noise import Noise, forked
+from ..replay.lines import outside
 from .collect import Collect, Program, check_supports, is_point, sites_of, vectorized, whole
 from .masks import counted
 from .plates import Site, check_auxiliary, check_factors
-from .unconstrained import Unconstrained, is_circle, numbers_of
+from .unconstrained import Unconstrained, at_an_end, is_circle, numbers_of
 from .weights import Traces, check_whole, log_prob, outside_support, total
+
+FEW = 0.02
+"""So large a share of the starting draws may lie at an end of what their type holds."""
 
 
 class _Slot(NamedTuple):
@@ -52,7 +57,8 @@ class Density:
 
     Each site's part of u is mapped into the site's support; densities are those of u (the map's log-determinant is
     counted). Angles go round: u is the angle but for whole turns, and densities are those on the circle. Masked numbers
-    count nowhere. The parameters are taken as they are; nothing here waits for the device but the making.
+    count nowhere. The parameters are taken as they are; nothing here waits for the device but the making, and
+    draws between bounds.
 
     Args:
         model: p(x, z), a Pyro program of `data`.
@@ -119,9 +125,18 @@ class Density:
         return self.plate is None
 
     def draw(self, noise: Noise) -> Tensor:
-        """Points from the base, (K, B, d)."""
+        """Points from the base, (K, B, d); a warning where many of them lie at an end of what their type holds."""
+        points, ends = [], {slot.name: [] for slot in self.slots}
         with torch.no_grad(), forked(self.data[0].device):
-            return torch.cat([self.pack(self._run(cell)[1]) for cell in noise.seeded()], 1)
+            for cell in noise.seeded():
+                _, sites = self._run(cell)
+                points.append(self.pack(sites))
+                for name, found in ends.items():
+                    found += self._at_an_end(sites[name])
+        for name, found in ends.items():
+            if found:
+                _warn_of_ends(name, torch.cat(found, 1), sites[name]["value"].dtype)
+        return torch.cat(points, 1)
 
     def pack(self, sites: dict[str, Site], particles: int | None = None) -> Tensor:
         """A model's sites, with values in their supports, as points (K, B, d)."""
@@ -218,6 +233,14 @@ class Density:
         """A site's value without constraints, particles and data first: (K, B, *rest)."""
         return self._first(numbers_of(site), site["value"].dim() - site["fn"].event_dim, particles)
 
+    def _at_an_end(self, site: Site) -> list[Tensor]:
+        """Which of a site's draws lie at an end of what their type holds, (K, B) bool; nothing where there is none."""
+        found = at_an_end(site)
+        if found is None:
+            return []
+        found = self._first(found, site["value"].dim() - site["fn"].event_dim, self.particles)
+        return [found.reshape(*found.shape[:2], -1).any(-1)]
+
     def _first(self, value: Tensor, batch: int, particles: int) -> Tensor:
         """A value with so many batch dimensions, particles and data first: (K, B, ...)."""
         if self.whole:
@@ -300,6 +323,19 @@ def _gradient(value: Tensor, u: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(u)
     return torch.autograd.grad(value.sum(), u, retain_graph=True, materialize_grads=True)[0]
+
+
+def _warn_of_ends(name: str, found: Tensor, dtype: torch.dtype) -> None:
+    """Say where more draws than by chance lie at an end of what their type holds: annealing knows too little there."""
+    few = FEW * found.numel()
+    if found.sum() > max(1, few + 3 * few**0.5):
+        wider = "" if dtype is torch.float64 else "give data and parameters in float64, or "
+        warnings.warn(
+            f"site '{name}': more than {FEW:.0%} of the starting draws are closer to an end of the support than {dtype}"
+            f" tells apart: estimates may be off by as much or more, and above log p: {wider}draw the logit or the"
+            " logarithm in its place",
+            stacklevel=outside(),
+        )
 
 
 def _bare(sites: dict[str, Site]) -> dict[str, Site]:

@@ -60,6 +60,31 @@ def numbers_of(site: Site) -> Tensor:
     return site["value"] if _is_real(support) else _map_to(site["name"], support).inv(site["value"])
 
 
+def at_an_end(site: Site) -> Tensor | None:
+    """Which of a site's numbers are where its map stands still, in their shape, bool; None where it has no ends.
+
+    That is beyond the last value that their type tells from an end of the support, which may be infinite: all draws
+    from there on are this value, and the density of numbers further out is too small.
+    """
+    support = _support(site)
+    if _is_real(support):
+        return None
+    numbers, to_value = numbers_of(site), biject_to(support)
+    least, most = torch.finfo(numbers.dtype).tiny, torch.finfo(numbers.dtype).max / 2
+    found = torch.zeros_like(numbers, dtype=torch.bool)
+    for further in (-1, 1):
+        with torch.enable_grad():
+            u = (numbers + further).detach().requires_grad_()
+            value = to_value(u)
+            place = torch.ones_like(value).cumsum(-1)  # by which they are weighed, as some sum to a constant
+            slope = torch.autograd.grad((value * (1 + place / place.max())).sum(), u)[0].abs()
+        found |= ~((slope >= least) & (slope < most))
+    if (mask := counted(site)) is None:
+        return found
+    each = biject_to(single(support))
+    return found & mask[(..., *[0] * each.codomain.event_dim)][(..., *[None] * each.domain.event_dim)]
+
+
 def is_circle(site: Site) -> bool:
     """Whether draws are angles, which torch calls real: their densities are of one turn, and the same a turn on.
 
