@@ -19,7 +19,7 @@ from .errors import InputError, nearest, whole_number
 from .frozen import frozen
 from .means import mean_and_se, with_error
 from .noise import Noise, block_size
-from .programs import Density, Program, State, check_named, given, simulate
+from .programs import Density, Program, State, check_named, check_weights, given, simulate
 from .replay.turns import taken_in_turn
 
 Progress = Callable[[int, int], None]
@@ -173,7 +173,8 @@ def ais(
         progress: called after every temperature with how many are done, and of how many.
 
     Raises:
-        InputError: no data; as `pvae.programs.Density` refuses programs and data; a weight that is not a number.
+        InputError: no data; as `pvae.programs.Density` refuses programs and data, and `pvae.evaluate.evaluate`
+            weights.
 
     Neal 2001; Wu, Burda, Salakhutdinov and Grosse 2017 for decoder-based models.
 
@@ -355,7 +356,9 @@ class _Job:
                 state, probability = self._move(density, state, betas[t + 1], steps[t + 1], noise)
                 accepted += probability
             block.tick()
-        _check(log_w, block)
+        pair = self.model, self.guide
+        named = {"nesting": density.nesting, "plate": self.plate, "first": block.first}
+        check_weights("ais", {"weight": log_w}, pair, block.data, **named)
         return Annealed(log_w.cpu(), (accepted.mean(0) / (len(moves) - 1)).cpu())
 
     def step_sizes(self, block: _Block) -> Tensor:
@@ -389,13 +392,3 @@ class _Job:
 
 def _join(parts: list[Annealed]) -> Annealed:
     return Annealed(torch.cat([part.log_w for part in parts], 1), torch.cat([part.acceptance for part in parts]))
-
-
-def _check(log_w: Tensor, block: _Block) -> None:
-    if log_w.isnan().any():
-        chain, datum = log_w.isnan().nonzero()[0].tolist()
-        of = "" if block.whole else f"datum {block.first + datum}, "
-        raise InputError(
-            f"ais: the log-weight of {of}chain {chain} is not a number, expected one: look at the data, and whether the"
-            " model's parameters are finite"
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
@@ -201,7 +202,7 @@ def evaluate(
         InputError: no data; labels of another number, or that the programs do not take (the datum and the label); a K
             below 1; fewer draws than the largest K, or than k-hat needs; a value outside the support of its site, but
             for those that a mask leaves out (which datum); a log-weight that is not a number, or infinite; all weights
-            of a datum zero (which datum, which term); a plate that subsamples.
+            of a datum zero (which datum, which term, which site); a plate that subsamples.
 
     >>> import pvae
     >>> vae = pvae.VAE(pvae.Normal(2), pvae.Bernoulli(pvae.mlp(2, [], 6), (6,)), pvae.MeanField(pvae.mlp(6, [], 4), 2))
@@ -231,7 +232,10 @@ def evaluate(
             if len(drawn) == together or done == len(x):
                 first = done - sum(map(len, held))
                 programs.check_supports(model, guide, [part[first:] for part in data], torch.cat(held), first)
-                parts.append(_reduced(drawn, ks, x[:done] if plate is not None else None, khat))
+                last = data if plate is None else [part[first:done] for part in data]
+                named = {"nesting": look.nesting, "plate": plate, "first": first}
+                check = partial(programs.check_weights, "evaluate", pair=(model, guide), data=last, **named)
+                parts.append(_reduced(drawn, ks, khat, check))
                 drawn.clear()
                 held.clear()
             if progress is not None:
@@ -319,10 +323,12 @@ def _spread(mean: Tensor, square: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     return variance - (1 - 1 / n) * noise.mean(0), 2 * ((apart * noise).mean(0) / n).sqrt().nan_to_num(0.0)
 
 
-def _reduced(drawn: Sequence[LogWeights], ks: Sequence[int], x: Tensor | None, khat: bool) -> dict[str, Tensor]:
-    """The columns of the last of the data x, or of a whole program, from the log-weights of one cell after another."""
+def _reduced(
+    drawn: Sequence[LogWeights], ks: Sequence[int], khat: bool, check: Callable[[dict[str, Tensor]], None]
+) -> dict[str, Tensor]:
+    """The columns of some data, or of a whole program, from the log-weights of one cell after another."""
     terms = LogWeights(*map(_joined, zip(*drawn, strict=True)))
-    _check_numbers(terms, x)
+    check({**terms._asdict(), "weight": terms.log_w})
     return _reduce(terms, ks) | ({"khat": diagnostics.khat(terms.log_w.cpu())} if khat else {})
 
 
@@ -358,32 +364,3 @@ def _groups(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
     inverse_ess = each.softmax(0).square().sum(0)
     within = ((k * inverse_ess - 1).clamp(min=0) / (k - 1)).sum(0).sqrt() / groups
     return found.mean(0), within.fmax(standard_error(found))  # which is NaN of one group
-
-
-def _check_numbers(terms: LogWeights, x: Tensor | None) -> None:
-    """Refuse weights of the last of the data x, or of a whole program, that are no numbers, infinite or all zero."""
-    log_w = terms.log_w
-    none = (log_w == -math.inf).all(0).any()
-    if not (none | ~(log_w < math.inf).all()):  # one wait for the device
-        return
-    for name, term in {**terms._asdict(), "weight": log_w}.items():
-        if term.isnan().any():
-            of, row = _named(x, term.isnan().any(0))
-            why = "the datum has values that are not finite" if row is not None and not row.isfinite().all() else ""
-            raise InputError(f"evaluate: the log-{name} of {of} is not a number: {why or 'the model has diverged'}")
-    for bad, what in (((log_w == -math.inf).all(0), "zero, all of them"), ((log_w == math.inf).any(0), "infinite")):
-        if bad.any():
-            first = int(bad.nonzero()[0])
-            name = next(name for name, term in terms._asdict().items() if term[:, first].isinf().any())
-            raise InputError(
-                f"evaluate: the weights of {_named(x, bad)[0]} are {what}: its log-{name} is infinite: "
-                "the model gives it no probability, or has diverged"
-            )
-
-
-def _named(x: Tensor | None, bad: Tensor) -> tuple[str, Tensor | None]:
-    """What the first of the bad columns (B,) is of, the last B of the data x, and that datum."""
-    if x is None:
-        return "the program", None
-    datum = len(x) - len(bad) + int(bad.nonzero()[0])
-    return f"datum {datum}", x[datum]

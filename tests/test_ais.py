@@ -652,6 +652,45 @@ def test_models_that_cannot_be_annealed_are_refused(vae):
         ais(diverged, torch.zeros(2), annealing=QUICK)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-math.inf, "ais: the weights of datum 33 are zero, all of them"),
+        (math.inf, "ais: the weights of datum 33 are infinite"),
+        (math.nan, "ais: the log-weight of datum 33 is not a number"),
+    ],
+)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("plate", ["", None])
+def test_weights_that_are_no_weights_name_datum_and_site(value, message, guided, plate):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.factor("odd", torch.where(x > 40, value, 0 * z))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.zeros(40)
+    x[33] = 50.0
+    message = message if plate == "" else message.replace("datum 33", "the program")
+    with pyro.validation_enabled(False), pytest.raises(pvae.InputError, match=f"{message}.*, at site 'odd'$"):
+        ais(model, x, guide=guide if guided else None, annealing=QUICK, plate=plate)
+
+
+def test_a_few_chains_of_weight_zero_are_no_error():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("x", torch.where(z > 0, 0.0, -math.inf) + 0 * x)
+
+    found = ais(model, torch.zeros(20), annealing=Annealing(2, 30, 1))
+    assert found.log_w.isinf().any()
+    assert_mean(found.log_p.exp(), 0.5)
+
+
 def test_a_model_with_a_factor_is_not_simulated():
     def model(x):
         with pyro.plate("data", len(x)):

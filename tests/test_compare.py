@@ -25,6 +25,7 @@ from pvae.comparison import Comparison, Data, Measured, Plan, choose, compare
 from pvae.evaluate import BOUNDS, CELL, Evaluation, evaluate
 from pvae.exact import LinearVAE, linear_gaussian
 from pvae.means import Estimate, estimate
+from pvae.programs import check_weights
 from pvae.runs import write_results
 from pvae.tables import rows
 
@@ -479,7 +480,7 @@ def test_what_cannot_be_compared():
         (math.nan, "linear: evaluate: the log-likelihood of datum 130 is not a number"),
     ],
 )
-def test_weights_that_are_no_weights_name_model_datum_and_term(value, message):
+def test_weights_that_are_no_weights_name_model_datum_term_and_site(value, message):
     vae, x = linear(), torch.randn(CELL + 9, 4)
     x[CELL + 2, 0] = 50.0
 
@@ -489,15 +490,17 @@ def test_weights_that_are_no_weights_name_model_datum_and_term(value, message):
             pyro.sample("x", dist.Normal(z.sum(-1, True), 1.0).to_event(1), obs=x[:, :1])
             pyro.factor("odd", torch.where(x[:, 0] > 40, value, 0.0))
 
-    with pyro.validation_enabled(False), pytest.raises(pvae.InputError, match=message):
+    with pyro.validation_enabled(False), pytest.raises(pvae.InputError, match=f"{message}.*, at site 'odd'$"):
         compare({"linear": (broken, vae.guide)}, Data(x), plan=Plan((40,)))
 
 
 def test_terms_that_only_together_are_no_number():
     none = torch.full((3, 2), -math.inf, dtype=torch.float64)
     zero = torch.zeros_like(none)
+    terms = {"prior": none, "posterior": none, "likelihood": zero, "weight": none - none}
+    pair = linear().model, linear().guide
     with pytest.raises(pvae.InputError, match="the log-weight of datum 7 is not a number"):
-        evaluate_room._check_numbers(pvae.LogWeights(none, zero, none), torch.zeros(9, 1))
+        check_weights("evaluate", terms, pair, [torch.zeros(2, 4)], nesting=1, first=7)
 
 
 def test_a_few_weights_of_zero_are_no_error():

@@ -21,6 +21,7 @@ from .collect import (
     whole,
 )
 from .density import Density, State, simulate
+from .finite import check_weights
 from .given import given
 from .masks import counted
 from .plates import PARTICLES, Site, check_factors, check_named, data_plate, is_subsample
@@ -65,6 +66,7 @@ __all__ = [
     "check_factors",
     "check_named",
     "check_supports",
+    "check_weights",
     "check_whole",
     "counted",
     "data_plate",
