@@ -504,6 +504,21 @@ def test_one_bound_of_all_data_has_no_scale_but_that_of_subsampling(scale):
         pvae.log_weights(simple_model, poutine.scale(simple_guide, scale), torch.randn(5), plate=None)
 
 
+def test_a_loop_over_a_plate_that_subsamples_is_told_what_to_be():
+    def model(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for row in pyro.plate("data", len(x), subsample_size=size):
+            pyro.sample(f"x{row}", dist.Normal(z, 1.0), obs=x[row])
+
+    def guide(x, size):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.randn(6)
+    assert pvae.ELBO(plate=None).bounds(model, guide, x, None).isfinite().all()
+    with pytest.raises(pvae.InputError, match=r"site 'x\d': in a loop over plate 'data', which subsamples: expected"):
+        pvae.ELBO(plate=None).bounds(model, guide, x, 2)
+
+
 def joined_model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -172,8 +172,14 @@ def _check_inside(sites: Mapping[str, Site], plate: str) -> None:
 def _check_scale(name: str, site: Site) -> None:
     expected = 1.0
     for frame in site["cond_indep_stack"]:
+        share = (frame.full_size or frame.size) / frame.size
         if frame.vectorized:
-            expected *= (frame.full_size or frame.size) / frame.size
+            expected *= share
+        elif share > 1:
+            raise InputError(
+                f"site '{name}': in a loop over plate '{frame.name}', which subsamples: expected one over all of its"
+                f" elements, or the sites of all at once, within `with pyro.plate('{frame.name}', ...) as rows:`"
+            )
     if isinstance(site["scale"], Tensor) or abs(site["scale"] - expected) > 1e-6 * expected:
         raise InputError(
             f"site '{name}': its log-probability is scaled by {site['scale']}: a bound needs p and q themselves: take"
