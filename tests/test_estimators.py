@@ -34,6 +34,7 @@ from watching import never_waiting
 import pvae
 from pvae import bounds, estimators
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, TVO, Chi, Objective, Renyi
+from pvae.programs import kl
 
 # Every bound with every estimator -------------------------------------------------------------------------------------
 
@@ -903,3 +904,113 @@ def test_the_path_of_a_group_far_below_the_best_is_there(monkeypatch):
         found[name] = torch.autograd.grad(bound.bounds(model, guide, torch.zeros(1)).sum(), loc)[0]
     torch.testing.assert_close(found["piwae"], found["miwae"], rtol=1e-5, atol=1e-6)
     assert found["miwae"][2:].abs().max() > 1
+
+
+# Distributions made of others -----------------------------------------------------------------------------------------
+
+
+class Truncated(dist.Normal):
+    """A normal distribution above 0: a normal one by its class, with another density."""
+
+    support = dist.constraints.positive
+
+    def expand(self, batch_shape, _instance=None):
+        return Truncated(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+    def log_prob(self, value):
+        return super().log_prob(value) - torch.special.log_ndtr(self.loc / self.scale)
+
+    def rsample(self, sample_shape=()):
+        low = torch.special.ndtr(-self.loc / self.scale)
+        u = torch.rand(self._extended_shape(torch.Size(sample_shape)))
+        return self.loc + self.scale * torch.special.ndtri(low + (1 - low) * u)
+
+
+class Renamed(dist.Normal):
+    """A normal distribution by another name."""
+
+
+class Scored(dist.Normal):
+    """One that says its density itself, and its KL."""
+
+    def log_prob(self, value):
+        return super().log_prob(value)
+
+
+@torch.distributions.register_kl(Scored, Scored)
+def _kl_of_scored(q, p):
+    return torch.distributions.kl_divergence(dist.Normal(q.loc, q.scale), dist.Normal(p.loc, p.scale))
+
+
+def of_two(prior, posterior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior())
+
+    return model, guide
+
+
+def pushed(mean, scale, event_dim=0):
+    """A normal draw as a point with the density that the draw has."""
+    noise = torch.randn_like(mean)
+    log_density = dist.Normal(0.0, 1.0).log_prob(noise) - scale.log()
+    return dist.Delta(mean + scale * noise, log_density, event_dim=event_dim)
+
+
+MADE = {
+    "folded": lambda m, s: dist.FoldedDistribution(dist.Normal(m, s)),
+    "truncated": Truncated,
+    "truncated, moved": lambda m, s: dist.TransformedDistribution(Truncated(m, s), LOG),
+}
+LOG = [dist.transforms.ExpTransform().inv]
+AS_THEY_ARE = {
+    "normal": dist.Normal,
+    "renamed": Renamed,
+    "lognormal": dist.LogNormal,
+    "half normal": lambda m, s: dist.HalfNormal(s),
+    "laplace": dist.Laplace,
+}
+
+
+@pytest.mark.parametrize("name", [*MADE, "point"])
+def test_a_kl_in_closed_form_is_of_a_distributions_own_density(name):
+    """By the draws, where it has none: value and gradient are those of the ELBO without."""
+    mean, scale, x = *(torch.full((5,), v, requires_grad=True) for v in (0.4, 0.7)), torch.ones(5)
+    made = MADE.get(name, pushed)
+    prior = (lambda: dist.Normal(0.0, 1.0)) if name == "point" else (lambda: made(mean / 2, scale + 1))
+    model, guide = of_two(prior, lambda: made(mean, scale))
+    found = []
+    for analytic_kl in (True, False):
+        torch.manual_seed(0)
+        bound = ELBO(1, analytic_kl, max_plate_nesting=1).bounds(model, guide, x)
+        found.append((bound, *torch.autograd.grad(bound.sum(), (mean, scale))))
+    for closed, drawn in zip(*found, strict=True):
+        torch.testing.assert_close(closed, drawn)
+
+
+@pytest.mark.parametrize("made", [*AS_THEY_ARE.values(), Scored], ids=[*AS_THEY_ARE, "registered"])
+def test_a_kl_in_closed_form_is_taken_of_classes_that_keep_a_density(made):
+    model, guide = of_two(lambda: made(torch.zeros(5), torch.ones(5)), lambda: made(torch.ones(5), torch.ones(5)))
+    assert list(kl.closed(pvae.programs.trace(model, guide, torch.ones(5)))) == ["z"]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_gdreg_refuses_a_prior_of_another_density_than_its_class(name):
+    scale = torch.tensor(0.7, requires_grad=True)
+    model, guide = of_two(lambda: MADE[name](scale / 2, scale), lambda: MADE[name](scale, scale))
+    with pytest.raises(pvae.InputError, match=r"site 'z': found a prior .*for gradient gdreg: use dreg"):
+        IWAE(2, gradient="gdreg").bounds(model, guide, torch.ones(5))
+    IWAE(2, gradient="dreg").bounds(model, guide, torch.ones(5))
+
+
+@pytest.mark.parametrize("name", AS_THEY_ARE)
+def test_gdreg_takes_a_prior_of_its_classes_density(name):
+    scale = torch.tensor(0.7, requires_grad=True)
+    model, guide = of_two(lambda: AS_THEY_ARE[name](scale / 2, scale), lambda: AS_THEY_ARE[name](scale, scale))
+    IWAE(2, gradient="gdreg").bounds(model, guide, torch.ones(5)).sum().backward()
+    assert scale.grad.isfinite()

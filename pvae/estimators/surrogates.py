@@ -298,10 +298,12 @@ def transported(site: Site) -> Tensor:
     But where the site is masked: there its density, which this is to stand for, has none.
 
     Raises:
-        InputError: a distribution that is neither of location and scale nor a flow of one.
+        InputError: a distribution that is neither of location and scale nor a flow of one, or has another density.
     """
     counted = programs.counted(site)
     try:
+        if not all(map(programs.is_known, programs.densities(site["fn"]))):
+            raise NotImplementedError
         moved = _transported(site["fn"], site["value"])
     except NotImplementedError as error:
         raise InputError(

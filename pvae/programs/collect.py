@@ -297,6 +297,22 @@ def is_point(fn: Any) -> bool:
     return isinstance(fn, pyro.distributions.Delta)
 
 
+def densities(fn: Any) -> Iterator[type]:
+    """The classes that say the density of a distribution, and of those that it wraps or transforms.
+
+    >>> [kind.__module__ for kind in densities(pyro.distributions.FoldedDistribution(pyro.distributions.Normal(0, 1)))]
+    ['pyro.distributions.folded', 'torch.distributions.normal']
+    """
+    while fn is not None:
+        yield next((kind for kind in type(fn).__mro__ if "log_prob" in vars(kind)), object)
+        fn = vars(fn).get("base_dist")
+
+
+def is_known(kind: type) -> bool:
+    """Whether a density is that of torch's class of the name, of Pyro's form of it, or this package's own."""
+    return kind.__module__.startswith(("torch.", "pyro.distributions.torch", "pvae."))
+
+
 def sites_of(sites: dict[str, Site], observed: bool = False) -> Iterator[tuple[str, Site]]:
     """The latent sites, or all that are scored: not a plate's indices, nor what `pyro.deterministic` writes down."""
     for name, site in sites.items():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.distributions.kl import _KL_REGISTRY
 
-from .collect import sites_of, unvalidated
+from .collect import densities, is_known, is_point, sites_of, unvalidated
 from .masks import masks_within
 from .plates import Site, is_auxiliary
 from .weights import Traces, log_prob, scored, total
@@ -51,19 +53,27 @@ def closed(traces: Traces) -> dict[str, Tensor]:
 
     Right it is where the guide, too, draws every latent before the site that the model does. Any other may come from
     this site's draw, and p depend on it: then no average over the site alone is the term. And where both programs mask
-    a site, or neither: a prior that is left out alone is a flat one, and there the term is found by the draws.
+    a site, or neither: a prior that is left out alone is a flat one, and there the term is found by the draws. Known it
+    is of a class, and not of one made of it that has another density; and of no point mass, which may have any.
     """
     order = [name for name, _ in sites_of(traces.model)]
     found, drawn = {}, set()
     for name, site in sites_of(traces.guide):
         prior = traces.model[name]
-        if not site.get("made") and drawn.issuperset(order[: order.index(name)]):
+        if _formulated(site["fn"]) and _formulated(prior["fn"]) and drawn.issuperset(order[: order.index(name)]):
             with unvalidated(), suppress(NotImplementedError):
                 value = kl_divergence(site["fn"], prior["fn"])
                 if (value := _masked(value, site, prior)) is not None:
                     found[name] = value
         drawn.add(name)
     return found
+
+
+def _formulated(fn: Any) -> bool:
+    """Whether a closed form, where one is registered, is of this distribution's own density."""
+    return not is_point(fn) and all(
+        is_known(kind) or any(kind in pair for pair in _KL_REGISTRY) for kind in densities(fn)
+    )
 
 
 def _masked(value: Tensor, site: Site, prior: Site) -> Tensor | None:
