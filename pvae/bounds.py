@@ -35,6 +35,7 @@ def elbo(log_w: Tensor) -> Tensor:
     >>> elbo(torch.tensor([[0.0], [-2.0]]))
     tensor([-1.])
     """
+    _check_draws(log_w)
     return log_w.sum(0) if len(log_w) == 1 else log_w.mean(0)
 
 
@@ -52,6 +53,7 @@ def iwae(log_w: Tensor) -> Tensor:
     >>> iwae(torch.tensor([[1.0], [1.0]]))
     tensor([1.])
     """
+    _check_draws(log_w)
     return _cut(log_w).logsumexp(0) - math.log(log_w.shape[0])
 
 
@@ -69,6 +71,7 @@ def power_mean(log_w: Tensor, power: float) -> Tensor:
     >>> [round(power_mean(log_w, s).item(), 3) for s in (0, 1e-9, 1)]
     [2.0, 2.0, 2.434]
     """
+    _check_draws(log_w)
     if power == 0:
         return log_w.mean(0)
     if power == 1:
@@ -76,14 +79,22 @@ def power_mean(log_w: Tensor, power: float) -> Tensor:
     if power < 0:
         return -power_mean(-log_w, -power)
     if power >= 0.5:
-        return iwae(power * log_w) / power
+        return _of_large(log_w, power)
     # For small powers the mean of w^s is close to 1 and its log would lose digits; not so from the differences to 1,
     # as long as these are small. Where they aren't, the digits are there.
     middle = log_w.detach().mean(0)
     y = power * (log_w - middle)
     small = (y.detach().abs() < 1).all(0)
     near = torch.expm1(y.masked_fill(~small, 0.0)).mean(0).log1p() / power + middle
-    return near.where(small, iwae(power * log_w) / power)
+    return near.where(small, _of_large(log_w, power))
+
+
+def _of_large(log_w: Tensor, power: float) -> Tensor:
+    """The power mean by differences to the largest log-weight, which keep their digits times any power."""
+    top = log_w.detach().amax(0)
+    most = torch.finfo(top.dtype).max  # what is infinite is so, less a finite number
+    y = power * (log_w - top.clamp(-most, most))
+    return y.clamp(min=-CUT).exp().mean(0).log() / power + top
 
 
 def renyi(log_w: Tensor, alpha: float) -> Tensor:
@@ -232,6 +243,7 @@ def tvo(log_w: Tensor, partitions: Sequence[float], *, upper: bool = False) -> T
     (tensor([2.]), tensor([2.2311]), tensor([2.7616]))
     """
     check_partitions(partitions)
+    _check_draws(log_w)
     top = log_w.detach().amax(0)
     top = top.where(top > -math.inf, 0.0)  # in differences to it the sums lose no digits
     total = torch.zeros_like(top)
@@ -274,6 +286,11 @@ def cubo(log_w: Tensor, order: float = 2.0) -> Tensor:
     if not 1 <= order < math.inf:
         raise InputError(f"order: found {order}, expected a finite number of at least 1")
     return power_mean(log_w, order)
+
+
+def _check_draws(log_w: Tensor) -> None:
+    if not len(log_w):
+        raise InputError(f"log_w: found K of 0, in shape {tuple(log_w.shape)}, expected (K, B) with a K of at least 1")
 
 
 def _cut(log_w: Tensor) -> Tensor:

@@ -115,6 +115,18 @@ def test_float32_is_float64s_to_a_millionth(bound, kind, k):
     torch.testing.assert_close(gradient.sum(0), torch.ones(5), rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("power", [-20.0, -4.0, 0.4, 0.6, 5.0, 50.0])
+@pytest.mark.parametrize("away", [0.0, 1e4, -1e4])
+def test_power_means_keep_their_digits_at_any_power_and_size(power, away):
+    torch.manual_seed(0)
+    log_w = (torch.randn(10_000, 4) + away).requires_grad_()
+    double = log_w.detach().double().requires_grad_()
+    found, expected = bounds.power_mean(log_w, power), double.mul(power).logsumexp(0).sub(math.log(10_000)) / power
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    gradient, exact = (torch.autograd.grad(each.sum(), w)[0] for each, w in ((found, log_w), (expected, double)))
+    assert (gradient - exact).abs().sum(0).max() < 1e-4
+
+
 def test_a_weight_of_zero_counts_for_nothing():
     log_w = torch.tensor([[0.0], [-math.inf], [2.0]])
     expected = math.log((1 + math.exp(2)) / 3)
@@ -122,6 +134,9 @@ def test_a_weight_of_zero_counts_for_nothing():
     assert bounds.tvo(log_w, (0, 1), upper=True).isfinite()
     assert bounds.tvo(log_w, (0, 1)) == -math.inf
     assert bounds.renyi(log_w, 0.9).isfinite()
+    for power in (0.5, 3.0):
+        assert bounds.power_mean(log_w, power).item() == pytest.approx(math.log((1 + math.exp(2 * power)) / 3) / power)
+        assert bounds.power_mean(torch.full((3, 1), -math.inf), power) == -math.inf
 
 
 @pytest.mark.parametrize(
@@ -137,6 +152,14 @@ def test_a_weight_of_zero_counts_for_nothing():
         (lambda w: bounds.tvo(w, ()), "partitions: found none"),
         (lambda w: bounds.cubo(w, 0.5), "order: found 0.5, expected a finite number of at least 1"),
         (lambda w: bounds.ciwae(w, 1.5), "beta: found 1.5, expected the share of the ELBO"),
+        (
+            lambda w: bounds.elbo(w[:0]),
+            r"log_w: found K of 0, in shape \(0, 7\), expected \(K, B\) with a K of at least",
+        ),
+        (lambda w: bounds.iwae(w[:0]), "log_w: found K of 0"),
+        (lambda w: bounds.renyi(w[:0], 1.0), "log_w: found K of 0"),
+        (lambda w: bounds.cubo(w[:0]), "log_w: found K of 0"),
+        (lambda w: bounds.tvo(w[:0], (0, 1)), "log_w: found K of 0"),
         (lambda w: bounds.renyi(w, math.nan), "alpha: found nan, expected a finite number"),
     ],
 )
