@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +82,8 @@ def measure(
     """Take the gradient of an objective many times; its signal and noise for each group of parameters.
 
     Args:
-        objective: a `pvae.Objective`, or another with a `differentiable_loss` that does not read values.
+        objective: a `pvae.Objective`, or another with a `differentiable_loss` that does not read values. One with a
+            warm-up is measured at the step where it is, and stays there.
         model: a Pyro program.
         guide: a Pyro program of the same arguments.
         groups: the parameters (frozen ones are left out), such as {"guide": [...], "model": [...]}.
@@ -120,7 +122,8 @@ def measure(
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
 
-    with forked(tensors[0].device if tensors else None), pyro.validation_enabled(False):
+    device = tensors[0].device if tensors else None
+    with forked(device), pyro.validation_enabled(False), _held(objective, device or torch.device("cpu")):
         gradient(*tensors)  # finds out how deep the plates go
         torch.manual_seed(seed)
         gradient = _quick(gradient, tensors)
@@ -134,6 +137,19 @@ def measure(
             if progress is not None:
                 progress(sample + 1, samples)
     return {name: _statistics(values) for name, values in kept.items()}
+
+
+@contextmanager
+def _held(objective: Any, device: torch.device) -> Iterator[None]:
+    """An objective that counts the steps taken itself, at the one where it is."""
+    counts = getattr(objective, "clocked", False) and objective.clock is None
+    if counts:
+        objective.clock = objective.taken(device).clone()
+    try:
+        yield
+    finally:
+        if counts:
+            objective.clock = None
 
 
 def _quick(gradient: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:

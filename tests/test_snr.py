@@ -112,6 +112,31 @@ def test_the_seed_is_all_that_counts(toy):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Rising(pvae.ELBO):
+    """A schedule of one's own."""
+
+    def beta_for(self, rate):
+        return self.taken(rate.device) / 10
+
+
+@pytest.mark.parametrize("objective", [lambda: pvae.ELBO(warmup=10), Rising])
+def test_a_warm_up_stays_where_it_is(toy, objective):
+    rising, given = objective(), objective()
+    for _ in range(5):  # steps by which it counts
+        rising.taken(toy.x.device)
+        rising.differentiable_loss(toy.model, toy.guide, toy.x)
+    given.clock = torch.tensor(5.0)
+    half = pvae.ELBO(beta=0.5)
+    for _ in range(2):
+        found, same, expected = (measured(toy, each, samples=20)["guide"] for each in (rising, given, half))
+        torch.testing.assert_close(found.mean, expected.mean)
+        torch.testing.assert_close(same.mean, expected.mean)
+    assert rising.clock is None
+    assert rising.taken(toy.x.device) == 5
+    rising.differentiable_loss(toy.model, toy.guide, toy.x)
+    assert rising.taken(toy.x.device) == 6
+
+
 def test_a_program_that_cannot_be_traced(toy):
     class Reading(pvae.ELBO):
         def differentiable_loss(self, *args, **kwargs):

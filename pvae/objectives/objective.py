@@ -217,7 +217,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum of the bound over the data, (), nats."""
         bound, scale = self._estimate(model, guide, args, kwargs)
-        if self._losses is not None and torch.is_grad_enabled():
+        if self._losses is not None and self.clock is None and torch.is_grad_enabled():
             self._losses.add_(1)
         return -scale * bound.sum()
 
