@@ -96,6 +96,50 @@ def test_estimators_of_the_importance_weighted_bound_are_refused_to_another():
         other(4, analytic_kl=True)
 
 
+@pytest.mark.parametrize("gradient", ["stl", "dreg", "score", "vimco"])
+@pytest.mark.parametrize("name", BASES)
+def test_a_bound_that_comes_from_elsewhere_is_climbed_as_one_of_its_own(name, gradient, vae, x):
+    """From a class beside the base: of its own kind, or an objective too; and below such a class."""
+    base, options = BASES[name]
+    beside = type("Beside", (), {"bound": lambda self, log_w: half(log_w)})
+    plain = type("Plain", (pvae.Objective,), {"bound": lambda self, log_w: half(log_w)})
+    mixed = type("Mixed", (beside, base), {})
+    expected = found(plain(4, gradient=gradient, max_plate_nesting=1), vae, x)
+    for mine in (mixed, type("Second", (plain, base), {}), type("Below", (mixed,), {})):
+        torch.testing.assert_close(found(mine(4, gradient=gradient, max_plate_nesting=1, **options), vae, x), expected)
+
+
+def test_what_is_said_beside_a_bound_is_kept():
+    beside = type("Beside", (), {"bound": lambda self, log_w: pvae.bounds.cubo(log_w, 3.0), "power": 3.0})
+    assert type("Mine", (beside, pvae.IWAE), {})(4).power == 3.0
+    assert type("Below", (pvae.IWAE,), {})(4).power == 1.0
+    assert pvae.MIWAE.left_out is not pvae.Objective.left_out
+
+
+def test_a_bound_that_is_set_on_an_object(vae, x):
+    for name in ("bound", "guide_bound"):
+        iwae = pvae.IWAE(4, gradient="dreg")
+        setattr(iwae, name, half)
+        with pytest.raises(pvae.InputError, match="iwae: found a bound set on an object"):
+            iwae.bounds(vae.model, vae.guide, x)
+    plain = type("Plain", (pvae.Objective,), {"bound": lambda self, log_w: half(log_w)})
+    free = pvae.Objective(4, gradient="dreg", max_plate_nesting=1)
+    free.bound = half
+    expected = found(plain(4, gradient="dreg", max_plate_nesting=1), vae, x)
+    torch.testing.assert_close(found(free, vae, x), expected)
+
+
+@pytest.mark.parametrize("gradient", ["reparam", "stl", "dreg", "score", "vimco"])
+def test_a_bound_of_the_guides_own_is_the_guides(gradient, vae, x):
+    """Whether a class says so or not."""
+    given = {"bound": lambda self, log_w: pvae.bounds.iwae(log_w), "guide_bound": lambda self, log_w: half(log_w)}
+    said, unsaid = (type("Two", (pvae.Objective,), {**given, **more}) for more in ({"apart": True}, {}))
+    one, other = (found(kind(4, gradient=gradient, max_plate_nesting=1), vae, x) for kind in (said, unsaid))
+    torch.testing.assert_close(other, one)
+    with pytest.raises(pvae.InputError, match="gdreg does not fit Two: model and guide climb different bounds"):
+        unsaid(4, gradient="gdreg")
+
+
 # What steps change of an objective ------------------------------------------------------------------------------------
 
 

@@ -101,17 +101,21 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
     power: float | None = None
     """s, where the bound is 1/s log 1/K sum_k w_k^s (the mean log-weight at 0)."""
     apart: ClassVar[bool] = False
-    """Whether the guide climbs another bound, `guide_bound`, than the model."""
+    """Whether the guide climbs another bound, `guide_bound`, than the model: so it does where a class writes one."""
     several = True
     """Whether the guide was last seen to have several latent sites, or has not been seen."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.__signature__ = _signature(cls)
-        if {"bound", "guide_bound"} & vars(cls).keys() and super(cls, cls).bound is not Objective.bound:
-            # of another bound than its base's, of which that knows more
-            for name in {"power", "twice_slope", "left_out", "stood_in"} - vars(cls).keys():
-                setattr(cls, name, vars(Objective)[name])
+        if cls.guide_bound is not Objective.guide_bound:
+            cls.apart = True
+        kinds = cls.__mro__[: cls.__mro__.index(Objective)]
+        giving = [number for number, kind in enumerate(kinds) if {"bound", "guide_bound"} & vars(kind).keys()]
+        if len(giving) > 1:  # of another bound than a base's, of which that knows more
+            for name in ("power", "twice_slope", "left_out", "stood_in"):
+                if not any(name in vars(kind) for kind in kinds[: giving[0] + 1]):
+                    setattr(cls, name, vars(Objective)[name])
 
     def __init__(
         self,
@@ -170,7 +174,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         raise NotImplementedError
 
     def guide_bound(self, log_w: Tensor) -> Tensor:
-        """What the guide climbs, (B,), nats, of log-weights (K, B): the same, unless the objective is `apart`."""
+        """What the guide climbs, (B,), nats, of log-weights (K, B): the same, unless a member writes another."""
         return self.bound(log_w)
 
     def twice_slope(self, log_w: Tensor) -> Tensor:
@@ -262,6 +266,11 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         return model_trace, guide_trace
 
     def _estimate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Tensor, float]:
+        if "guide_bound" in vars(self) or ("bound" in vars(self) and type(self).bound is not Objective.bound):
+            raise InputError(
+                f"{self.name or type(self).__name__}: found a bound set on an object, where estimators go by what its"
+                " class says of its own: expected a class with a `bound`"
+            )
         self._look(model, guide, args, kwargs)
         at_once = self.num_particles if self.whole else self._choose(model, guide, args, kwargs)
         step = surrogates.Step(
