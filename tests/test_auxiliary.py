@@ -276,6 +276,51 @@ def test_a_factor_is_no_auxiliary_draw():
     assert [site["name"] for site in points(drawn)] == ["rate"]
 
 
+class Pushed(Placed):
+    """The same latent, of noise that is no site."""
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            noise = torch.randn_like(x)
+            log_density = dist.Normal(0.0, 1.0).log_prob(noise) - self.log_scale
+            pyro.sample("z", dist.Delta(self.loc + self.log_scale.exp() * noise, log_density=log_density))
+
+
+def test_a_points_log_density_with_parameters_is_no_score_to_leave_out():
+    x = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    one, other = Pushed(True), Placed(False)
+    for found, expected in zip(*(gradients(each, lambda: pvae.ELBO(1), x) for each in (one, other)), strict=True):
+        torch.testing.assert_close(found, expected)
+    for objective in (pvae.ELBO(1, gradient="stl"), pvae.IWAE(4, gradient="stl", chunk=2)):
+        refused("site 'z': found a point mass whose log_density", lambda o=objective: gradients(one, lambda: o, x))
+    with torch.no_grad():
+        pvae.ELBO(1, gradient="stl").loss(one.model, one.guide, x)
+
+
+def test_a_point_whose_log_density_has_none_is_taken_without_its_score():
+    """A number, or what follows from draws alone: fixed with these."""
+    loc = torch.tensor(0.3, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            one = pyro.sample("one", dist.Normal(0.0, 1.0))
+            pyro.sample("other", dist.Normal(one, 1.0))
+            pyro.sample("x", dist.Normal(pyro.sample("last", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            one = pyro.sample("one", dist.Normal(loc, 1.0))
+            pyro.sample("other", dist.Delta(one.sinh(), log_density=-one.cosh().log()))
+            pyro.sample("last", dist.Delta(loc * x, log_density=1.0))
+
+    found = []
+    for gradient in ("reparam", "stl"):  # the score of a normal draw's mean is all that differs
+        torch.manual_seed(0)
+        bound = pvae.ELBO(2, gradient=gradient, max_plate_nesting=1).bounds(model, guide, torch.ones(50_000))
+        found.append(torch.autograd.grad(bound.mean(), loc)[0])
+    assert abs(found[0] - found[1]) < 4 / (2 * 50_000) ** 0.5
+
+
 # One bound for a whole program ----------------------------------------------------------------------------------------
 
 

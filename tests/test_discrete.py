@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
@@ -282,6 +283,49 @@ def test_the_relaxed_gradient_is_that_of_quadrature(t):
     (slopes,) = torch.autograd.grad(found.sum(), many)
     for draws, right in ((found.detach(), exact.item()), (slopes, slope.item())):
         assert abs(draws.mean() - right) < 4 * draws.std() / math.sqrt(len(draws))
+
+
+LEARNED = torch.tensor([0.3, -0.5, 0.1], requires_grad=True)
+STRAIGHT = {
+    "one_hot": lambda: dist.OneHotCategoricalStraightThrough(logits=LEARNED),
+    "relaxed_one_hot": lambda: dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.7), logits=LEARNED),
+    "relaxed_bits": lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.7), logits=LEARNED).to_event(1),
+}
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_draws_with_a_gradient_straight_through_go_with_reparam_alone(name):
+    """By it, and without a gradient, they are taken as Pyro takes them."""
+    bits = name == "relaxed_bits"
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            prior = dist.Bernoulli(0.5).expand([3]).to_event(1) if bits else dist.OneHotCategorical(torch.ones(3))
+            pyro.sample("x", dist.Normal(pyro.sample("z", prior) @ torch.tensor([1.0, -0.5, 0.3]), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", STRAIGHT[name]())
+
+    def loss(objective):
+        torch.manual_seed(0)
+        found = objective.differentiable_loss(model, guide, torch.ones(5))
+        return found, torch.autograd.grad(found, LEARNED)[0]
+
+    theirs = pyro.infer.Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1)
+    for found, expected in zip(loss(pvae.ELBO(4)), loss(theirs), strict=True):
+        torch.testing.assert_close(found, expected)
+    for gradient in ("stl", "dreg", "gdreg"):
+        with pytest.raises(pvae.InputError, match=f"site 'z': found .*StraightThrough, .* with gradient {gradient} is"):
+            loss(pvae.IWAE(4, gradient=gradient))
+        with torch.no_grad():
+            assert pvae.IWAE(4, gradient=gradient).loss(model, guide, torch.ones(5)) < 100
+    for objective in (pvae.IWAE(4, chunk=2), pvae.PIWAE(4, groups=2), pvae.IWAE(4, gradient="vimco")):
+        if name == "one_hot":
+            loss(objective)
+            continue
+        with pytest.raises(pvae.InputError, match=r"site 'z': found Relaxed.*StraightThrough"):
+            loss(objective)
 
 
 # In whole models ------------------------------------------------------------------------------------------------------

@@ -23,10 +23,10 @@ from torch import Tensor
 from .. import bounds, estimators, programs
 from ..base import Member, lookup, path_of
 from ..errors import InputError, whole_number
-from ..estimators import Gradient, chunks, intervals, others, surrogates, unscored
+from ..estimators import Gradient, chunks, intervals, others, refused, surrogates, unscored
 from ..estimators.surrogates import Step
 from ..noise import forked
-from ..programs import Drawn, Program, Site, Traces
+from ..programs import Program, Site, Traces
 
 
 class Objective(Member, pyro.infer.ELBO, family="objective"):
@@ -50,7 +50,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
             `pvae.programs.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
             first step with a gradient, supports and masks for which that would be wrong (see
-            `pvae.estimators.intervals.check`, `pvae.estimators.unscored.check`).
+            `check` in `pvae.estimators.refused`, `intervals` and `unscored`).
 
     The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
@@ -304,13 +304,13 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
             with forked():
                 return step.draw(detach=True).sites
 
-        path = self.gradient.reparameterized
+        path, scores = self.gradient.reparameterized, self.gradient.scores
         by = f"{self.name or type(self).__name__} with gradient {self.gradient.name}"
         moves = isinstance(self.gradient, estimators.Reparameterized)
-        if self.apart and programs.made_of(Drawn(traces.guide, traces.particles, traces.max_plate_nesting)):
-            _check_made(apart(), by)
+        whole = moves and not self.apart and step.chunk >= self.num_particles
+        refused.check(traces, apart, by, other=self.apart, path=path and not moves, scores=scores, whole=whole)
         intervals.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
-        if path and self.gradient.scores and self.power != 0:
+        if path and scores and self.power != 0:
             unscored.check(step, traces, by)
         looked()
 
@@ -348,16 +348,6 @@ def _check(look: programs.Look, objective: Objective) -> None:
             raise InputError(
                 f"site '{site}': found {found} in the guide, for which {named} is wrong: expected none, or one with"
                 " has_rsample=True under the gradient reparam, and one bound for model and guide"
-            )
-
-
-def _check_made(apart: dict[str, Site], by: str) -> None:
-    """Refuse latents that the guide's own parameters make of auxiliary draws: these would climb the model's bound."""
-    for name, site in programs.sites_of(apart):
-        if site["made"] and site["value"].requires_grad:
-            raise InputError(
-                f"site '{name}': made of auxiliary draws by parameters, which would climb the model's bound, and {by}"
-                " has another for the guide: expected iwae, or parameters in the auxiliary draws alone"
             )
 
 
