@@ -1,5 +1,7 @@
 """Latents made of auxiliary draws, as Pyro's autoguides make them, and one bound for a whole program."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -625,6 +627,26 @@ def test_auxiliary_draws_of_which_nothing_is_made_have_no_bound(linear):
         lambda: ais(regression, *linear, guide=guide, annealing=Annealing(2, chains=2), plate=None),
     ):
         refused("site 'u': an auxiliary draw .* of which no latent is made", run)
+
+
+def test_an_auxiliary_draw_beside_those_that_a_latent_is_made_of_is_refused(linear):
+    """Its density would make the bound larger than log p."""
+
+    def guide(x, y, more):
+        for name in ["more", "u"] if more else ["u"]:
+            normal = dist.Normal(torch.zeros(3, dtype=x.dtype), 5.0).to_event(1)
+            u = pyro.sample(name, normal, infer={"is_auxiliary": True})
+        pyro.sample("weight", dist.Delta(u.sinh(), log_density=-u.cosh().log().sum(-1), event_dim=1))
+
+    def model(x, y, more):
+        return regression(x, y)
+
+    for run in (
+        lambda more: pvae.ELBO(2, plate=None).loss(model, guide, *linear, more),
+        lambda more: pvae.log_weights(model, guide, *linear, more, particles=2, plate=None),
+    ):
+        run(False)
+        refused("sites more, u: found (12|6) numbers of auxiliary draws in the guide, and (6|3) of", partial(run, True))
 
 
 def test_a_guide_that_observes_what_the_model_does_is_refused(linear):

@@ -109,16 +109,26 @@ def check_auxiliary(guide: Mapping[str, Site]) -> None:
     """Refuse auxiliary draws of which no latent is made: their density is no part of any latent's.
 
     Raises:
-        InputError: such a draw after which no site is a `Delta`.
+        InputError: such a draw after which no site is a `Delta`; draws of more numbers than what is made of them has.
     """
-    left = ""
+    left, drawn, made = "", {}, 0
     for name, site in guide.items():
         left = (left or name) if is_auxiliary(site) else "" if site.get("made") else left
+        if is_auxiliary(site):
+            drawn[name] = site["value"].numel()
+        elif site.get("made"):
+            made += site["value"].numel()
     if left:
         raise InputError(
             f"site '{left}': an auxiliary draw of the guide of which no latent is made, so that no bound on log p has"
             " its density: expected pyro.sample(latent, Delta(value, log_density)) after it, the log_density of the map"
             " from draw to value, or the draw as a latent of the model too"
+        )
+    if sum(drawn.values()) > made:
+        raise InputError(
+            f"sites {', '.join(drawn)}: found {sum(drawn.values())} numbers of auxiliary draws in the guide, and"
+            f" {made} of latents made of them, so that no latent has the density of all draws, and a bound may be above"
+            " log p: expected no auxiliary draw that nothing is made of"
         )
 
 
