@@ -188,7 +188,8 @@ def test_every_part_trains_under_every_objective_and_every_gradient(member, opti
         return
     loss = step()
     assert loss.isfinite()
-    assert all(p.grad is not None and p.grad.norm() > 0 for p in vae.parameters())
+    still = objective is pvae.Chi and not vae.posterior.bound  # the gap that the guide is to narrow is 0 at a point
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in (vae.likelihood if still else vae).parameters())
 
 
 @pytest.mark.parametrize(("member", "options"), WHOLES)
