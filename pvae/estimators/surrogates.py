@@ -308,7 +308,8 @@ def transported(site: Site) -> Tensor:
     except NotImplementedError as error:
         raise InputError(
             f"site '{site['name']}': found a prior {type(site['fn']).__name__}, expected one of location and scale, or"
-            " a flow with an inverse, for gradient gdreg: use dreg, which is unbiased for any prior"
+            " a flow with an inverse, with the density that torch gives it, for gradient gdreg: use dreg, which is"
+            " unbiased for any prior"
         ) from error
     return moved if counted is None else moved.where(counted, site["value"].detach())
 
