@@ -404,6 +404,28 @@ def test_colour_images_in_folders(tmp_path, mode):
     assert mine.shape == (3, 4, 3)
     found = zip(everything(mine)[:, 0, 0, 0].tolist(), everything(mine, "y").tolist(), strict=True)
     assert sorted(found) == [(0, 1), (1, 0), (2, 0)]
+    assert mine.source == "labels: 0 = cat, 1 = dog"
+
+
+FOLDERS = {
+    "numbers": (range(12), range(12), ""),
+    "some": (["3", "08"], [3, 8], ""),
+    "dates": (["20260101", "9991231"], [1, 0], "labels: 0 = 9991231, 1 = 20260101"),
+    "alike": (["1", "01"], [1, 0], "labels: 0 = 01, 1 = 1"),
+    "signs": (["-1", "1"], [0, 1], "labels: 0 = -1, 1 = 1"),
+    "beside": ([".", "b"], [0, 1], "labels: 0 = ., 1 = b"),
+    "many": ([f"c{i:02}" for i in range(12)], range(12), "labels: 0 = c00, 1 = c01, 2 = c02, ..., 11 = c11"),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_labels_are_the_numbers_that_folders_are_named_by_or_are_said(tmp_path, kind):
+    names, expected, said = FOLDERS[kind]
+    write_images(tmp_path, "L", [f"{name}/a" for name in names])
+    mine = load(str(tmp_path), validation=0, test=0.1)
+    found = zip(everything(mine)[:, 0, 0].tolist(), everything(mine, "y").tolist(), strict=True)
+    assert [label for _, label in sorted(found)] == list(expected)
+    assert mine.source == said
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Dataset:
     note: str = ""
     """How numbers were read, where that may surprise; a fit says it."""
     source: str = ""
-    """What of a file was read: its array, or its columns; a fit says it."""
+    """What of a file was read: its array, its columns, or which label is which sub-folder; a fit says it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ def load(
         data: one of `NAMED`, or a path to a `.npz` (`x`, optionally `y`; or one array of any name; or `x_train`,
             `x_test`, optionally `x_validation`, and their `y_*`), a `.npy`, a `.csv` (numbers; optional header: a
             column `label` or `y` holds the labels, one without a name that counts rows is left out) or a folder of
-            images (names of sub-folders become labels).
+            images (names of sub-folders become labels: numbers as they are, else 0, 1, ... in the order of the names).
             uint8 is kept, to be read as x / 255; bool, and uint8 whose largest value in all parts is 1, become 0 or
             255; other numbers float32. `y` (N,) are labels, `y` (N, size) covariates. `./digits` is a folder, `digits`
             the set.

@@ -21,6 +21,8 @@ from .csvs import read_csv
 
 PARTS = ("train", "validation", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+# Sub-folders named by numbers below this are labelled by them; by larger ones, as dates, they are counted.
+_LARGEST = 10_000
 _PATHS = "a path to a .npz, .npy or .csv file or to a folder of images"
 
 
@@ -70,7 +72,7 @@ def _read(data: str, data_dir: str | Path | None) -> Source:
         return Source(_SOURCES[data](Path(data_dir or os.environ.get("PVAE_DATA") or "data").expanduser()))
     path = Path(data).expanduser()
     if data and path.is_dir():  # an empty name is not the working folder
-        return Source(_read_images(path))
+        return _read_images(path)
     if not data or not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise InputError(f"{data}: no such file or folder (looked for {path.absolute()}), expected {_PATHS}")
@@ -182,7 +184,7 @@ def _read_csv(path: Path) -> Source:
     return Source({"all": Arrays(x, y)}, said)
 
 
-def _read_images(folder: Path) -> Parts:
+def _read_images(folder: Path) -> Source:
     from PIL import Image
 
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES]
@@ -196,9 +198,26 @@ def _read_images(folder: Path) -> Parts:
         if images[-1].shape != images[0].shape:
             expected = f"expected {images[0].shape} like {names[0]}: make them all alike"
             raise InputError(f"{folder / name}: found an image of shape {images[-1].shape}, {expected}")
-    classes = [name.split("/")[0] if "/" in name else "" for name in names]
-    y = np.unique(classes, return_inverse=True)[1] if any(classes) else None
-    return {"all": Arrays(np.stack(images), y)}
+    y, said = _classes([name.split("/")[0] if "/" in name else "" for name in names])
+    return Source({"all": Arrays(np.stack(images), y)}, said)
+
+
+def _classes(folders: list[str]) -> tuple[np.ndarray | None, str]:
+    """The label of each image, by the sub-folder it is in: a number as it is, else its place, which is said."""
+    names = sorted(set(folders))
+    if names == [""]:
+        return None, ""
+    if all(name.isascii() and name.isdecimal() for name in names) and len(set(map(int, names))) == len(names):
+        names.sort(key=int)
+        if int(names[-1]) < _LARGEST:
+            return np.array([int(name) for name in folders]), ""
+    label = {name: i for i, name in enumerate(names)}
+    said = "labels: " + _listed([f"{i} = {name or '.'}" for name, i in label.items()])
+    return np.array([label[name] for name in folders]), said
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words if len(words) <= 10 else [*words[:3], "...", words[-1]])
 
 
 def _image(image: Any) -> np.ndarray:
