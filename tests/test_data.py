@@ -298,6 +298,10 @@ def test_npz_of_one_array(tmp_path):
     assert load(tmp_path / "mine.npz").source == "its array images"  # which a fit says
     assert load(tmp_path / "mine.npz").shape == (4, 3)
     np.savez(tmp_path / "mine.npz", x=grey(), images=grey())
+    assert load(tmp_path / "mine.npz").source == "arrays left out: images"
+    np.savez(tmp_path / "mine.npz", x=grey(), y=labels(), labels=labels())
+    assert load(tmp_path / "mine.npz").source == "arrays left out: labels"
+    np.savez(tmp_path / "mine.npz", x=grey(), y=labels())
     assert load(tmp_path / "mine.npz").source == load("digits").source == ""
 
 
@@ -440,6 +444,26 @@ def test_unknown_name():
 def test_empty_name():
     with refused("data: unknown name '': known: cifar10, digits, "):
         load("")
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong", "expected"),
+    [
+        ("x labels", "labels", "y"),
+        ("x LABEL other", "LABEL", "y"),
+        ("x x_test", "x_test", "x_train and x_test in place of x"),
+        ("x_train x_test x_val", "x_val", "x_validation"),
+        ("x_train x_test val_x", "val_x", "x_validation"),
+        ("x_train x_test x_validation y_train y_test y_dev", "y_dev", "y_validation"),
+        ("x_train x_test train_labels", "train_labels", "y_train"),
+        ("x_train x_test y", "y", "y_train and y_test"),
+        ("x_train x_test y_train y_test y_validation", "y_validation", "x_validation beside it"),
+    ],
+)
+def test_an_array_whose_name_is_nearly_right(tmp_path, names, wrong, expected):
+    np.savez(tmp_path / "mine.npz", **{name: grey() if "x" in name else labels() for name in names.split()})
+    with refused(f"mine.npz: found an array {wrong}, expected {expected}: name them so, or save without {wrong}"):
+        load(tmp_path / "mine.npz")
 
 
 @pytest.mark.parametrize("path", ["missing.npz", "folder/missing"])

@@ -23,6 +23,10 @@ PARTS = ("train", "validation", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 # Sub-folders named by numbers below this are labelled by them; by larger ones, as dates, they are counted.
 _LARGEST = 10_000
+# Other names of labels and of the validation part, which are refused in place of being left out.
+_MEANT = dict.fromkeys(("label", "labels", "target", "targets"), "y") | dict.fromkeys(
+    ("val", "valid", "dev"), "validation"
+)
 _PATHS = "a path to a .npz, .npy or .csv file or to a folder of images"
 
 
@@ -176,7 +180,26 @@ def _read_numpy(path: Path) -> Source:
         if {"indptr", "indices", "data"} <= found.keys():
             expected = "a sparse matrix of SciPy, expected a dense array: save its toarray()"
         raise InputError(f"{path}: found arrays {', '.join(found) or 'none'}; {expected}")
-    return Source({part: Arrays(found["x" + end], found.get("y" + end)) for part, end in ends.items()})
+    parts = {part: Arrays(found["x" + end], found.get("y" + end)) for part, end in ends.items()}
+    known = found.keys() & {letter + end for letter in "xy" for end in ends.values()}
+    left = [name for name in found if name not in known]
+    for name in left:
+        _check_left(path, name, known)
+    return Source(parts, f"arrays left out: {_listed(left)}" if left else "")
+
+
+def _check_left(path: Path, name: str, known: set[str]) -> None:
+    """Refuse an array that would be left out, where by its name it is labels or a part."""
+    words = [_MEANT.get(word, word) for word in name.lower().split("_")]
+    meant = "_".join(sorted(words, key=lambda word: word not in ("x", "y")))  # val_x is x_validation
+    if meant in known or meant not in {letter + end for letter in "xy" for end in ("", *(f"_{p}" for p in PARTS))}:
+        return
+    expected = f"x_{meant[2:]} beside it" if meant == name else meant
+    if "x" not in known and len(meant) == 1:
+        expected = f"{meant}_train and {meant}_test"
+    elif "x" in known and meant != "y":
+        expected = "x_train and x_test in place of x"
+    raise InputError(f"{path}: found an array {name}, expected {expected}: name them so, or save without {name}")
 
 
 def _read_csv(path: Path) -> Source:
