@@ -192,7 +192,8 @@ def _fit(run: Run, training: Training, signals: _Signals) -> int:
         signals.at_once = True
         if not signals.number:
             load_weights(training.vae, run.best())
-            report.write(run, training, lambda text: print(text, flush=True))
+            report.write(run, training, signals.say)
+            signals.check()
             print(report.closing(run))
             return 0
     except KeyboardInterrupt:
@@ -230,7 +231,8 @@ def _interrupted(run: Run, training: Training, number: int) -> int:
 class _Signals:
     """Notes the first SIGINT or SIGTERM: training stops at its next good point. A second one stops at once.
 
-    With `at_once` so does the first. In another thread than the main one, where none can be noted, nothing is.
+    With `at_once` so does the first, or, where Python drops the interrupt, as in a destructor, at the next `check`. In
+    another thread than the main one, where none can be noted, nothing is.
     """
 
     at_once = False
@@ -238,10 +240,14 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
-        self._before = {n: signal.signal(n, self._note) for n in numbers}
+        self._before, self._hook = {n: signal.signal(n, self._note) for n in numbers}, sys.unraisablehook
+        if numbers:
+            sys.unraisablehook = self._dropped
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -249,6 +255,20 @@ class _Signals:
         again, self.number = self.at_once or self.number, number
         if again:
             raise KeyboardInterrupt(number)
+
+    def _dropped(self, what: Any) -> None:
+        if not (self.number and issubclass(what.exc_type, KeyboardInterrupt)):
+            self._hook(what)
+
+    def check(self) -> None:
+        """Raise the interrupt, if a signal was noted."""
+        if self.number:
+            raise KeyboardInterrupt(self.number)
+
+    def say(self, text: str) -> None:
+        """Print a line of what comes after training, and check."""
+        print(text, flush=True)
+        self.check()
 
 
 if __name__ == "__main__":

@@ -663,6 +663,27 @@ def test_a_signal_during_evaluation(monkeypatch, capsys, plain, finished):
     assert_equal_runs(finished, "new")
 
 
+@pytest.mark.parametrize("where", ["evaluate", "results", "write_results"])
+def test_a_signal_in_a_destructor_during_evaluation(where, monkeypatch, capsys, plain, finished):
+    """There Python drops the exception."""
+
+    class Dropped:
+        def __del__(self):
+            send(signal.SIGTERM)()
+
+    real = getattr(report, where)
+    with monkeypatch.context() as patch:
+        patch.setattr(report, where, lambda *a, **k: (Dropped() and None, real(*a, **k))[1])
+        assert go(*SMALL, "--out", "new") == 143
+    out, err = capsys.readouterr()
+    assert "run folder" not in out
+    assert err == "SIGTERM: stopped after training, checkpoint step-000000033: continue with\n" + (
+        "  python -m pvae.fit --resume new\n"
+    )
+    assert go("--resume", "new") == 0
+    assert_equal_runs(finished, "new")
+
+
 def test_a_signal_before_training(monkeypatch, capsys):
     def read_data(_):
         raise KeyboardInterrupt
