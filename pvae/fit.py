@@ -6,6 +6,7 @@ python -m pvae.fit --resume runs/NAME
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import signal
 import sys
@@ -26,6 +27,7 @@ from .load import begin_with, read_data, run_data
 from .noise import forked
 from .progress import Progress
 from .runs import Checkpoint, Run, check_free, load_weights
+from .start import importing
 from .train import Training, steady, svi
 
 RESUMABLE = ("device", "eval_chunk", "epochs")
@@ -90,6 +92,8 @@ def _start(vae: Any, settings: Config, dataset: data.Dataset) -> dict[str, Any]:
 
 
 def _training(vae: Any, settings: Config, dataset: data.Dataset) -> Training:
+    with importing():  # here, as torch's optimizers would where they are made
+        importlib.import_module("torch._dynamo")
     steps = settings.steps_for(len(dataset.train.x))
     parts = build.objective(settings), build.optimizer(settings)
     made = svi(vae, *parts, settings, steps, lambda line: print(f"step: {line}", flush=True))

@@ -620,6 +620,27 @@ def test_interrupted_while_it_is_being_imported(command, module, here):
     assert done.stderr == f"{name.replace('.', ' ')}: error: interrupted: nothing to resume was written\n"
 
 
+def test_interrupted_while_an_optimizer_is_imported(here):
+    """Ctrl-C as torch is about to import a compiler, which makes another exception of one, and ends the process."""
+    (here / "sitecustomize.py").write_text("""if True:
+        import os, signal, sys
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "torch._dynamo":
+                    try:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    except KeyboardInterrupt:
+                        os.abort()
+        sys.meta_path.insert(0, Finder())
+    """)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(Path(pvae.__file__).parents[1])])}
+    argv = [sys.executable, "-m", "pvae.fit", *SMALL, "--out", "new"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert done.returncode == 130
+    assert done.stderr == "pvae fit: error: interrupted: nothing to resume was written\n"
+    assert not Path("new").exists()
+
+
 def test_interrupted_again_and_again(monkeypatch, plain):
     options = [*SMALL, "--likelihood", "gaussian", "--likelihood.scale", "optimal", "--objective", "iwae"]
     options += ["--particles", "3", "--clip-norm", "5", "--save-every", "2"]

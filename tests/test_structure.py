@@ -68,7 +68,9 @@ ROOMS = {
     },
     "cli": {"errors", "base", "config", "start"},
     "progress": {"train"},
-    "fit": {"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "train"},
+    "fit": {
+        *{"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "start", "train"},
+    },
     "sample": {"errors", "cli", "config", "data", "figures", "files", "load", "plots"},
     "gradients": {"errors", "base", "cli", "data", "files", "load", "pace", "plots", "snr", "vae"},
     "parts": {"errors", "base", "cli", "config"},
