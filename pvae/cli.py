@@ -234,7 +234,8 @@ def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | N
         try:
             code = main(_as_text(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as where it is closed (>&-)
+                sys.stdout.flush()
     except KeyboardInterrupt as error:
         code = _complain(name, "interrupted: nothing to resume was written", 128 + (*error.args, 2)[0])
     except BrokenPipeError:  # a reader like `head` has gone: so that the interpreter does not complain at its end

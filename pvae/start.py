@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -17,7 +17,8 @@ def _command() -> str:
 
 def _stop(*_: Any) -> None:
     # not by an exception: an extension that is being imported would make another of it
-    os.write(2, f"{_command()}: error: interrupted: nothing to resume was written\n".encode())
+    with suppress(OSError):  # of a standard error that is closed
+        os.write(2, f"{_command()}: error: interrupted: nothing to resume was written\n".encode())
     os._exit(128 + signal.SIGINT)
 
 

@@ -1002,6 +1002,17 @@ def test_a_reader_that_goes(argv):
         assert runs.Run.open("new").last().state["steps"] > 0
 
 
+def test_streams_that_are_closed(here, plain, monkeypatch):
+    """As by >&- and 2>&-."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert go(*SMALL, "--epochs", "1", "--out", "new") == 0
+    assert go("new", "-n", "3", "-o", "x.npy", command="sample") == go("--help") == 0
+    assert Path("x.npy").exists()
+    monkeypatch.setattr(sys, "stderr", None)
+    assert go("--epochs", "x") == 2
+    assert go("new", command="compare") == 0
+
+
 def test_a_name_that_is_not_unicode(capsys):
     message = "pvae fit: error: '--out=r\\udcff': found bytes that are not UTF-8, expected text: rename it"
     assert message in refused(capsys, "--out=r\udcff")
