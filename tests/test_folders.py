@@ -120,6 +120,35 @@ def test_a_killed_run_leaves_no_lock(run, holder):
     assert go(*SMALL, "--epochs", "1", "--out", run / "new") == 0
 
 
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_checkpoint_that_was_not_deleted_when_a_run_was_killed(finished, when, monkeypatch):
+    """None is there in part, and a resume deletes what is left."""
+    where, name = (shutil, "rmtree") if when == "while" else (checkpoints, "keep")
+    real = getattr(where, name)
+
+    def killed(path, *wanted, **how):
+        if runs.Run.open("new").names()[-1:] != ["step-000000033"] or not path.is_dir():
+            return real(path, *wanted, **how)
+        if when == "while":
+            (path / checkpoints.MANIFEST).unlink()
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, killed)
+        assert go(*SMALL, "--out", "new") == 9
+    for name in runs.Run.open("new").names():
+        checkpoints.verify(Path("new/checkpoints", name))
+    assert go("--resume", "new") == 0
+    assert content("new/checkpoints").keys() == content(finished / "checkpoints").keys()
+
+
+def test_going_back_deletes_later_checkpoints_that_a_longer_run_would_have_too(run):
+    opened, first = runs.Run.at(run / "checkpoints" / "step-000000022")
+    first.state["steady"] = 33
+    opened.rewind(first)
+    assert opened.names() == ["step-000000022"]
+
+
 def test_a_lock_says_who_holds_it(here):
     (here / locks.LOCK).write_text("process 123 on a machine with a name " * 9)
     with locks.locked(here, "later"):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..files import RESUME, RETRY, disk
 FORMAT = "pvae checkpoint 1"
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 NAME = re.compile(r"step-\d+")
+_ASIDE = ".{}.writing"
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ def save(folder: Path, name: str, weights: dict[str, Tensor], state: dict[str, A
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"checkpoint {name}: '{key}' is not finite: nothing was saved, earlier checkpoints stay")
-    aside, target = folder / f".{name}.writing", folder / name
+    aside, target = folder / _ASIDE.format(name), folder / name
     if _is_whole(target):  # a run that stopped again where it was resumed
         return target
     with disk(folder, RESUME if names(folder) else RETRY):
-        for left in (target, *folder.glob(".step-*.writing")):  # damaged, or of a run that was killed
+        for left in (target, *folder.glob(_ASIDE.format("step-*"))):  # damaged, or of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         aside.mkdir(parents=True)
         try:
@@ -100,10 +102,13 @@ def is_one(path: Path) -> bool:
 
 
 def keep(folder: Path, wanted: set[str]) -> None:
-    """Delete all checkpoints but those named."""
+    """Delete all checkpoints but those named, and what a run that was killed has left; none is there in part."""
     for name in names(folder):
         if name not in wanted:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            with suppress(OSError):
+                os.rename(folder / name, folder / _ASIDE.format(name))
+    for left in folder.glob(_ASIDE.format("step-*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def verify(path: Path) -> None:

@@ -133,14 +133,16 @@ class Run:
         return run, run.best() if run.folder == Path(path) else checkpoint
 
     def rewind(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers."""
+        """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers.
+
+        Earlier checkpoints stay, but for those that a killed process had no time to delete.
+        """
         lines = metrics.until(self.folder / "metrics.jsonl", checkpoint.state["epoch"])
         with disk(self.folder):
             self._write("metrics.jsonl", lines)
             for name in ("summary.json", "results.nc"):
                 (self.folder / name).unlink(missing_ok=True)
-            earlier = {name for name in self.names() if checkpoints.steps(name) <= checkpoint.state["steps"]}
-            checkpoints.keep(self.folder / "checkpoints", earlier)
+            self._prune(checkpoint.state)
 
     def write_config(self, config_: Config) -> None:
         """Write `config.yaml`."""
@@ -209,8 +211,14 @@ class Run:
         with disk(self.folder, self._then):
             metrics.sync(self.folder / "metrics.jsonl")
         checkpoints.save(folder, _name(state["steps"]), vae.state_dict(), state)
+        self._prune(state)
+
+    def _prune(self, state: Mapping[str, Any]) -> None:
+        """Delete all checkpoints but those that are kept where training is in that state."""
         best = {_name(state["best"]["steps"])} if state["best"] is not None else set()
-        checkpoints.keep(folder, {*self.names()[-2:], *best, self.steady(state)})
+        names = [name for name in self.names() if checkpoints.steps(name) <= state["steps"]]
+        wanted = {*names[-2:], *best, self.steady(state)}.intersection(names)  # a later one may be steady, too
+        checkpoints.keep(self.folder / "checkpoints", wanted)
 
     def steady(self, state: Mapping[str, Any]) -> str:
         """The name of the newest checkpoint that a longer run would have, too; nothing where there is none."""
