@@ -104,8 +104,12 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoen
         device: where model and data go.
 
     Raises:
-        InputError: no run is there, its checkpoint is damaged, or its data have changed.
+        InputError: no run is there, its checkpoint is damaged, its data have changed, or there is no such device.
     """
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of a dozen types
+        raise InputError(f"device: found '{device}', which is not there: pass 'cpu', or leave it out") from error
     run, checkpoint = Run.chosen(folder)
     dataset = run_data(run)
     with torch.random.fork_rng(devices=[]):

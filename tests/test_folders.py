@@ -221,6 +221,14 @@ def test_a_run_in_a_folder_of_that_name_is_read(run, here, folder):
     assert runs.Run.at(Path(folder, "checkpoints", "step-000000022"))[1].state["steps"] == 22
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "ipu", torch.device("vulkan")])
+def test_a_device_that_is_not_there_is_a_line(run, device):
+    with pytest.raises(
+        InputError, match=f"^device: found '{device}', which is not there: pass 'cpu', or leave it out$"
+    ):
+        load.load(run, device)
+
+
 def test_final_numbers_are_said_and_written_before_what_fails(run, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
