@@ -23,8 +23,10 @@ def main() -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: pvae COMMAND ...\n")
         print("\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items()))
-        print("\n`pvae COMMAND --help` lists a command's options.")
+        print("\n`pvae COMMAND --help` lists a command's options, `pvae --version` says which version this is.")
         raise SystemExit(0 if argv else 2)
+    if argv[0] == "--version":
+        cli.Parser().parse(argv)
     name, *rest = argv
     if name not in COMMANDS:
         cli.run(_unknown, name, [name])

@@ -21,6 +21,7 @@ from .base import blame, lookup, members
 from .config import FAMILIES, Config, flag, member_help, member_options
 from .config.values import convert, describe
 from .errors import InputError, at_least
+from .runs import versions
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        self.add_argument("--version", action="version", version=f"pvae {versions()['packages']['pvae']}")
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of printing the usage."""

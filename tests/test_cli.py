@@ -23,7 +23,7 @@ import yaml
 from commands import SMALL, go, refused
 from rich.console import Console
 
-import pvae
+import pvae.__main__
 from pvae import cli, config, fit, load, report, runs, svi
 from pvae.runs import checkpoints
 
@@ -941,6 +941,18 @@ def test_the_console_script(command):
     done = subprocess.run([sys.executable, "-m", "pvae", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: pvae {command}")
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "gradients", "sample", "parts"])
+def test_the_version(command, capsys, monkeypatch):
+    expected = f"pvae {runs.versions()['packages']['pvae']}\n"
+    assert go("--version", command=command) == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys, "argv", ["pvae", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        pvae.__main__.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_sample(finished):

@@ -66,7 +66,7 @@ ROOMS = {
         *{"cells", "config", "data", "evaluate", "figures", "means", "noise", "pace", "programs", "runs", "train"},
         *{"vae"},
     },
-    "cli": {"errors", "base", "config", "start"},
+    "cli": {"errors", "base", "config", "runs", "start"},
     "progress": {"train"},
     "fit": {
         *{"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "start", "train"},
