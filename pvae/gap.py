@@ -26,6 +26,9 @@ HIDDEN = 16
 """Units of each layer of a local flow."""
 LAYERS = 4
 """Its coupling layers."""
+STEEPEST = 300.0
+"""At most so long is the gradient of a datum: ten times what noise makes it and more, in units of the guide's scale.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,9 +86,9 @@ def gap(
 
     The families are those of numbers without constraints, from which each site's value is mapped into its support:
     "mean_field" (independent Gaussians) and "flow" (couplings, then a full lower triangular map: it has every Gaussian
-    in it). Both start at the guide's own mean and scale, and are fitted by Adam with a rate that falls to 0. Take the
-    family that the guide is of: a richer one says what it would gain; of a narrower one, amortization may be below 0.
-    All ELBOs are from fresh draws.
+    in it). Both start at the guide's own mean and scale, and are fitted by Adam with a rate that falls to 0 and
+    gradients clipped datum by datum. Take the family that the guide is of: a richer one says what it would gain; of a
+    narrower one, amortization may be below 0. All ELBOs are from fresh draws.
 
     Args:
         model: p(x, z), a Pyro program of x, or of (x, y) if there are labels; its latents continuous.
@@ -208,13 +211,20 @@ class _Fit:
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.rate * (1 + math.cos(math.pi * step / self.steps)) / 2
             loss = -log_w().mean(0).sum()
-            for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            for parameter, grad in zip(parameters, _clipped(torch.autograd.grad(loss, parameters)), strict=True):
                 parameter.grad = grad
             optimizer.step()
             self.tick()
         noise = self.noise(2)
         with torch.no_grad():
             return torch.cat([log_w().double().cpu() for _ in range(rounds)])
+
+
+def _clipped(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients (B, ...), those of each datum together no longer than `STEEPEST`: of a draw far out they are huge."""
+    norm = sum(grad.flatten(1).square().sum(1) for grad in grads).sqrt()
+    factor = (STEEPEST / norm).clamp(max=1)
+    return [torch.einsum("b,b...->b...", factor, grad) for grad in grads]
 
 
 def _scale(u: Tensor) -> Tensor:

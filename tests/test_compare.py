@@ -24,6 +24,7 @@ from pvae.ais import Annealing
 from pvae.comparison import Comparison, Data, Measured, Plan, choose, compare
 from pvae.evaluate import BOUNDS, CELL, Evaluation, evaluate
 from pvae.exact import LinearVAE, linear_gaussian
+from pvae.gap import Gap
 from pvae.means import Estimate, estimate
 from pvae.programs import check_weights
 from pvae.runs import write_results
@@ -819,13 +820,28 @@ def test_annealing_and_fits_below_what_they_bound_are_said():
         "ais": {"log_p": low, "log_p - elbo": low, "log_p - iw.5": zero},
         "gap": {"amortization.flow": low, "amortization.mean_field": zero, "approximation.flow": low},
     }
-    ais, gap = rows._below_zero("run", parts)
+    ais, approximation, gap = rows._below_zero("run", parts)
     assert ais.startswith("run: log p(x) - ELBO is below zero: annealing, a bound too, is the looser")
+    assert approximation.startswith("run: approximation, flow is below zero: annealing, a bound too, is the looser")
+    assert len(list(rows._below_zero("run", {**parts, "exact": {"log_p": low}}))) == 2
     assert gap.startswith(
         "run: amortization, flow is below zero: where the run's guide is of a wider or another family"
     )
     assert gap.endswith("where it is of this one, the guides of each datum are not yet fitted: raise --steps")
     assert rows._p(0.0) == "p<1e-300"
+
+
+def test_a_flow_below_what_its_family_contains_is_said():
+    zero = torch.zeros(3)
+    errors = dict.fromkeys(("log_p", "elbo", "mean_field", "flow"), zero + 0.1)
+
+    def said(**local):
+        return list(rows._worse_than_contained("run", Measured(None, gap=Gap(zero, zero, local, errors))))
+
+    low = torch.tensor([0.0, -0.5, -1.0])
+    expected = "run: the flow of 1 of the 3 data is worse than the mean-field guide, which it could be: raise --steps"
+    assert said(mean_field=zero, flow=low) == [expected]
+    assert said(mean_field=zero, flow=zero) == said(flow=low) == []
 
 
 def test_a_fit_that_is_too_short_is_in_the_table():

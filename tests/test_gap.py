@@ -124,6 +124,25 @@ def test_a_flow_bends_where_a_gaussian_cannot():
     assert (flow > -0.02).all()
 
 
+def test_draws_far_out_do_not_throw_a_flow_off():
+    """A layer whose scale is an exponential of the one above: now and then a gradient is huge."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            above = pyro.sample("above", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), above.exp()).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            above = pyro.sample("above", dist.Normal(torch.zeros(1), 1.0).expand([len(x), 1]).to_event(1))
+            pyro.sample("z", dist.Normal(torch.zeros(3), above.exp()).to_event(1))
+
+    found = gap(model, guide, torch.linspace(-1, 1, 8), log_p=torch.zeros(8), steps=300)
+    assert (found.local["flow"] > found.local["mean_field"]).all()  # in whose family it is
+    assert found.local["mean_field"].min() > -8
+
+
 def test_chunks_change_nothing_and_nothing_is_disturbed():
     vae, _, x, log_p, _ = linear(CELL + 5)
     torch.manual_seed(1)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..comparison import Comparison
+import torch
+
+from ..comparison import Comparison, Measured
 from ..diagnostics import FEWEST, Paired, khat_threshold
 from ..evaluate import BOUNDS, UNUSED, Evaluation, bits_per_dim, units
 from ..means import FEWEST_OF_TAILS, Estimate
@@ -218,6 +220,7 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: mutual information is left out: {each.left_out}"
         yield from _not_fitted(name, each.test)
         yield from _below_zero(name, found.estimates(name))
+        yield from _worse_than_contained(name, each)
 
 
 def _drawn(protocol: dict[str, Any]) -> str:
@@ -235,18 +238,28 @@ def _not_fitted(name: str, test: Evaluation) -> Iterator[str]:
         yield f"{name}: {data}, are left out of k-hat: it could not be fitted, as few of their weights exceed the rest"
 
 
+def _worse_than_contained(name: str, found: Measured) -> Iterator[str]:
+    """How many data have a flow that is worse, but for noise, than the independent Gaussians that its family has."""
+    gap = found.gap
+    if gap is not None and {"mean_field", "flow"} <= gap.local.keys():
+        error = torch.hypot(gap.se["mean_field"], gap.se["flow"])
+        if (worse := gap.local["flow"] < gap.local["mean_field"] - 4 * error).any():
+            data = f"{worse.sum():,} of the {len(worse):,} data"
+            yield f"{name}: the flow of {data} is worse than the mean-field guide, which it could be: raise --steps"
+
+
 def _below_zero(name: str, parts: dict[str, dict[str, Estimate]]) -> Iterator[str]:
     """What is amiss, but for noise: annealing below a bound, a fitted guide below the amortized one of its family."""
-    for part, kind, words in (
-        ("ais", " - ", "is below zero: annealing, a bound too, is the looser: raise --temperatures or --chains"),
-        (
-            "gap",
-            "amortization",
-            "is below zero: where the run's guide is of a wider or another family, that is no error of the fit"
-            " (--families flow has every Gaussian in it); where it is of this one, the guides of each datum are not yet"
-            " fitted: raise --steps",
-        ),
-    ):
+    low = "is below zero: annealing, a bound too, is the looser: raise --temperatures or --chains"
+    unfitted = (
+        "is below zero: where the run's guide is of a wider or another family, that is no error of the fit"
+        " (--families flow has every Gaussian in it); where it is of this one, the guides of each datum are not yet"
+        " fitted: raise --steps"
+    )
+    amiss = [("ais", " - ", low), ("gap", "approximation", low), ("gap", "amortization", unfitted)]
+    if "exact" in parts:  # of which the gap is
+        del amiss[1]
+    for part, kind, words in amiss:
         for key, value in parts.get(part, {}).items():
             if kind in key and value.mean < -2 * value.se:
                 yield f"{name}: {label(key)} {words}"
