@@ -75,10 +75,13 @@ def main(argv: Sequence[str]) -> int:
     # the data were looked at; what is not a number is found in the sums, and named
     with pyro.validation_enabled(False):
         comparison = _compared(loaded, plan, train)
-    print(tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns), end="\n\n" if outs else "\n")
-    for out in outs:
-        _write(out, comparison, shared)
-        print(f"written: {out}")
+    shown = [tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns)]
+    try:
+        for out in outs:
+            _write(out, comparison, shared)
+            shown += [""] * (len(shown) == 1) + [f"written: {out}"]
+    finally:  # files first: they are there though nobody reads this
+        print("\n".join(shown))
     return 0
 
 

@@ -1,7 +1,9 @@
 """The command that compares runs: what it prints and writes, and what it refuses."""
 
+import contextlib
 import csv
 import errno
+import io
 import json
 import math
 import os
@@ -385,8 +387,22 @@ def test_a_full_disk_leaves_no_half_of_a_file(name, runs, capsys, here, monkeypa
     monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr(plots, "save", lambda figure, path: full(path))
     assert go(runs["vae"], "--particles", "1", "--train", "0", "--out", name) == 2
-    assert f"{name}: the disk is full: free some space, then run it again\n" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert f"{name}: the disk is full: free some space, then run it again\n" in err
+    assert "  ELBO  " in out
     assert list(here.iterdir()) == []
+
+
+def test_files_are_there_though_nobody_reads(runs):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    argv = [str(runs["vae"]), "--particles", "1", "--train", "0", "--out", "x.json", "--out", "x.csv"]
+    with contextlib.redirect_stdout(Closed()), pytest.raises(BrokenPipeError):
+        compare.main(argv)
+    assert json.loads(Path("x.json").read_text())["runs"]
+    assert Path("x.csv").read_text()
 
 
 def test_where_nothing_can_be_written(runs, capsys, here, monkeypatch):
