@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 
 from . import cli, plots
@@ -43,17 +45,42 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--gradient: found '{found.gradient}', expected estimators, as in reparam,stl,dreg")
     objectives = {name: {k: _objective(found.objective, k, name, max(ks)) for k in ks} for name in names}
     model, guide, parameters, data, title = _programs(found, size)
+    with _of(found.run):
+        for name in names:
+            for k in ks:
+                _try(_objective(found.objective, k, name, max(ks)), model, guide, data)
     results: Found = {name: {} for name in names}
     for name, by_k in objectives.items():
         for k, objective in by_k.items():
             if objective is not None:
                 told = pace(_say, f"{name}, K={k}: gradient")
                 options = {"samples": samples, "seed": seed, "progress": told}
-                results[name][k] = measure(objective, model, guide, parameters, *data, **options)
-    print(table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each"))
-    for out in outs:
-        _write(out, results, ks, {"of": title, "objective": found.objective, "samples": samples, "seed": seed})
+                with _of(found.run, f"{name}, K={k}: "):
+                    results[name][k] = measure(objective, model, guide, parameters, *data, **options)
+    about = {"of": title, "objective": found.objective, "samples": samples, "seed": seed}
+    shown = [table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each")]
+    try:
+        for out in outs:
+            shown += [f"\nwritten: {out}"] * _write(out, results, ks, about)
+    finally:  # files first: they are there though nobody reads this
+        print("\n".join(shown))
     return 0
+
+
+@contextmanager
+def _of(run: str | None, what: str = "") -> Iterator[None]:
+    """Say of which run, and of what, an error is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{run or '--toy'}: {what}{error}") from error
+
+
+def _try(objective: Any, model: Any, guide: Any, data: tuple) -> None:
+    """Take a loss: an estimator that does not fit the programs is refused before others are measured."""
+    if objective is not None:
+        with pyro.validation_enabled(False):
+            objective.differentiable_loss(model, guide, *data)
 
 
 def _say(line: str) -> None:
@@ -111,7 +138,7 @@ def table(results: Found, ks: Sequence[int], title: str) -> str:
                 cells = "".join(
                     f"{f'{value:.4g}' if k in by_k else '-':>11}" for k, value in zip(ks, values, strict=True)
                 )
-                lines.append(f"{name:<{width}}{cells}{_slope(by_k, group, number):>16}")
+                lines.append(f"{name:<{width}}{cells}{_shown(_slope(by_k, group, number)):>16}")
     end = f"slopes over the {min(LARGEST, len(ks))} largest K, +- standard error"
     end += f"; no signal: an SNR of {_floor(results):.3g}"
     lacking = [name for name, by_k in results.items() if len(by_k) < len(ks)]
@@ -128,36 +155,54 @@ def _floor(results: Found) -> float:
     return next(one.floor for by_k in results.values() for groups in by_k.values() for one in groups.values())
 
 
-def _slope(by_k: dict[int, dict[str, Signal]], group: str, number: str) -> str:
+def _slope(by_k: dict[int, dict[str, Signal]], group: str, number: str) -> tuple[float, float] | None:
     """Over the `LARGEST` largest K, with its standard error: what theory says of slopes it says of many particles."""
     at = {k: by_k[k][group].summary() for k in sorted(by_k)[-LARGEST:]}
     values, errors = ([one[name] for one in at.values()] for name in (number, f"{number}_se"))
     if len(values) < 2 or not all(0 < value < math.inf for value in values):
-        return "-"
-    found, error = slope(list(at), values, errors)
-    return f"{found:+.2f} +- {'-' if math.isnan(error) else format(error, '.2f')}"
+        return None
+    return slope(list(at), values, errors)
 
 
-def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any]) -> None:
+def _shown(slope: tuple[float, float] | None) -> str:
+    return "-" if slope is None else f"{slope[0]:+.2f} +- {'-' if math.isnan(slope[1]) else format(slope[1], '.2f')}"
+
+
+def _slopes(results: Found) -> list[dict[str, Any]]:
+    """Of each estimator, group of parameters and number, those that the table has; over which K."""
+    return [
+        {"gradient": name, "parameters": group, "number": number, "particles": ks, "slope": found[0], "se": found[1]}
+        for name, by_k in results.items()
+        for ks in [sorted(by_k)[-LARGEST:]]
+        for group in by_k[ks[0]]
+        for number in NUMBERS
+        if (found := _slope(by_k, group, number))
+    ]
+
+
+def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any]) -> bool:
+    """Whether there was anything to write."""
+    ending = path.suffix.lower()
     rows = [
         {"gradient": name, "particles": k, "parameters": group, **one.summary()}
         for name, by_k in results.items()
         for k, groups in by_k.items()
         for group, one in groups.items()
     ]
-    lines = {} if path.suffix in (".json", ".csv") else _drawn(path, _lines(results, ks))
-    if not lines and path.suffix not in (".json", ".csv"):
-        return _say(f"not written: {path}: no gradient has both signal and noise")
+    lines = {} if ending in (".json", ".csv") else _drawn(path, _lines(results, ks))
+    if not lines and ending not in (".json", ".csv"):
+        _say(f"not written: {path}: no gradient has both signal and noise")
+        return False
     with whole(path, RETRY) as aside:
-        if path.suffix == ".json":
-            aside.write_text(as_json({**about, "rows": rows}))
-        elif path.suffix == ".csv":
+        if ending == ".json":
+            aside.write_text(as_json({**about, "rows": rows, "slopes": _slopes(results)}))
+        elif ending == ".csv":
             aside.write_text(as_csv(list(rows[0]), rows))
         else:
             options = {"floor": _floor(results), "title": about["of"]}
             dashed = [name for name in lines if name.endswith(": model")]
             plots.save(plots.signal_against_k(ks, lines, dashed=dashed, **options), aside)
-    print(f"\nwritten: {path}")
+    return True
 
 
 def _drawn(path: Path, lines: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -94,7 +94,7 @@ def measure(
         progress: called with how many are done, and of how many.
 
     Raises:
-        InputError: fewer than 2 samples; a group without parameters.
+        InputError: fewer than 2 samples; a group without parameters; a gradient that is no finite number.
 
     Rainforth et al. 2018 (SNR, section 3; DSNR, section 4), "Tighter variational bounds are not necessarily better".
 
@@ -134,6 +134,8 @@ def measure(
             for name, group in groups.items():
                 parts = [g.flatten()[at] for g, at in zip((next(found) for _ in group), chosen[name], strict=True)]
                 kept[name][sample] = torch.cat(parts).double().cpu()
+                if not kept[name][sample].isfinite().all():
+                    raise InputError(f"the gradient of the {name} is not a finite number: the model has diverged")
             if progress is not None:
                 progress(sample + 1, samples)
     return {name: _statistics(values) for name, values in kept.items()}
@@ -161,6 +163,8 @@ def _quick(gradient: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...]
         set_random_state(before)
         near = tolerance("float32", data[0].device.type)
         scale = max(float(g.abs().max()) for g in expected)
+        if not math.isfinite(scale):  # nothing is near it
+            return gradient
         pairs = zip(graph(*data), expected, strict=True)
         return graph if all(torch.allclose(*pair, rtol=near, atol=near * scale) for pair in pairs) else gradient
     except Untraceable:

@@ -1,16 +1,22 @@
 """`python -m pvae.gradients`, and the slopes that theory gives."""
 
+import contextlib
 import csv
+import errno
+import io
 import json
 import math
+import os
 import types
 from pathlib import Path
 
 import pytest
+import torch
 from commands import go
 
 import pvae
 from pvae import gradients, snr
+from pvae.load import load
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run(run, tmp_path, capsys):
-    files = [tmp_path / f"found{ending}" for ending in (".json", ".csv", ".png")]
+    files = [tmp_path / f"found{ending}" for ending in (".JSON", ".csv", ".png")]
     options = ["--particles", "1,4", "--gradient", "reparam,vimco", "--samples", 5]
     assert go(run, *options, *(word for file in files for word in ("--out", file)), command="gradients") == 0
     text = capsys.readouterr().out
@@ -31,7 +37,13 @@ def test_a_run(run, tmp_path, capsys):
     assert "nan" not in text
     assert "\nvimco              -" in text
     assert "-: too few particles for vimco\n" in text
-    rows = json.loads(files[0].read_text())["rows"]
+    found = json.loads(files[0].read_text())
+    rows = found["rows"]
+    slopes = {(each["gradient"], each["parameters"], each["number"]): each for each in found["slopes"]}
+    assert len(slopes) == 6  # VIMCO has one K, and no slope
+    each = slopes["reparam", "guide", "snr"]
+    assert each["particles"] == [1, 4]
+    assert f"{each['slope']:+.2f} +- {each['se']:.2f}\n" in text
     # VIMCO has none at K = 1: there are no other draws
     assert {(row["gradient"], row["particles"]) for row in rows} == {("reparam", 1), ("reparam", 4), ("vimco", 4)}
     with files[1].open() as file:
@@ -44,6 +56,64 @@ def test_the_toy(capsys):
     out = capsys.readouterr().out
     assert out.startswith("the Gaussian toy, iwae, 10 gradients each\n")
     assert out.count("\nreparam  ") == 6  # three numbers of two groups
+
+
+class Closed(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_files_are_there_though_nobody_reads(here):
+    argv = ["--toy", "--particles", "1,4", "--gradient", "reparam", "--samples", "5", "--out", "x.json"]
+    with contextlib.redirect_stdout(Closed()), pytest.raises(BrokenPipeError):
+        gradients.main(argv)
+    assert json.loads(Path("x.json").read_text())["rows"]
+
+
+def test_the_numbers_are_shown_though_they_cannot_be_written(here, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    argv = ["--toy", "--particles", "1,4", "--gradient", "reparam", "--samples", "5", "--out", "x.json"]
+    assert go(*argv, command="gradients") == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("the Gaussian toy, iwae, 5 gradients each\n")
+    assert "written" not in out
+    assert err.endswith("x.json: the disk is full: free some space, then run it again\n")
+
+
+def test_gradients_that_are_not_numbers(run, capsys, monkeypatch):
+    found = load(run)
+    with torch.no_grad():
+        found[0].likelihood.decoder.layers[-1].bias[3] = math.nan
+    monkeypatch.setattr(gradients, "load", lambda path, device: found)
+    assert go(run, "--particles", "1,2", "--samples", "5", command="gradients") == 2
+    said = f"{run}: reparam, K=1: the gradient of the guide is not a finite number: the model has diverged"
+    assert capsys.readouterr().err == f"pvae gradients: error: {said}\n"
+
+
+def test_an_estimator_that_does_not_fit_is_refused_before_any_is_measured(tmp_path, capsys, monkeypatch):
+    small = ["--epochs", 1, "--latent", 2, "--encoder.hidden", 8, "--decoder.hidden", 8, "--eval-particles", 2]
+    discrete = [
+        "--prior",
+        "bernoulli",
+        "--guide",
+        "bernoulli",
+        "--objective",
+        "iwae",
+        "--gradient",
+        "score",
+        "--particles",
+        2,
+    ]
+    assert go(*small, *discrete, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(gradients, "measure", lambda *_, **__: pytest.fail("measured"))
+    argv = ["--particles", "2,4", "--gradient", "score,reparam", "--samples", "5"]
+    assert go(tmp_path / "run", *argv, command="gradients") == 2
+    err = capsys.readouterr().err
+    assert f"error: {tmp_path / 'run'}: site 'z': iwae with gradient reparam needs draws that are" in err
 
 
 def test_a_gradient_without_noise_has_no_ratio(tmp_path, capsys, monkeypatch):
@@ -96,8 +166,8 @@ def test_the_error_of_a_slope_is_from_those_of_its_ratios():
             for k, v in every.items()
         }
 
-    assert gradients._slope(found(0.1), "guide", "snr") == "-0.50 +- 0.05"
-    assert gradients._slope(found(math.nan), "guide", "snr") == "-0.50 +- -"
+    assert gradients._shown(gradients._slope(found(0.1), "guide", "snr")) == "-0.50 +- 0.05"
+    assert gradients._shown(gradients._slope(found(math.nan), "guide", "snr")) == "-0.50 +- -"
 
 
 def test_what_a_prior_shares_with_the_guide_is_the_guides(run):

@@ -166,6 +166,13 @@ def test_too_few_samples(toy):
         measured(toy, pvae.ELBO(), samples=1)
 
 
+def test_a_gradient_that_is_not_a_number(toy):
+    with torch.no_grad():
+        toy.b[1] = math.inf
+    with pytest.raises(InputError, match="the gradient of the guide is not a finite number: the model has diverged"):
+        measured(toy, pvae.ELBO(), samples=5)
+
+
 def test_no_parameters(toy):
     with pytest.raises(InputError, match="nobody: found no parameters"):
         snr.measure(pvae.ELBO(), toy.model, toy.guide, {"nobody": []}, toy.x, samples=2)
