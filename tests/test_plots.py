@@ -185,6 +185,24 @@ def test_the_names_of_what_is_beside_the_data_are_within_the_figure(columns):
     assert whole.x0 <= shown.x0 < shown.x1 <= whole.x1
 
 
+def test_a_run_may_be_called_as_another_line_is():
+    figure = plots.bound_against_k([1, 2], {"exact": [-9, -8]}, {"exact": [0.1, 0.1]}, exact=-7)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["exact\n−7.00", "exact\n−8.00"]
+    figure = plots.signal_against_k([1, 2], {"no signal": [3.0, 2.0]}, floor=0.5)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no signal\n2.00", "no signal\n0.50"]
+
+
+def test_many_lines_are_told_apart_in_the_legend():
+    means = {f"run {i}": [-9 - i, -8 - i] for i in range(15)}
+    figure = plots.bound_against_k([1, 2], means, dict.fromkeys(means, (0.1, 0.1)))
+    lines = [handle.lines[0] for handle in figure.axes[0].containers]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(looks) == 15
+    assert len({line.get_marker() for line in lines}) == 3
+    period = 3.7 + 1.6  # of dashes, in widths of a line of 1.3 points
+    assert figure.legends[0].handlelength * 8 > 3 * period * 1.3
+
+
 def test_khat_of_one_datum_is_a_point():
     figure = plots.khat_quantiles({"one": [0.3], "two": [0.2, 0.4]}, 0.7)
     assert [line.get_marker() for line in figure.axes[0].lines[:2]] == ["o", "None"]

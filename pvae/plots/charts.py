@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
+
+HANDLE = 2.6
+"""Length of the lines in a legend, in its letters: as long as it takes to see that one is dashed."""
 
 
 @styled()
@@ -36,8 +39,10 @@ def learning_curves(epochs: ArrayLike, curves: Mapping[str, ArrayLike], *, title
     if not shown:
         raise InputError("curves: found no finite value, expected at least one")
     figure, axes = page(5.6, 2.9, title)
+    last = []
     for i, (name, (x, y)) in enumerate(shown.items()):
-        axes.plot(x, y, label=name, marker="o" if len(x) <= 25 else "", **_look(i))
+        (line,) = axes.plot(x, y, label=name, **_look(i, "" if len(x) > 25 else None))
+        last.append((line, name, y[-1]))
     low, high = _zoom([y for _, y in shown.values()])
     axes.set(xlabel="epoch", ylabel="bound (nats / datum)", ylim=(low, high))
     axes.set_xlim((at[0] - 0.5, at[0] + 0.5) if at.min() == at.max() else None)
@@ -45,7 +50,7 @@ def learning_curves(epochs: ArrayLike, curves: Mapping[str, ArrayLike], *, title
     if outside := sum(((y < low) | (y > high)).sum() for _, y in shown.values()):
         note = {"transform": axes.transAxes, "ha": "right", "color": "#6a6a6a", "size": 7}
         axes.text(0.985, 0.03, f"early values outside the axes: {outside}", **note)
-    _legend(figure, axes, {name: y[-1] for name, (_, y) in shown.items()})
+    _legend(figure, last)
     return settled(figure)
 
 
@@ -56,12 +61,14 @@ def bound_against_k(
     errors: Mapping[str, ArrayLike],
     *,
     exact: float | Mapping[str, float] | None = None,
+    title: str = "Importance-weighted bounds",
+    of: str = "bound",
 ) -> Figure:
     """The bound of each run against the number of particles K, and the exact value where it is known.
 
     `ks` (M,) is at least 1; `means[run]` and their standard errors `errors[run]` are (M,), in nats per datum,
-    NaN where not measured. `exact` is that of all runs, or those of some by name. Raises `InputError` for other shapes,
-    and for runs that only one of them names.
+    NaN where not measured. `exact` is that of all runs, or those of some by name; `of` says what the means are, where
+    they are no bounds. Raises `InputError` for other shapes, and for runs that only one of them names.
 
     >>> bound_against_k([1, 10], {"vae": [-90, -88]}, {"vae": [0.1, 0.1]}, exact=-87).axes[0].get_xscale()
     'log'
@@ -72,9 +79,9 @@ def bound_against_k(
     known = exact if isinstance(exact, Mapping) else {}
     if not set(known) <= set(means):
         raise InputError(f"exact: found runs {sorted(known)}, expected some of means, {sorted(means)}")
-    figure, axes = page(5.6, 2.9, "Importance-weighted bounds")
+    figure, axes = page(5.6, 2.9, title)
     dashes = {"ls": "--", "lw": 0.9}
-    last, order = {}, np.argsort(at, kind="stable")
+    last, order = [], np.argsort(at, kind="stable")
     for i, run in enumerate(means):
         y = vector(means[run], f"means[{run!r}]", length=len(at), gaps=True)[order]
         error = np.nan_to_num(vector(errors[run], f"errors[{run!r}]", length=len(at), gaps=True)[order])
@@ -82,19 +89,18 @@ def bound_against_k(
         if not keep.any() or (error < 0).any():
             raise InputError(f"means[{run!r}], errors[{run!r}]: expected a finite mean and no negative error")
         bars = {"elinewidth": 0.8, "capsize": 2}
-        axes.errorbar(at[order][keep], y[keep], error[keep], label=run, marker="o", **bars, **_look(i))
-        last[run] = y[keep][-1]
+        line = axes.errorbar(at[order][keep], y[keep], error[keep], label=run, **bars, **_look(i))
+        last.append((line, run, y[keep][-1]))
         if run in known:
-            axes.axhline(known[run], color=LINES[i % 7], label=f"{run}, exact", **dashes)
-            last[f"{run}, exact"] = known[run]
+            name = f"{run}, exact"
+            last.append((axes.axhline(known[run], color=LINES[i % 7], label=name, **dashes), name, known[run]))
     if exact is not None and not isinstance(exact, Mapping):
-        axes.axhline(exact, color=INK, label="exact", **dashes)
-        last["exact"] = exact
+        last.append((axes.axhline(exact, color=INK, label="exact", **dashes), "exact", exact))
     edge = max((at.max() / at.min()) ** 0.04, 1.1)
     axes.set(xscale="log", xlim=(at.min() / edge, at.max() * edge))
-    axes.set(xlabel="number of particles K", ylabel="bound ± standard error (nats / datum)")
+    axes.set(xlabel="number of particles K", ylabel=f"{of} ± standard error (nats / datum)")
     _mark(axes, at)
-    _legend(figure, axes, last)
+    _legend(figure, last)
     return settled(figure)
 
 
@@ -119,13 +125,13 @@ def khat_quantiles(values: Mapping[str, ArrayLike], threshold: float) -> Figure:
     for i, (name, row) in enumerate(rows.items()):
         fitted, label = row[row < np.inf], name + gap + "\n".join(_shares(row, threshold))
         share = 100 * (np.arange(len(fitted)) + 0.5) / len(fitted)
-        mark = "o" if len(fitted) == 1 else None  # of one point there is no line
-        axes.plot(share, fitted.clip(low), label=label, marker=mark, **_look(i))
+        mark = None if len(fitted) == 1 else "None"  # of one point there is no line
+        axes.plot(share, fitted.clip(low), label=label, **_look(i, mark))
     axes.axhline(threshold, color=INK, ls="--", lw=0.9, label=f"threshold{gap}{threshold:.2f}")
     axes.set(xlabel="data, in order of k-hat (%)", ylabel="Pareto k-hat", xlim=(0, 100), ylim=(low, high))
     lines = sum(1 + str(line.get_label()).count("\n") for line in axes.get_lines())
     figure.set_figheight(max(figure.get_figheight(), 0.18 * lines + 0.2))
-    figure.legend(loc="outside right upper", handlelength=1.4)
+    figure.legend(loc="outside right upper", handlelength=HANDLE)
     return settled(figure)
 
 
@@ -148,7 +154,7 @@ def signal_against_k(
     """
     at = _particles(ks)
     figure, axes = page(5.6, 2.9)
-    last, order = {}, np.argsort(at, kind="stable")
+    last, order = [], np.argsort(at, kind="stable")
     for i, (name, values) in enumerate(signals.items()):
         y = vector(values, f"signals[{name!r}]", length=len(at), gaps=True)[order]
         keep = np.isfinite(y) & (y > 0)
@@ -156,15 +162,14 @@ def signal_against_k(
             raise InputError(f"signals[{name!r}]: found none above 0, expected a signal for one K at least")
         look = _look(i) | ({"ls": "--"} if name in dashed else {})
         label = textwrap.fill(name, 24)
-        axes.plot(at[order][keep], y[keep], label=label, marker="o", **look)
-        last[label] = y[keep][-1]
+        (line,) = axes.plot(at[order][keep], y[keep], label=label, **look)
+        last.append((line, label, y[keep][-1]))
     if floor is not None:
-        axes.axhline(floor, color=INK, ls="--", lw=0.9, label="no signal")
-        last["no signal"] = floor
+        last.append((axes.axhline(floor, color=INK, ls="--", lw=0.9, label="no signal"), "no signal", floor))
     axes.set(xscale="log", yscale="log", xlabel="number of particles K", ylabel="|mean| / std of the gradient")
     axes.set_title(title)
     _mark(axes, at)
-    _legend(figure, axes, last)
+    _legend(figure, last)
     return settled(figure)
 
 
@@ -271,9 +276,13 @@ def _scatter(axes: Axes, z: np.ndarray, values: np.ndarray, colours: np.ndarray)
     return dots
 
 
-def _look(i: int) -> dict[str, str]:
-    """Of the i-th line: seven colours, then the same ones dashed, then dotted."""
-    return {"color": LINES[i % 7], "ls": ["-", "--", ":"][i // 7 % 3]}
+def _look(i: int, marker: str | None = None) -> dict[str, str]:
+    """Of the i-th line: seven colours, then the same ones dashed, then dotted; with a marker for each unless given."""
+    return {
+        "color": LINES[i % 7],
+        "ls": ["-", "--", ":"][i // 7 % 3],
+        "marker": "os^"[i // 7 % 3] if marker is None else marker,
+    }
 
 
 def _mark(axes: Axes, ks: np.ndarray) -> None:
@@ -286,14 +295,14 @@ def _mark(axes: Axes, ks: np.ndarray) -> None:
     axes.minorticks_off()
 
 
-def _legend(figure: Figure, axes: Axes, last: Mapping[str, float]) -> None:
+def _legend(figure: Figure, last: Sequence[tuple[Any, str, float]]) -> None:
     """Beside the axes, each line's name and last value, in the order in which the lines end."""
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    names = sorted(last, key=last.__getitem__, reverse=True)
-    labels = [f"{name}{'  ' if len(last) > 7 else chr(10)}{formatted(last[name])}" for name in names]
+    ordered = sorted(last, key=lambda each: each[2], reverse=True)
+    gap = "  " if len(last) > 7 else "\n"
+    labels = [f"{name}{gap}{formatted(value)}" for _, name, value in ordered]
     lines = sum(1 + label.count("\n") for label in labels)
     figure.set_figheight(max(figure.get_figheight(), 0.18 * lines + 0.2))
-    figure.legend([handles[n] for n in names], labels, loc="outside right upper", handlelength=1.4)
+    figure.legend([line for line, *_ in ordered], labels, loc="outside right upper", handlelength=HANDLE)
 
 
 def _shares(row: np.ndarray, threshold: float) -> Iterator[str]:
