@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ AGAIN = {
     "numbers": "the other's --guide",
 }
 """What makes protocols equal, by what differs."""
+NOTHING = "nothing"
+"""What the numbers of a point mass are bounds on."""
 ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
 
 
@@ -68,6 +71,9 @@ def main(argv: Sequence[str]) -> int:
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
     shared["bounds_on"] = {name: bounds_on(run.config) for name, (_, _, run) in loaded.items()}
+    points = NOTHING in shared["bounds_on"].values()
+    if points and asked:
+        raise InputError(f"{asked[0]}: found guides that are point masses, which have no weights: leave it out")
     shared["epoch"] = {name: Run.chosen(path)[1].state["epoch"] for name, path in _names(found.runs).items()}
     shared["level_volume"] = {name: run.config.level_volume for name, (_, _, run) in loaded.items()}
     shared["dimensions"] = prod(next(iter(loaded.values()))[1].shape)
@@ -75,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
     # the data were looked at; what is not a number is found in the sums, and named
     with pyro.validation_enabled(False):
         comparison = _compared(loaded, plan, train)
+    if points:
+        comparison = _without_khat(comparison)
     shown = [tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns)]
     try:
         for out in outs:
@@ -90,7 +98,8 @@ def notes(name: str, config: Config) -> list[str]:
     found = []
     if config.condition != "none":
         who = name if config.of_model else f"the guide of {name} alone"
-        found.append(f"{who} is conditioned on {config.condition}: its bounds are on {bounds_on(config)}")
+        on = f": its bounds are on {bounds_on(config)}" if config.bounded else ""
+        found.append(f"{who} is conditioned on {config.condition}{on}")
     if config.start_from is not None:
         found.append(f"{name} began with the weights of {config.start_from}: it was trained for longer than its epochs")
     return found
@@ -98,6 +107,8 @@ def notes(name: str, config: Config) -> list[str]:
 
 def bounds_on(config: Config) -> str:
     """What a run's bounds are on."""
+    if not config.bounded:
+        return NOTHING
     return "log p(x|y)" if config.of_model else "log p(x)"
 
 
@@ -136,6 +147,12 @@ def _compared(loaded: dict[str, tuple[Autoencoder, Dataset, Run]], plan: Plan, t
         exact={name: value for name, (vae, _, _) in loaded.items() if (value := _exact(vae, x)) is not None},
         progress=_progress(),
     )
+
+
+def _without_khat(found: Comparison) -> Comparison:
+    """Of point masses, which have no weights."""
+    models = {name: replace(each, test=replace(each.test, khat=None)) for name, each in found.models.items()}
+    return replace(found, models=models)
 
 
 def training_data(dataset: Dataset, config: Config, count: int, seed: int) -> Data:
@@ -254,27 +271,40 @@ def _write(path: Path, found: Comparison, shared: dict[str, Any]) -> None:
         if ending == ".json":
             aside.write_text(as_json(tables.summary(found, shared, versions())))
         elif ending == ".csv":
-            aside.write_text(tables.data_csv(found) if _is_of_data(path) else tables.as_csv(found, shared))
+            aside.write_text(tables.data_csv(found, shared) if _is_of_data(path) else tables.as_csv(found, shared))
         elif ending == ".tex":
             aside.write_text(tables.latex(found, shared))
         else:
-            plots.save(_khats(found) if _is_of_khat(path) else _bounds(found), aside)
+            plots.save(_khats(found) if _is_of_khat(path) else _bounds(found, shared), aside)
 
 
-def _bounds(found: Comparison) -> Any:
+def _bounds(found: Comparison, shared: dict[str, Any]) -> Any:
     """The chart of the bounds; with the exact values, or the one of all models."""
-    ks = list(found.plan.particles)
-    estimates = {_broken(name): found.estimates(name) for name in found.models}
+    ks, names = list(found.plan.particles), _labels(found, tables.bounds_on(found, shared))
+    estimates = {names[name]: found.estimates(name) for name in found.models}
     means = {name: [each["test"][f"iw.{k}"].mean for k in ks] for name, each in estimates.items()}
     errors = {name: [each["test"][f"iw.{k}"].se for k in ks] for name, each in estimates.items()}
-    exact = {_broken(name): estimate(each.exact).mean for name, each in found.models.items() if each.exact is not None}
+    exact = {names[name]: estimate(each.exact).mean for name, each in found.models.items() if each.exact is not None}
     alike = exact.keys() == means.keys() and len(set(exact.values())) == 1
-    return plots.bound_against_k(ks, means, errors, exact=exact.popitem()[1] if alike else exact)
+    points = {"title": "Point masses: no bounds", "of": "log p(x, z)"}
+    of = points if NOTHING in shared["bounds_on"].values() else {}
+    return plots.bound_against_k(ks, means, errors, exact=exact.popitem()[1] if alike else exact, **of)
 
 
 def _khats(found: Comparison) -> Any:
-    values: dict[str, Any] = {_broken(name): each.test.khat for name, each in found.models.items()}
+    names = _labels(found, {})
+    values: dict[str, Any] = {names[name]: each.test.khat for name, each in found.models.items()}
     return plots.khat_quantiles(values, khat_threshold(found.plan.total))
+
+
+def _labels(found: Comparison, about: dict[str, str]) -> dict[str, str]:
+    """How runs are called in a chart, with what their bounds are on where that differs; no two alike."""
+    labels = {name: _broken(f"{name}, {about[name]}" if about else name) for name in found.models}
+    every = list(labels.values())
+    return {
+        name: label if every.count(label) == 1 else f"{label} (run {i})"
+        for i, (name, label) in enumerate(labels.items(), 1)
+    }
 
 
 def _broken(name: str) -> str:

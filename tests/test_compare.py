@@ -370,7 +370,8 @@ def test_khat_that_could_not_be_fitted_is_left_out_and_said():
     assert "none: 45 of the 45 data, whose ESS is at least 1.0, are left out of k-hat" in text
     assert re.search(r"threshold & \$25\.0 \\pm .* & no fit", tex)
     assert not re.search(r"\binf|nan|\\infty", text + tex)
-    assert tables.summary(found, PROTOCOL, {})["runs"]["none"]["test"]["khat.50"] == {"mean": None, "se": None, "n": 0}
+    unfit = {"mean": None, "se": None, "n": 0, "state": "no fit"}
+    assert tables.summary(found, PROTOCOL, {})["runs"]["none"]["test"]["khat.50"] == unfit
     assert "none,,test,khat.50,,nan,nan,0," in tables.as_csv(found, PROTOCOL)
 
 
@@ -563,8 +564,21 @@ def test_bounds_on_something_else_are_marked_wherever_they_stand_side_by_side():
     assert marks["labels", ""] == "log p(x|y)"
     assert marks["labels", "plain"] == "log p(x|y) less log p(x)"
     assert marks["more", "labels"] == "log p(x|y)"
+    of_data = list(csv.DictReader(io.StringIO(tables.data_csv(found, protocol))))
+    assert [row["bounds_on"] for row in of_data[::4]] == list(about.values())
     alike = {**PROTOCOL, "bounds_on": dict.fromkeys(about, "log p(x)")}
     assert "bounds on" not in tables.text(found, alike)
+
+
+def test_the_best_are_of_bounds_on_the_same_thing():
+    found = comparison(plain=[1.0, 2.0, 3.0, 4.0], other=[0.0, 1.0, 2.0, 3.0], labels=[5.0, 6.0, 7.0, 8.0])
+    tex = tables.latex(
+        found, {**PROTOCOL, "bounds_on": {"plain": "log p(x)", "other": "log p(x)", "labels": "log p(x|y)"}}
+    )
+    (elbo,) = [line for line in tex.splitlines() if line.startswith("ELBO & $")]
+    assert elbo == r"ELBO & $\mathbf{2.50} \pm 0.65$ & $1.50 \pm 0.65$ & $6.50 \pm 0.65$ \\"
+    assert "Bold: the highest bound on each of these, and those within" in tex
+    assert r"$\mathbf{6.50}" in tables.latex(found, PROTOCOL)
 
 
 def test_a_point_mass_has_no_khat():
@@ -572,6 +586,36 @@ def test_a_point_mass_has_no_khat():
     text = tables.text(found, {**PROTOCOL, "numbers": evaluate_room.NO_BOUNDS})
     assert re.search(r"k-hat, median +-\n", text)
     assert re.search(r"k-hat > threshold +-\n", text)
+    assert "Pareto k-hat is not given: a point mass has no weights\n" in text
+    assert "above the threshold" not in text
+
+
+def test_why_a_khat_is_no_number_is_in_the_json():
+    vae, x = linear(), _x()
+    truth = vae.exact()
+
+    def guide(x):  # the posterior: all weights are equal
+        posterior = truth.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(posterior.loc, posterior.covariance_matrix))
+
+    found = compare({"a": (vae.model, vae.guide), "b": (vae.model, guide)}, Data(x), plan=Plan((1, 40)))
+    gone = dataclasses.replace(found.models["a"].test, khat=torch.full((len(x),), -math.inf))
+    none = dataclasses.replace(gone, khat=torch.full((len(x),), math.inf))
+    more = {name: dataclasses.replace(found.models["a"], test=test) for name, test in (("c", gone), ("d", none))}
+    found = dataclasses.replace(found, models={**found.models, **more})
+    said = {name: parts["test"]["khat.50"] for name, parts in tables.summary(found, PROTOCOL, {})["runs"].items()}
+    assert "state" not in said["a"]
+    assert [(said[name]["mean"], said[name]["state"]) for name in "cd"] == [(None, "no tail"), (None, "no fit")]
+
+
+@pytest.mark.parametrize(("n", "end"), [(1, ""), (2, "s")])
+def test_one_is_not_many(n, end):
+    plan = Plan((1,), draws=n, subset=2, annealing=Annealing(n, n, n), information=n)
+    text = " ".join(tables.text(compare(programs(0), Data(_x()), plan=plan), PROTOCOL).split())
+    assert f"{n} draw{end} for each datum" in text
+    assert f"{n} temperature{end}, {n} chain{end}, {n} leapfrog step{end}; log p(x) from below" in text
+    assert f"from {n} draw{end}, at most" in text
 
 
 def test_too_few_draws_for_khat_are_said():
@@ -641,7 +685,7 @@ def test_csv_has_the_same_numbers(whole):
 
 
 def test_the_csv_of_data_has_a_row_for_each(whole):
-    rows = list(csv.DictReader(io.StringIO(tables.data_csv(whole))))
+    rows = list(csv.DictReader(io.StringIO(tables.data_csv(whole, PROTOCOL))))
     assert [(row["run"], row["datum"]) for row in rows] == [(name, str(i)) for name in whole.models for i in range(9)]
     test = whole.models["linear1"].test
     for column, value in {"iw.4": test.iw[4], "iw.4.se": test.se["iw.4"], "khat": test.khat, "ess": test.ess}.items():
@@ -688,6 +732,7 @@ def test_the_table_for_a_paper():
         r" &  & 4/0, p=0.12 & 3/0, p=0.25 \\",
     ]
     assert r"test data of toy\_1" in text
+    assert r" & x-{}-y \\" in tables.latex(comparison(**{"x--y": [1.0, 2.0]}), PROTOCOL)
     assert r"\label{tab:bounds-toy-1-first-a-b-c}" in text
     assert r"mean $\pm$ standard error" in text
 

@@ -22,11 +22,13 @@ import torch
 
 import pvae
 from pvae import compare, comparison, config, fit, plots
+from pvae.evaluate import BOUNDS
 from pvae.exact import LinearVAE
 from pvae.load import load
 from pvae.pace import pace
 
 SMALL = ["--epochs", "2", "--encoder.hidden", "8", "--decoder.hidden", "8", "--latent", "2", "--eval-particles", "2"]
+ON = {"numbers": BOUNDS, "bounds_on": {}}
 QUICK = ["--subset", "2", "--temperatures", "5", "--chains", "2", "--leapfrog", "1"]
 
 
@@ -220,8 +222,52 @@ def test_the_chart_says_whose_the_exact_values_are(known, names):
     exact = {name: torch.full((5,), value) for name, value in known.items()}
     programs = dict.fromkeys(("a", "b"), (vae.model, vae.guide))
     found = comparison.compare(programs, comparison.Data(torch.randn(5, 4)), plan=comparison.Plan((1, 2)), exact=exact)
-    shown = [text.get_text().partition("\n")[0] for text in compare._bounds(found).legends[0].get_texts()]
+    shown = [text.get_text().partition("\n")[0] for text in compare._bounds(found, ON).legends[0].get_texts()]
     assert [name for name in shown if "exact" in name] == names
+
+
+def test_the_chart_tells_runs_and_what_their_bounds_are_on_apart():
+    vae = LinearVAE(4, 2)
+    names = ("a", "a ", "exact", "a\nb", "a b")
+    exact = {"exact": torch.full((5,), -1.0)}
+    programs = dict.fromkeys(names, (vae.model, vae.guide))
+    found = comparison.compare(programs, comparison.Data(torch.randn(5, 4)), plan=comparison.Plan((1, 2)), exact=exact)
+    found = replace(found, models={name: found.models[name] for name in names})
+
+    def shown(**shared):
+        figure = compare._bounds(found, {**ON, **shared})
+        return {
+            text.get_text().partition("\n")[0]: text.get_text().split("\n")[-1]
+            for text in figure.legends[0].get_texts()
+        }
+
+    assert set(shown()) == {"a (run 1)", "a (run 2)", "exact", "exact, exact", "a b (run 4)", "a b (run 5)"}
+    on = dict.fromkeys(names, "log p(x)") | {"exact": "log p(x|y)"}
+    assert {"exact, log p(x|y)", "a b, log p(x) (run 4)"} < set(shown(bounds_on=on))
+
+
+def test_a_point_mass_has_no_bounds_in_any_file(capsys, monkeypatch):
+    commands.quick(monkeypatch)
+    assert fit.main([*SMALL, "--guide", "delta", "--compile", "off", "--out", "run"]) == 0
+    outs = [f"x{ending}" for ending in (".csv", ".json", ".data.csv", ".png")]
+    charts = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: (charts.append(figure), path.write_text("")))
+    argv = ["--particles", "1,10", "--draws", "50", "--train", "0"]
+    assert go("run", *argv, *(word for out in outs for word in ("--out", out))) == 0
+    with open("x.csv") as table, open("x.data.csv") as data:
+        rows, of_data = list(csv.DictReader(table)), list(csv.DictReader(data))
+    assert {row["bounds_on"] for row in rows} == {row["bounds_on"] for row in of_data} == {"nothing"}
+    assert not any("khat" in row["quantity"] for row in rows)
+    assert "khat" not in of_data[0]
+    found = json.loads(Path("x.json").read_text())
+    assert found["protocol"]["bounds_on"] == {"run": "nothing"}
+    assert not any("khat" in key for key in found["runs"]["run"]["test"])
+    (axes,) = charts[0].axes
+    assert axes.get_title() == "Point masses: no bounds"
+    assert axes.get_ylabel().startswith("log p(x, z) ")
+    assert "k-hat is not given: a point mass has no weights" in capsys.readouterr().out
+    for wanted in (["--khat"], ["--out", "x.khat.png"]):
+        assert f"{' '.join(wanted)}: found guides that are point masses" in refused(capsys, "run", *argv, *wanted)
 
 
 def test_every_option_reaches_the_plan():

@@ -13,13 +13,13 @@ from torch import Tensor
 from .. import files
 from ..comparison import Comparison, Measured
 from ..diagnostics import FEWEST, khat_threshold
-from .rows import bits
+from .rows import bits, khat_state
 
 Arrays = dict[str, dict[str, tuple[tuple[str, ...], Any]]]
 
 
 def summary(found: Comparison, protocol: dict[str, Any], versions: dict[str, Any]) -> dict[str, Any]:
-    """Everything but the values of each datum, ready for JSON; what is not finite is None."""
+    """Everything but the values of each datum, ready for JSON; what is not finite is None, a k-hat with its `state`."""
     plan = found.plan
     settings = {
         "K": list(plan.particles),
@@ -34,10 +34,13 @@ def summary(found: Comparison, protocol: dict[str, Any], versions: dict[str, Any
     }
     runs, levels = {}, bits(found, protocol)
     for name, each in found.models.items():
+        estimates = found.estimates(name)
         parts = {
-            part: {key: _plain(value._asdict()) for key, value in values.items()}
-            for part, values in found.estimates(name).items()
+            part: {key: _plain(value._asdict()) for key, value in values.items()} for part, values in estimates.items()
         }
+        for key, value in estimates["test"].items():
+            if key.startswith("khat") and (state := khat_state(value, estimates["test"]["ess"], found)):
+                parts["test"][key]["state"] = state
         parts["test"]["active_units"] = each.test.active_units
         if name in levels:
             parts["test"]["bits_per_dim"] = _plain(levels[name])
@@ -57,8 +60,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def as_csv(found: Comparison, protocol: dict[str, Any]) -> str:
     """A row for each number: run, less, part, quantity, K, mean, se, n, draws, wins, losses, p_value, bounds_on.
 
-    The last says what a run's bounds are on, log p(x) or log p(x|y); of a difference "one less the other" where the two
-    differ.
+    The last says what a run's bounds are on, log p(x) or log p(x|y), or nothing, as of a point mass; of a difference
+    "one less the other" where the two differ.
     """
     rows: list[dict[str, Any]] = []
     about = {name: protocol.get("bounds_on", {}).get(name) for name in found.models}
@@ -78,17 +81,20 @@ def as_csv(found: Comparison, protocol: dict[str, Any]) -> str:
     return files.as_csv(columns, rows)
 
 
-def data_csv(found: Comparison) -> str:
-    """A row for each model and test datum: its bounds, their Monte Carlo errors, rate, distortion, ess, khat."""
+def data_csv(found: Comparison, protocol: dict[str, Any]) -> str:
+    """A row for each model and test datum: its bounds, their Monte Carlo errors, rate, distortion, ess, khat.
+
+    The last column says what the bounds are on, as in `as_csv`.
+    """
     rows: list[dict[str, Any]] = []
     for name, each in found.models.items():
-        columns = _columns(each)
+        columns, about = _columns(each), protocol.get("bounds_on", {}).get(name)
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
         rows += [
-            {"run": name, "datum": datum, **dict(zip(columns, value, strict=True))}
+            {"run": name, "datum": datum, **dict(zip(columns, value, strict=True)), "bounds_on": about}
             for datum, value in enumerate(values)
         ]
-    return files.as_csv(["run", "datum", *columns], rows)
+    return files.as_csv(["run", "datum", *columns, "bounds_on"], rows)
 
 
 def _columns(found: Measured) -> dict[str, Tensor]:

@@ -156,13 +156,24 @@ def _cell(key: str, values: Mapping[str, Estimate], found: Comparison, protocol:
     value = values[key]
     if key.startswith("khat") and protocol["numbers"] != BOUNDS:
         return "-"  # a point mass has no weights
-    if key.startswith("khat") and not value.n:
-        return "no fit"
-    if key.startswith("khat") and value.mean == -math.inf:  # the largest weights are equal, or all are
-        return "exact" if values["ess"].mean > (1 - 1e-6) * found.plan.total else "no tail"
+    if key.startswith("khat") and (state := khat_state(value, values["ess"], found)):
+        return state
     if key == "khat.above":
         return f"{100 * value.mean:.1f}% +- " + ("-" if math.isnan(value.se) else f"{100 * value.se:.1f}%")
     return " +- ".join(plus_minus(value))
+
+
+def khat_state(value: Estimate, ess: Estimate, found: Comparison) -> str:
+    """What is said of a k-hat in place of a number; nothing where there is one."""
+    if not value.n:
+        return "no fit"
+    if value.mean == -math.inf:  # the largest weights are equal, or all are
+        return "exact" if ess.mean > (1 - 1e-6) * found.plan.total else "no tail"
+    return ""
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _titles(found: Comparison) -> dict[str, str]:
@@ -171,12 +182,12 @@ def _titles(found: Comparison) -> dict[str, str]:
     few = f"{len(found.chosen):,} of the test data"
     titles = {"test": "test", "train": "", "difference": "training less test", "exact": "exact", "ais": ""}
     if train is not None:
-        titles["train"] = f"training, {len(train.elbo):,} data, {train.draws:,} draw{'s' * (train.draws != 1)} each"
+        titles["train"] = f"training, {len(train.elbo):,} data, {_count(train.draws, 'draw')} each"
     if annealing is not None:
         titles["ais"] = (
-            f"annealed importance sampling from the {plan.start}: {few}, {annealing.temperatures:,} temperatures,"
-            f" {annealing.chains} chains, {annealing.leapfrog} leapfrog steps; log p(x) from below, bounds of these"
-            " data"
+            f"annealed importance sampling from the {plan.start}: {few},"
+            f" {_count(annealing.temperatures, 'temperature')}, {_count(annealing.chains, 'chain')},"
+            f" {_count(annealing.leapfrog, 'leapfrog step')}; log p(x) from below, bounds of these data"
         )
     titles["gap"] = (
         f"inference gap: {few}; ELBO* is that of a guide fitted to each datum alone, approximation log p(x) - ELBO*,"
@@ -199,8 +210,11 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
     if protocol["numbers"] != BOUNDS:
         yield f"The numbers are {protocol['numbers']}"
     groups = ", ".join(f"{plan.total // k:,} of K={k}" for k in plan.particles)
-    yield f"{plan.total:,} draws for each datum (seed {plan.seed}); L_K is averaged over disjoint groups: {groups}"
-    if plan.total < FEWEST:
+    drawn = f"{_count(plan.total, 'draw')} for each datum (seed {plan.seed})"
+    yield f"{drawn}; L_K is averaged over disjoint groups: {groups}"
+    if protocol["numbers"] != BOUNDS:
+        yield "Pareto k-hat is not given: a point mass has no weights"
+    elif plan.total < FEWEST:
         yield f"Pareto k-hat is not given: it needs at least {FEWEST} draws for each datum"
     else:
         above = f"Pareto k-hat above the threshold, {khat_threshold(plan.total):.2f}"
@@ -208,7 +222,7 @@ def notes(found: Comparison, protocol: dict[str, Any]) -> Iterator[str]:
         if 1 < found.size < FEWEST_OF_TAILS:
             yield "Of so few data there is no standard error of the 10% and 90% quantiles of k-hat"
     if any(each.information is not None for each in found.models.values()):
-        drawn = f"Mutual information: from {min(plan.information, found.size):,} draws"
+        drawn = f"Mutual information: from {_count(min(plan.information, found.size), 'draw')}"
         yield f"{drawn}, at most log N = {math.log(found.size):.2f}"
     yield from protocol.get("notes", ())
     for name, each in found.models.items():

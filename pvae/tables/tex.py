@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..comparison import Comparison, is_bound
-from .rows import Row, Table, notes, tables
+from .rows import Row, Table, bounds_on, notes, tables
 
 
 def latex(found: Comparison, protocol: dict[str, Any]) -> str:
@@ -19,10 +19,12 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
     is above a part of the table is short; what else its title says is in the caption, where lines are broken.
     """
     names, parts = list(found.models), list(tables(found, protocol))
-    sections = [_section(found, table) for table in parts]
+    about = bounds_on(found, protocol)
+    sections = [_section(found, table, about) for table in parts]
     said = [*notes(found, protocol), *(_upper(table.title) for table in parts if _short(table.title) != table.title)]
     if len(names) > 1:
-        said.append("Bold: the highest bound, and those within two standard errors of the paired difference from it")
+        highest = "the highest bound on each of these" if about else "the highest bound"
+        said.append(f"Bold: {highest}, and those within two standard errors of the paired difference from it")
     caption = " ".join(f"{escape(sentence)}." for sentence in said)
     return "\n".join(
         [
@@ -33,7 +35,7 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
             rf"\label{{{_label(names, protocol)}}}",
             rf"\begin{{tabular}}{{l{'r' * len(names)}}}",
             r"\toprule",
-            " & ".join(["", *(name.translate(_ESCAPED) for name in names)]) + r" \\",
+            " & ".join(["", *(_name(name) for name in names)]) + r" \\",
             r"\midrule",
             "\n\\midrule\n".join(sections),
             r"\bottomrule",
@@ -44,14 +46,19 @@ def latex(found: Comparison, protocol: dict[str, Any]) -> str:
     )
 
 
+def _name(words: str) -> str:
+    """A name as it is: two hyphens are no dash."""
+    return words.translate(_ESCAPED).replace("--", "-{}-")
+
+
 def _label(names: list[str], protocol: dict[str, Any]) -> str:
     """What the table is referred to by, in letters, digits and hyphens: its data and its models."""
     about = " ".join([PurePath(protocol["data"]).stem, *names])
     return "tab:bounds-" + re.sub("[^a-zA-Z0-9]+", "-", about).strip("-")
 
 
-def _section(found: Comparison, table: Table) -> str:
-    lines = [line for row in table.rows for line in _lines(found, table.part, row)]
+def _section(found: Comparison, table: Table, about: dict[str, str]) -> str:
+    lines = [line for row in table.rows for line in _lines(found, table.part, row, about)]
     if table.part != "test":
         columns = 1 + len(found.models)
         lines.insert(0, rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(_short(table.title))}}}}} \\")
@@ -66,9 +73,12 @@ def _upper(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _lines(found: Comparison, part: str, row: Row) -> list[str]:
+def _lines(found: Comparison, part: str, row: Row, about: dict[str, str]) -> list[str]:
     """The lines of a row whose cells have several."""
-    best = _best(found, row.quantity) if part == "test" and is_bound(row.quantity) else set()
+    best = set()
+    if part == "test" and is_bound(row.quantity):
+        groups = [[name for name in found.models if about.get(name) == on] for on in {*about.values()} or {None}]
+        best = set().union(*(_best(found, row.quantity, group) for group in groups))
     cells = [[_cell(line, name in best) for line in row.cells.get(name, [])] for name in found.models]
     return [" & ".join(line) + r" \\" for line in zip_longest([escape(row.label)], *cells, fillvalue="")]
 
@@ -88,11 +98,11 @@ def _number(word: str) -> str:
     return {"nan": "?", "inf": r"\infty", "-inf": r"-\infty"}.get(word, word)
 
 
-def _best(found: Comparison, key: str) -> set[str]:
-    """The models with the highest bound, and those that cannot be told from it; none where there is one model."""
-    means = {name: each.test.columns()[key].mean().item() for name, each in found.models.items()}
+def _best(found: Comparison, key: str, names: list[str]) -> set[str]:
+    """Of some models those with the highest bound, and those that cannot be told from it; none of one model."""
+    means = {name: found.models[name].test.columns()[key].mean().item() for name in names}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-    if len(found.models) < 2 or not means:
+    if len(names) < 2 or not means:
         return set()
     first, differences, best = max(means, key=means.__getitem__), found.differences(), {max(means, key=means.get)}
     for name in means.keys() - {first}:
