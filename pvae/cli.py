@@ -23,6 +23,9 @@ from .config.values import convert, describe
 from .errors import InputError, at_least
 from .runs import versions
 
+OF_A_RUN = ("environment.json", "summary.json", "results.nc")
+"""Files of a run folder that are not to be written over."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `InputError`s, and that offers the nearest option for an unknown one."""
@@ -215,11 +218,13 @@ def output(name: str, option: str, endings: Sequence[str]) -> Path:
     """Where a file is to be written, looked at before the work begins.
 
     Raises:
-        InputError: another ending, or no folder to write into.
+        InputError: another ending, a file that a run has of that name, or no folder to write into.
     """
     path = Path(name)
     if path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: found the ending '{path.suffix}', expected one of {', '.join(endings)}")
+    if path.name in OF_A_RUN and path.with_name("config.yaml").is_file():
+        raise InputError(f"{option} {path}: found a run's own file, expected another: choose another name")
     if path.is_dir():
         raise InputError(f"{option} {path}: found a folder, expected a file: choose another name")
     if not path.parent.is_dir():

@@ -20,18 +20,22 @@ from .runs import Run, load_weights
 from .vae import Autoencoder
 
 
-def read_data(settings: Config) -> Dataset:
+def read_data(settings: Config, sha256: str = "") -> Dataset:
     """The data of a configuration: checked, split, and binarized or dequantized where it is fixed.
 
+    Args:
+        settings: the configuration.
+        sha256: of the data that are expected, if they are known.
+
     Raises:
-        InputError: it cannot be read, or does not fit the likelihood.
+        InputError: it cannot be read, is not what is expected, or does not fit the likelihood.
     """
     support, drawn = settings.support, settings.binarization != "none"
     before = "unit_interval" if drawn else "real" if settings.dequantization != "none" else support
     with _advised(settings):
-        dataset = _load(settings, before)
+        dataset = _load(settings, before, sha256)
         if settings.dequantization != "none" and dataset.train.x.dtype != torch.uint8:  # no levels to dequantize
-            _load(settings, support)
+            _load(settings, support, sha256)
     dataset = data.fix_binarization(_with_known(dataset, settings), settings.binarization, settings.data_seed)
     dataset = data.fix_dequantization(dataset, settings.dequantization, settings.data_seed)
     if before != support:
@@ -39,7 +43,7 @@ def read_data(settings: Config) -> Dataset:
     return dataset
 
 
-def _load(settings: Config, support: str) -> Dataset:
+def _load(settings: Config, support: str, sha256: str) -> Dataset:
     return data.load(
         settings.data,
         settings.data_dir,
@@ -48,6 +52,7 @@ def _load(settings: Config, support: str) -> Dataset:
         seed=settings.data_seed,
         support=support,
         likelihood=settings.likelihood if settings.binarize == "auto" else "",
+        sha256=sha256,
     )
 
 
@@ -79,14 +84,11 @@ def run_data(run: Run) -> Dataset:
         InputError: the data are gone, or have changed.
     """
     fitted = run.fitted_on()
-    dataset = replace(read_data(_there(run.config, fitted.get("directory"))), name=run.config.data)
-    expected = fitted["sha256"]
-    if dataset.sha256 != expected:
-        raise InputError(
-            f"{run.folder}: the data '{run.config.data}' have changed since the run began: found SHA-256 "
-            f"{dataset.sha256[:12]}, expected {expected[:12]}: restore them, or start a new run"
-        )
-    return dataset
+    try:
+        dataset = read_data(_there(run.config, fitted.get("directory")), fitted["sha256"])
+    except InputError as error:
+        raise InputError(f"{run.folder}: {error}") from error
+    return replace(dataset, name=run.config.data)
 
 
 def _there(settings: Config, directory: str | None) -> Config:

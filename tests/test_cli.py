@@ -421,10 +421,22 @@ def test_data_have_changed(here, capsys, plain):
     assert go("--resume", "run") == 0
     np.savez("mine.npz", x=X[::-1])
     for command, argv in {"fit": ["--resume", "run"], "compare": ["run"], "sample": ["run"]}.items():
-        assert "have changed since the run began" in refused(capsys, *argv, command=command)
+        assert "mine.npz' have changed since the run began" in refused(capsys, *argv, command=command)
+
+
+def test_data_that_have_changed_are_told_of_before_they_are_looked_at(here, capsys, plain):
+    np.savez("mine.npz", x=X.round())
+    assert go(*SMALL, "--likelihood", "bernoulli", "--binarize", "none", "--data", "mine.npz", "--out", "run") == 0
+    np.savez("mine.npz", x=X.round() / 2)  # which it does not score
+    message = refused(capsys, "run", command="compare")
+    assert re.search(r"error: run: the data '.*mine\.npz' have changed since the run began", message)
+    Path("mine.npz").write_bytes(b"none")
+    assert re.search(r"error: run: .*mine\.npz: ", refused(capsys, "run", command="compare"))
 
 
 OTHERS = {
+    "compare RUN --out RUN/summary.json": "summary.json: found a run's own file, expected another: choose another name",
+    "gradients RUN --out RUN/environment.json": "environment.json: found a run's own file",
     "compare": "the following arguments are required: runs",
     "compare RUN nosuch": "nosuch: no such run folder",
     "compare RUN --seed -1": "--seed: found -1, expected at least 0",

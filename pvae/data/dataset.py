@@ -83,6 +83,7 @@ def load(
     seed: int = 0,
     support: str = "real",
     likelihood: str = "",
+    sha256: str = "",
 ) -> Dataset:
     """The data set of that name or at that path, divided in three.
 
@@ -101,6 +102,7 @@ def load(
         support: what every pixel must lie in, as in `check`, held before the division so that a datum that does
             not is named by its place in the file.
         likelihood: whose support that is, for the message.
+        sha256: of the data that a run was fitted on, if it was: others are refused before they are looked at.
 
     Raises:
         InputError: unknown name, missing or damaged file, wrong dtype or shape, too few data, a fraction out of
@@ -115,11 +117,16 @@ def load(
     data = str(data)
     parts, source = read(data, data_dir)
     parts, note = _as_pixels(parts)
+    found = _sha256(parts)
+    if sha256 and found != sha256:
+        raise InputError(
+            f"the data '{data}' have changed since the run began: found SHA-256 {found[:12]}, expected {sha256[:12]}:"
+            " restore them, or start a new run"
+        )
     for part, arrays in parts.items():
         for each in supports_to(support):
             check_part(data, part, _tensors(*arrays).x, each, likelihood)
     note = note or (_unscaled(parts) if support == "real" else "")
-    sha256 = _sha256(parts)
     if "all" in parts:
         if test == 0:
             raise InputError(f"test: found 0, but {data} has no test part of its own: expected above 0, such as 0.2")
@@ -127,7 +134,7 @@ def load(
     if "validation" not in parts:
         rest, drawn = _draw(parts["train"], validation, 0, _generator(seed, _VALIDATION))
         parts |= {"train": rest, "validation": drawn}
-    return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=sha256, note=note, source=source)
+    return Dataset(data, *(_tensors(*parts[part]) for part in PARTS), sha256=found, note=note, source=source)
 
 
 def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:

@@ -325,7 +325,7 @@ def _torchvision(name: str, root: Path, folder: Path, files: str, **options: Any
     except Exception as error:  # of whatever type: URLError, RuntimeError, OSError, IncompleteRead, ...
         found = " ".join(f"{type(error).__name__} {error}".split())
         what = f"is not whole in {folder.resolve()} and could not be downloaded ({found})"
-        do = f"connect, name another `--data-dir`, or place there by hand: {files}"
+        do = f"connect, or place there by hand: {files}; a fit takes another folder by `--data-dir`"
         raise InputError(f"{name} {what}: {do}") from error
 
 
