@@ -69,6 +69,9 @@ def main(argv: Sequence[str]) -> int:
             f"{asked[0]}: found {plan.total} draws, expected at least {FEWEST}: raise --draws or --particles"
         )
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
+    for _, _, run in loaded.values():
+        for line in run.changed_parts():
+            print(line, file=sys.stderr)
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
     shared["bounds_on"] = {name: bounds_on(run.config) for name, (_, _, run) in loaded.items()}
     points = NOTHING in shared["bounds_on"].values()

@@ -110,6 +110,8 @@ def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Ten
         toy = Toy(perturbation=0.01).to(device)
         return toy.model, toy.guide, toy.groups(), (toy.x.to(device),), "the Gaussian toy"
     vae, dataset, run = load(found.run, device)
+    for line in run.changed_parts():
+        _say(line)
     x, y = dataset.test
     data = (pixels(x[:size]), None if y is None else y[:size])
     return vae.model, vae.guide, groups(vae), data, f"{run.folder.name}, {len(data[0])} test data"

@@ -258,9 +258,16 @@ def test_without_a_checkpoint_a_full_disk_is_no_reason_to_resume(where, capsys, 
     assert not Path("new").exists()
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"data": 3}', '{"data": {"name": "digits", "sizes": {}}}'])
+DAMAGED = ["{}", "[]", '{"data": 3}', '{"data": {"name": "digits", "sizes": {}}}']
+DAMAGED += ['{"data": {"name": "digits", "sha256": 5, "sizes": 3}}']
+DAMAGED += ['{"data": {"name": "digits", "sha256": "", "sizes": {"test": 1}}}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_environment_is_a_line(run, text, capsys):
     (run / "environment.json").write_text(text)
+    assert go(run, "--particles", 1, command="compare") == 2
+    assert "environment.json: damaged: found no 'data'" in capsys.readouterr().err
     for argv in (["--resume", run], [*SMALL, "--start-from", run]):
         assert go(*argv) == 2
         assert "environment.json: damaged: found no 'data' with name, sha256 and sizes" in capsys.readouterr().err

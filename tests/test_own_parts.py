@@ -1,5 +1,6 @@
 """Parts in a user's own file: what is wrong with one is a line that says so, at every door."""
 
+import json
 import os
 import re
 import subprocess
@@ -416,3 +417,28 @@ def test_a_condition_and_a_decoder_without_a_bias_of_its_own(here, capsys):
     assert go("run", "-n", "2", "-o", "samples.png", "--label", "2", command="sample") == 0
     message = refused(capsys, "run", "-n", "2", "-o", "others.png", "--label", "7", command="sample")
     assert "--label 7: found no such class, expected one of 0 to 2" in message
+
+
+def test_a_file_that_has_changed_since_the_fit_is_told_of(capsys):
+    write("class Mine(Right):\n    pass")
+    assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Mine", "--out=run") == 0
+    commands = {
+        "compare": ["--particles=1", "--train=0"],
+        "gradients": ["--particles=1", "--samples=2", "--gradient=reparam"],
+        "sample": ["-n=2", "-o=x.npy"],
+    }
+
+    def said():
+        capsys.readouterr()
+        for command, argv in commands.items():
+            assert go("run", *argv, command=command) == 0
+            yield capsys.readouterr().err
+
+    line = "run: the file of mylab:Mine has changed since the run began: used as it is\n"
+    assert line not in "".join(said())
+    Path("mylab.py").write_text(Path("mylab.py").read_text() + "# mended\n")
+    assert [err.count(line) for err in said()] == [1, 1, 1]
+    environment = json.loads(Path("run/environment.json").read_text())
+    for own in ({}, {"own": 3}):  # of a run that did not write it down, and a damaged one
+        Path("run/environment.json").write_text(json.dumps({**environment, "own": {}, **own}))
+        assert line not in "".join(said())

@@ -59,7 +59,7 @@ ROOMS = {
     "comparison": {"errors", "ais", "diagnostics", "evaluate", "gap", "means", "programs"},
     "tables": {"comparison", "diagnostics", "evaluate", "files", "means"},
     "train": {"errors", "cells", "config", "data", "evaluate", "optimizers", "svi", "vae"},
-    "runs": {"errors", "config", "data", "evaluate", "files"},
+    "runs": {"errors", "base", "config", "data", "evaluate", "files"},
     "load": {"errors", "base", "build", "config", "data", "runs", "vae"},
     "figures": {"errors", "data", "evaluate", "files", "noise", "plots", "priors", "runs", "vae"},
     "report": {

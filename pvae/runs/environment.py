@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
+import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..config import Config
+from ..base import lookup
+from ..config import FAMILIES, Config
 from ..data import Dataset
 from ..evaluate import BOUNDS, NO_BOUNDS
 
@@ -59,8 +62,17 @@ def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict
             "sizes": dataset.sizes,
             "directory": str(Path.cwd()),
         },
+        "own": own_parts(config_),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def own_parts(config_: Config) -> dict[str, str]:
+    """SHA-256 of the file of each class that was named by import path."""
+    named = {family: name for family in FAMILIES if ":" in (name := getattr(config_, family))}
+    modules = {name: sys.modules.get(lookup(family, name).__module__) for family, name in named.items()}
+    files = {name: Path(getattr(module, "__file__", None) or "") for name, module in modules.items()}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
 
 def _commit() -> str | None:

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import RESUME, RETRY, as_json, disk, whole
 from . import checkpoints, metrics
 from .checkpoints import Checkpoint
-from .environment import environment
+from .environment import environment, own_parts
 from .locks import LOCK, locked
 
 BEGINNING = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"}
@@ -35,7 +35,7 @@ class Run:
     | file | what |
     |---|---|
     | `config.yaml` | the configuration, loads with `--config` |
-    | `environment.json` | versions, device, commit, seed, SHA-256 of the data |
+    | `environment.json` | versions, device, commit, seed, SHA-256 of the data and of one's own files |
     | `metrics.jsonl` | a line an epoch |
     | `checkpoints/` | the last two, the best, and the last before the learning rate falls |
     | `summary.json` | final numbers, their standard errors, their protocol |
@@ -183,10 +183,19 @@ class Run:
         """
         found = self.read_json("environment.json")
         data = found.get("data") if isinstance(found, dict) else None
-        if not isinstance(data, dict) or not {"name", "sha256", "sizes"} <= data.keys():
+        kinds = {"name": str, "sha256": str, "sizes": dict, "directory": str}
+        data = {"directory": ".", **data} if isinstance(data, dict) else {}
+        if not all(data.get(key) and isinstance(data[key], kind) for key, kind in kinds.items()):
             where = self.folder / "environment.json"
             raise InputError(f"{where}: damaged: found no 'data' with name, sha256 and sizes: restore it, or fit again")
         return data
+
+    def changed_parts(self) -> list[str]:
+        """A line for each class of one's own whose file is another than when the run began, where that is known."""
+        found = self.read_json("environment.json").get("own")
+        before = found if isinstance(found, dict) else {}
+        changed = [name for name, now in own_parts(self.config).items() if before.get(name, now) != now]
+        return [f"{self.folder}: the file of {name} has changed since the run began: used as it is" for name in changed]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
