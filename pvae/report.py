@@ -84,7 +84,8 @@ def _datum(dataset: Dataset) -> str:
 def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
     """Evaluate on the test data, say the numbers; write `summary.json`, `results.nc` and `figures/`."""
     config, vae, dataset = run.config, training.vae.eval(), training.dataset
-    say(f"evaluating {len(dataset.test.x):,} test data with {max(config.eval_particles)} draws each")
+    most = max(config.eval_particles)
+    say(f"evaluating {len(dataset.test.x):,} test data with {most} draw{'s' * (most != 1)} each")
     x, y = pixels(dataset.test.x), dataset.test.y
     found = evaluate(
         vae.model,

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             name = "draws" if found.draw else "means of p(x|z)"
             plots.save(_figure(images, dataset.test, name, "" if label is None else f", label {label}"), aside)
-    print(f"{n} samples in {out}")
+    print(f"{n} sample{'s' * (n != 1)} in {out}")
     return 0
 
 

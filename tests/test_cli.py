@@ -424,6 +424,13 @@ def test_data_have_changed(here, capsys, plain):
         assert "mine.npz' have changed since the run began" in refused(capsys, *argv, command=command)
 
 
+def test_one_is_not_many(here, capsys, plain):
+    assert go(*SMALL, "--eval-particles", "1", "--out", "run") == 0
+    assert "test data with 1 draw each\n" in "".join(capsys.readouterr())
+    assert go("run", "-n", "1", "-o", "x.npy", command="sample") == 0
+    assert capsys.readouterr().out == "1 sample in x.npy\n"
+
+
 def test_data_that_have_changed_are_told_of_before_they_are_looked_at(here, capsys, plain):
     np.savez("mine.npz", x=X.round())
     assert go(*SMALL, "--likelihood", "bernoulli", "--binarize", "none", "--data", "mine.npz", "--out", "run") == 0
