@@ -291,7 +291,7 @@ def test_a_points_numbers_do_not_stand_beside_bounds(runs, capsys):
     assert compare.main([str(runs / "delta"), "--particles", "1,30", "--train", "0"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "The numbers are no bounds on log p(x)" in out
-    assert "k-hat, median -" in out
+    assert "k-hat, median" not in out
     assert "inf" not in out.replace("information", "")
     assert (
         compare.main([str(runs / "mean_field"), str(runs / "semi_amortized"), "--particles", "1,2", "--train", "0"])
