@@ -324,6 +324,10 @@ def take_out(optimizer):
     group["params"] = group["params"][2:]
 
 
+def put_another(optimizer):
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.zeros(4, 1))
+
+
 def halve(optimizer):
     step = optimizer.step
 
@@ -335,7 +339,7 @@ def halve(optimizer):
     optimizer.step = half
 
 
-@pytest.mark.parametrize("change", [take_out, halve])
+@pytest.mark.parametrize("change", [take_out, put_another, halve])
 def test_an_optimizer_that_is_changed_by_hand_is_the_one_that_steps(change):
     def run(mode):
         pyro.clear_param_store()

@@ -90,6 +90,8 @@ class Guards(Notes):
             self._note("the optimizer's groups", optimizer.param_groups, place, group)
             self._note("the optimizer's parameters", group, "params", group["params"])
             self._note_length("the optimizer's parameters", group["params"])
+            for number, parameter in enumerate(group["params"]):
+                self._note("the optimizer's parameters", group["params"], number, parameter)
             for key, value in group.items() if replayable else ():
                 if key not in ("params", "lr", "initial_lr"):
                     self._note(f"'{key}' of the optimizer", group, key, value)
