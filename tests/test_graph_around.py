@@ -430,3 +430,18 @@ def test_a_late_look_finds_the_step_under_what_each_was_taken_with(validation):
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
     last = next(iter(optim.optim_objs.values())).param_groups[0]["lr"]
     assert float(last) < 0.05 * 0.9**16, "set by hand, and to stay"
+
+
+def test_a_learning_rate_set_by_hand_stays_where_batches_are_lost():
+    torch.manual_seed(0)
+    model, guide, module = halves()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    svi = pvae.SVI(model, guide, optimizer, Trace_ELBO(), compile="graph", check_every=10)
+    x = torch.linspace(-1.0, 2.0, 6)
+    with pyro.validation_enabled(False):
+        for value in (1.0, 1.0, 1.0, torch.nan, 2.0):
+            svi.step(x.mul_(value))
+        optimizer.param_groups[0]["lr"] = 0.001
+        with pytest.raises(pvae.NonFiniteError, match="their batches have been changed in place"):
+            svi.check()
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.001)

@@ -51,6 +51,13 @@ def random_state() -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])]
 
 
+def set_random_state(states: list[Tensor]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
+
+
 class Drawn:
     """How far torch's generators are, and these."""
 
@@ -63,10 +70,3 @@ class Drawn:
         set_random_state(self._torchs)
         for generator, state in self._own:
             generator.set_state(state)
-
-
-def set_random_state(states: list[Tensor]) -> None:
-    """Put back what `random_state` returned."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..replay.generators import Drawn
 from .calls import Call, versions
 from .faults import LOST, NonFiniteError, norm_of
@@ -82,16 +83,16 @@ class Pending:
         last = None if svi._rates is None else svi._rates.clone()  # as set by now: that is to stay
         self.before.restore()
         svi.steps -= len(self)
-        if any(call.now() != known for call, known, *_ in self._steps):
-            raise NonFiniteError(svi.steps + 1, nan, f"here or in the {len(self) - 1} steps after: {LOST}")
         try:
+            if any(call.now() != known for call, known, *_ in self._steps):
+                raise NonFiniteError(svi.steps + 1, nan, f"here or in the {len(self) - 1} steps after: {LOST}")
             for call, _, drawn, rates in self._steps:
                 if drawn is not None:
                     drawn.restore()
                 if rates is not None:
                     svi._rates.copy_(rates)
                 svi._eager(call)
-        except NonFiniteError:
+        except (NonFiniteError, InputError):
             raise
         except ValueError as error:  # of Pyro's validation
             raise NonFiniteError(svi.steps + 1, nan, str(error)) from error
