@@ -37,8 +37,8 @@ class Signal:
     variance: Tensor
     """(P,): the variance of one estimate."""
     dsnr: float
-    """The mean of ||parallel|| / ||perpendicular||, each estimate split along the mean one; infinite of one parameter.
-    """
+    """The mean of ||parallel|| / ||perpendicular||, each estimate split along the mean one; infinite of one parameter,
+    and without a finite mean of two."""
     samples: int
     se: dict[str, float] = field(default_factory=dict)
     """Standard errors of snr, dsnr and the mean of `variance`; NaN of fewer than 4 samples, or of what is infinite."""

@@ -114,6 +114,14 @@ def test_laplace_and_student_t_are_scipys(value):
     torch.testing.assert_close(priors.StudentT(3, df=value).double()().log_prob(z).numpy(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("df", [0.3, 5.0, 1e3, 1e5, 1e9, 1e30])
+def test_student_t_keeps_its_digits_in_float32(df):
+    z = torch.linspace(-3, 3, 51)
+    expected = scipy.stats.t.logpdf(z.double(), df) if df < 1e10 else scipy.stats.norm.logpdf(z.double())
+    found = priors.StudentT(1, df=df)().expand([51]).log_prob(z[:, None])
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-6)
+
+
 def test_class_normal_gives_each_label_its_own():
     part = priors.ClassNormal(2, condition=pvae.Label(3))
     y, z = torch.tensor([2, 0, 2]), torch.randn(3, 2)

@@ -79,6 +79,14 @@ def test_slopes_are_those_of_differences(d):
     torch.testing.assert_close(slope, (high - low) / (2e-4 * k.detach()), rtol=1e-5, atol=0)
 
 
+@both
+def test_a_whole_number_is_a_concentration_too(kind):
+    axis = torch.tensor([0.0, 0.0, 1.0])
+    whole, same = kind(axis, torch.tensor(2)), kind(axis, torch.tensor(2.0))
+    assert whole.log_prob(axis) == same.log_prob(axis)
+    assert whole.kl_to_uniform() == same.kl_to_uniform()
+
+
 def test_the_slope_at_the_largest_concentration():
     """1 - r^2 - (d - 1) r / k is (d - 1) / (2 k^2) there, in which all but 1e-8 cancels."""
     for d in (2, 20, 100):

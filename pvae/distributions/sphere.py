@@ -99,7 +99,8 @@ class Directional(dist.TorchDistribution):
     support = _Sphere()
 
     def __init__(self, axis: Tensor, concentration: Tensor) -> None:
-        self.axis, self.concentration = axis, concentration
+        self.axis = axis
+        self.concentration = concentration if concentration.is_floating_point() else concentration.to(axis.dtype)
         super().__init__(axis.shape[:-1], axis.shape[-1:])
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Directional:  # noqa: D102

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from ..distributions import OfPixels
+from ..distributions import OfPixels, student_t
 from ..errors import InputError, more_than
 from .scaled import LocationScale, inverse_softplus
 
@@ -80,7 +79,4 @@ class _StudentT(OfPixels):
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         location, scale, df = self.parameters
-        half = 0.5 * df.double()  # a difference of two large numbers, in float32 off by 0.004 at df = 10,000
-        constant = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * (2 * math.pi * half).log()
-        standard = (value - location) / scale
-        return constant.to(df.dtype) - scale.log() - 0.5 * (df + 1) * torch.log1p(standard.square() / df)
+        return student_t.log_density((value - location) / scale, df) - scale.log()

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .. import distributions
 from ..errors import more_than
 from .prior import Prior
 
@@ -67,4 +68,4 @@ class StudentT(Prior, name="student_t"):
 
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
-        return dist.StudentT(self.df, self.zero, self.one).to_event(1)
+        return distributions.StudentT(self.df, self.zero, self.one).to_event(1)
