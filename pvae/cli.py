@@ -21,7 +21,7 @@ from .base import blame, lookup, members
 from .config import FAMILIES, Config, flag, member_help, member_options
 from .config.values import convert, describe
 from .errors import InputError, at_least
-from .runs import versions
+from .runs import Run, versions
 
 OF_A_RUN = ("environment.json", "summary.json", "results.nc")
 """Files of a run folder that are not to be written over."""
@@ -150,7 +150,7 @@ def config_from(found: argparse.Namespace, extra: dict[str, Any], file: str | No
     for family in FAMILIES & base.keys() & given.keys():
         if left := _left_out(family, base, given[family]):
             base = {name: value for name, value in base.items() if name not in left}
-            print(f"--config {file}: left out {', '.join(left)}: not of {family} {given[family]}", file=sys.stderr)
+            say(f"--config {file}: left out {', '.join(left)}: not of {family} {given[family]}")
     try:
         return config.from_flat({**base, **given})
     except InputError as error:
@@ -232,6 +232,17 @@ def output(name: str, option: str, endings: Sequence[str]) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{option} {path}: nothing can be written into that folder: choose another place")
     return path
+
+
+def say(line: str) -> None:
+    """A line beside the output, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say_changed(run: Run) -> None:
+    """Say which classes of one's own are others than when a run began."""
+    for line in run.changed_parts():
+        say(line)
 
 
 def run(main: Callable[[Sequence[str]], int], name: str, argv: Sequence[str] | None = None) -> NoReturn:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -70,8 +69,7 @@ def main(argv: Sequence[str]) -> int:
         )
     loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
     for _, _, run in loaded.values():
-        for line in run.changed_parts():
-            print(line, file=sys.stderr)
+        cli.say_changed(run)
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
     shared["bounds_on"] = {name: bounds_on(run.config) for name, (_, _, run) in loaded.items()}
     points = NOTHING in shared["bounds_on"].values()
@@ -240,13 +238,10 @@ def _progress() -> Callable[[str, int, int], None]:
     began = time.monotonic()
     parts: dict[str, Callable[[int, int], None]] = {}
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     def progress(what: str, done: int, total: int) -> None:
         nonlocal began
         if what not in parts:
-            parts[what] = pace(say, f"{what}:", every=5.0, began=began)
+            parts[what] = pace(cli.say, f"{what}:", every=5.0, began=began)
         parts[what](done, total)
         if done == total:
             began = time.monotonic()

@@ -7,7 +7,6 @@ python -m pvae.gradients --toy
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     for name, by_k in objectives.items():
         for k, objective in by_k.items():
             if objective is not None:
-                told = pace(_say, f"{name}, K={k}: gradient")
+                told = pace(cli.say, f"{name}, K={k}: gradient")
                 options = {"samples": samples, "seed": seed, "progress": told}
                 with _of(found.run, f"{name}, K={k}: "):
                     results[name][k] = measure(objective, model, guide, parameters, *data, **options)
@@ -83,10 +82,6 @@ def _try(objective: Any, model: Any, guide: Any, data: tuple) -> None:
             objective.differentiable_loss(model, guide, *data)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _objective(objective: str, k: int, gradient: str, most: int) -> Any:
     """None where an estimator needs more particles than these, of which it has enough at the most there are."""
     made, estimator = lookup("objective", objective), lookup("gradient", gradient)
@@ -110,8 +105,7 @@ def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Ten
         toy = Toy(perturbation=0.01).to(device)
         return toy.model, toy.guide, toy.groups(), (toy.x.to(device),), "the Gaussian toy"
     vae, dataset, run = load(found.run, device)
-    for line in run.changed_parts():
-        _say(line)
+    cli.say_changed(run)
     x, y = dataset.test
     data = (pixels(x[:size]), None if y is None else y[:size])
     return vae.model, vae.guide, groups(vae), data, f"{run.folder.name}, {len(data[0])} test data"
@@ -193,7 +187,7 @@ def _write(path: Path, results: Found, ks: Sequence[int], about: dict[str, Any])
     ]
     lines = {} if ending in (".json", ".csv") else _drawn(path, _lines(results, ks))
     if not lines and ending not in (".json", ".csv"):
-        _say(f"not written: {path}: no gradient has both signal and noise")
+        cli.say(f"not written: {path}: no gradient has both signal and noise")
         return False
     with whole(path, RETRY) as aside:
         if ending == ".json":
@@ -212,7 +206,7 @@ def _drawn(path: Path, lines: dict[str, list[float]]) -> dict[str, list[float]]:
     shown = {name: values for name, values in lines.items() if any(0 < value < math.inf for value in values)}
     for name, values in lines.items():
         if name not in shown:
-            _say(f"{path}: without {name}: its gradient has no {'noise' if math.inf in values else 'signal'}")
+            cli.say(f"{path}: without {name}: its gradient has no {'noise' if math.inf in values else 'signal'}")
     return shown
 
 

@@ -5,7 +5,6 @@ python -m pvae.sample runs/NAME -n 64 -o samples.png
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,8 +57,7 @@ def main(argv: Sequence[str]) -> int:
     out = cli.output(found.o, "-o", ENDINGS)
     device = cli.device(found.device)
     vae, dataset, run = load(found.run, device)
-    for line in run.changed_parts():
-        print(line, file=sys.stderr)
+    cli.say_changed(run)
     label = None if found.label is None else cli.whole(found.label, "--label", 0)
     if label is not None:
         _check_label(label, run.config, dataset)
