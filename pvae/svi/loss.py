@@ -35,21 +35,6 @@ class Loss:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.item(), dtype=dtype)
 
-    def __repr__(self) -> str:
-        return repr(self.item())
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec)
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __bool__(self) -> bool:
-        return bool(self.item())
-
-    def __hash__(self) -> int:
-        return hash(self.item())
-
 
 def _numeric(name: str) -> Any:
     def method(self: Loss, *others: Any) -> Any:
@@ -60,7 +45,7 @@ def _numeric(name: str) -> Any:
 
 
 _OPERATIONS = "add sub mul truediv floordiv mod pow radd rsub rmul rtruediv rfloordiv rmod rpow"
-for _name in f"{_OPERATIONS} neg pos abs round trunc floor ceil lt le gt ge eq ne".split():
+for _name in f"{_OPERATIONS} neg pos abs round trunc floor ceil lt le gt ge eq ne int bool hash repr format".split():
     setattr(Loss, f"__{_name}__", _numeric(f"__{_name}__"))
 
 
