@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .errors import InputError, whole_number
 from .noise import forked
 from .replay.captured import replayed
-from .replay.generators import random_state, set_random_state
+from .replay.generators import Drawn
 from .replay.precision import tolerance
 from .replay.turns import taken_in_turn
 from .replay.values import Untraceable
@@ -156,11 +156,11 @@ def _held(objective: Any, device: torch.device) -> Iterator[None]:
 
 def _quick(gradient: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
     """A gradient as a graph, where it can be one that has the same numbers, from the same draws; else as it is."""
-    before = random_state()
+    before = Drawn()
     try:
         graph = replayed(gradient, *data)
         expected = [g.clone() for g in gradient(*data)]
-        set_random_state(before)
+        before.restore()
         near = tolerance("float32", data[0].device.type)
         scale = max(float(g.abs().max()) for g in expected)
         if not math.isfinite(scale):  # nothing is near it
@@ -170,7 +170,7 @@ def _quick(gradient: Callable[..., tuple[Tensor, ...]], data: tuple[Tensor, ...]
     except Untraceable:
         return gradient
     finally:
-        set_random_state(before)
+        before.restore()
 
 
 def _chosen(group: Sequence[Tensor], coordinates: int, seed: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .compiling import Forward, Update, compiled
-from .generators import random_state, set_random_state
+from .generators import Drawn
 from .guards import Guards
 from .placement import placed
 from .tracing import constants, record
@@ -169,7 +169,7 @@ def replayed(
     >>> double(torch.tensor([1.0, 3.0]))
     (tensor([2., 6.]),)
     """
-    before = random_state()
+    before = Drawn()
     try:
         with torch.no_grad():
             graph, read = record(function, *inputs), []
@@ -183,4 +183,4 @@ def replayed(
     except torch.OutOfMemoryError as error:
         raise Untraceable("no memory is left on the device for a graph") from error
     finally:
-        set_random_state(before)
+        before.restore()

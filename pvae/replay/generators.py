@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 HOSTS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 """Generators of Python's and of NumPy's."""
@@ -45,28 +44,18 @@ def _state(generator: Any) -> Any:
     return getattr(generator, "bit_generator", generator).state
 
 
-def random_state() -> list[Tensor]:
-    """The state of torch's generators, of the CPU and of the current GPU."""
-    cuda = torch.cuda.is_initialized()
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if cuda else [])]
-
-
-def set_random_state(states: list[Tensor]) -> None:
-    """Put back what `random_state` returned."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
-
-
 class Drawn:
-    """How far torch's generators are, and these."""
+    """How far torch's generators are, those of the CPU and of the current GPU, and these."""
 
     def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
-        self._torchs = random_state()
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         self._own = [(generator, generator.get_state()) for generator in generators]
 
     def restore(self) -> None:
         """Put them back."""
-        set_random_state(self._torchs)
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
         for generator, state in self._own:
             generator.set_state(state)
