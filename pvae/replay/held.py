@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .members import CONTAINERS, Entry, now
+from .members import Entry, now, put
 from .simplify import memory, written
 
 
@@ -98,7 +98,4 @@ class Copies:
 
     def _put(self, values: Sequence[Tensor]) -> None:
         for (_, _, holder, key, _), value in zip(self.places, values, strict=True):
-            if isinstance(holder, CONTAINERS):
-                holder[key] = value
-            else:
-                setattr(holder, key, value)
+            put(holder, key, value)

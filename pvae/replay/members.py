@@ -130,6 +130,14 @@ def regrouped(holder: Any, was: Any) -> bool:
     return len(holder) != len(was)
 
 
+def put(holder: Any, key: Any, value: Any) -> None:
+    """Put an attribute or an item in its place."""
+    if isinstance(holder, CONTAINERS):
+        holder[key] = value
+    else:
+        setattr(holder, key, value)
+
+
 def refill(holder: Any, contents: Any) -> None:
     """Put what was in a container back into it."""
     holder.clear()

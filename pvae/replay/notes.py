@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .held import alike
-from .members import CONTAINERS, Entry, Members, now, of_class, plain, refill, regrouped, said, same
+from .members import Entry, Members, now, of_class, plain, put, refill, regrouped, said, same
 from .simplify import memory
 from .values import SMALL
 
@@ -127,10 +127,8 @@ class Notes:
             if now(read, holder, key) is not was:
                 if place in self._lacking:
                     del holder[key]
-                elif isinstance(holder, CONTAINERS):
-                    holder[key] = was
                 else:
-                    setattr(holder, key, was)
+                    put(holder, key, was)
         for _, array, values in self._arrays:
             if array.tobytes() != values:
                 array[...] = np.frombuffer(values, array.dtype).reshape(array.shape)
