@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -18,9 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import programs
 from ..noise import forked
-from ..programs import LogWeights, Program, Site, Traces, is_subsample
+from ..programs import LogWeights, Program, Site, is_subsample
 from .reruns import Reruns
-from .surrogates import Coefficients, Pairs, Step, weighted
+from .surrogates import Coefficients, Step, weighted
+
+if TYPE_CHECKING:
+    from .gradient import Gradient
 
 SHARE = 0.25
 """Of the free memory, that one part may take for its gradient; as much again comes and goes beside it."""
@@ -28,13 +31,6 @@ FEW = 64
 """So many particles are taken at once without a look at the memory."""
 UNKNOWN = 2**31
 """Bytes that are taken to be free where the system does not say: macOS, Windows."""
-
-
-class Estimator(Protocol):
-    """What is asked of a gradient estimator."""
-
-    def choose(self, objective: Any, terms: LogWeights) -> tuple[Coefficients, Any]: ...  # noqa: D102
-    def pairs(self, objective: Any, step: Step, choose: Any) -> tuple[LogWeights, Pairs, Traces]: ...  # noqa: D102
 
 
 class _SameElements(Messenger):
@@ -56,7 +52,7 @@ class _Part:
     """Some of the particles: their log-weights now; their share of the surrogate when the gradient is taken."""
 
     def __init__(
-        self, gradient: Estimator, objective: Any, step: Step, elements: dict[str, Any], reruns: Reruns
+        self, gradient: Gradient, objective: Any, step: Step, elements: dict[str, Any], reruns: Reruns
     ) -> None:
         self.gradient, self.objective, self.step, self.reruns = gradient, objective, step, reruns
         self.elements = elements
@@ -76,7 +72,7 @@ class _Part:
         return self.chosen or (Coefficients(*[torch.zeros_like(terms.likelihood)] * 3), 1.0)
 
 
-def estimate(gradient: Estimator, objective: Any, step: Step) -> tuple[Tensor, float]:
+def estimate(gradient: Gradient, objective: Any, step: Step) -> tuple[Tensor, float]:
     """The bound for each datum, (B,), with the estimated gradient, from particles in parts of at most `step.chunk`.
 
     Each part is run twice from the same random numbers: for its log-weights, and again for its gradient, when the
