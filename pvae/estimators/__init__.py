@@ -12,7 +12,7 @@ same, with s + c, where the path is not taken. Nothing here waits for the device
 
 `gradient` is what all share, `path` and `score` are the estimators; made of `surrogates`, of programs run twice in a
 step (`reruns`), what the `others` among the draws give, particles in parts (`chunks`), the `intervals` that draws lie
-in, draws that are `refused` for what they are, and those that a mask leaves `unscored`.
+in, and draws that are `refused` for what they are.
 """
 
 from .gradient import Gradient, check

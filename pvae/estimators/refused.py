@@ -1,10 +1,14 @@
-"""The refusal of guides whose draws an estimator takes for what they are not: looked at once, in one step."""
+"""The refusal of guides whose draws an estimator takes for what they are not, or that a mask leaves out of log q.
+
+Looked at once, in one step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 
 from .. import programs
@@ -12,6 +16,7 @@ from ..errors import InputError
 from ..programs import Site, Traces
 from ..svi.observed import inner
 from .intervals import kind
+from .surrogates import Step
 
 ROUNDED = RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 """Their draws are scored as what they were rounded from, which only the very tensor that was drawn remembers."""
@@ -42,6 +47,39 @@ def check(
         _check_made(apart(), by)
     if path and not scores and any(programs.is_point(site["fn"]) for site in sites.values()):
         _check_points(apart(), by)
+
+
+def check_masked(step: Step, traces: Traces, by: str) -> None:
+    """Refuse masked draws that the log-weights depend on, for an estimator that turns the score of log q into a path.
+
+    That has no score of such a draw, so that there is nothing to turn. One that nothing else sees, as of a padded
+    sequence or of a datum that is observed, does no harm, nor one that no parameter moves. What is masked, and what is
+    made of it, is looked at once, in one step.
+
+    Args:
+        step: which is being taken.
+        traces: of it, with the path through its draws.
+        by: the objective and its estimator.
+
+    Raises:
+        InputError: the site.
+    """
+    sites = {name: site for name, site in programs.drawn_of(traces.guide) if site["value"].requires_grad}
+    masked = {name: counted for name, site in sites.items() if (counted := programs.counted(site)) is not None}
+    if not masked:
+        return
+    one = next(iter(sites.values()))["value"].new_ones(())
+    for weights in (step.path, step.aside):  # which are not yet known
+        weights.update(dict.fromkeys(sites, one))
+    log_w = programs.split(traces).log_w.sum()
+    found = torch.autograd.grad(log_w, [sites[name]["value"] for name in masked], retain_graph=True, allow_unused=True)
+    for (name, counted), gradient in zip(masked.items(), found, strict=True):
+        if gradient is not None and (gradient.abs() > 0)[~counted.expand_as(gradient)].any():
+            raise InputError(
+                f"site '{name}': the guide's mask leaves out draws that the log-weights depend on, and {by} has no"
+                " score of them: the gradient would be wrong: expected what is made of them masked alike, or the"
+                " gradient reparam"
+            )
 
 
 def _straight_through(name: str, site: Site, by: str) -> InputError:

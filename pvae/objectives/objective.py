@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import bounds, estimators, programs
 from ..base import Member, lookup, path_of
 from ..errors import InputError, whole_number
-from ..estimators import Gradient, chunks, intervals, others, refused, surrogates, unscored
+from ..estimators import Gradient, chunks, intervals, others, refused, surrogates
 from ..estimators.surrogates import Step
 from ..noise import forked
 from ..programs import Program, Site, Traces
@@ -50,7 +50,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
             `pvae.programs.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
             first step with a gradient, supports and masks for which that would be wrong (see
-            `check` in `pvae.estimators.refused`, `intervals` and `unscored`).
+            `pvae.estimators.refused` and `intervals`).
 
     The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
@@ -311,7 +311,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         refused.check(traces, apart, by, other=self.apart, path=path and not moves, scores=scores, whole=whole)
         intervals.check(traces, apart, by, path=path, moves=moves, narrow=path or validates)
         if path and scores and self.power != 0:
-            unscored.check(step, traces, by)
+            refused.check_masked(step, traces, by)
         looked()
 
     def _look(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
