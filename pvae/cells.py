@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -87,41 +88,33 @@ class Kept:
             self.graphs[key] = replayed(program, *data, compile=full, guards=self._guards)
 
 
+@dataclass
 class Cells:
-    """A model and its guide in one evaluation.
+    """A model and its guide in one evaluation."""
 
-    Args:
-        model: p(x, z).
-        guide: q(z|x).
-        look: what was seen of them.
-        plate: the name of the plate of data, where there are several; None where the whole program has one weight.
-        size: how many data there are, and draws for each.
-        cell: how many data come at once.
-        chunk: how many pairs of a particle and a datum are scored at once.
-        compile: as for `evaluate`.
-        kept: graphs that there are.
-    """
+    model: Program
+    guide: Program
+    look: Look
+    """What was seen of them."""
+    plate: str | None
+    """The name of the plate of data, where there are several; None where the whole program has one weight."""
+    size: tuple[int, int]
+    """How many data there are, and draws for each."""
+    cell: int
+    """How many data come at once."""
+    chunk: int
+    """How many pairs of a particle and a datum are scored at once."""
+    compile: str
+    """As for `evaluate`."""
+    kept: Kept
+    """Graphs that there are."""
+    sites: list[str] = field(default_factory=list)
+    drawn: set[str] = field(default_factory=set)
+    """Sites whose posterior means are averages of draws: see `programs.Averaged`."""
+    _runs: dict[Any, Forward] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        look: Look,
-        plate: str | None,
-        size: tuple[int, int],
-        *,
-        cell: int,
-        chunk: int,
-        compile: str,
-        kept: Kept,
-    ) -> None:
-        self.model, self.guide, self.look, self.plate, self.size = model, guide, look, plate, size
-        self.cell, self.chunk, self.compile, self.kept = cell, chunk, compile, kept
-        kept.look((model, guide))
-        self._runs: dict[Any, Forward] = {}
-        self.sites: list[str] = []
-        self.drawn: set[str] = set()
-        """Sites whose posterior means are averages of draws: see `programs.Averaged`."""
+    def __post_init__(self) -> None:
+        self.kept.look((self.model, self.guide))
 
     def draw(self, data: tuple[Tensor, ...], seed: tuple[int, int]) -> tuple[LogWeights, list[Tensor]]:
         """The log-weights of all draws, (draws, B), and the averages over them that `_program` gives; float64."""
