@@ -61,16 +61,12 @@ class FullCovariance(Guide, name="full_covariance"):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> dist.Distribution:
         """q(z|x): batch shape (...), event shape (latent,)."""
-        k = self.latent
-        mean, raw, below, _ = self.encode(x, y).split(self._sizes, -1)
+        k, numbers = self.latent, self.encode(x, y)
+        used = [k, k, k * (k - 1) // 2]
+        mean, raw, below, _ = numbers.split([*used, numbers.shape[-1] - sum(used)], -1)
         below = nn.functional.pad(below, (0, 1)).index_select(-1, self.place)
         root = below.unflatten(-1, (k, k)) + torch.diag_embed(self.scale(raw))
         return CovarianceNormal(mean, root)
-
-    @property
-    def _sizes(self) -> list[int]:
-        used = [self.latent, self.latent, self.latent * (self.latent - 1) // 2]
-        return [*used, self.outputs * self.latent - sum(used)]
 
 
 class CovarianceNormal(DependentNormal):
