@@ -114,13 +114,12 @@ def write(run: Run, training: Training, say: Callable[[str], None]) -> None:
 def nested(found: Evaluation) -> dict[str, Any]:
     """The summary as nested dictionaries: elbo.mean, elbo.se, iw.200.mean, ..., active_units, layers.z1.rate.mean."""
     flat = found.summary()
-    iw = {name.removeprefix("iw."): value for name, value in flat.items() if name.startswith("iw.")}
-    rest = {name: value for name, value in flat.items() if not name.startswith("iw.")}
+    iw = {str(k): flat.pop(f"iw.{k}") for k in found.iw}
     layers = {
         name: {"rate": rate, "active_units": found.layers[name].active_units, "units": len(found.layers[name].variance)}
         for name, rate in found.rates().items()
     }
-    return {**rest, "iw": iw, "active_units": found.active_units, **({"layers": layers} if layers else {})}
+    return {**flat, "iw": iw, "active_units": found.active_units, **({"layers": layers} if layers else {})}
 
 
 @torch.no_grad()

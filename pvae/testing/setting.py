@@ -252,13 +252,10 @@ def candidates(family: str, part: Any) -> Iterator[tuple[type[Member], dict[str,
     first = [name for name in ("mean_field", "normal") if name in known]
     for name in [*first, *(name for name in known if name not in first)]:
         own = member_options(family, known[name])
-        same = {option: getattr(part, option) for option in own if _is_option(getattr(part, option, None))}
+        held = {option: getattr(part, option, None) for option in own}
+        same = {option: value for option, value in held.items() if isinstance(value, int | float | str | tuple)}
         for options in itertools.chain([same], _choices(own, same), [{}] if same else []):
             yield known[name], options
-
-
-def _is_option(value: Any) -> bool:
-    return isinstance(value, int | float | str | tuple) and value is not None
 
 
 def _choices(own: dict[str, Any], same: dict[str, Any]) -> Iterator[dict[str, Any]]:
