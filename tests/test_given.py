@@ -47,11 +47,11 @@ def asked(request):
 
 
 @pytest.mark.parametrize("chunk", [1, None])
-@pytest.mark.parametrize("number", [96, 100, 200])
-def test_labels_of_another_number_are_refused(asked, number, chunk):
+def test_labels_of_another_number_are_refused(asked, chunk):
     given = {} if chunk is None else {"chunk": chunk}
-    with pytest.raises(pvae.InputError, match=f"y: found {number} labels for 128 data, expected one for each"):
-        asked(torch.randn(128), torch.zeros(number), **given)
+    for number in (96, 100, 200):
+        with pytest.raises(pvae.InputError, match=f"y: found {number} labels for 128 data, expected one for each"):
+            asked(torch.randn(128), torch.zeros(number), **given)
     asked(torch.randn(128), torch.zeros(128), **given)
 
 
