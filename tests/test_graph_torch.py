@@ -183,11 +183,11 @@ NETS = {
 }
 
 
-def fit(make, mode, optim=ADAM, steps=12):
+def fit(make, mode, optim=ADAM, steps=12, **options):
     pyro.clear_param_store()
     torch.manual_seed(1)
     program, (optimizer, *args) = Program(make()), optim
-    svi = pvae.SVI(program.model, program.guide, optimizer(*args), Trace_ELBO(), compile=mode)
+    svi = pvae.SVI(program.model, program.guide, optimizer(*args), Trace_ELBO(), compile=mode, **options)
     torch.manual_seed(2)
     losses = [float(svi.step(DATA + 0.01 * step)) for step in range(steps)]
     return losses, parameters(svi), torch.get_rng_state(), svi
@@ -306,6 +306,22 @@ def test_a_step_that_is_compiled_wrong_is_replayed_as_it_is(monkeypatch):
         found = fit(lambda: nn.Linear(6, 3), "full")
     (warned,) = said
     assert "the step is not compiled, its graph is replayed as it is: the loss of step 2 is" in str(warned.message)
+    assert kinds(found[-1]) == ["graph"]
+    assert_same(found, expected)
+
+
+def turned(*given):
+    """Other gradients of the same norm."""
+    head, *gradients = given
+    return [head, *map(torch.neg, gradients)]
+
+
+@pytest.mark.parametrize("check_every", [1, 3])
+def test_gradients_that_are_compiled_wrong_are_seen_where_losses_and_norm_are_right(monkeypatch, check_every):
+    monkeypatch.setattr(compiling, "compiled", lambda graph, inputs: lambda *given: turned(*graph(*given)))
+    expected = fit(lambda: nn.Linear(6, 3), "off")
+    with pytest.warns(UserWarning, match="the gradient of step 2, of norm .*, is off by .* when compiled"):
+        found = fit(lambda: nn.Linear(6, 3), "full", check_every=check_every)
     assert kinds(found[-1]) == ["graph"]
     assert_same(found, expected)
 

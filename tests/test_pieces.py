@@ -132,6 +132,18 @@ def joined_otherwise(x):
     return (total,)
 
 
+def set_by_slices(x):
+    """Slices of what lies by columns are set: autograd reads its gradient by strides."""
+    inputs = x.clone().requires_grad_()
+    total = inputs.sin()
+    for _ in range(TIMES):
+        made = torch.zeros_like(x.t())
+        for row in range(len(x)):
+            made[row, :3] = total[row, :3].flip(0)
+        total = made.tanh() + total.cos()
+    return torch.autograd.grad((total * x).sum(), inputs)
+
+
 def changed_where_it_is_narrow(x):
     """The fewest values wait between where memory is made and where it is changed."""
     one, other = x.sin(), x.cos()
@@ -173,6 +185,7 @@ FUNCTIONS = [
     (summed_over_columns, torch.randn(4, 4)),
     (laid_otherwise, torch.randn(4, 4)),
     (joined_otherwise, torch.randn(4, 4)),
+    (set_by_slices, torch.randn(4, 4)),
     (changed_where_it_is_narrow, torch.randn(4, 4)),
     (several_where_it_is_narrow, torch.randn(4, 4)),
     (several_used_later, torch.randn(4, 4)),
@@ -259,7 +272,7 @@ def test_no_cut_lies_between_where_memory_is_made_and_where_it_is_changed(functi
 COMPILED = [
     pytest.param(*case, marks=[] if case[0] is kept_in_order else pytest.mark.slow, id=case[0].__name__)
     for case in FUNCTIONS
-    if case[0] in (unrolled, changing, kept_in_order)
+    if case[0] in (unrolled, changing, kept_in_order, set_by_slices)
 ]
 
 

@@ -159,6 +159,8 @@ def _laid_anew(graph: GraphModule) -> None:
         changes = [last[root] for root in roots.of[node] if root in last and isinstance(root, Node)]
         if not changes or "layout" not in node.meta or is_view(node) or _empty(node).is_contiguous():
             continue
+        if _by_strides(node):
+            continue
         change = max([node, *changes], key=order.__getitem__)
         later = [user for user in node.users if order.get(user, -1) > order[change]]
         with graph.graph.inserting_after(change):
@@ -167,6 +169,11 @@ def _laid_anew(graph: GraphModule) -> None:
             user.replace_input_with(node, copy)
         _note_views(copy)
     graph.graph.eliminate_dead_code()
+
+
+def _by_strides(node: Node) -> bool:
+    """Whether a value is read by strides that are written down, as where autograd copies a slice: so it has to lie."""
+    return any("as_strided" in str(user.target) or (is_view(user) and _by_strides(user)) for user in node.users)
 
 
 def _note_views(node: Node) -> None:

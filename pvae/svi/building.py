@@ -61,6 +61,8 @@ class Step:
     guards: Guards
     replayable: bool
     """Whether the update is a graph as well."""
+    clips: bool
+    """Whether the update changes the gradients in place."""
     normed: bool
     """Whether the head has the norm of the gradient; else it has the first loss once more."""
     read: list[int]
@@ -157,7 +159,7 @@ class Build:
         waits = self._supposed.decided or bool(self.held.places or self._others)
         alike = (self.device.type, kind) == ("cpu", "graph") and not in_half(traced)  # autocast casts anew in a trace
         rest = self.held, self._others, SAME if alike else tolerance(svi.precision, self.device.type), waits
-        return Step(forward, update, kind, why, guards, replayable, self.normed, read, written, places, *rest)
+        return Step(forward, update, kind, why, guards, replayable, clips, self.normed, read, written, places, *rest)
 
     def _set_up(self) -> bool:
         """Let programs and optimizer set up what these arguments need; whether the optimizer now has all."""

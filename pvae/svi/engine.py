@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ..errors import InputError
 from ..replay.generators import Drawn
-from ..replay.precision import TOLERANCE, in_single_steps, of
+from ..replay.precision import TOLERANCE, of
 from ..replay.turns import in_turn
 from . import arguments, calls, optimizers, shares
 from .calls import Call
@@ -276,11 +276,12 @@ class SVI(Trained):
     def _replay(self, graph: Graph, call: Call) -> list[float]:
         """A step whose loss is looked at before anything is changed."""
         before = self._snapshot([*self._buffers(), *(call.inputs[i] for i in graph.written)])
-        expected = self._expected(graph, call) if graph.due() else None
+        expected = graph.expected(self, call) if graph.due() else None
         self._set_rates()
         graph.held.fill()
         try:
             head, *gradients = graph.forward(*call.inputs)
+            graph.hold(gradients)
         except (RuntimeError, IndexError):  # of values, as an index that is none: the program says it better
             before.restore()
             return self._eager(call)
@@ -305,7 +306,7 @@ class SVI(Trained):
         due = graph.due()
         if due or self._pending.touched(self):
             self.check()
-        expected = self._expected(graph, block[0]) if due else None
+        expected = graph.expected(self, block[0]) if due else None
         if self._pending.before is None:
             self._pending.before = self._snapshot(self._changing())
         drawn = Drawn(self._generators)
@@ -363,11 +364,6 @@ class SVI(Trained):
             with self._undone(call):
                 self._observed.learn(self.model, self.guide, *call.again())
             drop_new(before)  # the step itself is to draw for them
-
-    def _expected(self, graph: Graph, call: Call) -> list[float]:
-        """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
-        with self._undone(call), in_single_steps(self._device.type, graph.guards.modules):
-            return read(*self._gradients(*call.again()))
 
     def _update(self, norm: Tensor, having: list[Tensor]) -> None:
         """Clip the gradients on these parameters, take the optimizer's step, forget them."""

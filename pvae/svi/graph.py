@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..replay.captured import Captured
-from ..replay.precision import products
+from ..replay.precision import in_single_steps, products
 from .building import Step
 from .calls import Call
 from .faults import norm_of, read
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 UNWATCHED = (
     "Pass it to the step as a tensor or a number, or keep it where it is looked at: in an attribute, a global, a dict"
 )
+
+ROUGHER = 10
+"""Times as much as a loss may its gradient be off: in exp(log w) the last digits of log w are the first that count."""
 
 
 @dataclass
@@ -47,6 +50,10 @@ class Graph(Step):
     """Those of them up to the last step."""
     gradients: Sequence[Tensor] = ()
     """Those of the last step, where it was taken by itself."""
+    right: Sequence[Tensor] = ()
+    """The gradients that the program itself has in the step to come; of what is compiled, the first time."""
+    off: float = 0.0
+    """The norm of how much the graph's then differed."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -73,6 +80,21 @@ class Graph(Step):
         self.played += 1
         return due
 
+    def expected(self, svi: SVI, call: Call) -> list[float]:
+        """Losses and norm of the gradient as the program itself has them, from the same random numbers."""
+        with svi._undone(call), in_single_steps(svi._device.type, self.guards.modules):
+            values = read(*svi._gradients(*call.again()))
+            changed = svi._device.type == "cuda" and self.replayable and self.clips  # by the time that it is read
+            looks = self.kind == "full" and not (self.compared or changed) and math.isfinite(values[-1])
+            self.right, self.off = [p.grad for p in svi._having] if looks else (), 0.0
+        return values
+
+    def hold(self, gradients: Sequence[Tensor]) -> None:
+        """Hold a graph's gradients, before the optimizer's step, against the program's, if these are known."""
+        if self.right:
+            pairs = zip(self.right, gradients, strict=False)  # after them come rows, and the gradients of others
+            self.right, self.off = (), norm_of([found - right for right, found in pairs]).item()
+
     def differs(self, expected: Sequence[float], found: Sequence[float], step: int) -> str:
         """How losses or gradient differ from the program's in this step, in words; empty if they don't."""
         since, self.compared = self.compared, step
@@ -87,6 +109,9 @@ class Graph(Step):
                     f"the {what} of the traced step {step} is {value:.6g}, the program's own is {right:.6g}: something"
                     f" that is no tensor changes between steps{doubt}. {UNWATCHED}"
                 )
+        self.miscompiled = not self.off <= ROUGHER * self.tolerance * max(1.0, expected[-1])
+        if self.miscompiled:
+            return f"the gradient of step {step}, of norm {expected[-1]:.6g}, is off by {self.off:.6g} when compiled"
         return ""
 
     def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:
@@ -103,6 +128,7 @@ class Graph(Step):
             rates = svi._scheduled(len(block))
         heads = captured.play([call.inputs for call in block], rates)
         self.gradients = captured.gradients
+        self.hold(self.gradients)
         if not self.replayable:
             self.update(heads[0], *self.gradients)
         return heads.clone()
@@ -131,6 +157,7 @@ class Graph(Step):
     def _one(self, svi: SVI, call: Call, ahead: int) -> Tensor:
         svi._set_rates(ahead)
         values, *gradients = self.forward(*call.inputs)
+        self.hold(gradients)
         self.update(values, *gradients)
         self.gradients = gradients
         return values
