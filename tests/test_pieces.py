@@ -123,6 +123,17 @@ def laid_otherwise(x):
     return (total,)
 
 
+def split_otherwise(x):
+    """What lies by columns, is changed in place, and is then split."""
+    total = x.clone()
+    for _ in range(TIMES):
+        made = (x + total.sum()).t().clone()
+        made.mul_(0.5).add_(1)
+        left, right = made.chunk(2, 1)
+        total = (torch.cat([right, left], 1).sin() + torch.stack(made.unbind(1)).cos()).tanh()
+    return (total,)
+
+
 def joined_otherwise(x):
     """What lies by columns, is filled, and whose dimensions are then joined in the order in which they lie."""
     total = x.clone()
@@ -184,6 +195,7 @@ FUNCTIONS = [
     (summed_twice_each, torch.randn(4, 4)),
     (summed_over_columns, torch.randn(4, 4)),
     (laid_otherwise, torch.randn(4, 4)),
+    (split_otherwise, torch.randn(4, 4)),
     (joined_otherwise, torch.randn(4, 4)),
     (set_by_slices, torch.randn(4, 4)),
     (changed_where_it_is_narrow, torch.randn(4, 4)),
@@ -229,7 +241,7 @@ class Noted(torch.fx.Interpreter):
         value, base = super().run_node(node), node
         while is_view(base):
             base = base.args[0]
-        if base.target is torch.ops.aten.clone.default:
+        if base.target is torch.ops.aten.clone.default and isinstance(value, torch.Tensor):
             shape, strides, _, *kind = node.meta["layout"]
             assert (value.shape, value.stride(), [value.dtype, value.device]) == (shape, strides, kind), node
         return value

@@ -140,8 +140,10 @@ def _note(node: Node, device: torch.device) -> None:
         node.meta |= {"layout": (*node.meta["layout"][:4], device), "memory": object()}
 
 
-def _empty(node: Node) -> Tensor:
-    """A tensor without memory that is laid like a node's."""
+def _empty(node: Node) -> Any:
+    """A tensor without memory that is laid like a node's; of several views at once, as of a split, these."""
+    if "layout" not in node.meta:
+        return node.target(*map_arg(node.args, _empty), **map_arg(node.kwargs, _empty))
     shape, strides, _, dtype, _ = node.meta["layout"]
     return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
@@ -167,7 +169,7 @@ def _laid_anew(graph: GraphModule) -> None:
             copy = _called(aten.clone.default, node, memory_format=torch.contiguous_format)
         for user in later:
             user.replace_input_with(node, copy)
-        _note_views(copy)
+        _note_views(copy, node.meta["layout"][4])
     graph.graph.eliminate_dead_code()
 
 
@@ -176,16 +178,16 @@ def _by_strides(node: Node) -> bool:
     return any("as_strided" in str(user.target) or (is_view(user) and _by_strides(user)) for user in node.users)
 
 
-def _note_views(node: Node) -> None:
+def _note_views(node: Node, device: torch.device) -> None:
     """Note anew how the views of what lies otherwise now lie; one that it cannot be seen as is of a copy."""
     for user in [user for user in node.users if is_view(user)]:
         try:
-            _note(user, node.meta["layout"][4])
+            _note(user, device)
         except RuntimeError:  # the dimensions that it joins are not side by side
             with node.graph.inserting_before(user):
                 user.replace_input_with(node, _called(aten.clone.default, node, memory_format=torch.contiguous_format))
-            _note(user, node.meta["layout"][4])
-        _note_views(user)
+            _note(user, device)
+        _note_views(user, device)
 
 
 # Order.
