@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 
 from .settle import settled
 from .simplify import Roots, is_view, nodes_in
+from .strides import sliced
 
 LONG = 500
 """Operations that have to be repeats of others for a graph to be cut."""
@@ -48,6 +49,7 @@ class Piece(nn.Module):
 
 def arranged(graph: GraphModule) -> GraphModule:
     """The graph as it is best cut, see `settled`; unchanged if it does not repeat itself enough."""
+    sliced(graph)
     if graph.meta.get("arranged") or len(graph.graph.nodes) < LONG:
         return graph
     new = settled(graph)
@@ -140,7 +142,8 @@ class _Whole:
         closed = [0] * (len(self.nodes) + 2)
         for place, node in enumerate(self.nodes):
             spans = [(counts, place, self.last[place])] if _kind(node) else [(closed, place, self.last[place])]
-            spans += [(closed, self.place[root], place) for root in self.roots.changed_by(node) if root in self.place]
+            changed = self.roots.of[node.args[0]] if "laid anew" in node.meta else self.roots.changed_by(node)
+            spans += [(closed, self.place[root], place) for root in changed if root in self.place]
             for which, first, last in spans:
                 which[first + 1] += 1
                 which[last + 1] -= 1

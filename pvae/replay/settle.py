@@ -33,8 +33,7 @@ def settled(graph: GraphModule) -> GraphModule:
     new.eliminate_dead_code()
     copy = GraphModule(graph, new)
     merge_alike(copy)
-    _laid_anew(copy)
-    return _by_use(copy)
+    return _by_use(copy, _laid_anew(copy))
 
 
 # Sums.
@@ -140,61 +139,71 @@ def _note(node: Node, device: torch.device) -> None:
         node.meta |= {"layout": (*node.meta["layout"][:4], device), "memory": object()}
 
 
-def _empty(node: Node) -> Any:
-    """A tensor without memory that is laid like a node's; of several views at once, as of a split, these."""
-    if "layout" not in node.meta:
-        return node.target(*map_arg(node.args, _empty), **map_arg(node.kwargs, _empty))
+def _empty(node: Node) -> Tensor:
+    """A tensor without memory that is laid like a node's."""
     shape, strides, _, dtype, _ = node.meta["layout"]
     return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
-def _laid_anew(graph: GraphModule) -> None:
-    """Copy what was made here and changed in place to an order of its own, for all that use it afterwards.
+def _laid_anew(graph: GraphModule) -> dict[Node, list[Node]]:
+    """Copy what was made here and changed in place, for all that use it afterwards, to a view of what lies in order.
 
-    A compiler makes it anew at each change, and lays it so.
+    A compiler makes it anew at each change, and lays it in order. The view lies as what it is a copy of: it may be read
+    by strides, and results of it lie as it does. Returns what comes right after each last change.
     """
     roots, order = Roots(graph), {node: place for place, node in enumerate(graph.graph.nodes)}
     last: dict[Hashable, Node] = {}
     for node in order:
         last |= dict.fromkeys(roots.changed_by(node), node)
+    after = defaultdict(list)
     for node in order:
         changes = [last[root] for root in roots.of[node] if root in last and isinstance(root, Node)]
         if not changes or "layout" not in node.meta or is_view(node) or _empty(node).is_contiguous():
             continue
-        if _by_strides(node):
+        strides = _empty(node).stride()
+        inner = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
+        if not _empty(node).permute(inner).is_contiguous():  # it has gaps
             continue
         change = max([node, *changes], key=order.__getitem__)
-        later = [user for user in node.users if order.get(user, -1) > order[change]]
-        with graph.graph.inserting_after(change):
-            copy = _called(aten.clone.default, node, memory_format=torch.contiguous_format)
-        for user in later:
-            user.replace_input_with(node, copy)
-        _note_views(copy, node.meta["layout"][4])
-    graph.graph.eliminate_dead_code()
+        if not _is_read(node, order, order[change]):
+            continue
+        outer = [inner.index(dim) for dim in range(len(inner))]
+        with graph.graph.inserting_before(change.next):
+            value = _called(aten.permute.default, node, inner)
+            copy = _called(aten.clone.default, value, memory_format=torch.contiguous_format)
+            value = _called(aten.permute.default, copy, outer)
+        copy.meta["laid anew"] = True
+        after[change] += [copy.args[0], copy]
+        _read_instead(node, value, order, order[change])
+    return after
 
 
-def _by_strides(node: Node) -> bool:
-    """Whether a value is read by strides that are written down, as where autograd copies a slice: so it has to lie."""
-    return any("as_strided" in str(user.target) or (is_view(user) and _by_strides(user)) for user in node.users)
+def _is_read(node: Node, order: dict[Node, int], since: int) -> bool:
+    """Whether a value, or a view of it, is used after a place."""
+    return any(order.get(u, -1) > since or (is_view(u) and _is_read(u, order, since)) for u in node.users)
 
 
-def _note_views(node: Node, device: torch.device) -> None:
-    """Note anew how the views of what lies otherwise now lie; one that it cannot be seen as is of a copy."""
-    for user in [user for user in node.users if is_view(user)]:
-        try:
-            _note(user, device)
-        except RuntimeError:  # the dimensions that it joins are not side by side
-            with node.graph.inserting_before(user):
-                user.replace_input_with(node, _called(aten.clone.default, node, memory_format=torch.contiguous_format))
-            _note(user, device)
-        _note_views(user, device)
+def _read_instead(node: Node, value: Node, order: dict[Node, int], since: int) -> None:
+    """From a place on use another value that lies alike, and views of it."""
+    for user in list(node.users):
+        if order.get(user, -1) > since:
+            user.replace_input_with(node, value)
+        elif user in order and is_view(user) and _is_read(user, order, since):
+            with node.graph.inserting_after(value):
+                view = node.graph.node_copy(user, lambda given: value if given is node else given)
+            _read_instead(user, view, order, since)
 
 
 # Order.
 
 
-def _by_use(graph: GraphModule) -> GraphModule:
-    """The graph with each operation right before the first that uses it, as far as random numbers and changes allow."""
+def _by_use(graph: GraphModule, after: dict[Node, list[Node]]) -> GraphModule:
+    """The graph with each operation right before the first that uses it, as far as random numbers and changes allow.
+
+    Args:
+        graph: which is left as it is.
+        after: what comes right after an operation.
+    """
     nodes, roots = graph.graph.nodes, Roots(graph)
     fixed = dict.fromkeys(node for node in nodes if _is_fixed(node, roots))
     before = dict(pairwise(reversed(fixed)))
@@ -207,7 +216,7 @@ def _by_use(graph: GraphModule) -> GraphModule:
             if first:
                 waiting += reversed(first)
             else:
-                order[waiting.pop()] = None
+                order |= dict.fromkeys([waiting.pop(), *after.get(node, ())])
                 # else the part of a result that only a gradient wants would keep all of the result waiting
                 order |= dict.fromkeys(u for u in node.users if u.target is operator.getitem and u not in fixed)
     new, copies = Graph(), {}
