@@ -88,8 +88,7 @@ def add_config_options(parser: Parser, argv: Sequence[str]) -> None:
         elif kind is not str:
             text += f"; {describe(kind)}"
         if default is not None:
-            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-            text += f" (default: {shown})"
+            text += f" (default: {_shown(default)})"
         group.add_argument(flag(option.name), metavar=option.name.upper(), help=text.replace("%", "%%"), default=None)
     chosen = [(family, name, lookup(family, name)) for family in FAMILIES for name in _named(family, argv)]
     every = [(family, name, member) for family in FAMILIES for name, member in members(family).items()]

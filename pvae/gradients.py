@@ -232,29 +232,22 @@ def _lines(results: Found, ks: Sequence[int]) -> dict[str, list[float]]:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="pvae gradients", description="Signal and noise of gradient estimators against K.")
-    parser.add_argument("run", nargs="?", help="a run folder, or a checkpoint of it")
-    parser.add_argument(
-        "--toy", action="store_true", help="the Gaussian toy of Rainforth et al. 2018, in place of a run"
-    )
-    parser.add_argument(
-        "--gradient", default="reparam,stl,dreg", metavar="NAME,...", help="estimators (default: reparam,stl,dreg)"
-    )
-    parser.add_argument(
-        "--particles", default="1,4,16,64,256", metavar="K,...", help="every K (default: 1,4,16,64,256)"
-    )
-    parser.add_argument("--objective", default="iwae", metavar="NAME", help="whose gradient (default: iwae)")
-    parser.add_argument("--samples", default="1000", metavar="N", help="gradients for each (default: 1000)")
-    parser.add_argument(
-        "--batch-size", default="20", metavar="N", help="test data that the gradient is of (default: 20)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", nargs="?", help="a run folder, or a checkpoint of it")
+    add("--toy", action="store_true", help="the Gaussian toy of Rainforth et al. 2018, in place of a run")
+    add("--gradient", default="reparam,stl,dreg", metavar="NAME,...", help="estimators (default: reparam,stl,dreg)")
+    add("--particles", default="1,4,16,64,256", metavar="K,...", help="every K (default: 1,4,16,64,256)")
+    add("--objective", default="iwae", metavar="NAME", help="whose gradient (default: iwae)")
+    add("--samples", default="1000", metavar="N", help="gradients for each (default: 1000)")
+    add("--batch-size", default="20", metavar="N", help="test data that the gradient is of (default: 20)")
+    add(
         "--out",
         action="append",
         metavar="FILE",
         help="write it; may be given several times: .json, .csv, or .png, .pdf, .svg (SNR against K)",
     )
-    parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    add("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
     return parser
 
 

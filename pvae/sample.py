@@ -23,15 +23,14 @@ ENDINGS = (".png", ".pdf", ".svg", ".npy")
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(prog="pvae sample", description="Draw images from a run's prior.")
-    parser.add_argument("run", help="a run folder, or one of its checkpoints")
-    parser.add_argument("-n", default="64", metavar="N", help="how many (default: 64)")
-    parser.add_argument(
-        "-o", default="samples.png", metavar="FILE", help=f"{', '.join(ENDINGS)} (default: samples.png)"
-    )
-    parser.add_argument("--label", metavar="Y", help="of one class alone, for a model conditioned on labels")
-    parser.add_argument("--draw", action="store_true", help="draw x from p(x|z) too, in place of its mean")
-    parser.add_argument("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    add = parser.add_argument
+    add("run", help="a run folder, or one of its checkpoints")
+    add("-n", default="64", metavar="N", help="how many (default: 64)")
+    add("-o", default="samples.png", metavar="FILE", help=f"{', '.join(ENDINGS)} (default: samples.png)")
+    add("--label", metavar="Y", help="of one class alone, for a model conditioned on labels")
+    add("--draw", action="store_true", help="draw x from p(x|z) too, in place of its mean")
+    add("--seed", default="0", metavar="SEED", help="of the draws (default: 0)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
     return parser
 
 
