@@ -129,7 +129,7 @@ def results(
     found: Evaluation,
     seed: int,
     chunk: int | None,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Callable[[int, int], None],
 ) -> dict[str, dict[str, tuple[tuple[str, ...], Tensor]]]:
     """The arrays of a results file: bounds of every test datum, draws and reconstructions of the first of them."""
     x = pixels(split.x[:SHOWN])

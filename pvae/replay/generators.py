@@ -16,7 +16,7 @@ HOSTS = (random.Random, np.random.RandomState, np.random.Generator, np.random.Bi
 
 
 @contextmanager
-def undrawn(generators: Sequence[Any] = ()) -> Iterator[Callable[[], bool]]:
+def undrawn(generators: Sequence[Any]) -> Iterator[Callable[[], bool]]:
     """Gives a function whether random numbers of Python or NumPy have been drawn within; puts those back after it.
 
     Of their own generators, and of these.

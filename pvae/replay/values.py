@@ -39,7 +39,7 @@ class HostReads(TorchFunctionMode):
         numbers: tensors that stand for numbers, as those read of others do.
     """
 
-    def __init__(self, known: Known, supposed: Supposed | None = None, numbers: Sequence[Tensor] = ()) -> None:
+    def __init__(self, known: Known, supposed: Supposed | None, numbers: Sequence[Tensor]) -> None:
         super().__init__()
         self.known, self.supposed = known, supposed
         self._numbers = {id(number): number for number in numbers}

@@ -206,7 +206,7 @@ class Layers:
 class Snapshot:
     """Tensors as they are now, with the generators of random numbers; `restore` puts all back."""
 
-    def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator] = ()) -> None:
+    def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]) -> None:
         self.tensors = list(tensors)
         self.copies = _copies(self.tensors)
         self.stored = stored()
