@@ -100,14 +100,11 @@ class Roots:
     def same_as(self, node: Node) -> Node | None:
         """The node that one is a view of all of, that it is a multiple by one of, or whose number it copies."""
         source = node.args[0] if node.args else None
-        if not isinstance(node.target, OpOverload) or not isinstance(source, Node) or "layout" not in node.meta:
-            return None
-        if self.reshaped & {node, source}:
+        if not isinstance(source, Node) or "layout" not in node.meta or self.reshaped & {node, source}:
             return None
         if views(node.target):
             while any(source.meta.get(what) != node.meta[what] for what in ("layout", "memory")):
-                viewed = isinstance(source.target, OpOverload) and views(source.target)
-                if not viewed or not isinstance(source.args[0], Node) or source.args[0] in self.reshaped:
+                if not views(source.target) or not isinstance(source.args[0], Node) or source.args[0] in self.reshaped:
                     return None
                 source = source.args[0]
             return source
@@ -136,7 +133,7 @@ class Roots:
         if node.op == "get_attr":
             value = getattr(self.graph, node.target, None)
             return frozenset([(memory(value) if isinstance(value, Tensor) else 0) or node.target])
-        if node.target is operator.getitem or (isinstance(node.target, OpOverload) and views(node.target)):
+        if node.target is operator.getitem or views(node.target):
             return self._all(node.args)
         return frozenset([node])
 
@@ -149,8 +146,10 @@ def reshapes(node: Node) -> bool:
     return torch.Tag.inplace_view in getattr(node.target, "tags", ())
 
 
-def views(target: OpOverload) -> bool:
-    """Whether what an operation returns is in the memory of what it is given."""
+def views(target: Any) -> bool:
+    """Whether it is an operation whose result is in the memory of what that is given."""
+    if not isinstance(target, OpOverload):
+        return False
     if target.overloadpacket.__name__ in SAME_MEMORY:
         return True
     return any(found.alias_info is not None for found in target._schema.returns)
@@ -160,7 +159,7 @@ def is_view(node: Node) -> bool:
     """Whether a node does nothing but look at memory in another way."""
     if node.target is operator.getitem:
         return is_view(node.args[0])
-    return isinstance(node.target, OpOverload) and views(node.target) and not node.target._schema.is_mutable
+    return views(node.target) and not node.target._schema.is_mutable
 
 
 def nodes_in(tree: Any) -> Iterable[Node]:
