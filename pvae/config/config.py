@@ -20,7 +20,6 @@ from ..data.supports import has_levels, is_discrete
 from ..errors import InputError, more_than, nearest
 from ..networks import Activation
 from .document import dump
-from .document import read as read
 from .values import convert
 
 PARTS = ("prior", "likelihood", "guide")

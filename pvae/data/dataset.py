@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, nearest, whole_number
-from .sources import NAMED as NAMED
 from .sources import PARTS, Arrays, Parts, read
 from .supports import check_part, pixels, supports_to
 
