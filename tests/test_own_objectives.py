@@ -140,6 +140,85 @@ def test_a_bound_of_the_guides_own_is_the_guides(gradient, vae, x):
         unsaid(4, gradient="gdreg")
 
 
+# What they return -----------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    "all particles": (lambda log_w: log_w, r"shape \(4, 7\)"),
+    "all data": (lambda log_w: log_w.mean(), r"shape \(\)"),
+    "over data": (lambda log_w: log_w.mean(1), r"shape \(4,\)"),
+    "a number": (lambda log_w: log_w.mean().item(), "float"),
+}
+
+
+@pytest.mark.parametrize("gradient", ["reparam", "stl", "dreg", "score", "vimco"])
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_no_number_for_each_datum(name, chunk, gradient, vae, x):
+    wrong, text = SHAPES[name]
+    given = {"bound": lambda self, log_w: wrong(log_w)}
+    objective = type("Wrong", (pvae.Objective,), given)(4, gradient=gradient, chunk=chunk)
+    expected = rf"Wrong: bound: found {text}, expected \(7,\), a number for each datum: of log-weights \(4, 7\) reduce"
+    for _ in range(2):  # as where it is tried again
+        with pytest.raises(pvae.InputError, match=expected):
+            objective.differentiable_loss(vae.model, vae.guide, x)
+    with pytest.raises(pvae.InputError, match=expected):
+        objective.loss(vae.model, vae.guide, x)
+
+
+def test_a_bound_of_the_guides_own_that_is_no_number_for_each_datum(vae, x):
+    class Wrong(pvae.IWAE):
+        def guide_bound(self, log_w):
+            return log_w.sum()
+
+    with pytest.raises(pvae.InputError, match=r"Wrong: guide_bound: found shape \(\), expected \(7,\)"):
+        Wrong(4).differentiable_loss(vae.model, vae.guide, x)
+
+
+def test_an_own_differentiable_gives_a_number_for_each_datum_or_one_of_all(vae, x):
+    def made(change):
+        given = {"differentiable": lambda self, traces: change(pvae.ELBO.differentiable(self, traces), traces)}
+        return type("Mine", (pvae.ELBO,), given)(4)
+
+    each, whole = (found(made(change), vae, x) for change in (lambda each, _: each, lambda each, _: each.sum()))
+    torch.testing.assert_close(each, whole)
+    with pytest.raises(
+        pvae.InputError, match=r"differentiable: found shape \(4, 7\), expected \(7,\), .*, or one of all"
+    ):
+        found(made(lambda _, traces: programs.split(traces).log_w), vae, x)
+
+
+def test_a_shape_that_is_right_by_chance_is_looked_at_again(vae, x):
+    objective = type("Wrong", (pvae.Objective,), {"bound": lambda self, log_w: log_w.mean(1)})(7)
+    objective.differentiable_loss(vae.model, vae.guide, x)
+    with pytest.raises(pvae.InputError, match=r"Wrong: bound: found shape \(7,\), expected \(5,\)"):
+        objective.differentiable_loss(vae.model, vae.guide, x[:5])
+
+
+def test_a_bound_that_calls_itself_on_groups_of_draws(vae, x):
+    class Groups(pvae.Objective):
+        def bound(self, log_w):
+            return log_w.mean(0) if log_w.dim() == 3 else self.bound(log_w.reshape(2, 2, -1)).mean(0)
+
+    expected = found(pvae.ELBO(4, max_plate_nesting=1), vae, x)
+    torch.testing.assert_close(found(Groups(4, max_plate_nesting=1), vae, x), expected)
+
+
+@pytest.mark.parametrize(("particles", "plate"), [(1, ""), (1, None), (7, ""), (7, None), (4, None)])
+def test_a_bound_is_looked_at_without_a_further_call(particles, plate, vae, x):
+    class Calls(pvae.Objective):
+        calls = 0
+
+        def bound(self, log_w):
+            self.calls += 1
+            return half(log_w)
+
+    objective = Calls(particles, plate=plate)
+    for calls in (1, 2):
+        assert objective.bounds(vae.model, vae.guide, x).shape == ((7,) if plate == "" else (1,))
+        assert objective.calls == calls
+        assert "bound" not in vars(objective)
+
+
 # What steps change of an objective ------------------------------------------------------------------------------------
 
 

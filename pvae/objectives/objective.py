@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from ..estimators import Gradient, chunks, intervals, others, refused, surrogate
 from ..estimators.surrogates import Step
 from ..noise import forked
 from ..programs import Program, Site, Traces
+from . import shapes
 
 
 class Objective(Member, pyro.infer.ELBO, family="objective"):
@@ -50,7 +52,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         InputError: K below 1; a gradient that does not fit; programs without a bound for each datum (see
             `pvae.programs.trace`); a site of the guide that is not reparameterized, where the gradient needs it; at the
             first step with a gradient, supports and masks for which that would be wrong (see
-            `pvae.estimators.refused` and `intervals`).
+            `pvae.estimators.refused` and `intervals`), and a `bound` that gives no number for each datum.
 
     The value is always that of the bound itself: beta, warm-up and free bits change the gradient alone, and leave
     model and guide as they are. The number of steps taken is `clock`, a tensor () that the one who takes the steps
@@ -280,7 +282,7 @@ class Objective(Member, pyro.infer.ELBO, family="objective"):
         if key not in looked:
             validates = pyro.distributions.is_validation_enabled()
             step = replace(step, look=partial(self._look_at_sites, validates, lambda: looked.setdefault(key)))
-        with programs.unvalidated():
+        with programs.unvalidated(), nullcontext() if shapes.LOOKED in looked else shapes.checked(self, looked):
             return self.gradient.estimate(self, step)
 
     def _choose(self, model: Program, guide: Program, args: Any, kwargs: Any) -> int:
