@@ -44,8 +44,8 @@ ROOMS = {
     "objectives": {"errors", "base", "bounds", "estimators", "noise", "programs"},
     "optimizers": {"errors", "base"},
     "testing": {
-        *{"errors", "base", "conditions", "config", "data", "distributions", "likelihoods", "networks", "objectives"},
-        *{"svi", "vae"},
+        *{"errors", "base", "conditions", "config", "data", "distributions", "exact", "likelihoods", "networks"},
+        *{"objectives", "svi", "vae"},
     },
     "build": {
         *{"errors", "base", "conditions", "config", "data", "hierarchy", "likelihoods", "networks", "objectives"},

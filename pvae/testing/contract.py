@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,16 +148,23 @@ def check_guide(
 def _check(
     family: str, part: Part, y: Tensor | None, skip: Collection[str], seed: int, around: Callable[[], Any]
 ) -> Report:
+    return looked(f"{family} {path_of(type(part))}", lambda: _subject(family, part, y, around), CLAUSES, skip, seed)
+
+
+def looked(
+    what: str, made: Callable[[], Any], every: Mapping[str, Callable[..., str | None]], skip: Collection[str], seed: int
+) -> Report:
+    """Every clause but those to skip, each of a copy of what is made."""
     if isinstance(skip, str):
         raise InputError(f"skip: found '{skip}', expected several names, as ['{skip}']")
-    for name in set(skip) - set(CLAUSES):
-        raise InputError(f"skip: unknown clause '{name}': {nearest(name, list(CLAUSES))}")
-    report = Report(f"{family} {path_of(type(part))}")
+    for name in set(skip) - set(every):
+        raise InputError(f"skip: unknown clause '{name}': {nearest(name, list(every))}")
+    report = Report(what)
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        subject = _clause(report, "model", seed, lambda: _subject(family, part, y, around))
+        subject = _clause(report, "model", seed, made)
         report.clauses["model"] = "ok"
-        for name, clause in CLAUSES.items():
+        for name, clause in every.items():
             if name in skip:
                 report.clauses[name] = "left out"
             else:
