@@ -21,7 +21,7 @@ import pyro
 import torch
 
 from . import build, cli, config, data, report
-from .config import PARTS, Config, flag
+from .config import FAMILIES, PARTS, Config, flag
 from .errors import InputError
 from .load import begin_with, read_data, run_data
 from .noise import forked
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
     _check_together(training)
+    _check_learned(training)
     with _Signals() as signals, Run.create(found.out, settings) as run:
         run.describe(dataset, device, start)
         return _fit(run, training, signals)
@@ -118,6 +119,31 @@ def _check_together(training: Training) -> None:
         # of all else the first step says more
     finally:
         vae.train()
+
+
+def _check_learned(training: Training) -> None:
+    """Refuse a model that learns what is none of its parameters: no checkpoint would have it.
+
+    Raises:
+        InputError: naming that, and the parts that are not the package's.
+    """
+    vae, settings, (x, y) = training.vae, training.config, training.dataset.train
+    store, before = pyro.get_param_store(), dict(vae.named_parameters())
+    with store.scope(), forked(x.device), torch.no_grad():
+        with suppress(Exception):  # of which the first step says more
+            vae.eval().log_weights(*training.prepare(x[:2], None if y is None else y[:2]))
+        stored = dict(store.named_parameters())
+    vae.train()
+    loose = [f"pyro.param '{name}'" for name, each in stored.items() if all(each is not own for own in before.values())]
+    loose += [
+        f"Parameter '{name}', made by forward," for name, each in vae.named_parameters() if before.get(name) is not each
+    ]
+    if loose:
+        named = (f"{flag(name)} {value}" for name in FAMILIES if ":" in (value := getattr(settings, name)))
+        raise InputError(
+            f"{' '.join(named)}: found the {loose[0]} which no checkpoint would have, expected a Parameter that is made"
+            " once: make it in __init__, self.NAME = torch.nn.Parameter(...)"
+        )
 
 
 def _resume(found: Namespace, own: dict[str, str]) -> int:

@@ -442,3 +442,34 @@ def test_a_file_that_has_changed_since_the_fit_is_told_of(capsys):
     for own in ({}, {"own": 3}):  # of a run that did not write it down, and a damaged one
         Path("run/environment.json").write_text(json.dumps({**environment, "own": {}, **own}))
         assert line not in "".join(said())
+
+
+LEARNED = """
+class Stored(pvae.Prior):
+    def forward(self, y=None):
+        return dist.Normal(pyro.param("loc", torch.zeros(self.latent)), 1.0).to_event(1)
+
+class Anew(pvae.Prior):
+    def forward(self, y=None):
+        self.loc = nn.Parameter(torch.zeros(self.latent))
+        return dist.Normal(self.loc, 1.0).to_event(1)
+
+class Named(pvae.Prior):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.net = nn.Linear(1, latent)
+    def forward(self, y=None):
+        return dist.Normal(pyro.module("net", self.net)(torch.ones(1)), 1.0).to_event(1)
+"""
+
+
+@pytest.mark.parametrize("latent", ["2", "3,2"])
+def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent):
+    write("import pyro\n" + LEARNED)
+    options = [*SMALL, "--likelihood=gaussian", "--latent", latent, "--prior"]
+    for name, found in (("Stored", "pyro.param 'loc'"), ("Anew", "Parameter 'prior.loc', made by forward,")):
+        for _ in range(2):  # Pyro's store is left as it was
+            message = refused(capsys, *options, f"mylab:{name}")
+            assert f"--prior mylab:{name}: found the {found} which no checkpoint would have, expected a Para" in message
+    assert go(*options, "mylab:Named", "--out", "run") == 0
+    assert go("run", "--particles=1", "--train=0", command="compare") == 0
