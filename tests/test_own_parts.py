@@ -473,3 +473,32 @@ def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent):
             assert f"--prior mylab:{name}: found the {found} which no checkpoint would have, expected a Para" in message
     assert go(*options, "mylab:Named", "--out", "run") == 0
     assert go("run", "--particles=1", "--train=0", command="compare") == 0
+
+
+BUFFERS = """
+class Drawn(pvae.Prior):
+    saved = False
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.register_buffer("loc", torch.randn(latent), persistent=self.saved)
+        self.register_buffer("one", torch.ones(latent), persistent=False)
+        self.register_buffer("unknown", torch.full((latent,), torch.nan), persistent=False)
+        self.register_buffer("start", torch.zeros(()), persistent=False)
+    def initialize(self, x, y=None):
+        self.start.fill_(x.mean())
+    def forward(self, y=None):
+        return dist.Normal(self.loc, self.one).to_event(1)
+
+class Saved(Drawn):
+    saved = True
+"""
+
+
+def test_random_numbers_of_a_part_are_saved_with_it(capsys):
+    write(BUFFERS)
+    message = refused(capsys, *SMALL, "--likelihood=gaussian", "--prior=mylab:Drawn")
+    assert "mylab:Drawn: found random numbers in the buffer 'prior.loc', which no checkpoint would have" in message
+    assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Saved", "--out=run") == 0
+    fitted, again = (pvae.load.load("run")[0].prior for _ in range(2))
+    assert torch.equal(fitted.loc, again.loc)
+    assert torch.equal(fitted.start, again.start)
