@@ -238,9 +238,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def say_changed(run: Run) -> None:
-    """Say which classes of one's own are others than when a run began."""
-    for line in run.changed_parts():
+def say_changed(run: Run, settings: Config | None = None) -> None:
+    """Say which classes of one's own, of these settings or of the run's, are others than when the run began."""
+    for line in run.changed_parts(settings):
         say(line)
 
 

@@ -67,9 +67,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"{asked[0]}: found {plan.total} draws, expected at least {FEWEST}: raise --draws or --particles"
         )
-    loaded = {name: load(path, device) for name, path in _names(found.runs).items()}
-    for _, _, run in loaded.values():
-        cli.say_changed(run)
+    loaded = {name: load(path, device, cli.say) for name, path in _names(found.runs).items()}
     shared = check_protocols({name: protocol(run.config, dataset) for name, (_, dataset, run) in loaded.items()})
     shared["bounds_on"] = {name: bounds_on(run.config) for name, (_, _, run) in loaded.items()}
     points = NOTHING in shared["bounds_on"].values()

@@ -93,6 +93,7 @@ def _start(vae: Any, settings: Config, dataset: data.Dataset) -> dict[str, Any]:
     if any(start["data"][key] != value for key, value in own.items()):
         line += f"; fitted on other data or another split ({start['data']['name']}): what is held out here may be in it"
     print(line, flush=True)
+    cli.say_changed(Run.open(Run.folder_of(settings.start_from or "")), settings)
     return {"start": start}
 
 
@@ -203,6 +204,7 @@ def _resume(found: Namespace, own: dict[str, str]) -> int:
         training.load_state_dict(checkpoint.state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{checkpoint.path}: foreign: its state is not one that this program writes") from error
+    cli.say_changed(run)
     with _Signals() as signals:
         run.rewind(checkpoint)
         if "epochs" in changes:

@@ -104,8 +104,7 @@ def _programs(found: Any, size: int) -> tuple[Any, Any, dict[str, list[torch.Ten
             raise InputError("--batch-size: found it with --toy, which has data of its own: leave it out")
         toy = Toy(perturbation=0.01).to(device)
         return toy.model, toy.guide, toy.groups(), (toy.x.to(device),), "the Gaussian toy"
-    vae, dataset, run = load(found.run, device)
-    cli.say_changed(run)
+    vae, dataset, run = load(found.run, device, cli.say)
     x, y = dataset.test
     data = (pixels(x[:size]), None if y is None else y[:size])
     return vae.model, vae.guide, groups(vae), data, f"{run.folder.name}, {len(data[0])} test data"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -98,12 +99,16 @@ def _there(settings: Config, directory: str | None) -> Config:
     return replace(settings, **{name: str(path) for name, path in there.items() if path.exists()})
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoencoder, Dataset, Run]:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", say: Callable[[str], None] | None = None
+) -> tuple[Autoencoder, Dataset, Run]:
     """A run's model with the weights of its best checkpoint, in evaluation mode, its data, and the run.
 
     Args:
         folder: a run, or a checkpoint of it to take in place of the best.
         device: where model and data go.
+        say: takes a line for each class of one's own whose file has changed since the run began; if it is not given,
+            each is a warning.
 
     Raises:
         InputError: no run is there, its checkpoint is damaged, its data have changed, or there is no such device.
@@ -117,6 +122,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Autoen
     with torch.random.fork_rng(devices=[]):
         vae = build.model(run.config, dataset)
     load_weights(vae, checkpoint)
+    for line in run.changed_parts():
+        say(line) if say else warnings.warn(line, stacklevel=2)
     return vae.to(device).eval(), dataset.to(torch.device(device)), run
 
 

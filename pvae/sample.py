@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     n, seed = cli.whole(found.n, "-n", 1), cli.whole(found.seed, "--seed", 0)
     out = cli.output(found.o, "-o", ENDINGS)
     device = cli.device(found.device)
-    vae, dataset, run = load(found.run, device)
-    cli.say_changed(run)
+    vae, dataset, run = load(found.run, device, cli.say)
     label = None if found.label is None else cli.whole(found.label, "--label", 0)
     if label is not None:
         _check_label(label, run.config, dataset)

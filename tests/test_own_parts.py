@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from commands import go, refused
+from commands import go, quick, refused
 from torch import nn
 
 import pvae
@@ -419,29 +420,51 @@ def test_a_condition_and_a_decoder_without_a_bias_of_its_own(here, capsys):
     assert "--label 7: found no such class, expected one of 0 to 2" in message
 
 
-def test_a_file_that_has_changed_since_the_fit_is_told_of(capsys):
+def test_a_file_that_has_changed_since_the_fit_is_told_of(capsys, monkeypatch):
+    quick(monkeypatch)
     write("class Mine(Right):\n    pass")
     assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Mine", "--out=run") == 0
     commands = {
         "compare": ["--particles=1", "--train=0"],
         "gradients": ["--particles=1", "--samples=2", "--gradient=reparam"],
         "sample": ["-n=2", "-o=x.npy"],
+        "fit": [*SMALL, "--likelihood=gaussian", "--start-from=run", "--prior=mylab:Mine", "--out=new"],
     }
 
     def said():
         capsys.readouterr()
         for command, argv in commands.items():
-            assert go("run", *argv, command=command) == 0
+            shutil.rmtree("new", ignore_errors=True)
+            assert go(*["run"] * (command != "fit"), *argv, command=command) == 0
             yield capsys.readouterr().err
 
     line = "run: the file of mylab:Mine has changed since the run began: used as it is\n"
     assert line not in "".join(said())
     Path("mylab.py").write_text(Path("mylab.py").read_text() + "# mended\n")
-    assert [err.count(line) for err in said()] == [1, 1, 1]
+    assert [err.count(line) for err in said()] == [1, 1, 1, 1]
+    with pytest.warns(UserWarning, match=re.escape(line.strip())) as told:
+        pvae.load.load("run")
+    assert told[0].filename == __file__
+    assert go(*commands["fit"][:-2], "--prior=normal") == 0  # which has nothing of that file
+    assert line not in capsys.readouterr().err
     environment = json.loads(Path("run/environment.json").read_text())
     for own in ({}, {"own": 3}):  # of a run that did not write it down, and a damaged one
         Path("run/environment.json").write_text(json.dumps({**environment, "own": {}, **own}))
         assert line not in "".join(said())
+
+
+def test_a_file_that_has_changed_before_a_run_is_resumed_is_told_of_and_noted(capsys, monkeypatch):
+    quick(monkeypatch)
+    write("class Mine(Right):\n    pass")
+    for out, later in (("same", set()), ("run", {"step-000000001"})):
+        assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Mine", f"--out={out}", "--schedule=constant") == 0
+        if later:
+            Path("mylab.py").write_text(Path("mylab.py").read_text() + "# mended\n")
+        capsys.readouterr()
+        assert go("--resume", out, "--epochs=2") == 0
+        line = f"{out}: the file of mylab:Mine has changed since the run began: used as it is\n"
+        assert capsys.readouterr().err.count(line) == len(later)
+        assert json.loads(Path(out, "environment.json").read_text()).get("own_later", {}).keys() == later
 
 
 LEARNED = """
@@ -464,7 +487,8 @@ class Named(pvae.Prior):
 
 
 @pytest.mark.parametrize("latent", ["2", "3,2"])
-def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent):
+def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent, monkeypatch):
+    quick(monkeypatch)
     write("import pyro\n" + LEARNED)
     options = [*SMALL, "--likelihood=gaussian", "--latent", latent, "--prior"]
     for name, found in (("Stored", "pyro.param 'loc'"), ("Anew", "Parameter 'prior.loc', made by forward,")):
@@ -494,7 +518,8 @@ class Saved(Drawn):
 """
 
 
-def test_random_numbers_of_a_part_are_saved_with_it(capsys):
+def test_random_numbers_of_a_part_are_saved_with_it(capsys, monkeypatch):
+    quick(monkeypatch)
     write(BUFFERS)
     message = refused(capsys, *SMALL, "--likelihood=gaussian", "--prior=mylab:Drawn")
     assert "mylab:Drawn: found random numbers in the buffer 'prior.loc', which no checkpoint would have" in message

@@ -135,6 +135,7 @@ class Run:
     def rewind(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers.
 
+        Files of one's own that have changed since the run began are noted in `environment.json`.
         Earlier checkpoints stay, but for those that a killed process had no time to delete.
         """
         lines = metrics.until(self.folder / "metrics.jsonl", checkpoint.state["epoch"])
@@ -142,6 +143,10 @@ class Run:
             self._write("metrics.jsonl", lines)
             for name in ("summary.json", "results.nc"):
                 (self.folder / name).unlink(missing_ok=True)
+            if self.changed_parts():
+                found = self.read_json("environment.json")
+                later = {**found.get("own_later", {}), checkpoint.path.name: own_parts(self.config)}
+                self.write_json("environment.json", {**found, "own_later": later})
             self._prune(checkpoint.state)
 
     def write_config(self, config_: Config) -> None:
@@ -190,11 +195,15 @@ class Run:
             raise InputError(f"{where}: damaged: found no 'data' with name, sha256 and sizes: restore it, or fit again")
         return data
 
-    def changed_parts(self) -> list[str]:
-        """A line for each class of one's own whose file is another than when the run began, where that is known."""
+    def changed_parts(self, config_: Config | None = None) -> list[str]:
+        """A line for each class of one's own whose file is another than when the run began, where that is known.
+
+        Args:
+            config_: whose classes are looked at, if not those of the run.
+        """
         found = self.read_json("environment.json").get("own")
         before = found if isinstance(found, dict) else {}
-        changed = [name for name, now in own_parts(self.config).items() if before.get(name, now) != now]
+        changed = [name for name, now in own_parts(config_ or self.config).items() if before.get(name, now) != now]
         return [f"{self.folder}: the file of {name} has changed since the run began: used as it is" for name in changed]
 
     def log(self, record: dict[str, Any]) -> None:
