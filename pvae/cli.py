@@ -233,6 +233,30 @@ def output(name: str, option: str, endings: Sequence[str]) -> Path:
     return path
 
 
+def write_and_print(outs: Sequence[Path], write: Callable[[Path], bool | None], text: str) -> None:
+    """Write every file that can be written, and print a text with their names.
+
+    Args:
+        outs: the files.
+        write: writes one; gives False where there was nothing to write.
+        text: is printed after the files are there, though nobody may read it.
+
+    Raises:
+        InputError: of the files that could not be written.
+    """
+    shown, errors = [], []
+    try:
+        for out in outs:
+            try:
+                shown += [f"written: {out}"] * (write(out) is not False)
+            except InputError as error:
+                errors.append(str(error))
+    finally:
+        print("\n".join([text, *([""] if shown else []), *shown]))
+    if errors:
+        raise InputError("; ".join(errors))
+
+
 def say(line: str) -> None:
     """A line beside the output, at once."""
     print(line, file=sys.stderr, flush=True)

@@ -82,13 +82,8 @@ def main(argv: Sequence[str]) -> int:
         comparison = _compared(loaded, plan, train)
     if points:
         comparison = _without_khat(comparison)
-    shown = [tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns)]
-    try:
-        for out in outs:
-            _write(out, comparison, shared)
-            shown += [""] * (len(shown) == 1) + [f"written: {out}"]
-    finally:  # files first: they are there though nobody reads this
-        print("\n".join(shown))
+    text = tables.text(comparison, shared, shutil.get_terminal_size((100, 24)).columns)
+    cli.write_and_print(outs, lambda out: _write(out, comparison, shared), text)
     return 0
 
 

@@ -57,12 +57,8 @@ def main(argv: Sequence[str]) -> int:
                 with _of(found.run, f"{name}, K={k}: "):
                     results[name][k] = measure(objective, model, guide, parameters, *data, **options)
     about = {"of": title, "objective": found.objective, "samples": samples, "seed": seed}
-    shown = [table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each")]
-    try:
-        for out in outs:
-            shown += [f"\nwritten: {out}"] * _write(out, results, ks, about)
-    finally:  # files first: they are there though nobody reads this
-        print("\n".join(shown))
+    text = table(results, ks, f"{title}, {found.objective}, {samples:,} gradients each")
+    cli.write_and_print(outs, lambda out: _write(out, results, ks, about), text)
     return 0
 
 

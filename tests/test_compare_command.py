@@ -439,6 +439,19 @@ def test_a_full_disk_leaves_no_half_of_a_file(name, runs, capsys, here, monkeypa
     assert list(here.iterdir()) == []
 
 
+def test_the_files_after_one_that_cannot_be_written(runs, capsys, here, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(plots, "save", full)
+    outs = [option for name in ("x.png", "x.json", "x.svg", "x.csv") for option in ("--out", name)]
+    assert go(runs["vae"], "--particles", "1", "--train", "0", *outs) == 2
+    out, err = capsys.readouterr()
+    assert out.endswith("\n\nwritten: x.json\nwritten: x.csv\n")
+    assert "x.png: the disk is full: free some space, then run it again; x.svg: the disk is full" in err
+    assert {path.name for path in here.iterdir()} == {"x.json", "x.csv"}
+
+
 def test_files_are_there_though_nobody_reads(runs):
     class Closed(io.StringIO):
         def write(self, text):
@@ -471,7 +484,7 @@ def test_weights_that_are_not_numbers(runs, capsys, monkeypatch):
     vae, dataset, run = load(runs["linear"])
     with torch.no_grad():
         vae.likelihood.decoder.layers[-1].bias[3] = math.nan
-    monkeypatch.setattr(compare, "load", lambda path, device: (vae, dataset, run))
+    monkeypatch.setattr(compare, "load", lambda *_: (vae, dataset, run))
     message = refused(capsys, runs["linear"], "--particles", "1")
     assert "linear: evaluate: the log-likelihood of datum 0 is not a number: the model has diverged" in message
 
