@@ -467,6 +467,26 @@ def test_a_file_that_has_changed_before_a_run_is_resumed_is_told_of_and_noted(ca
         assert json.loads(Path(out, "environment.json").read_text()).get("own_later", {}).keys() == later
 
 
+def test_weights_that_a_file_which_has_changed_does_not_take(capsys, monkeypatch):
+    quick(monkeypatch)
+    mine = """
+    class Mine(Right):
+        def __init__(self, latent):
+            super().__init__(latent)
+            self.width = nn.Parameter(torch.zeros(latent))
+    """
+    write(mine)
+    assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Mine", "--out=run") == 0
+    write(mine.replace("width", "widths"))
+    del sys.modules["mylab"]
+    for command, argv in (("fit", ["--resume", "run"]), ("sample", ["run", "-n=2", "-o=x.npy"])):
+        message = refused(capsys, *argv, command=command)
+        assert (
+            "of another model: 'prior.widths' has shape nothing, expected (2,): the file of mylab:Mine has" in message
+        )
+        assert message.endswith(" changed since the run began: restore it\n")
+
+
 LEARNED = """
 class Stored(pvae.Prior):
     def forward(self, y=None):

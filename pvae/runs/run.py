@@ -201,10 +201,13 @@ class Run:
         Args:
             config_: whose classes are looked at, if not those of the run.
         """
+        return [f"{self.folder}: {changed}: used as it is" for changed in self._changed(config_ or self.config)]
+
+    def _changed(self, config_: Config) -> list[str]:
         found = self.read_json("environment.json").get("own")
         before = found if isinstance(found, dict) else {}
-        changed = [name for name, now in own_parts(config_ or self.config).items() if before.get(name, now) != now]
-        return [f"{self.folder}: the file of {name} has changed since the run began: used as it is" for name in changed]
+        changed = [name for name, now in own_parts(config_).items() if before.get(name, now) != now]
+        return [f"the file of {name} has changed since the run began" for name in changed]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -327,10 +330,10 @@ def load_weights(vae: torch.nn.Module, checkpoint: Checkpoint) -> None:
         key = wrong[0]
         have = tuple(found[key].shape) if key in found else "nothing"
         want = tuple(own[key].shape) if key in own else "nothing"
-        raise InputError(
-            f"{checkpoint.path}: of another model: '{key}' has shape {have}, expected {want}: "
-            "put it back into the run folder that wrote it"
-        )
+        run = Run.open(Run.folder_of(checkpoint.path))
+        changed = ", ".join(run._changed(run.config))
+        then = f"{changed}: restore it" if changed else "put it back into the run folder that wrote it"
+        raise InputError(f"{checkpoint.path}: of another model: '{key}' has shape {have}, expected {want}: {then}")
     vae.load_state_dict(found)
 
 
