@@ -263,7 +263,7 @@ def say(line: str) -> None:
 
 
 def say_changed(run: Run, settings: Config | None = None) -> None:
-    """Say which classes of one's own, of these settings or of the run's, are others than when the run began."""
+    """Say which of one's own files, of these settings or of the run's, are others than when the run began."""
     for line in run.changed_parts(settings):
         say(line)
 

@@ -107,8 +107,8 @@ def load(
     Args:
         folder: a run, or a checkpoint of it to take in place of the best.
         device: where model and data go.
-        say: takes a line for each class of one's own whose file has changed since the run began; if it is not given,
-            each is a warning.
+        say: takes a line for each class or module of one's own whose file has changed since the run began; if it is
+            not given, each is a warning.
 
     Raises:
         InputError: no run is there, its checkpoint is damaged, its data have changed, or there is no such device.

@@ -1,5 +1,6 @@
 """Parts in a user's own file: what is wrong with one is a line that says so, at every door."""
 
+import importlib
 import json
 import os
 import re
@@ -465,6 +466,40 @@ def test_a_file_that_has_changed_before_a_run_is_resumed_is_told_of_and_noted(ca
         line = f"{out}: the file of mylab:Mine has changed since the run began: used as it is\n"
         assert capsys.readouterr().err.count(line) == len(later)
         assert json.loads(Path(out, "environment.json").read_text()).get("own_later", {}).keys() == later
+
+
+def test_what_a_file_imports_is_of_the_run_too(here):
+    sources = {
+        "mylab/priors/mine.py": "from ..base import Base\nimport helper, numpy\nfrom . import numbers\n"
+        "class Mine(Base): pass",
+        "mylab/priors/numbers.py": "ONE = 1",
+        "mylab/priors/aside.py": "",
+        "mylab/base.py": "from .priors import numbers as n\nimport pvae\nclass Base(pvae.Prior): pass",
+        "mylab/__init__.py": "",
+        "mylab/priors/__init__.py": "",
+        "helper.py": "import mylab.base",
+    }
+    for name, source in sources.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(source)
+    config = pvae.config.Config(data="data.npz", prior="mylab.priors.mine:Mine")
+    dataset = pvae.data.load("data.npz")
+    with pvae.runs.Run.create("run", config) as run:
+        run.describe(dataset, torch.device("cpu"), {})
+    importlib.import_module("mylab.priors.aside")
+    assert run.changed_parts() == []
+    for name, told in (("base", 1), ("priors.numbers", 2), ("priors.aside", 2), ("priors.mine", 3)):
+        file = Path(f"mylab.{name}".replace(".", "/") + ".py")
+        file.write_text(file.read_text() + "# mended\n")
+        assert len(run.changed_parts()) == told
+    Path("helper.py").write_text("what is no Python")
+    lines = run.changed_parts()
+    names = "mylab.priors.mine:Mine", "mylab.base", "helper", "mylab.priors.numbers"
+    assert {re.search("the file of ([^ ]*) has changed", line)[1] for line in lines} == {*names}
+    record = run.read_json("environment.json")
+    own = {"mylab.priors.mine:Mine": record["own"]["mylab.priors.mine:Mine"]}  # as of earlier versions
+    run.write_json("environment.json", {**record, "own": own})
+    assert run.changed_parts() == lines[:1]
 
 
 def test_weights_that_a_file_which_has_changed_does_not_take(capsys, monkeypatch):

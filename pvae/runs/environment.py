@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from ..base import lookup
 from ..config import FAMILIES, Config
 from ..data import Dataset
+from ..errors import LIBRARIES
 from ..evaluate import BOUNDS, NO_BOUNDS
 
 
@@ -68,11 +72,42 @@ def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict
 
 
 def own_parts(config_: Config) -> dict[str, str]:
-    """SHA-256 of the file of each class that was named by import path."""
+    """SHA-256 of the file of each class that was named by import path, and of each module of one's own it imports."""
     named = {family: name for family in FAMILIES if ":" in (name := getattr(config_, family))}
-    modules = {name: sys.modules.get(lookup(family, name).__module__) for family, name in named.items()}
-    files = {name: Path(getattr(module, "__file__", None) or "") for name, module in modules.items()}
+    modules = {name: lookup(family, name).__module__ for family, name in named.items()}
+    files = {name: _file_of(module) for name, module in modules.items()}
+    imported: dict[str, Path] = {}
+    for module in modules.values():
+        _add_imported(module, imported)
+    files |= {module: file for module, file in imported.items() if module not in modules.values()}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+
+
+def _file_of(module: str) -> Path:
+    return Path(getattr(sys.modules.get(module), "__file__", None) or "")
+
+
+def _add_imported(module: str, found: dict[str, Path]) -> None:
+    """Add a module that is loaded, and all that it imports, and these import, if they are no libraries."""
+    file = _file_of(module)
+    library = module.partition(".")[0] in LIBRARIES or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    if module in found or library or file.suffix != ".py" or not file.is_file():
+        return
+    found[module] = file
+    with suppress(SyntaxError):  # of a file that has changed since it was loaded
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            for name in _names(node, sys.modules[module].__package__):
+                _add_imported(name, found)
+
+
+def _names(node: ast.AST, package: str | None) -> list[str]:
+    """The names in an import statement that may be modules."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    whole = resolve_name("." * node.level + (node.module or ""), package)
+    return [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
 
 
 def _commit() -> str | None:

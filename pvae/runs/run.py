@@ -196,7 +196,7 @@ class Run:
         return data
 
     def changed_parts(self, config_: Config | None = None) -> list[str]:
-        """A line for each class of one's own whose file is another than when the run began, where that is known.
+        """A line for each class and module of one's own whose file is known to be another than when the run began.
 
         Args:
             config_: whose classes are looked at, if not those of the run.
