@@ -54,7 +54,10 @@ AGAIN = {
 """What makes protocols equal, by what differs."""
 NOTHING = "nothing"
 """What the numbers of a point mass are bounds on."""
-ENDINGS = (".json", ".csv", ".tex", ".nc", ".png", ".pdf", ".svg")
+ENDINGS = (
+    *(".json", ".csv", ".tex", ".data.csv", ".nc", ".png", ".pdf", ".svg"),
+    *(".khat.png", ".khat.pdf", ".khat.svg"),
+)
 
 
 def main(argv: Sequence[str]) -> int:

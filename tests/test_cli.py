@@ -102,7 +102,7 @@ OPTIONS = {
     "--lr nan": "--lr: found 'nan', expected a number",
     "--clip-norm 0": "--clip-norm: found 0.0, expected more than 0",
     "--seed -1": "--seed: found -1, expected at least 0",
-    "--seed 99999999999999999999": "--seed: found '99999999999999999999', expected a whole number",
+    "--seed 99999999999999999999": "found '99999999999999999999', expected a whole number between -2^63 and 2^63",
     "--eval-particles 0,5": "--eval-particles: found (0, 5), expected at least 1",
     "--eval-particles ,": "--eval-particles: found none",
     "--eval-chunk 5": "--eval-chunk: found 5, expected at least 128",

@@ -410,7 +410,8 @@ WRONG = {
     "VAE --gap --families ,": "--families",
     "VAE --ais --start middle": "--start",
     "VAE --out x.json --out x.json": "--out x.json: found twice, expected different files",
-    "VAE --out x.json --out y.txt": "--out y.txt: found the ending '.txt', expected one of .json, .csv, .tex",
+    "VAE --out x.json --out y.txt": "--out y.txt: found the ending '.txt', expected one of .json, .csv, .tex,"
+    " .data.csv, .nc, .png, .pdf, .svg, .khat.png, .khat.pdf, .khat.svg",
     "VAE LINEAR": "found different protocols, binarization 'dynamic' and 'none', measure 'probability' and"
     " 'density', expected the same of both: fit one of them again with the other's --binarize and a likelihood of the",
 }

@@ -572,6 +572,14 @@ ARRAYS = {
         {"x": grey(), "y": np.full((20, 2), np.nan)},
         "y: found nan at [0, 0], expected finite",
     ),
+    "covariate beyond": (
+        {"x": grey(), "y": np.full((20, 2), -1e39)},
+        "y: found -1e+39 at [0, 0], expected numbers within",
+    ),
+    "x beyond": (
+        {"x": np.arange(40.0).reshape(20, 2) * 1e37},
+        "x: found 3.5e+38 at [17, 1], expected numbers within float32's range, 3.4e38: rescale them to a size near 1",
+    ),
     "y one-hot": ({"x": grey(), "y": np.eye(20, dtype=int)}, "y has shape (20, 20), expected (20,)"),
     "y strings": ({"x": grey(), "y": np.full(20, "a")}, "y has dtype <U1, expected whole numbers"),
     "y fractions": ({"x": grey(), "y": labels() / 2}, "y: found 0.5 at 1, expected whole numbers"),

@@ -28,7 +28,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     choices = [c for a in _alternatives(kind) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
     close = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
     hint = f": did you mean '{close[0]}'?" if close else ""
-    raise InputError(f"{where}: found '{value}', expected {describe(kind)}{hint}")
+    large = int in _alternatives(kind) and str(value).strip().lstrip("+-").isdecimal()
+    expected = describe(kind) + " between -2^63 and 2^63" * large
+    raise InputError(f"{where}: found '{value}', expected {expected}{hint}")
 
 
 _PLURALS = {int: "whole numbers", float: "numbers"}

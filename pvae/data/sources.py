@@ -101,8 +101,19 @@ def _stored(data: str, part: str, x: np.ndarray, y: np.ndarray | None) -> Arrays
         y = _labels(f"{data}: y{end}", y, len(x))
     if x.dtype.kind == "b":
         return Arrays(x.astype(np.uint8) * np.uint8(255), y)
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and `check` names it
-        return Arrays(x if x.dtype == np.uint8 else x.astype(np.float32), y)
+    return Arrays(x if x.dtype == np.uint8 else _float32(f"{data}: x{end}", x), y)
+
+
+def _float32(where: str, values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if values.dtype.kind == "f" and values.dtype.itemsize > found.itemsize:
+        beyond = np.isinf(found) & np.isfinite(values)
+        if beyond.any():
+            at = [int(i) for i in np.unravel_index(beyond.argmax(), beyond.shape)]
+            expected = "expected numbers within float32's range, 3.4e38: rescale them to a size near 1"
+            raise InputError(f"{where}: found {values[tuple(at)]:g} at {at}, {expected}")
+    return found
 
 
 def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
@@ -115,8 +126,7 @@ def _labels(where: str, y: np.ndarray, n: int) -> np.ndarray:
     if y.dtype.kind not in "buif":
         raise InputError(f"{where} has dtype {y.dtype}, expected whole numbers as labels: number the classes")
     if y.ndim == 2:
-        with np.errstate(over="ignore"):
-            y = y.astype(np.float32)
+        y = _float32(where, y)
         if not np.isfinite(y).all():
             at = np.argwhere(~np.isfinite(y))[0].tolist()
             raise InputError(f"{where}: found {y[tuple(at)]:g} at {at}, expected finite covariates: mend that datum")
