@@ -94,7 +94,7 @@ def _add_imported(module: str, found: dict[str, Path]) -> None:
     if module in found or library or file.suffix != ".py" or not file.is_file():
         return
     found[module] = file
-    with suppress(SyntaxError):  # of a file that has changed since it was loaded
+    with suppress(SyntaxError, ValueError, ImportError):  # of a file that has changed since it was loaded
         for node in ast.walk(ast.parse(file.read_bytes())):
             for name in _names(node, sys.modules[module].__package__):
                 _add_imported(name, found)
