@@ -16,7 +16,7 @@ from .base import Member, Part, blame, check_call, lookup, path_of
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .config import FAMILIES, PARTS, Config, all_options, defaults, fields
 from .data import Dataset, Split, pixels
-from .errors import InputError, fails
+from .errors import LIBRARIES, InputError, fails
 from .hierarchy import Hierarchy
 from .hierarchy.inference import Bricks
 from .likelihoods import decoded_shape
@@ -75,6 +75,35 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
     if isinstance(made, VAE):
         _tried(made, config, pixels(dataset.train.x[:1]), None if dataset.train.y is None else dataset.train.y[:1])
     return made
+
+
+def check_drawn(made: Autoencoder, config: Config, dataset: Dataset) -> None:
+    """Refuse random numbers in buffers that no checkpoint would have: each time a run is read they would be others.
+
+    Raises:
+        InputError: naming the module and its buffer.
+    """
+    if not (found := _unsaved(made)):
+        return
+    with torch.random.fork_rng(devices=[]):
+        again = _unsaved(model(config, dataset))
+    for where, (module, buffer) in found.items():
+        if not torch.equal(buffer.nan_to_num(), again[where][1].nan_to_num()):
+            raise InputError(
+                f"{path_of(type(module))}: found random numbers in the buffer '{where}', which no checkpoint would"
+                " have, expected it to be saved: leave persistent=False out"
+            )
+
+
+def _unsaved(made: Autoencoder) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Buffers that are not saved, of modules that are not the package's."""
+    return {
+        f"{prefix}.{name}": (module, buffer)
+        for prefix, module in made.named_modules()
+        if type(module).__module__.partition(".")[0] not in LIBRARIES
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
 
 
 def _few(train: Split) -> tuple[Tensor, Tensor | None]:

@@ -21,16 +21,14 @@ import pyro
 import torch
 
 from . import build, cli, config, data, report
-from .base import path_of
 from .config import FAMILIES, PARTS, Config, flag
-from .errors import LIBRARIES, InputError
+from .errors import InputError
 from .load import begin_with, read_data, run_data
 from .noise import forked
 from .progress import Progress
 from .runs import Checkpoint, Run, check_free, load_weights
 from .start import importing
 from .train import Training, steady, svi
-from .vae import Autoencoder
 
 RESUMABLE = ("device", "eval_chunk", "epochs")
 """What may change in a resumed run: where it runs, its memory, and where it ends."""
@@ -53,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = read_data(settings)
     torch.manual_seed(settings.seed)
     vae = build.model(settings, dataset)
-    _check_drawn(vae, settings, dataset)
+    build.check_drawn(vae, settings, dataset)
     vae.to(device)
     start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
@@ -124,36 +122,6 @@ def _check_together(training: Training) -> None:
         # of all else the first step says more
     finally:
         vae.train()
-
-
-def _check_drawn(vae: Autoencoder, settings: Config, dataset: data.Dataset) -> None:
-    """Refuse random numbers in buffers that no checkpoint would have: each time a run is read they would be others.
-
-    Raises:
-        InputError: naming the module and its buffer.
-    """
-    if not (found := _unsaved(vae)):
-        return
-    with forked():
-        torch.manual_seed(settings.seed + 1)
-        again = _unsaved(build.model(settings, dataset))
-    for where, (module, buffer) in found.items():
-        if not torch.equal(buffer.nan_to_num(), again[where][1].nan_to_num()):
-            raise InputError(
-                f"{path_of(type(module))}: found random numbers in the buffer '{where}', which no checkpoint would"
-                " have, expected it to be saved: leave persistent=False out"
-            )
-
-
-def _unsaved(vae: Autoencoder) -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
-    """Buffers that are not saved, of modules that are not the package's."""
-    return {
-        f"{prefix}.{name}": (module, buffer)
-        for prefix, module in vae.named_modules()
-        if type(module).__module__.partition(".")[0] not in LIBRARIES
-        for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
-    }
 
 
 def _check_learned(training: Training) -> None:
