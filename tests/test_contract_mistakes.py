@@ -183,6 +183,14 @@ class HalfAGradient(Right):
             return 0.5 * super().log_prob(value) + 0.5 * still
 
 
+class ScoresItsDrawDetached(Right):
+    """The gradient that reaches the guide by way of z is cut off."""
+
+    class kind(Normals):
+        def log_prob(self, value):
+            return super().log_prob(value.detach())
+
+
 class HeavyTailsDetached(dist.StudentT):
     """Its draws are by rejection: they jump as the degrees of freedom move."""
 
@@ -221,6 +229,11 @@ MISTAKES = [
     (DrawsBentAwayFromZero, "derivatives", "a gradient of rsample of"),
     (DrawsByRejectionDetached, "derivatives", "a gradient of rsample of"),
     (HalfAGradient, "derivatives", "a gradient of log_prob of"),
+    (
+        ScoresItsDrawDetached,
+        "derivatives",
+        r"a gradient of log_prob of 0 along a direction of z, expected .*, as it cha",
+    ),
     (Doubles, "shapes", "found a draw of float64, expected float32, as the model's"),
 ]
 
@@ -251,6 +264,26 @@ def test_a_guide_whose_data_share_their_noise():
         pvae.testing.check_guide(make(OneNoiseForAllData, 4, (3, 2)))
 
 
+class GuideThatScoresItsDrawDetached(pvae.MeanField):
+    def forward(self, x, y=None):
+        q = super().forward(x, y)
+        return ScoresItsDrawDetached.kind(q.mean, q.stddev).to_event(1)
+
+
+class DecodesDetached(pvae.Bernoulli):
+    def decode(self, z, y=None):
+        return super().decode(z.detach(), y)
+
+
+@pytest.mark.parametrize("part", [GuideThatScoresItsDrawDetached, DecodesDetached])
+def test_a_gradient_that_does_not_pass_through_z(part):
+    check = {"guide": pvae.testing.check_guide, "likelihood": pvae.testing.check_likelihood}[part.family]
+    with pytest.raises(
+        pvae.testing.ContractError, match="derivatives: found a gradient of log_prob of 0 along a direct"
+    ):
+        check(make(part, 4, (3, 2)))
+
+
 class Bounds(Right):
     """Right: where its density ends depends on its parameters."""
 
@@ -263,6 +296,13 @@ class ByRejection(Right):
 
     def forward(self, y=None):
         return dist.StudentT(4 + self.mean, self.mean, self.log_scale.exp()).to_event(1)
+
+
+class Kinked(Right):
+    """Right: its density has a kink in every number."""
+
+    def forward(self, y=None):
+        return dist.Laplace(self.mean, self.log_scale.exp()).to_event(1)
 
 
 class Shares(Right):
@@ -301,7 +341,7 @@ class HoldsItself(Right):
 LOOKED = ("alone", "independent", "integrates", "samples", "mean", "derivatives")
 
 
-@pytest.mark.parametrize("prior", [Bounds, ByRejection, Shares, Recurrent, HoldsItself])
+@pytest.mark.parametrize("prior", [Bounds, ByRejection, Kinked, Shares, Recurrent, HoldsItself])
 def test_right_ones_that_look_odd(prior):
     skip = [name for name in CLAUSES if name not in LOOKED]
     assert set(pvae.testing.check_prior(prior(2), skip=skip).skipped) == set(skip)

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import separable
 from .densities import SIGMAS, scores_anything
 from .setting import Broken, Subject, expect
+from .spaces import space_of
 
 PARTICLES, DATA = 2, 3
 REPEATS = 500
@@ -19,6 +20,8 @@ DIRECTIONS = 8
 DRAWS, BLOCK, BLOCKS = 2, 100, 40
 STEP, ROUNDING, TOLERANCE = 1e-3, 5e-6, 0.02
 """Of finite differences: single precision leaves them two or three digits."""
+EDGE = 4.0
+"""How near to the edges of an interval z is moved, as a logit."""
 
 
 def independent(s: Subject) -> str | None:
@@ -59,15 +62,13 @@ def _centred(z: Tensor) -> Tensor:
 
 
 def derivatives(s: Subject) -> str | None:
-    """Gradients of log_prob, and of draws where they have one, are those of what log_prob and draws are.
+    """Gradients of log_prob, in parameters and in z, and of draws where they have one, are those of what they are.
 
     By finite differences along random directions, with the same random numbers; where draws jump as parameters move,
     as by rejection, d/dt E[f(z)] is taken from draws and from log_prob, which agree.
     """
     inputs, s = s.inputs(DATA), s.moved() or s
     parameters = [parameter for parameter in s.part.parameters() if parameter.requires_grad]
-    if not parameters:
-        return None
 
     def made(n: int = DRAWS) -> Any:
         return s.part(*inputs).expand(torch.Size((n, DATA)))
@@ -83,6 +84,7 @@ def derivatives(s: Subject) -> str | None:
         scores = scores_anything(p) and not torch.equal(given[0], given[1])  # points have no density
         if scores:
             _told("log_prob", _differs(lambda i: made().log_prob(given[i]), parameters))
+            _told("log_prob", _in_z(s, inputs, given), " of z")
         if s.part.family == "likelihood" or not p.has_rsample:
             return None
         found = _differs(drawn, parameters)
@@ -92,11 +94,29 @@ def derivatives(s: Subject) -> str | None:
     return None
 
 
-def _told(what: str, found: tuple[float, float] | None) -> None:
+def _in_z(s: Subject, inputs: tuple[Any, ...], given: list[Tensor]) -> tuple[float, float] | None:
+    """Of log_prob as z moves, where z has a gradient; z stays where its draws lie, and not at an edge."""
+    if not s.vae.posterior(*s.batch()).has_rsample:
+        return None
+    if s.part.family == "likelihood":
+        z = inputs[0].clone().requires_grad_()
+        return _differs(lambda i: s.part(z, inputs[1]).log_prob(given[i]), [z])
+    z = torch.stack(given)
+    space = space_of(z.reshape(-1, s.latent))
+    if space.kind == "discrete":
+        return None
+    u = space.to_real(z)
+    u = u.clamp(-EDGE, EDGE) if space.kind in ("interval", "simplex") else u
+    u.requires_grad_()
+    return _differs(lambda i: s.part(*inputs).expand(z.shape[1:-1]).log_prob(space.from_real(u)[i]), [u])
+
+
+def _told(what: str, found: tuple[float, float] | None, of: str = "") -> None:
     if found:
         raise Broken(
-            f"found a gradient of {what} of {found[0]:.4g} along a direction, expected {found[1]:.4g}, as it changes:"
-            f" use no .detach(), .data or .item() in {what}; where a gradient is left out on purpose, skip this clause"
+            f"found a gradient of {what} of {found[0]:.4g} along a direction{of}, expected {found[1]:.4g}, as it"
+            f" changes: use no .detach(), .data or .item() in forward or {what}; where a gradient is left out on"
+            " purpose, skip this clause"
         )
 
 
@@ -114,7 +134,7 @@ def _differs(function: Callable[[int], Tensor], parameters: list[Tensor]) -> tup
     They need not along all: there are kinks.
     """
     off = []
-    for i in range(DIRECTIONS):
+    for i in range(DIRECTIONS if parameters else 0):
         directions = [torch.randn_like(parameter) for parameter in parameters]
         out = function(i)
         weight = torch.randn_like(out)

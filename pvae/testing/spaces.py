@@ -42,6 +42,8 @@ class Space:
         if self.kind == "simplex":
             u = u.unflatten(-1, (self.groups, -1))
             return torch.cat([u, torch.zeros_like(u[..., :1])], -1).softmax(-1).flatten(-2)
+        if self.kind == "sphere":
+            return torch.nn.functional.normalize(u, dim=-1)
         return u
 
     def log_jacobian(self, u: Tensor) -> Tensor:
