@@ -4,7 +4,9 @@ import copy
 import inspect
 import typing
 
+import pyro
 import pyro.distributions as dist
+import pyro.nn
 import pytest
 import torch
 from registry import variants
@@ -162,6 +164,49 @@ class CountsItsCalls(Wide):
     def forward(self, y=None):
         self.calls += self.training
         return dist.Normal(0.1 * self.calls + torch.zeros_like(self.log_scale), self.log_scale.exp()).to_event(1)
+
+
+class AnotherWhenMadeAnew(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.register_buffer("mean", torch.randn(latent), persistent=False)
+
+    def forward(self, y=None):
+        return dist.Normal(self.mean, self.log_scale.exp()).to_event(1)
+
+
+class StartsOutsideState(Wide):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.register_buffer("mean", torch.zeros(latent), persistent=False)
+
+    def initialize(self, x, y=None):
+        self.mean += x.mean()
+
+    def forward(self, y=None):
+        return dist.Normal(self.mean, self.log_scale.exp()).to_event(1)
+
+
+class AsksPyroForAParameter(Wide):
+    def forward(self, y=None):
+        return dist.Normal(pyro.param("mean", torch.zeros(self.latent)), self.log_scale.exp()).to_event(1)
+
+
+class MakesAParameter(Wide):
+    def forward(self, y=None):
+        self.mean = nn.Parameter(torch.zeros(self.latent))
+        return dist.Normal(self.mean, self.log_scale.exp()).to_event(1)
+
+
+class HasAModuleOfPyro(Wide):
+    """Right: what it tells Pyro of is in its state."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.mean = pyro.nn.PyroModule[nn.Linear](1, latent)
+
+    def forward(self, y=None):
+        return dist.Normal(self.mean(torch.ones(1)), self.log_scale.exp()).to_event(1)
 
 
 class TakesACondition(Wide):
@@ -376,6 +421,14 @@ BROKEN = [
         "state",
         "other draws or another log_prob after a trained part's state_dict was loaded.*parameters and buff",
     ),
+    (AnotherWhenMadeAnew, "state", "a buffer 'mean' of persistent=False, which no run saves, .*: leave out persistent"),
+    (StartsOutsideState, "state", "other draws .*: keep what training, or `initialize`, changes in param"),
+    (
+        AsksPyroForAParameter,
+        "state",
+        r"pyro.param\('mean'\) in forward, which .*, expected a torch.nn.Parameter: make one in __init__",
+    ),
+    (MakesAParameter, "state", "a Parameter 'mean' that forward makes, expected every Parameter made in __init__"),
     (IgnoresItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
     (DropsItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
     (
@@ -460,7 +513,7 @@ def test_a_support_that_no_member_has_is_said():
 
 
 def test_right_ones_pass():
-    assert check(Wide).skipped == {}
+    assert check(Wide).skipped == check(HasAModuleOfPyro).skipped == {}
     found = check(CannotBeSampled)
     assert found.skipped == {
         "independent": "it cannot be sampled",

@@ -21,10 +21,13 @@ from ..errors import InputError, written_at
 from ..objectives import ELBO, IWAE, Objective
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
+from .kept import in_state
 from .setting import Broken, Subject, expect, foreign_support, values
 
 LEADS = ((), (3,), (2, 3))
 STEPS = 3
+START = 100
+"""Data that a part starts from."""
 
 
 def shapes(s: Subject) -> str | None:
@@ -198,7 +201,10 @@ def _shaken(module: torch.nn.Module) -> None:
 
 def state(s: Subject) -> str | None:
     """`state_dict`, through a file, is all that a trained part is: a fresh one that loads it has the same density."""
+    in_state(s)
     trained, fresh = s.copy(), s.copy()
+    with suppress(Exception):  # it may want other data to start from
+        trained.part.initialize(s.data(START), s.labels(START))
     _train(trained, _objectives(s)[-1], "off", 1e-2)
     _shaken(trained.vae)
     _shaken(fresh.vae)
@@ -211,7 +217,7 @@ def state(s: Subject) -> str | None:
         torch.allclose(here, there, rtol=1e-5, atol=1e-5),
         "other draws or another log_prob after a trained part's state_dict was loaded",
         "the same",
-        "keep what training changes in parameters and buffers",
+        "keep what training, or `initialize`, changes in parameters and buffers that are saved",
     )
     return None
 
