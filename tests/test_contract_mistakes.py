@@ -149,6 +149,34 @@ class OneDrawForAllParticles(Right):
             return super().drawn((*shape[:-3], *[1] * (len(shape) > 2), *shape[-2:])).expand(shape)
 
 
+class OneDrawForAllSamples(Right):
+    class kind(Normals):
+        def rsample(self, sample_shape=()):
+            return self.drawn(self._extended_shape()).expand(self._extended_shape(torch.Size(sample_shape)))
+
+
+class Antithetic(Right):
+    """Its second half is its first, mirrored."""
+
+    class kind(Normals):
+        def drawn(self, shape):
+            noise = torch.randn((shape[0] + 1) // 2, *shape[1:])
+            return self.loc + self.scale * torch.cat([noise, -noise])[: shape[0]]
+
+
+class EachDrawTwice(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            z = super().drawn(shape)
+            return z if len(shape) < 2 else z[[i - i % 2 for i in range(len(z))]]
+
+
+class AlwaysTheSameDraws(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            return self.loc + self.scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 class CentersItsBatch(Right):
     class kind(Normals):
         def log_prob(self, value):
@@ -223,6 +251,14 @@ MISTAKES = [
     (OneDraw, "independent", "the same draw for every datum and particle, expected independent ones: draw noise of"),
     (OneDrawForAllData, "independent", r"draws for different data that go together \(a correlation of 1.00\)"),
     (OneDrawForAllParticles, "independent", r"draws for different particles that go together \(a correlation of 1.00"),
+    (
+        OneDrawForAllSamples,
+        "independent",
+        r"the same draw 500 times by .sample\(\(500,\)\), expected independent ones: dr",
+    ),
+    (Antithetic, "independent", r"draws for different particles that go together \(a correlation of -1.00"),
+    (EachDrawTwice, "independent", r"draws for different particles that go together \(a correlation of 0"),
+    (AlwaysTheSameDraws, "independent", "the same draws at a second call, expected others: draw from torch's own gen"),
     (CentersItsBatch, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
     (MixesParticles, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
     (DrawsDetached, "derivatives", r"a gradient of rsample of .*, as it changes: use no .detach\(\)"),

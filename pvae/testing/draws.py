@@ -16,6 +16,7 @@ from .spaces import space_of
 
 PARTICLES, DATA = 2, 3
 REPEATS = 500
+CALL = f".sample(({REPEATS},))"
 DIRECTIONS = 8
 DRAWS, BLOCK, BLOCKS = 2, 100, 40
 STEP, ROUNDING, TOLERANCE = 1e-3, 5e-6, 0.02
@@ -25,23 +26,40 @@ EDGE = 4.0
 
 
 def independent(s: Subject) -> str | None:
-    """Draws for different data and for different particles are independent."""
+    """Draws for different data and for different particles are independent, and others at every call."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        p = s.part(*s.inputs(DATA)).expand(torch.Size((REPEATS, PARTICLES, DATA)))
+        p = s.part(*s.inputs(DATA))
+        whole = p.expand(torch.Size((REPEATS, PARTICLES, DATA)))
         try:
-            z, again = p.sample(), p.sample()
+            z, again = whole.sample(), whole.sample()
+            many = p.expand(torch.Size((DATA,))).sample(torch.Size((REPEATS,)))
         except NotImplementedError:
             return "it cannot be sampled"
-    if torch.equal(z, again):
-        return "its draws are points"
     do = "draw noise of the whole shape, self._extended_shape(sample_shape)"
-    found = "the same draw for every datum and particle"
-    expect(bool((z != z[:1]).any()), found, "independent ones", do)
-    for name, others in (("particles", z.roll(1, 1)), ("data", z.roll(1, 2))):
-        shared = _shared(z, others)
+    varies = bool((z != z[:1]).any())
+    if torch.equal(z, again):
+        expect(not varies, "the same draws at a second call", "others", "draw from torch's own generator")
+        return "its draws are points"
+    expect(varies, "the same draw for every datum and particle", "independent ones", do)
+    _apart([("particles", z, z.roll(1, 1)), *_looks(z, "particles")], do)
+    shape = (REPEATS, *z.shape[2:])
+    expect(tuple(many.shape) == shape, f"draws of shape {tuple(many.shape)} by {CALL}", f"{shape}", do)
+    expect(bool((many != many[:1]).any()), f"the same draw {REPEATS} times by {CALL}", "independent ones", do)
+    _apart(_looks(many.unsqueeze(1), f"places of {CALL}"), do)
+    return None
+
+
+def _looks(z: Tensor, name: str) -> list[tuple[str, Tensor, Tensor]]:
+    """Draws (n, particles, data, ...) beside others: the next of n, those n / 2 further, the next datum's."""
+    half = len(z) // 2
+    return [(name, z[1:], z[:-1]), (name, z[:half], z[half : 2 * half]), ("data", z, z.roll(1, 2))]
+
+
+def _apart(looks: list[tuple[str, Tensor, Tensor]], do: str) -> None:
+    for name, here, there in looks:
+        shared = _shared(here, there)
         found = f"draws for different {name} that go together (a correlation of {shared:.2f})"
         expect(shared == 0, found, "independent ones", do)
-    return None
 
 
 def _shared(z: Tensor, others: Tensor) -> float:
