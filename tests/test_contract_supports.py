@@ -253,6 +253,22 @@ def test_mistakes_in_them_are_found(kind, clause):
     assert (piled in str(refused.value)) == (clause == "integrates")
 
 
+class GreyBernoulli(pvae.Bernoulli):
+    """Cross-entropy of grey pixels, which integrates to more than 1."""
+
+    support = "unit_interval"
+
+    def forward(self, z, y=None):
+        return dist.Bernoulli(logits=self.decode(z, y), validate_args=False).to_event(1)
+
+
+def test_probabilities_of_few_values_do_not_pass_for_a_density():
+    with pytest.raises(
+        ContractError, match="support: found draws of few values, expected a density, as support = 'unit"
+    ):
+        check_likelihood(likelihood(GreyBernoulli), skip=SKIP)
+
+
 # Batch normalization.
 
 

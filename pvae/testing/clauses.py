@@ -16,15 +16,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..conditions import Label
-from ..data.supports import supports_to
+from ..data.supports import is_discrete, supports_to
 from ..errors import InputError, written_at
 from ..objectives import ELBO, IWAE, Objective
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
 from .kept import in_state
+from .separable import on_few_values
 from .setting import Broken, Subject, expect, foreign_support, values
 
 LEADS = ((), (3,), (2, 3))
+DRAWS = 1000
 STEPS = 3
 START = 100
 """Data that a part starts from."""
@@ -125,9 +127,14 @@ def _depends(s: Subject, lead: tuple[int, ...]) -> str | None:
 
 
 def support(s: Subject) -> str | None:
-    """What it says of where its draws, or its data, lie is known."""
+    """What it says of where its draws, or its data, lie is known; and draws fit it."""
     if s.part.family == "likelihood":
         supports_to(s.part.support)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            draws = s.part(*s.inputs()).expand(torch.Size((DRAWS,))).sample()
+        found, expected = "draws of few values", f"a density, as support = '{s.part.support}' says"
+        do = "let `support` be 'binary', 'counts' or 'N levels', or take a density, as ContinuousBernoulli of grey data"
+        expect(is_discrete(s.part.support) or not on_few_values(draws), found, expected, do)
         return None
     return foreign_support(s.part) or None
 

@@ -106,6 +106,16 @@ def _grid(draws: Tensor, support: str) -> Grid:
     return _smooth(flat, support)
 
 
+def on_few_values(draws: Tensor) -> bool:
+    """Whether draws (N, ...) have few values in every number, and no density beside them.
+
+    >>> on_few_values(torch.bernoulli(torch.full((1000, 2), 0.3))), on_few_values(torch.rand(1000, 2))
+    (True, False)
+    """
+    columns = [column for column in draws.flatten(1).double().unbind(1) if column.std() > 0]
+    return len(columns) > 0 and all(_graded(column) and not len(atoms(column)) for column in columns)
+
+
 def atoms(column: Tensor) -> Tensor:
     """The values that a number takes again and again, beside others that it takes once: a point mass and a density."""
     values, counts = column.unique(return_counts=True)
