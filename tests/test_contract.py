@@ -352,6 +352,26 @@ class MixesItsBatch(pvae.MeanField):
         return dist.Normal(q.mean + q.mean.reshape(-1, self.latent).mean(0), q.stddev).to_event(1)
 
 
+class NormalizesItsBatch(pvae.MeanField):
+    """It mixes data while it is trained only."""
+
+    def __init__(self, encoder, latent):
+        super().__init__(encoder, latent)
+        self.between = nn.BatchNorm1d(latent)
+
+    def forward(self, x, y=None):
+        q = super().forward(x, y)
+        mean = self.between(q.mean.reshape(-1, self.latent)).reshape(q.mean.shape)
+        return dist.Normal(mean, q.stddev).to_event(1)
+
+
+class DropsOut(pvae.MeanField):
+    """Right: it draws at random while it is trained, for each datum by itself."""
+
+    def forward(self, x, y=None):
+        return super().forward(nn.functional.dropout(x, 0.3, self.training), y)
+
+
 class NoMean(Scaled):
     @property
     def mean(self):
@@ -448,6 +468,11 @@ BROKEN = [
     (HoldsALambda, "copies", "PicklingError|AttributeError"),
     (SampledAloneOnly, "words", "has no sample.*when it is asked for a sample, expected draws: write `sample`"),
     (MixesItsBatch, "alone", "of a datum in a batch of 4, .* of it alone, expected the same: let nothing in the part"),
+    (
+        NormalizesItsBatch,
+        "alone",
+        "of a datum in training mode, .* of it beside other data, expected the same: let noth",
+    ),
     (LikelihoodWithoutMean, "mean", "found no .mean, expected the mean of"),
     (LikelihoodNotNormalized, "integrates", "an integral of"),
     (BitsNotAsScored, "samples", "draws whose mean of a test function"),
@@ -513,7 +538,7 @@ def test_a_support_that_no_member_has_is_said():
 
 
 def test_right_ones_pass():
-    assert check(Wide).skipped == check(HasAModuleOfPyro).skipped == {}
+    assert check(Wide).skipped == check(HasAModuleOfPyro).skipped == check(DropsOut).skipped == {}
     found = check(CannotBeSampled)
     assert found.skipped == {
         "independent": "it cannot be sampled",

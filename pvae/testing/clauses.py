@@ -157,28 +157,6 @@ def repeats(s: Subject) -> str | None:
     return None
 
 
-def alone(s: Subject) -> str | None:
-    """What a datum gets, in evaluation mode, depends neither on the others of its batch nor on other particles."""
-    inputs = s.inputs(4)
-    p = s.part(*inputs).expand(torch.Size((4, 4)))
-    value = _draw(s, p, (4, 4))
-    if not scores_anything(p):
-        return "it scores only what it has just drawn"
-    with torch.no_grad():
-        here = p.log_prob(value)
-        for i in range(4):
-            k = (i + 1) % 4
-            only = s.part(*(None if v is None else v[i : i + 1] for v in inputs)).expand(torch.Size((1,)))
-            one = only.log_prob(value[k, i : i + 1])[0]
-            expect(
-                torch.allclose(one, here[k, i], rtol=1e-4, atol=1e-4),
-                f"log_prob {here[k, i]:.5g} of a datum in a batch of 4, with 4 particles, {one:.5g} of it alone",
-                "the same",
-                "let nothing in the part mix data (a mean over the batch, batch normalisation)",
-            )
-    return None
-
-
 # Parameters.
 
 

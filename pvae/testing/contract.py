@@ -25,7 +25,7 @@ CLAUSES: dict[str, Clause] = {
     "labels": clauses.labels,
     "support": clauses.support,
     "repeats": clauses.repeats,
-    "alone": clauses.alone,
+    "alone": draws.alone,
     "independent": draws.independent,
     "integrates": densities.integrates,
     "samples": densities.samples,

@@ -25,6 +25,40 @@ EDGE = 4.0
 """How near to the edges of an interval z is moved, as a logit."""
 
 
+def alone(s: Subject) -> str | None:
+    """What a datum gets depends neither on the others of its batch, of a guide while training too, nor on particles."""
+    inputs = s.inputs(4)
+    p = s.part(*inputs).expand(torch.Size((4, 4)))
+    value = _value(s, p)
+    if not scores_anything(p):
+        return "it scores only what it has just drawn"
+    do = "let nothing in the part mix data (a mean over the batch, batch normalisation)"
+    with torch.no_grad():
+        here = p.log_prob(value)
+        for i in range(4):
+            k = (i + 1) % 4
+            only = s.part(*(None if v is None else v[i : i + 1] for v in inputs)).expand(torch.Size((1,)))
+            one = only.log_prob(value[k, i : i + 1])[0]
+            found = f"log_prob {here[k, i]:.5g} of a datum in a batch of 4, with 4 particles, {one:.5g} of it alone"
+            expect(torch.allclose(one, here[k, i], rtol=1e-4, atol=1e-4), found, "the same", do)
+    if s.part.family == "guide":
+        pairs = zip(inputs, s.inputs(4), strict=True)
+        mixed = tuple(None if v is None else torch.cat([v[:1], other[1:]]) for v, other in pairs)
+        here, there = (_while_training(s, given, value[0]) for given in (inputs, mixed))
+        found = f"log_prob {here:.5g} of a datum in training mode, {there:.5g} of it beside other data"
+        expect(torch.allclose(here, there, rtol=1e-4, atol=1e-4), found, "the same", do)
+    return None
+
+
+def _while_training(s: Subject, inputs: tuple[Any, ...], value: Tensor) -> Tensor:
+    """The log_prob of the first of 4 data in training mode, with the same random numbers each time, as of dropout."""
+    one = s.copy()
+    one.vae.train()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        torch.manual_seed(torch.initial_seed())
+        return one.part(*inputs).log_prob(value)[0]
+
+
 def independent(s: Subject) -> str | None:
     """Draws for different data and for different particles are independent, and others at every call."""
     with torch.no_grad(), pyro.validation_enabled(False):
