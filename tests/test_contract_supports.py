@@ -90,6 +90,31 @@ def test_a_guide_whose_support_moves_is_refused_but_where_reparam_is_all_there_i
     check_guide(made(Moving), skip=(*SKIP, "objectives"))
 
 
+class Positive(pvae.Prior):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.mean = nn.Parameter(torch.zeros(latent))
+
+    def forward(self, y=None):
+        return dist.LogNormal(self.mean, 1.0).to_event(1)
+
+
+class PositiveGuide(pvae.Guide):
+    outputs = 2
+
+    def forward(self, x, y=None):
+        mean, log_scale = self.encode(x, y).chunk(2, -1)
+        return dist.LogNormal(mean, (0.1 * log_scale).exp()).to_event(1)
+
+
+@pytest.mark.parametrize("skip", [SKIP, (*SKIP, "gradients")])
+def test_a_prior_on_positive_numbers_is_told_to_bring_its_guide_and_passes_with_it(skip):
+    advice = r"expected GreaterThan\(lower_bound=0.0\), as LogNormal scores: the guide draws where .*: pass guide= one "
+    with pytest.raises(ContractError, match=advice):
+        check_prior(Positive(2), skip=skip)
+    assert check_prior(Positive(2), guide=made(PositiveGuide), skip=skip).skipped.keys() == set(skip)
+
+
 # Columns of different kinds.
 
 

@@ -7,7 +7,8 @@ import inspect
 import io
 import pickle
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyro
@@ -165,7 +166,8 @@ def gradients(s: Subject) -> str | None:
     _shaken(s.part)
     s.vae.train()
     x, y = s.batch()
-    _objectives(s)[-1].loss_and_grads(s.vae.model, s.vae.guide, x, y)
+    with _where_both_are(s):
+        _objectives(s)[-1].loss_and_grads(s.vae.model, s.vae.guide, x, y)
     for name, parameter in s.part.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -326,17 +328,30 @@ def _train(s: Subject, objective: Objective, mode: str, lr: float, data: Any = N
     x, y = data or s.batch()
     svi = SVI(s.vae.model, s.vae.guide, pyro.optim.Adam({"lr": lr}), objective, compile=mode)
     try:
-        return [float(svi.step(x, y)) for _ in range(steps)]
+        with _where_both_are(s):
+            return [float(svi.step(x, y)) for _ in range(steps)]
     except NonFiniteError as error:
         do = "bound its scales"
         if "site 'z': its log_prob is -inf" in error.where and s.part.family in _OUTSIDE:
-            do = f"{_OUTSIDE[s.part.family]}, and let `support` of both say where that is; or, of scales, bound them"
+            do = f"{_OUTSIDE[s.part.family]}; or, of scales, bound them"
         raise Broken(f"found, at {error}, expected finite losses: {do}") from error
 
 
+@contextmanager
+def _where_both_are(s: Subject) -> Iterator[None]:
+    """Say what to do where a draw lies outside the prior's support."""
+    try:
+        yield
+    except InputError as error:
+        if not str(error).startswith("site 'z': found") or s.part.family not in _OUTSIDE:
+            raise
+        raise Broken(f"{error}: {_OUTSIDE[s.part.family]}") from error
+
+
+_BOTH = "and let `support` of both say where that is"
 _OUTSIDE = {
-    "prior": "the guide draws where this prior has no density: pass guide= one whose draws stay within it",
-    "guide": "it draws where the prior has no density: pass prior= one that has density wherever it draws",
+    "prior": f"the guide draws where this prior has no density: pass guide= one whose draws stay within it, {_BOTH}",
+    "guide": f"it draws where the prior has no density: pass prior= one that has density wherever it draws, {_BOTH}",
 }
 """What to do where a draw has weight zero."""
 
