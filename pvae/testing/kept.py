@@ -44,5 +44,6 @@ def _another(part: Part) -> str | None:
     if not made:
         return None
     saved, (here, there) = made[0].state_dict(), (dict(one.named_buffers()) for one in made)
-    same = {name: torch.equal(here[name].nan_to_num(), there[name].nan_to_num()) for name in here.keys() - saved.keys()}
+    unsaved = here.keys() & there.keys() - saved.keys()
+    same = {name: torch.equal(here[name].nan_to_num(), there[name].nan_to_num()) for name in unsaved}
     return min((name for name in same if not same[name]), default=None)
