@@ -134,10 +134,13 @@ def _check_learned(training: Training) -> None:
     store, before = pyro.get_param_store(), dict(vae.named_parameters())
     with store.scope(), forked(x.device), torch.no_grad():
         with suppress(Exception):  # of which the first step says more
-            vae.eval().log_weights(*training.prepare(x[:2], None if y is None else y[:2]))
+            for _ in range(2):  # Pyro's store puts a contiguous copy in a parameter's place, once
+                before = dict(vae.named_parameters())
+                vae.eval().log_weights(*training.prepare(x[:2], None if y is None else y[:2]))
         stored = dict(store.named_parameters())
     vae.train()
-    loose = [f"pyro.param '{name}'" for name, each in stored.items() if all(each is not own for own in before.values())]
+    own = {id(each) for each in (*before.values(), *vae.parameters())}
+    loose = [f"pyro.param '{name}'" for name, each in stored.items() if id(each) not in own]
     loose += [
         f"Parameter '{name}', made by forward," for name, each in vae.named_parameters() if before.get(name) is not each
     ]

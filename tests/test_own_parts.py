@@ -563,10 +563,13 @@ class Drawn(pvae.Prior):
         self.register_buffer("one", torch.ones(latent), persistent=False)
         self.register_buffer("unknown", torch.full((latent,), torch.nan), persistent=False)
         self.register_buffer("start", torch.zeros(()), persistent=False)
+        self.register_buffer("last", torch.zeros(latent), persistent=False)
+        self.shift = torch.nn.Parameter(torch.randn(latent))
     def initialize(self, x, y=None):
         self.start.fill_(x.mean())
     def forward(self, y=None):
-        return dist.Normal(self.loc, self.one).to_event(1)
+        self.last.copy_(self.shift.detach())
+        return dist.Normal(self.loc + self.shift, self.one).to_event(1)
 
 class Saved(Drawn):
     saved = True

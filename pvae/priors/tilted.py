@@ -123,7 +123,8 @@ class Energy(Tilted, name="energy"):
     Sobol sequence at every call in evaluation. There log p(z) is off by one constant: 0.0002 nats of a network fitted
     to digits (20 dimensions), where as many draws have 0.0012. No bound on it is of use in many dimensions; that of
     draws would be sinh(b) / sqrt(65,536) at most, 0.04 nats for b = 3. A bound is a bound up to that. Draws are
-    approximate, each resampled from 256 of N(0, I) by its weight.
+    approximate, each resampled from 256 of N(0, I) by its weight: annealing that starts from them, and bidirectional
+    Monte Carlo, which take them for exact, are off where the weights are uneven; start annealing from the guide.
 
     Args:
         latent: size of the latent.

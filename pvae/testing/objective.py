@@ -90,7 +90,7 @@ def tight(s: Climbed) -> str | None:
     value = 30 * torch.randn(4)
     for found, expected in zip(s.bounds["bound"](value.repeat(s.objective.num_particles, 1)), value, strict=True):
         expect(
-            torch.allclose(found, expected, rtol=1e-4, atol=1e-3),
+            torch.allclose(found.to(expected.dtype), expected, rtol=1e-4, atol=1e-3),
             f"a bound of {found:.5g} where all log-weights of a datum are {expected:.5g}",
             f"{expected:.5g}",
             "look at its sign, and at what a sum over particles is divided by; skip this clause for what is no bound"
