@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
 from .simplify import TORCHS, Roots, is_view, merge_alike, nodes_in, note
+from .strides import laid
 
 aten = torch.ops.aten
 MANY = 4
@@ -133,16 +134,10 @@ def _called(target: Any, *args: Any, **kwargs: Any) -> Node:
 
 
 def _note(node: Node, device: torch.device) -> None:
-    value = node.target(*map_arg(node.args, _empty), **map_arg(node.kwargs, _empty))
+    value = node.target(*map_arg(node.args, laid), **map_arg(node.kwargs, laid))
     if isinstance(value, Tensor):
         note(node, value)
         node.meta |= {"layout": (*node.meta["layout"][:4], device), "memory": object()}
-
-
-def _empty(node: Node) -> Tensor:
-    """A tensor without memory that is laid like a node's."""
-    shape, strides, _, dtype, _ = node.meta["layout"]
-    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def _laid_anew(graph: GraphModule) -> dict[Node, list[Node]]:
@@ -158,11 +153,11 @@ def _laid_anew(graph: GraphModule) -> dict[Node, list[Node]]:
     after = defaultdict(list)
     for node in order:
         changes = [last[root] for root in roots.of[node] if root in last and isinstance(root, Node)]
-        if not changes or "layout" not in node.meta or is_view(node) or _empty(node).is_contiguous():
+        if not changes or "layout" not in node.meta or is_view(node) or laid(node).is_contiguous():
             continue
-        strides = _empty(node).stride()
+        strides = laid(node).stride()
         inner = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
-        if not _empty(node).permute(inner).is_contiguous():  # it has gaps
+        if not laid(node).permute(inner).is_contiguous():  # it has gaps
             continue
         change = max([node, *changes], key=order.__getitem__)
         if not _is_read(node, order, order[change]):

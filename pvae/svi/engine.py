@@ -290,7 +290,7 @@ class SVI(Trained):
             self._graphs.missed(graph)
             before.restore()
             return self._eager(call)
-        if expected is not None and (difference := graph.differs(expected, values, self.steps + 1)):
+        if expected is not None and (difference := graph.differs(self, expected, values)):
             self._graphs.distrust(graph, difference)
             before.restore()
             return self._eager(call)
@@ -317,7 +317,7 @@ class SVI(Trained):
         if graph.waits and any(map(graph.misses, heads.tolist())):  # which waits for the device
             self._graphs.missed(graph)
             return self._instead(block)
-        if expected is not None and (difference := graph.differs(expected, graph.found(heads), self.steps + 1)):
+        if expected is not None and (difference := graph.differs(self, expected, graph.found(heads))):
             self._graphs.distrust(graph, difference)
             return self._instead(block)
         self._pending.add(self, block, heads, drawn)

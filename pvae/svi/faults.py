@@ -92,8 +92,13 @@ def _inner(constraint: str) -> str:
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """Of all tensors together, ()."""
+    return torch.linalg.vector_norm(norms_of(tensors))
+
+
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Of each tensor, (tensors,)."""
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(dense)))
+    return torch.stack(torch._foreach_norm(dense))
 
 
 def head(losses: Sequence[Tensor], norm: Tensor) -> Tensor:

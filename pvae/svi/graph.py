@@ -15,7 +15,7 @@ from ..replay.captured import Captured
 from ..replay.precision import in_single_steps, products
 from .building import Step
 from .calls import Call
-from .faults import norm_of, read
+from .faults import norm_of, norms_of, read
 
 if TYPE_CHECKING:
     from .engine import SVI
@@ -26,6 +26,8 @@ UNWATCHED = (
 
 ROUGHER = 10
 """Times as much as a loss may its gradient be off: in exp(log w) the last digits of log w are the first that count."""
+SMALL = 0.01
+"""Of the whole gradient's norm, or of 1 where that is below: a smaller parameter's may be off by as much as one's."""
 
 
 @dataclass
@@ -52,8 +54,8 @@ class Graph(Step):
     """Those of the last step, where it was taken by itself."""
     right: Sequence[Tensor] = ()
     """The gradients that the program itself has in the step to come; of what is compiled, the first time."""
-    off: float = 0.0
-    """The norm of how much the graph's then differed."""
+    off: tuple[float, int] = (0.0, 0)
+    """By how much the graph's then differed, relative, and in which of the parameters, where it is most."""
 
     def changed(self, call: Call) -> str:
         """What of a call this was not built for; empty if all is well."""
@@ -86,17 +88,21 @@ class Graph(Step):
             values = read(*svi._gradients(*call.again()))
             changed = svi._device.type == "cuda" and self.replayable and self.clips  # by the time that it is read
             looks = self.kind == "full" and not (self.compared or changed) and math.isfinite(values[-1])
-            self.right, self.off = [p.grad for p in svi._having] if looks else (), 0.0
+            self.right, self.off = [p.grad for p in svi._having] if looks else (), (0.0, 0)
         return values
 
     def hold(self, gradients: Sequence[Tensor]) -> None:
         """Hold a graph's gradients, before the optimizer's step, against the program's, if these are known."""
         if self.right:
             pairs = zip(self.right, gradients, strict=False)  # after them come rows, and the gradients of others
-            self.right, self.off = (), norm_of([found - right for right, found in pairs]).item()
+            norms = norms_of(self.right)
+            least = SMALL * torch.linalg.vector_norm(norms).clamp(min=1.0)
+            worst = (norms_of([found - right for right, found in pairs]) / norms.maximum(least)).max(0)
+            self.right, self.off = (), (worst.values.item(), int(worst.indices))
 
-    def differs(self, expected: Sequence[float], found: Sequence[float], step: int) -> str:
-        """How losses or gradient differ from the program's in this step, in words; empty if they don't."""
+    def differs(self, svi: SVI, expected: Sequence[float], found: Sequence[float]) -> str:
+        """How losses or gradient differ from the program's in the step to come, in words; empty if they don't."""
+        step = svi.steps + 1
         since, self.compared = self.compared, step
         names = ["loss"] * (len(expected) - 1) + ["norm of the gradient"]
         for what, right, value in zip(names, expected, found, strict=True):
@@ -109,9 +115,11 @@ class Graph(Step):
                     f"the {what} of the traced step {step} is {value:.6g}, the program's own is {right:.6g}: something"
                     f" that is no tensor changes between steps{doubt}. {UNWATCHED}"
                 )
-        self.miscompiled = not self.off <= ROUGHER * self.tolerance * max(1.0, expected[-1])
+        off, place = self.off
+        self.miscompiled = not off <= ROUGHER * self.tolerance
         if self.miscompiled:
-            return f"the gradient of step {step}, of norm {expected[-1]:.6g}, is off by {self.off:.6g} when compiled"
+            name = svi._names[svi._having[place]]
+            return f"the gradient of '{name}' in step {step} is off by {off:.3g} times its norm when compiled"
         return ""
 
     def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:
