@@ -6,6 +6,7 @@ python -m pvae.fit --resume runs/NAME
 
 from __future__ import annotations
 
+import copy
 import importlib
 import shlex
 import signal
@@ -14,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -28,6 +30,8 @@ from .noise import forked
 from .progress import Progress
 from .runs import Checkpoint, Run, check_free, load_weights
 from .start import importing
+from .svi.own import parameters
+from .svi.unsaved import unsaved
 from .train import Training, steady, svi
 
 RESUMABLE = ("device", "eval_chunk", "epochs")
@@ -55,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     vae.to(device)
     start = _start(vae, settings, dataset) if settings.start_from else {}
     training = _training(vae, settings, dataset.to(device))
-    _check_together(training)
     _check_learned(training)
+    _check_together(training)
     with _Signals() as signals, Run.create(found.out, settings) as run:
         run.describe(dataset, device, start)
         return _fit(run, training, signals)
@@ -125,30 +129,27 @@ def _check_together(training: Training) -> None:
 
 
 def _check_learned(training: Training) -> None:
-    """Refuse a model that learns what is none of its parameters: no checkpoint would have it.
+    """Refuse parts of one's own by which a step learns what is none of its parameters: no checkpoint would have it.
 
     Raises:
         InputError: naming that, and the parts that are not the package's.
     """
-    vae, settings, (x, y) = training.vae, training.config, training.dataset.train
-    store, before = pyro.get_param_store(), dict(vae.named_parameters())
-    with store.scope(), forked(x.device), torch.no_grad():
-        with suppress(Exception):  # of which the first step says more
-            for _ in range(2):  # Pyro's store puts a contiguous copy in a parameter's place, once
-                before = dict(vae.named_parameters())
-                vae.eval().log_weights(*training.prepare(x[:2], None if y is None else y[:2]))
-        stored = dict(store.named_parameters())
-    vae.train()
-    own = {id(each) for each in (*before.values(), *vae.parameters())}
-    loose = [f"pyro.param '{name}'" for name, each in stored.items() if id(each) not in own]
-    loose += [
-        f"Parameter '{name}', made by forward," for name, each in vae.named_parameters() if before.get(name) is not each
-    ]
-    if loose:
-        named = (f"{flag(name)} {value}" for name in FAMILIES if ":" in (value := getattr(settings, name)))
+    settings, (x, y) = training.config, training.dataset.train
+    own = {name: value for name in FAMILIES if ":" in (value := getattr(settings, name))}
+    found: list[str] = []
+    with suppress(Exception), forked(x.device):  # of an error the first step says more
+        if own:
+            vae, objective = copy.deepcopy(training.vae), build.objective(settings)  # a call may change them
+            few = training.prepare(x[:2], None if y is None else y[:2])
+            loss = partial(objective.differentiable_loss, vae.model, vae.guide, *few)
+            found.extend(unsaved(vae, loss, parameters(objective)))
+    if found:
+        named = " ".join(f"{flag(name)} {value}" for name, value in own.items())
+        climbs = not own.keys().isdisjoint(("objective", "gradient"))
+        then = ", which an objective asks for by pyro.param('NAME', self.NAME)" * climbs
         raise InputError(
-            f"{' '.join(named)}: found the {loose[0]} which no checkpoint would have, expected a Parameter that is made"
-            " once: make it in __init__, self.NAME = torch.nn.Parameter(...)"
+            f"{named}: found the {found[0]} which no checkpoint would have, expected a Parameter that is made once:"
+            f" make it in __init__, self.NAME = torch.nn.Parameter(...){then}"
         )
 
 

@@ -538,20 +538,68 @@ class Named(pvae.Prior):
         self.net = nn.Linear(1, latent)
     def forward(self, y=None):
         return dist.Normal(pyro.module("net", self.net)(torch.ones(1)), 1.0).to_event(1)
+
+class AtStart(pvae.Prior):
+    def __init__(self, latent):
+        super().__init__(latent)
+        pyro.param("at_start", torch.zeros(latent))
+    def forward(self, y=None):
+        return dist.Normal(pyro.param("at_start"), 1.0).to_event(1)
+
+class Training(Named):
+    def forward(self, y=None):
+        loc = pyro.param("training", torch.zeros(self.latent)) if self.training else torch.zeros(self.latent)
+        return dist.Normal(loc, 1.0).to_event(1)
+
+class Late(Named):
+    def forward(self, y=None):
+        if self.training and not hasattr(self, "late"):
+            self.late = nn.Parameter(torch.zeros(self.latent))
+        return dist.Normal(getattr(self, "late", torch.zeros(self.latent)), 1.0).to_event(1)
+
+class Transposed(Named):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.net = pyro.nn.PyroModule[nn.Linear](3, latent)
+        self.net.weight = nn.Parameter(self.net.weight.detach().t().contiguous().t())
+    def forward(self, y=None):
+        return dist.Normal(self.net(torch.ones(3)), 1.0).to_event(1)
+
+class Penalized(pvae.ELBO):
+    def bound(self, log_w):
+        return super().bound(log_w) - pyro.param("penalty", torch.ones(()), constraint=dist.constraints.positive)
+
+class Held(pvae.ELBO):
+    def __init__(self, num_particles=1, **shared):
+        super().__init__(num_particles, **shared)
+        self.penalty = nn.Parameter(torch.ones(()))
+    def bound(self, log_w):
+        return super().bound(log_w) - pyro.param("penalty", self.penalty).square()
 """
 
 
 @pytest.mark.parametrize("latent", ["2", "3,2"])
 def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent, monkeypatch):
     quick(monkeypatch)
-    write("import pyro\n" + LEARNED)
-    options = [*SMALL, "--likelihood=gaussian", "--latent", latent, "--prior"]
-    for name, found in (("Stored", "pyro.param 'loc'"), ("Anew", "Parameter 'prior.loc', made by forward,")):
+    write("import pyro\nimport pyro.nn\n" + LEARNED)
+    options = [*SMALL, "--likelihood=gaussian", "--latent", latent]
+    for name, found in (
+        ("prior mylab:Stored", "pyro.param 'loc'"),
+        ("prior mylab:Anew", "Parameter 'prior.loc', made by forward,"),
+        ("prior mylab:AtStart", "pyro.param 'at_start'"),
+        ("prior mylab:Training", "pyro.param 'training'"),
+        ("prior mylab:Late", "Parameter 'prior.late', made by forward,"),
+        ("objective mylab:Penalized", "pyro.param 'penalty'"),
+    ):
         for _ in range(2):  # Pyro's store is left as it was
-            message = refused(capsys, *options, f"mylab:{name}")
-            assert f"--prior mylab:{name}: found the {found} which no checkpoint would have, expected a Para" in message
-    assert go(*options, "mylab:Named", "--out", "run") == 0
+            message = refused(capsys, *options, *f"--{name}".split())
+            assert (
+                f"--{name}: found the {found} which no checkpoint would have, expected a Parameter that is" in message
+            )
+            assert message.count("asks for by pyro.param('NAME', self.NAME)") == ("objective" in name)
+    assert go(*options, "--prior=mylab:Named", "--out=run") == 0
     assert go("run", "--particles=1", "--train=0", command="compare") == 0
+    assert go(*options, "--prior=mylab:Transposed", "--objective=mylab:Held") == 0
 
 
 BUFFERS = """

@@ -69,7 +69,8 @@ ROOMS = {
     "cli": {"errors", "base", "config", "runs", "start"},
     "progress": {"train"},
     "fit": {
-        *{"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "start", "train"},
+        *{"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "start", "svi"},
+        *{"train"},
     },
     "sample": {"errors", "cli", "config", "data", "figures", "files", "load", "plots"},
     "gradients": {"errors", "base", "cli", "data", "files", "load", "pace", "plots", "snr", "vae"},

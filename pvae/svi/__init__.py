@@ -1,7 +1,7 @@
 """Stochastic variational inference with a step that is traced once and replayed. Generic: any Pyro model and guide.
 
 `engine` takes steps and `trained` holds what they change, with `parameters`, `optimizers`, `shares`, `rates`,
-`own` (an objective's) and `clipped_adam`.
+`own` (an objective's), `unsaved` (what no state has) and `clipped_adam`.
 Graphs: `calls` says which arguments are alike, `graphs` when one is built and when trusted, `building` makes a step
 into a `graph`.
 Checks: `arguments` of what is given, `observed` of data against supports, `faults` and `pending` of losses that are

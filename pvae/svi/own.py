@@ -31,6 +31,11 @@ def changed(objective: Any, since: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def parameters(objective: Any) -> list[nn.Parameter]:
+    """Parameters that an objective holds, itself or in modules: `changed` saves them."""
+    return [parameter for _, value in _held(objective) for parameter in _parameters(value)]
+
+
 def restore(objective: Any, state: dict[str, Any]) -> None:
     """Set what `changed` gave.
 
@@ -105,8 +110,11 @@ def _differs(was: Any, now: Any) -> bool:
 
 def _trained(value: Any) -> bool:
     """Whether it is, or has, parameters for an optimizer, of whose writing nothing may be known."""
-    found = value.parameters() if isinstance(value, nn.Module) else [value] * isinstance(value, nn.Parameter)
-    return any(parameter.requires_grad for parameter in found)
+    return any(parameter.requires_grad for parameter in _parameters(value))
+
+
+def _parameters(value: Any) -> list[nn.Parameter]:
+    return list(value.parameters()) if isinstance(value, nn.Module) else [value] * isinstance(value, nn.Parameter)
 
 
 def _copy(value: Any) -> Any:

@@ -188,11 +188,13 @@ def _shaken(module: torch.nn.Module) -> None:
 
 def state(s: Subject) -> str | None:
     """`state_dict`, through a file, is all that a trained part is: a fresh one that loads it has the same density."""
-    in_state(s)
+    objective = _objectives(s)[-1]
+    with _where_both_are(s):
+        in_state(s, lambda one: objective.differentiable_loss(one.vae.model, one.vae.guide, *one.batch()))
     trained, fresh = s.copy(), s.copy()
     with suppress(Exception):  # it may want other data to start from
         trained.part.initialize(s.data(START), s.labels(START))
-    _train(trained, _objectives(s)[-1], "off", 1e-2)
+    _train(trained, objective, "off", 1e-2)
     _shaken(trained.vae)
     _shaken(fresh.vae)
     file = io.BytesIO()
@@ -216,7 +218,7 @@ def _density(s: Subject) -> Tensor:
     inputs = s.inputs(4)
     if s.part.family == "guide":
         inputs = (torch.bernoulli(torch.full((4, *s.shape), 0.5)), inputs[1])
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with torch.no_grad(), pyro.validation_enabled(False), pyro.get_param_store().scope():
         p = s.part(*inputs)
         torch.manual_seed(1)
         value = _draw(s, p, tuple(p.batch_shape))
@@ -328,7 +330,7 @@ def _train(s: Subject, objective: Objective, mode: str, lr: float, data: Any = N
     x, y = data or s.batch()
     svi = SVI(s.vae.model, s.vae.guide, pyro.optim.Adam({"lr": lr}), objective, compile=mode)
     try:
-        with _where_both_are(s):
+        with pyro.get_param_store().scope(), _where_both_are(s):  # a copy's parameters have the same names there
             return [float(svi.step(x, y)) for _ in range(steps)]
     except NonFiniteError as error:
         do = "bound its scales"

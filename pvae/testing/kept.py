@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
 
-import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..base import Part
+from ..svi.unsaved import unsaved
 from .setting import Subject, expect
 
 
-def in_state(s: Subject) -> None:
-    """Refuse parameters that forward makes, and buffers that are neither saved nor the same when made anew."""
+def in_state(s: Subject, loss: Callable[[Subject], Tensor]) -> None:
+    """Refuse what is learned beside the part's parameters, and buffers neither saved nor the same when made anew.
+
+    Args:
+        s: the part; it is left as it is.
+        loss: of a step, by the model that it is in.
+    """
     s = s.copy()
-    store, first = pyro.get_param_store(), dict(s.part.named_parameters())
-    with store.scope(), torch.no_grad():
-        s.part(*s.inputs(2))  # Pyro's store puts a contiguous copy in a parameter's place, once
-        before = {name: id(parameter) for name, parameter in s.part.named_parameters()}
-        known = set(map(id, s.vae.parameters()))
-        s.part(*s.inputs(2))
-        asked = dict(store.named_parameters())
-    for name, parameter in asked.items():
-        found = f"pyro.param('{name}') in forward, which is not in the model's state"
-        expect(id(parameter) in known, found, "a torch.nn.Parameter", "make one in __init__, and use it in forward")
-    for name, parameter in s.part.named_parameters():
-        found = f"a Parameter '{name}' that forward makes"
-        expect(
-            name in first and before.get(name) == id(parameter),
-            found,
-            "every Parameter made in __init__",
-            "make it there",
-        )
+    for found in unsaved(s.part, lambda: loss(s), list(s.vae.parameters())):
+        do = "make it in __init__, self.NAME = torch.nn.Parameter(...), and use it in forward"
+        expect(False, f"the {found} which is not in the model's state", "a Parameter that is made once", do)
     other = _another(s.part)
     found = f"a buffer '{other}' of persistent=False, which no run saves, with other numbers when it is made anew"
     expect(other is None, found, "it in the state, or the same each time", "leave out persistent=False")
