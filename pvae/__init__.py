@@ -3,8 +3,8 @@
 The rooms, those that need no other first (a folder's own docstring says what its files are):
 
 - For all: `errors` (one-line refusals), `base` (families of parts, found by name), `noise` (random numbers for each
-  datum), `means` (with standard errors), `frozen` (a cache while parameters stay), `files`, `start` (Ctrl-C during
-  imports).
+  datum), `means` (with standard errors), `frozen` (a cache while parameters stay), `unset` (memory that is none of a
+  part's numbers), `files`, `start` (Ctrl-C during imports).
 - A fast step for any Pyro program: `svi`, on the graphs of `replay`.
 - Any Pyro program, run and scored: `programs`, from its sites to log-weights.
 - Parts of a model: `networks`, `flows`, `conditions`, `priors`, `likelihoods`, `guides`, which return `distributions`

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import unset
 from .base import Member, Part, blame, check_call, lookup, path_of
 from .conditions import Condition, ConditionedDecoder, ConditionedEncoder
 from .config import FAMILIES, PARTS, Config, all_options, defaults, fields
@@ -80,7 +81,7 @@ def model(config: Config, dataset: Dataset) -> Autoencoder:
 def check_drawn(made: Autoencoder, config: Config, dataset: Dataset) -> None:
     """Refuse random numbers in buffers that no checkpoint would have: each time a run is read they would be others.
 
-    What a call fills is not meant: it is the same of the same weights and data.
+    What a call fills is not meant: it is the same of the same weights and data; nor is memory that nothing has set.
 
     Raises:
         InputError: naming the module and its buffer.
@@ -88,7 +89,8 @@ def check_drawn(made: Autoencoder, config: Config, dataset: Dataset) -> None:
     if not _unsaved(made):
         return
     with torch.random.fork_rng(devices=[]):
-        other = model(config, dataset)
+        with unset.marked():
+            other = model(config, dataset)
         other.load_state_dict(made.state_dict())
         for one in (made, other):
             torch.manual_seed(0)
@@ -98,20 +100,21 @@ def check_drawn(made: Autoencoder, config: Config, dataset: Dataset) -> None:
                 )
             one.train()
     found, again = _unsaved(made), _unsaved(other)
-    for where, (module, buffer) in found.items():
-        if where in again and not torch.equal(buffer.nan_to_num(), again[where][1].nan_to_num()):
+    for where, (own, buffer) in found.items():
+        if where in again and not unset.same(buffer, again[where][1]):
             raise InputError(
-                f"{path_of(type(module))}: found random numbers in the buffer '{where}', which no checkpoint would"
-                " have, expected it to be saved: leave persistent=False out"
+                f"{path_of(own)}: found random numbers in the buffer '{where}', which no checkpoint would have,"
+                " expected it to be saved: leave persistent=False out"
             )
 
 
-def _unsaved(made: Autoencoder) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Buffers that are not saved, of modules that are not the package's."""
+def _unsaved(made: Autoencoder) -> dict[str, tuple[type[nn.Module], Tensor]]:
+    """Buffers that are not saved, of classes that are not a library's and of what these hold."""
     return {
-        f"{prefix}.{name}": (module, buffer)
-        for prefix, module in made.named_modules()
-        if type(module).__module__.partition(".")[0] not in LIBRARIES
+        f"{where}.{name}": (type(own), buffer)
+        for prefix, own in made.named_modules()
+        if type(own).__module__.partition(".")[0] not in LIBRARIES
+        for where, module in own.named_modules(prefix=prefix)
         for name, buffer in module.named_buffers(recurse=False)
         if name in module._non_persistent_buffers_set
     }

@@ -232,6 +232,14 @@ class HasAModuleOfPyroOfOtherStrides(HasAModuleOfPyro):
         self.mean = self.Scaled(latent)
 
 
+class HasRoomForWhatItComputes(Wide):
+    """Right: nothing reads what was there before."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.register_buffer("scratch", torch.empty(1000 * latent), persistent=False)
+
+
 class TakesACondition(Wide):
     def __init__(self, latent, condition=None):
         super().__init__(latent, condition=condition)
@@ -562,7 +570,7 @@ def test_a_support_that_no_member_has_is_said():
 
 
 def test_right_ones_pass():
-    for part in (Wide, HasAModuleOfPyro, HasAModuleOfPyroOfOtherStrides, DropsOut):
+    for part in (Wide, HasAModuleOfPyro, HasAModuleOfPyroOfOtherStrides, HasRoomForWhatItComputes, DropsOut):
         assert check(part).skipped == {}
     found = check(CannotBeSampled)
     assert found.skipped == {

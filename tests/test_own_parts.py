@@ -612,6 +612,8 @@ class Drawn(pvae.Prior):
         self.register_buffer("unknown", torch.full((latent,), torch.nan), persistent=False)
         self.register_buffer("start", torch.zeros(()), persistent=False)
         self.register_buffer("last", torch.zeros(latent), persistent=False)
+        for i, kind in enumerate((torch.float32, torch.int64, torch.bool)):
+            self.register_buffer(f"scratch{i}", torch.empty(1000, dtype=kind), persistent=False)
         self.shift = torch.nn.Parameter(torch.randn(latent))
     def initialize(self, x, y=None):
         self.start.fill_(x.mean())
@@ -621,14 +623,21 @@ class Drawn(pvae.Prior):
 
 class Saved(Drawn):
     saved = True
+
+class Within(Saved):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.net = nn.Linear(1, 1)
+        self.net.register_buffer("drawn", torch.randn(latent), persistent=False)
 """
 
 
 def test_random_numbers_of_a_part_are_saved_with_it(capsys, monkeypatch):
     quick(monkeypatch)
     write(BUFFERS)
-    message = refused(capsys, *SMALL, "--likelihood=gaussian", "--prior=mylab:Drawn")
-    assert "mylab:Drawn: found random numbers in the buffer 'prior.loc', which no checkpoint would have" in message
+    for name, buffer in (("Drawn", "loc"), ("Within", "net.drawn")):
+        message = refused(capsys, *SMALL, "--likelihood=gaussian", f"--prior=mylab:{name}")
+        assert f"mylab:{name}: found random numbers in the buffer 'prior.{buffer}', which no checkpoint" in message
     assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Saved", "--out=run") == 0
     fitted, again = (pvae.load.load("run")[0].prior for _ in range(2))
     assert torch.equal(fitted.loc, again.loc)

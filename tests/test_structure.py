@@ -19,6 +19,7 @@ ROOMS = {
     "bounds": {"errors"},
     "noise": set(),
     "means": set(),
+    "unset": set(),
     "frozen": set(),
     "files": {"errors"},
     "pace": set(),
@@ -45,11 +46,11 @@ ROOMS = {
     "optimizers": {"errors", "base"},
     "testing": {
         *{"errors", "base", "conditions", "config", "data", "distributions", "exact", "likelihoods", "networks"},
-        *{"objectives", "svi", "vae"},
+        *{"objectives", "svi", "unset", "vae"},
     },
     "build": {
         *{"errors", "base", "conditions", "config", "data", "hierarchy", "likelihoods", "networks", "objectives"},
-        *{"optimizers", "vae"},
+        *{"optimizers", "unset", "vae"},
     },
     "ais": {"errors", "bounds", "frozen", "means", "noise", "programs", "replay"},
     "gap": {"errors", "ais", "frozen", "means", "noise", "programs", "replay"},

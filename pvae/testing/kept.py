@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch
 from torch import Tensor, nn
 
+from .. import unset
 from ..base import Part
 from ..svi.unsaved import unsaved
 from .setting import Subject, expect
@@ -37,10 +37,10 @@ def _another(part: Part) -> str | None:
     with suppress(Exception):  # what it was made with may not be what it holds
         names = inspect.signature(type(part)).parameters
         options = {name: getattr(part, name) for name in names if hasattr(part, name)}
-        made = [type(part)(**copy.deepcopy(options)) for _ in range(2)]
+        with unset.marked():
+            made = [type(part)(**copy.deepcopy(options)) for _ in range(2)]
     if not made:
         return None
     saved, (here, there) = made[0].state_dict(), (dict(one.named_buffers()) for one in made)
-    unsaved = here.keys() & there.keys() - saved.keys()
-    same = {name: torch.equal(here[name].nan_to_num(), there[name].nan_to_num()) for name in unsaved}
-    return min((name for name in same if not same[name]), default=None)
+    loose = here.keys() & there.keys() - saved.keys()
+    return min((name for name in loose if not unset.same(here[name], there[name])), default=None)
