@@ -1,5 +1,6 @@
 """Parts in a user's own file: what is wrong with one is a line that says so, at every door."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -468,7 +470,28 @@ def test_a_file_that_has_changed_before_a_run_is_resumed_is_told_of_and_noted(ca
         assert json.loads(Path(out, "environment.json").read_text()).get("own_later", {}).keys() == later
 
 
-def test_what_a_file_imports_is_of_the_run_too(here):
+def test_files_that_a_run_went_on_with_are_those_of_the_steps_that_are_left(capsys, monkeypatch):
+    quick(monkeypatch)
+    write("class Mine(Right):\n    pass")
+    file = Path("mylab.py")
+    first = file.read_text()
+    assert go(*SMALL, "--likelihood=gaussian", "--prior=mylab:Mine", "--out=run", "--schedule=constant") == 0
+    own, later = json.loads(Path("run/environment.json").read_text())["own"], {}
+    for epochs, text in enumerate((first, first + "# 1\n", first + "# 1\n", first, first + "# 2\n"), 2):
+        file.write_text(text)
+        assert go("--resume=run", f"--epochs={epochs}") == 0
+        now = {"mylab:Mine": hashlib.sha256(text.encode()).hexdigest()}
+        if now != (list(later.values()) or [own])[-1]:
+            later[f"step-{epochs - 1:09d}"] = now
+        assert json.loads(Path("run/environment.json").read_text()).get("own_later", {}) == later
+    assert list(later) == ["step-000000002", "step-000000004", "step-000000005"]
+    file.write_text(first)
+    assert go("--resume=run/checkpoints/step-000000005") == 0
+    del later["step-000000005"]
+    assert json.loads(Path("run/environment.json").read_text())["own_later"] == later
+
+
+def test_what_a_file_imports_is_of_the_run_too(here, monkeypatch):
     sources = {
         "mylab/priors/mine.py": "from ..base import Base\nimport helper, numpy\nfrom . import numbers\n"
         "class Mine(Base): pass",
@@ -477,24 +500,36 @@ def test_what_a_file_imports_is_of_the_run_too(here):
         "mylab/base.py": "from .priors import numbers as n\nimport pvae\nclass Base(pvae.Prior): pass",
         "mylab/__init__.py": "",
         "mylab/priors/__init__.py": "",
-        "helper.py": "import mylab.base",
+        "beside.py": "",
+        "helper.py": "import mylab.base, beside, elsewhere\ntext = '\\d'",
     }
     for name, source in sources.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(source)
+    Path("../elsewhere.py").write_text("")
+    for folder in (here.parent, here):
+        monkeypatch.syspath_prepend(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an escape sequence
+        importlib.import_module("helper")
     config = pvae.config.Config(data="data.npz", prior="mylab.priors.mine:Mine")
     dataset = pvae.data.load("data.npz")
     with pvae.runs.Run.create("run", config) as run:
         run.describe(dataset, torch.device("cpu"), {})
     importlib.import_module("mylab.priors.aside")
     assert run.changed_parts() == []
-    for name, told in (("base", 1), ("priors.numbers", 2), ("priors.aside", 2), ("priors.mine", 3)):
-        file = Path(f"mylab.{name}".replace(".", "/") + ".py")
+    Path("../elsewhere.py").write_text("# of a library")
+    for name, told in (
+        *(("mylab.base", 1), ("mylab.priors.numbers", 2), ("mylab.priors.aside", 2), ("mylab.priors.mine", 3)),
+        *(("mylab.__init__", 4), ("mylab.priors.__init__", 5), ("beside", 6)),
+    ):
+        file = Path(name.replace(".", "/") + ".py")
         file.write_text(file.read_text() + "# mended\n")
         assert len(run.changed_parts()) == told
+    Path("beside.py").write_text("")
     Path("helper.py").write_text("what is no Python")
     lines = run.changed_parts()
-    names = "mylab.priors.mine:Mine", "mylab.base", "helper", "mylab.priors.numbers"
+    names = "mylab.priors.mine:Mine", "mylab.base", "helper", "mylab.priors.numbers", "mylab", "mylab.priors"
     assert {re.search("the file of ([^ ]*) has changed", line)[1] for line in lines} == {*names}
     record = run.read_json("environment.json")
     own = {"mylab.priors.mine:Mine": record["own"]["mylab.priors.mine:Mine"]}  # as of earlier versions

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 
@@ -72,42 +74,56 @@ def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict
 
 
 def own_parts(config_: Config) -> dict[str, str]:
-    """SHA-256 of the file of each class that was named by import path, and of each module of one's own it imports."""
+    """SHA-256 of the file of each class that was named by import path, and of each module of one's own it imports.
+
+    That is what lies beside it, or beside the package that it is in, and below: what is elsewhere is a library.
+    """
     named = {family: name for family in FAMILIES if ":" in (name := getattr(config_, family))}
     modules = {name: lookup(family, name).__module__ for family, name in named.items()}
     files = {name: _file_of(module) for name, module in modules.items()}
     imported: dict[str, Path] = {}
     for module in modules.values():
-        _add_imported(module, imported)
+        _add_imported(module, _top_of(module), imported)
     files |= {module: file for module, file in imported.items() if module not in modules.values()}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
 
 def _file_of(module: str) -> Path:
-    return Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).absolute() if file else Path()
 
 
-def _add_imported(module: str, found: dict[str, Path]) -> None:
-    """Add a module that is loaded, and all that it imports, and these import, if they are no libraries."""
+def _top_of(module: str) -> Path:
+    """The directory that a module, or the package that it is in, was found in."""
+    inside = hasattr(sys.modules.get(module), "__path__")
+    return Path(*_file_of(module).parts[: -1 - module.count(".") - inside])
+
+
+def _add_imported(module: str, top: Path, found: dict[str, Path]) -> None:
+    """Add a module that is loaded, its packages, and all that it imports, and these import, if they are below `top`."""
     file = _file_of(module)
     library = module.partition(".")[0] in LIBRARIES or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
-    if module in found or library or file.suffix != ".py" or not file.is_file():
+    if module in found or library or file.suffix != ".py" or not file.is_file() or top not in file.parents:
         return
     found[module] = file
-    with suppress(SyntaxError, ValueError, ImportError):  # of a file that has changed since it was loaded
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            for name in _names(node, sys.modules[module].__package__):
-                _add_imported(name, found)
+    parent = module.rpartition(".")[0]
+    for name in (parent, *_names(file.read_bytes(), sys.modules[module].__package__)):
+        _add_imported(name, top, found)
 
 
-def _names(node: ast.AST, package: str | None) -> list[str]:
-    """The names in an import statement that may be modules."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    whole = resolve_name("." * node.level + (node.module or ""), package)
-    return [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+@lru_cache(maxsize=10_000)
+def _names(source: bytes, package: str | None) -> list[str]:
+    """The names in a file's import statements that may be modules."""
+    names: list[str] = []
+    with suppress(SyntaxError, ValueError, ImportError), catch_warnings():  # of a file that has changed since
+        simplefilter("ignore")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                whole = resolve_name("." * node.level + (node.module or ""), package)
+                names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def _commit() -> str | None:

@@ -135,7 +135,7 @@ class Run:
     def rewind(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was: delete later checkpoints, metrics and final numbers.
 
-        Files of one's own that have changed since the run began are noted in `environment.json`.
+        Files of one's own that have changed since the steps before are noted in `environment.json`.
         Earlier checkpoints stay, but for those that a killed process had no time to delete.
         """
         lines = metrics.until(self.folder / "metrics.jsonl", checkpoint.state["epoch"])
@@ -143,11 +143,19 @@ class Run:
             self._write("metrics.jsonl", lines)
             for name in ("summary.json", "results.nc"):
                 (self.folder / name).unlink(missing_ok=True)
-            if self.changed_parts():
-                found = self.read_json("environment.json")
-                later = {**found.get("own_later", {}), checkpoint.path.name: own_parts(self.config)}
-                self.write_json("environment.json", {**found, "own_later": later})
+            self._note_parts(checkpoint.state["steps"])
             self._prune(checkpoint.state)
+
+    def _note_parts(self, steps: int) -> None:
+        """Note the files of one's own that a run goes on with after so many steps, if they are others than before."""
+        found = self.read_json("environment.json")
+        noted, now = found.get("own_later", {}), own_parts(self.config)
+        later = {name: own for name, own in noted.items() if checkpoints.steps(name) < steps}
+        before = later[max(later)] if later else found.get("own")
+        if _others(before, now):
+            later[_name(steps)] = now
+        if later != noted:
+            self.write_json("environment.json", {**found, "own_later": later})
 
     def write_config(self, config_: Config) -> None:
         """Write `config.yaml`."""
@@ -205,9 +213,7 @@ class Run:
 
     def _changed(self, config_: Config) -> list[str]:
         found = self.read_json("environment.json").get("own")
-        before = found if isinstance(found, dict) else {}
-        changed = [name for name, now in own_parts(config_).items() if before.get(name, now) != now]
-        return [f"the file of {name} has changed since the run began" for name in changed]
+        return [f"the file of {name} has changed since the run began" for name in _others(found, own_parts(config_))]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -273,6 +279,11 @@ class Run:
         name = _name(best["steps"]) if best is not None else last.path.name
         # a run that went back to an older checkpoint may no longer have what was the best then
         return self._read(last.path.parent / name) if name in self.names() else last
+
+
+def _others(before: Any, now: dict[str, str]) -> list[str]:
+    """The names whose files are others than before, of those that are known from then."""
+    return [name for name, own in now.items() if isinstance(before, dict) and before.get(name, own) != own]
 
 
 def check_free(folder: str | Path | None) -> None:
