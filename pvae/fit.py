@@ -237,7 +237,7 @@ def _fit(run: Run, training: Training, signals: _Signals) -> int:
     except KeyboardInterrupt:
         if run.is_empty():
             raise
-    return _interrupted(run, training, signals.number)
+    return _interrupted(run, training, signals.number or signal.SIGINT)  # of none, where a part raised it
 
 
 def _train(run: Run, training: Training, signals: _Signals) -> None:

@@ -557,6 +557,41 @@ def test_weights_that_a_file_which_has_changed_does_not_take(capsys, monkeypatch
         assert message.endswith(" changed since the run began: restore it\n")
 
 
+FAILING = """
+class Mine(pvae.Prior):
+    count = 0
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.loc = nn.Parameter(torch.zeros(latent))
+    def forward(self, y=None):
+        Mine.count += self.training
+        loc = self.loc
+        if Mine.count == 20:
+            OUTCOME
+        return dist.Normal(loc, 1.0).to_event(1)
+"""
+OUTCOMES = {
+    "raise ValueError('no')": (2, "failed at .*mylab.py:.*: ValueError: no\n"),
+    "raise KeyboardInterrupt": (130, "SIGINT: stopped at .*, checkpoint step-0.*: continue with\n.*--resume stopped\n"),
+    "loc = loc * torch.nan": (2, "epoch .*, step .*: the loss is nan: .*: training stopped before it: .*\n"),
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.filterwarnings("ignore:the program runs eagerly")
+def test_a_run_that_a_part_ends_is_resumed(capsys, monkeypatch, outcome):
+    quick(monkeypatch)
+    options = [*SMALL, "--likelihood=gaussian", "--prior=mylab:Mine", "--epochs=25", "--save-every=5", "--compile=off"]
+    write(FAILING.replace("OUTCOME", outcome))
+    code, text = OUTCOMES[outcome]
+    assert go(*options, "--out=stopped") == code
+    assert re.fullmatch(f"(pvae fit: error: .*)?{text}", capsys.readouterr().err)
+    sys.modules["mylab"].Mine.count = 100
+    assert go("--resume=stopped") == 0
+    assert go(*options, "--out=whole") == 0
+    assert Path("stopped/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()
+
+
 LEARNED = """
 class Stored(pvae.Prior):
     def forward(self, y=None):
