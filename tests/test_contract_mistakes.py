@@ -177,6 +177,68 @@ class AlwaysTheSameDraws(Right):
             return self.loc + self.scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+class KeepsOneNumber(Right):
+    """Its first number has the same noise at every call."""
+
+    class kind(Normals):
+        def drawn(self, shape):
+            noise = torch.randn(shape)
+            noise[..., 0] = torch.randn(shape[:-1], generator=torch.Generator().manual_seed(0))
+            return self.loc + self.scale * noise
+
+
+class OneDrawOfANumber(Right):
+    """Its first number is drawn once a call."""
+
+    class kind(Normals):
+        def drawn(self, shape):
+            noise = torch.randn(shape)
+            noise[..., 0] = torch.randn(())
+            return self.loc + self.scale * noise
+
+
+class SharesSizes(Right):
+    """Data share the sizes of their noise, and have signs of their own."""
+
+    class kind(Normals):
+        def drawn(self, shape):
+            noise = torch.randn(shape)
+            return self.loc + self.scale * (noise if len(shape) < 3 else noise.sign() * noise[..., :1, :].abs())
+
+
+class CopiesTheThirdNext(Right):
+    """Of each six draws the fourth is the first."""
+
+    class kind(Normals):
+        def drawn(self, shape):
+            noise = torch.randn(shape)
+            noise[3::6] = noise[0::6][: len(noise[3::6])]
+            return self.loc + self.scale * noise
+
+
+class CopiesTheThirdDatum(Right):
+    class kind(Normals):
+        def drawn(self, shape):
+            noise = torch.randn(shape)
+            if len(shape) > 1:
+                noise[..., 3::6, :] = noise[..., 0::6, :][..., : noise[..., 3::6, :].shape[-2], :]
+            return self.loc + self.scale * noise
+
+
+class MirrorsItsCalls(Right):
+    """Each second call gives the one before, mirrored."""
+
+    class kind(Normals):
+        last = None
+
+        def drawn(self, shape):
+            here = type(self)
+            again = here.last is not None and here.last.shape == shape
+            noise = -here.last if again else torch.randn(shape)
+            here.last = None if again else noise
+            return self.loc + self.scale * noise
+
+
 class CentersItsBatch(Right):
     class kind(Normals):
         def log_prob(self, value):
@@ -254,11 +316,21 @@ MISTAKES = [
     (
         OneDrawForAllSamples,
         "independent",
-        r"the same draw 500 times by .sample\(\(500,\)\), expected independent ones: dr",
+        r"the same draw 501 times by .sample\(\(501,\)\), expected independent ones: dr",
     ),
-    (Antithetic, "independent", r"draws for different particles that go together \(a correlation of -1.00"),
+    (Antithetic, "independent", r"draws for different particles that go together \(a correlation of -0"),
     (EachDrawTwice, "independent", r"draws for different particles that go together \(a correlation of 0"),
     (AlwaysTheSameDraws, "independent", "the same draws at a second call, expected others: draw from torch's own gen"),
+    (KeepsOneNumber, "independent", "the same draws( of number 0)? at a second call, expected others: draw from torch"),
+    (
+        OneDrawOfANumber,
+        "independent",
+        "the same draw( of number 0)? for every datum and particle, expected independent",
+    ),
+    (SharesSizes, "independent", "draws for different data that go together"),
+    (CopiesTheThirdNext, "independent", "draws for different particles that go together"),
+    (CopiesTheThirdDatum, "independent", "draws for different data that go together"),
+    (MirrorsItsCalls, "independent", "draws for different calls that go together"),
     (CentersItsBatch, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
     (MixesParticles, "alone", "of a datum in a batch of 4, with 4 particles, .* of it alone, expected the same"),
     (DrawsDetached, "derivatives", r"a gradient of rsample of .*, as it changes: use no .detach\(\)"),
@@ -318,6 +390,23 @@ def test_a_gradient_that_does_not_pass_through_z(part):
         pvae.testing.ContractError, match="derivatives: found a gradient of log_prob of 0 along a direct"
     ):
         check(make(part, 4, (3, 2)))
+
+
+class Rare(pvae.Likelihood):
+    """Right: what seldom is one."""
+
+    support = "binary"
+
+    def forward(self, z, y=None):
+        return dist.Bernoulli(3e-4 * (0.1 * self.decode(z, y)).exp()).to_event(1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_that_are_rare_do_not_go_together(seed):
+    skip = [name for name in CLAUSES if name != "independent"]
+    likelihood = make(pvae.Bernoulli, 2, (60,))
+    found = pvae.testing.check_likelihood(Rare(likelihood.decoder, (60,)), skip=skip, seed=seed)
+    assert found.clauses["independent"] == "ok"
 
 
 class Bounds(Right):

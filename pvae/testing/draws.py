@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,16 @@ from .densities import SIGMAS, scores_anything
 from .setting import Broken, Subject, expect
 from .spaces import space_of
 
-PARTICLES, DATA = 2, 3
-REPEATS = 500
-CALL = f".sample(({REPEATS},))"
+CALLS, REPEATS, PARTICLES, DATA, MANY = 5, 105, 3, 7, 501
+"""Of draws that are held against one another; odd, so that none meets another twice."""
+CALL = f".sample(({MANY},))"
+LOOKED = 64
+"""Numbers of an event that are held against those of other draws."""
+OFTEN = 0.9
+"""The share of draws that are as the one before, above which few draws may all be the same."""
 DIRECTIONS = 8
-DRAWS, BLOCK, BLOCKS = 2, 100, 40
+DRAWS, MOVED, BLOCK, BLOCKS = 2, 3, 100, 40
+"""Of each of a few data."""
 STEP, ROUNDING, TOLERANCE = 1e-3, 5e-6, 0.02
 """Of finite differences: single precision leaves them two or three digits."""
 EDGE = 4.0
@@ -60,57 +66,68 @@ def _while_training(s: Subject, inputs: tuple[Any, ...], value: Tensor) -> Tenso
 
 
 def independent(s: Subject) -> str | None:
-    """Draws for different data and for different particles are independent, and others at every call."""
+    """Draws for different data and for different particles, and those of different calls, are independent."""
+    do = "draw noise of the whole shape, self._extended_shape(sample_shape)"
     with torch.no_grad(), pyro.validation_enabled(False):
         p = s.part(*s.inputs(DATA))
         whole = p.expand(torch.Size((REPEATS, PARTICLES, DATA)))
         try:
-            z, again = whole.sample(), whole.sample()
-            many = p.expand(torch.Size((DATA,))).sample(torch.Size((REPEATS,)))
+            z = whole.sample().flatten(3)
+            still, same = _still(z), torch.ones(z.shape[-1], dtype=torch.bool)
+            columns = torch.randperm(len(same))[:LOOKED]
+            calls = [z[..., columns]]
+            for _ in range(CALLS - 1):
+                again = whole.sample().flatten(3)
+                same &= (again == z).flatten(0, 2).all(0)
+                calls.append(again[..., columns])
+            many = p.expand(torch.Size((DATA,))).sample(torch.Size((MANY,)))
         except NotImplementedError:
             return "it cannot be sampled"
-    do = "draw noise of the whole shape, self._extended_shape(sample_shape)"
-    varies = bool((z != z[:1]).any())
-    if torch.equal(z, again):
-        expect(not varies, "the same draws at a second call", "others", "draw from torch's own generator")
+    if bool((still & same).all()):
         return "its draws are points"
-    expect(varies, "the same draw for every datum and particle", "independent ones", do)
-    _apart([("particles", z, z.roll(1, 1)), *_looks(z, "particles")], do)
-    shape = (REPEATS, *z.shape[2:])
+    one = still & _still(again) & (again != z).flatten(0, 2).all(0)
+    _none(~still & same, "the same draws{} at a second call", "others", "draw from torch's own generator")
+    _none(one, "the same draw{} for every datum and particle", "independent ones", do)
+    _apart(torch.stack(calls), ("calls", "particles", "particles", "data"), do)
+    shape = (MANY, DATA, *p.event_shape)
     expect(tuple(many.shape) == shape, f"draws of shape {tuple(many.shape)} by {CALL}", f"{shape}", do)
-    expect(bool((many != many[:1]).any()), f"the same draw {REPEATS} times by {CALL}", "independent ones", do)
-    _apart(_looks(many.unsqueeze(1), f"places of {CALL}"), do)
+    many = many.flatten(2).unsqueeze(1)
+    one = _still(many) & ((z == z.roll(1, 0)).double().mean((0, 1, 2)) < OFTEN)
+    _none(one, f"the same draw{{}} {MANY} times by {CALL}", "independent ones", do)
+    _apart(many[None, ..., columns], ("", f"places of {CALL}", "", "data"), do)
     return None
 
 
-def _looks(z: Tensor, name: str) -> list[tuple[str, Tensor, Tensor]]:
-    """Draws (n, particles, data, ...) beside others: the next of n, those n / 2 further, the next datum's."""
-    half = len(z) // 2
-    return [(name, z[1:], z[:-1]), (name, z[:half], z[half : 2 * half]), ("data", z, z.roll(1, 2))]
+def _still(z: Tensor) -> Tensor:
+    """Which numbers of draws z (repeats, particles, data, numbers) are the same for all draws of a datum."""
+    return (z == z[:1, :1]).flatten(0, 2).all(0)
 
 
-def _apart(looks: list[tuple[str, Tensor, Tensor]], do: str) -> None:
-    for name, here, there in looks:
-        shared = _shared(here, there)
-        found = f"draws for different {name} that go together (a correlation of {shared:.2f})"
-        expect(shared == 0, found, "independent ones", do)
+def _none(numbers: Tensor, found: str, expected: str, do: str) -> None:
+    """Refuse what is found of some of the numbers, or of all."""
+    if bool(numbers.any()):
+        expect(False, found.format("" if bool(numbers.all()) else f" of number {numbers.int().argmax()}"), expected, do)
 
 
-def _shared(z: Tensor, others: Tensor) -> float:
-    """The largest correlation of bounded functions of numbers and of others over repeats; 0 where it may be chance."""
-    one, other = (_centred(value.double().flatten(3)) for value in (z, others))
-    products = one * other
-    error = products.std(0) / len(z) ** 0.5 + 1e-3
-    size = (one.square().mean(0) * other.square().mean(0)).sqrt() + 1e-12
-    mean = products.mean(0)
-    beyond = torch.where(mean.abs() > SIGMAS * error, mean / size, 0.0).flatten()
-    return float(beyond[beyond.abs().argmax()])
-
-
-def _centred(z: Tensor) -> Tensor:
-    center = z.median(0).values
-    bounded = ((z - center) / (z - center).abs().mean(0).clamp(min=1e-6)).tanh()
-    return bounded - bounded.mean(0)
+def _apart(z: Tensor, names: tuple[str, ...], do: str) -> None:
+    """Refuse draws z (calls, repeats, particles, data, numbers) that go with those some way off, in sign or in size."""
+    lead = (0, 1, 2, 3)
+    z = z.double() - z.double().flatten(0, 1).median(0).values
+    bounded = (z / z.abs().mean((0, 1)).clamp(min=1e-6)).tanh()
+    x = torch.cat([bounded, bounded.abs()], -1)
+    x = x - x.mean((0, 1))
+    x = x / x.square().mean((0, 1)).sqrt().clamp(min=1e-6)
+    sums, squares = (
+        torch.fft.ifftn(torch.fft.fftn(v, dim=lead).abs().square(), dim=lead).real for v in (x, x.square())
+    )
+    size = z[..., 0].numel()
+    off = sums / squares.clamp(min=size).sqrt()  # seen, or expected: rare values seldom meet
+    off[0, 0, 0, 0] = 0  # each draw with itself
+    worst = torch.unravel_index(off.abs().argmax(), off.shape)
+    limit = (SIGMAS**2 + 2 * math.log(max(1.0, off.numel() / 100))) ** 0.5
+    name = next((name for name, step in zip(names, worst, strict=False) if step), "")
+    found = f"draws for different {name} that go together (a correlation of {sums[worst] / size:.2f})"
+    expect(bool(off[worst].abs() <= limit), found, "independent ones", do)
 
 
 def derivatives(s: Subject) -> str | None:
@@ -119,11 +136,11 @@ def derivatives(s: Subject) -> str | None:
     By finite differences along random directions, with the same random numbers; where draws jump as parameters move,
     as by rejection, d/dt E[f(z)] is taken from draws and from log_prob, which agree.
     """
-    inputs, s = s.inputs(DATA), s.moved() or s
+    inputs, s = s.inputs(MOVED), s.moved() or s
     parameters = [parameter for parameter in s.part.parameters() if parameter.requires_grad]
 
     def made(n: int = DRAWS) -> Any:
-        return s.part(*inputs).expand(torch.Size((n, DATA)))
+        return s.part(*inputs).expand(torch.Size((n, MOVED)))
 
     def drawn(i: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
