@@ -11,6 +11,7 @@ from torch.distributions import biject_to, constraints
 
 import pvae
 from pvae.testing import ContractError, check_guide, check_likelihood, check_prior
+from pvae.testing.contract import CLAUSES
 from pvae.testing.separable import separate
 
 SKIP = ("fast", "state", "copies")
@@ -113,6 +114,47 @@ def test_a_prior_on_positive_numbers_is_told_to_bring_its_guide_and_passes_with_
     with pytest.raises(ContractError, match=advice):
         check_prior(Positive(2), skip=skip)
     assert check_prior(Positive(2), guide=made(PositiveGuide), skip=skip).skipped.keys() == set(skip)
+
+
+class NearZero(Positive):
+    """Most of it is at numbers smaller than any step."""
+
+    def forward(self, y=None):
+        return dist.Gamma(0.3 * self.mean.exp(), torch.ones_like(self.mean)).to_event(1)
+
+
+class FarOut(Positive):
+    """Draws by rejection that have no mean."""
+
+    def forward(self, y=None):
+        return dist.InverseGamma(0.5 * self.mean.exp(), torch.ones_like(self.mean)).to_event(1)
+
+
+class NearZeroDetached(NearZero):
+    class kind(dist.Gamma):
+        def log_prob(self, value):
+            return super().log_prob(value.detach())
+
+    def forward(self, y=None):
+        return self.kind(0.3 * self.mean.exp(), torch.ones_like(self.mean)).to_event(1)
+
+
+def derived(prior, seed):
+    """Its gradients, looked at."""
+    torch.manual_seed(seed)
+    skip = [name for name in CLAUSES if name != "derivatives"]
+    return check_prior(prior(8), guide=PositiveGuide(pvae.MLPEncoder((3,), 16, [8]), 8), skip=skip, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [0, 6, 9])
+@pytest.mark.parametrize("prior", [Positive, NearZero, FarOut])
+def test_gradients_of_positive_numbers_that_are_small_or_large(prior, seed):
+    assert derived(prior, seed).clauses["derivatives"] == "ok"
+
+
+def test_a_gradient_that_does_not_pass_through_small_numbers():
+    with pytest.raises(ContractError, match="derivatives: found a gradient of log_prob of 0 along a direction of z"):
+        derived(NearZeroDetached, 0)
 
 
 # Columns of different kinds.
