@@ -1,5 +1,7 @@
 """The check of an objective: every member passes, as do those of the page; mistakes are told of, each in a line."""
 
+import math
+
 import pytest
 import torch
 from registry import EACH
@@ -107,6 +109,26 @@ def test_mistakes_of_what_is_no_bound_of_log_weights():
     ):
         with pytest.raises(ContractError, match=text):
             check_objective(objective)
+
+
+class Subset(pvae.Objective):
+    """Right: the bound of some of the particles, drawn at each call."""
+
+    def bound(self, log_w):
+        return log_w[torch.randperm(len(log_w))[:3]].logsumexp(0) - math.log(3)
+
+
+class SubsetLessTheirMean(Subset):
+    def bound(self, log_w):
+        return super().bound(log_w) + 0.5 * (log_w.mean() - log_w.mean(0))
+
+
+def test_a_bound_that_is_random_is_looked_at_in_the_mean():
+    skip = set(CLAUSES) - {"alone"}
+    for seed in range(15):
+        assert check_objective(Subset(7), skip=skip, seed=seed).clauses["alone"] == "ok"
+    with pytest.raises(ContractError, match=r"alone: found a bound of .* of a datum in a batch of 4"):
+        check_objective(SubsetLessTheirMean(7), skip=skip)
 
 
 def test_what_is_asked_of_the_check():
