@@ -260,6 +260,57 @@ class FarZeroOr(ZeroOr):
         return self.other.sample(shape).where(torch.rand(shape) > self.share, 0.0)
 
 
+class RareOr(ZeroOr):
+    """Zero in all but a few draws."""
+
+    share = 0.995
+
+    def __init__(self, logits):
+        super().__init__(logits)
+        self.zero = 0.1 * logits + math.log(self.share / (1 - self.share))
+
+    def log_prob(self, x):
+        above = dist.LogNormal(self.logits, 1.0).log_prob(x.clamp(min=1e-9)) + self.forgets
+        zero, other = nn.functional.logsigmoid(self.zero), nn.functional.logsigmoid(-self.zero)
+        return torch.where(x == 0, zero, other + above).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, shape=()):
+        shape = self._extended_shape(torch.Size(shape))
+        drawn = (self.logits + torch.randn(shape)).exp()
+        return drawn.where(torch.rand(shape) > self.zero.sigmoid(), 0.0)
+
+    @property
+    def mean(self):
+        return (-self.zero).sigmoid() * (self.logits + 0.5).exp()
+
+
+class RareTwiceOr(RareOr):
+    """Its density forgets that its draws are few."""
+
+    forgets = 5.0
+
+
+class Forgets(Hurdle):
+    def forward(self, z, y=None):
+        return RareTwiceOr(self.decode(z, y))
+
+
+@pytest.mark.parametrize("share", [0.98, 0.995, 0.9997])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_density_of_few_draws_beside_a_point_mass(share, seed):
+    class Kind(RareOr):
+        pass
+
+    class Mostly(Hurdle):
+        def forward(self, z, y=None):
+            return Kind(self.decode(z, y))
+
+    Kind.share = share
+    report = check_likelihood(Mostly(pvae.MLPDecoder(2, (4,), [8]), (4,)), skip=SKIP, seed=seed)
+    assert report.clauses["support"] == report.clauses["integrates"] == report.clauses["samples"] == "ok"
+
+
 class HalfHurdle(Hurdle):
     """Its density is a tenth too large."""
 
@@ -311,7 +362,8 @@ def test_a_point_mass_far_from_the_density_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("kind", "clause"), [(WideColumns, "samples"), (HalfHurdle, "integrates"), (Clamped, "integrates")]
+    ("kind", "clause"),
+    [(WideColumns, "samples"), (HalfHurdle, "integrates"), (Forgets, "integrates"), (Clamped, "integrates")],
 )
 def test_mistakes_in_them_are_found(kind, clause):
     with pytest.raises(ContractError, match=f": {clause}: ") as refused:

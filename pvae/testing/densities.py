@@ -190,7 +190,9 @@ def mean(s: Subject) -> str | None:
 def _light(draws: Tensor) -> Tensor:
     """Where a mean of draws has a standard error that can be relied on."""
     centred = (draws - draws.median(0).values).abs()
-    return centred.amax(0) <= 0.05 * centred.sum(0) + 1e-12
+    largest = centred.amax(0)
+    varies = (largest > 0) | bool((largest == 0).all())  # other values than one may be too rare to be seen
+    return varies & (largest <= 0.05 * centred.sum(0) + 1e-12)
 
 
 def _draws(p: Any) -> Tensor | None:

@@ -82,14 +82,15 @@ def _together(flat: Tensor, center: Tensor, spread: Tensor) -> tuple[Tensor, Ten
     one = ((flat - center) / spread).tanh()
     one = one - one.mean(0)
     i, j = torch.triu_indices(one.shape[1], one.shape[1], 1)
-    products = one[:, i] * one[:, j]
-    return products.mean(0), products.std(0) / len(flat) ** 0.5 + 1e-6
+    products, spreads = one[:, i] * one[:, j], one.std(0)
+    deviation = products.std(0).maximum(spreads[i] * spreads[j])  # seen, or expected: rare values seldom meet
+    return products.mean(0), deviation / len(flat) ** 0.5 + 1e-6
 
 
 def _place(flat: Tensor) -> tuple[Tensor, Tensor]:
     quantiles = flat.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=flat.dtype), 0)
     spread = (quantiles[2] - quantiles[0]) / 2
-    return quantiles[1], torch.where(spread > 1e-6, spread, flat.std(0).clamp(1e-3, 1.0))
+    return quantiles[1], torch.where(spread > 1e-6, spread, flat.std(0, correction=0).clamp(1e-3, 1.0))
 
 
 def _grid(draws: Tensor, support: str) -> Grid:
@@ -119,17 +120,16 @@ def on_few_values(draws: Tensor) -> bool:
 def atoms(column: Tensor) -> Tensor:
     """The values that a number takes again and again, beside others that it takes once: a point mass and a density."""
     values, counts = column.unique(return_counts=True)
-    often = counts > OFTEN * len(column)
-    others = counts[~often].sum()
-    beside = others > OFTEN * len(column) and (counts == 1).sum() > 0.9 * others and (values != values.round()).any()
+    often, once = counts > OFTEN * len(column), values[counts == 1]
+    beside = len(once) > 0.9 * counts[~often].sum() and (once != once.round()).any()
     rounded = (values != values.round()) & ((values - values.round()).abs() < 1e-6)  # next to the edge of an interval
     return values[often & beside & ~rounded]
 
 
 def _graded(column: Tensor) -> bool:
-    """Whether a number has few values, some way apart."""
+    """Whether a number has few values, some way apart, or one."""
     values = column[:1000].unique()
-    return 1 < len(values) < 0.5 * min(1000, len(column)) and bool((values.diff() > 1e-4).all())
+    return len(values) < 0.5 * min(1000, len(column)) and bool((values.diff() > 1e-4).all())
 
 
 def _column(flat: Tensor, piled: Tensor, support: str) -> Grid:
