@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import random
 import typing
 
 import pyro
@@ -173,6 +174,29 @@ class AnotherWhenMadeAnew(Wide):
 
     def forward(self, y=None):
         return dist.Normal(self.mean, self.log_scale.exp()).to_event(1)
+
+
+class DrawsAListWhenMade(Wide):
+    """What it draws is in no state, and neither a tensor."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.order = torch.randperm(latent).tolist()
+        self.shift = random.random()
+
+    def forward(self, y=None):
+        return dist.Normal(self.shift + self.log_scale[self.order], 1.0).to_event(1)
+
+
+class DrawsTheSameListWhenMade(Wide):
+    """Right: by a generator of its own, from a number that is known."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.order = random.Random(latent).sample(range(latent), latent)
+
+    def forward(self, y=None):
+        return dist.Normal(self.log_scale[self.order], 1.0).to_event(1)
 
 
 class StartsOutsideState(Wide):
@@ -473,6 +497,11 @@ BROKEN = [
         "other draws or another log_prob after a trained part's state_dict was loaded.*parameters and buff",
     ),
     (AnotherWhenMadeAnew, "state", "a buffer 'mean' of persistent=False, which no run saves, .*: leave out persistent"),
+    (
+        DrawsAListWhenMade,
+        "state",
+        "of one that is made anew and loads the state_dict, .*: keep what __init__ draws, or",
+    ),
     (StartsOutsideState, "state", "other draws .*: keep what training, or `initialize`, changes in param"),
     (
         AsksPyroForAParameter,
@@ -572,6 +601,7 @@ def test_a_support_that_no_member_has_is_said():
 def test_right_ones_pass():
     for part in (Wide, HasAModuleOfPyro, HasAModuleOfPyroOfOtherStrides, HasRoomForWhatItComputes, DropsOut):
         assert check(part).skipped == {}
+    assert check(DrawsTheSameListWhenMade).skipped == {}
     found = check(CannotBeSampled)
     assert found.skipped == {
         "independent": "it cannot be sampled",
@@ -638,10 +668,11 @@ def test_a_clause_is_left_out():
 
 
 def test_the_part_and_the_generator_are_left_as_they_were():
-    prior, state = Wide(2), torch.get_rng_state()
+    prior, state, pythons = Wide(2), torch.get_rng_state(), random.getstate()
     before = copy.deepcopy(prior.state_dict())
     pvae.testing.check_prior(prior)
     assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == pythons
     assert all(torch.equal(value, before[name]) for name, value in prior.state_dict().items())
 
 

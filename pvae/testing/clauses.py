@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -22,7 +23,7 @@ from ..errors import InputError, written_at
 from ..objectives import ELBO, IWAE, Objective
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
-from .kept import in_state
+from .kept import in_state, made_anew
 from .separable import on_few_values
 from .setting import Broken, Subject, expect, foreign_support, values
 
@@ -191,6 +192,7 @@ def state(s: Subject) -> str | None:
     objective = _objectives(s)[-1]
     with _where_both_are(s):
         in_state(s, lambda one: objective.differentiable_loss(one.vae.model, one.vae.guide, *one.batch()))
+    _anew(s)
     trained, fresh = s.copy(), s.copy()
     with suppress(Exception):  # it may want other data to start from
         trained.part.initialize(s.data(START), s.labels(START))
@@ -209,6 +211,23 @@ def state(s: Subject) -> str | None:
         "keep what training, or `initialize`, changes in parameters and buffers that are saved",
     )
     return None
+
+
+def _anew(s: Subject) -> None:
+    """One that is made anew, as by a run that is loaded, has the same density once it has the state of another."""
+    found: list[Tensor] = []
+    with suppress(Exception):  # it may want more than it is made with
+        made = made_anew(s.part)
+        _shaken(made[0])
+        for one in made[1:]:
+            one.load_state_dict(made[0].state_dict())
+        found = [_density(replace(s, part=one.eval())) for one in made]
+    expect(
+        all(torch.allclose(found[0], other, rtol=1e-5, atol=1e-5) for other in found[1:]),
+        "other draws or another log_prob of one that is made anew and loads the state_dict",
+        "the same",
+        "keep what __init__ draws, or reads, in buffers that are saved",
+    )
 
 
 def _density(s: Subject) -> Tensor:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 from collections.abc import Callable
 from contextlib import suppress
 
+import numpy as np
 from torch import Tensor, nn
 
 from .. import unset
 from ..base import Part
 from ..svi.unsaved import unsaved
 from .setting import Subject, expect
+
+TIMES = 3
+"""That a part is made anew: what it draws may be the same twice."""
 
 
 def in_state(s: Subject, loss: Callable[[Subject], Tensor]) -> None:
@@ -26,21 +31,29 @@ def in_state(s: Subject, loss: Callable[[Subject], Tensor]) -> None:
     for found in unsaved(s.part, lambda: loss(s), list(s.vae.parameters())):
         do = "make it in __init__, self.NAME = torch.nn.Parameter(...), and use it in forward"
         expect(False, f"the {found} which is not in the model's state", "a Parameter that is made once", do)
-    other = _another(s.part)
+    other = _another(made_anew(s.part))
     found = f"a buffer '{other}' of persistent=False, which no run saves, with other numbers when it is made anew"
     expect(other is None, found, "it in the state, or the same each time", "leave out persistent=False")
 
 
-def _another(part: Part) -> str | None:
-    """The name of a buffer that is not saved and differs where the part is made twice; None too where it cannot be."""
-    made: list[nn.Module] = []
+def made_anew(part: Part) -> list[Part]:
+    """The same part, made a few times, each with random numbers of its own; none where it cannot be."""
+    made = []
+    known, numpys = random.getstate(), np.random.get_state()
     with suppress(Exception):  # what it was made with may not be what it holds
         names = inspect.signature(type(part)).parameters
         options = {name: getattr(part, name) for name in names if hasattr(part, name)}
         with unset.marked():
-            made = [type(part)(**copy.deepcopy(options)) for _ in range(2)]
+            made = [type(part)(**copy.deepcopy(options)) for _ in range(TIMES)]
+    random.setstate(known)
+    np.random.set_state(numpys)
+    return made
+
+
+def _another(made: list[Part]) -> str | None:
+    """The name of a buffer that is not saved and differs where a part is made twice."""
     if not made:
         return None
-    saved, (here, there) = made[0].state_dict(), (dict(one.named_buffers()) for one in made)
+    saved, (here, there) = made[0].state_dict(), (dict(one.named_buffers()) for one in made[:2])
     loose = here.keys() & there.keys() - saved.keys()
     return min((name for name in loose if not unset.same(here[name], there[name])), default=None)
