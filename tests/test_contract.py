@@ -654,6 +654,45 @@ def test_a_guide_that_scores_only_its_own_draws_is_held_against_them():
         check(OneWay)
 
 
+class OwnEncoder(pvae.networks.Encoder):
+    """Right, but for what the others keep."""
+
+    def __init__(self, shape, outputs, *, context=0):
+        super().__init__(shape, outputs, context=context)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, outputs)
+        self.keep()
+
+    def keep(self):
+        self.order = list(range(8))
+
+    def forward(self, x, context=None):
+        return self.last(self.first(x.flatten(1)).tanh()[:, self.order])
+
+
+class ShufflesItsUnits(OwnEncoder):
+    def keep(self):
+        self.order = torch.randperm(8).tolist()
+
+
+class ScalesItsUnits(OwnEncoder):
+    def keep(self):
+        self.register_buffer("scale", torch.randn(8), persistent=False)
+
+    def forward(self, x, context=None):
+        return self.last(self.first(x.flatten(1)).tanh() * self.scale)
+
+
+def test_a_network_of_ones_own_is_made_anew_too():
+    def check(network):
+        return pvae.testing.check_guide(pvae.MeanField(network(SHAPE, 4), 2))
+
+    assert check(OwnEncoder).skipped == {}
+    with pytest.raises(pvae.testing.ContractError, match=r"state: found other draws .* of one that is made anew"):
+        check(ShufflesItsUnits)
+    with pytest.raises(pvae.testing.ContractError, match=r"state: found a buffer 'encoder\.scale' of persistent=False"):
+        check(ScalesItsUnits)
+
+
 def test_networks_of_plain_layers_say_what_they_take():
     guide, likelihood = pvae.MeanField(pvae.mlp(6, [8], 4), 2), pvae.Bernoulli(pvae.mlp(3, [8], 6), (6,))
     assert pvae.testing.check_guide(guide).skipped == pvae.testing.check_likelihood(likelihood).skipped == {}

@@ -7,12 +7,14 @@ import inspect
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from .. import unset
 from ..base import Part
+from ..networks import Decoder, Encoder
 from ..svi.unsaved import unsaved
 from .setting import Subject, expect
 
@@ -41,13 +43,28 @@ def made_anew(part: Part) -> list[Part]:
     made = []
     known, numpys = random.getstate(), np.random.get_state()
     with suppress(Exception):  # what it was made with may not be what it holds
-        names = inspect.signature(type(part)).parameters
-        options = {name: getattr(part, name) for name in names if hasattr(part, name)}
         with unset.marked():
-            made = [type(part)(**copy.deepcopy(options)) for _ in range(TIMES)]
+            made = [_new(part) for _ in range(TIMES)]
     random.setstate(known)
     np.random.set_state(numpys)
     return made
+
+
+def _new(module: Any) -> Any:
+    """A module like another, and its networks; what does not say how it is made is copied."""
+    names = inspect.signature(type(module)).parameters
+    options = {name: copy.deepcopy(getattr(module, name)) for name in names if hasattr(module, name)}
+    for name, network in module.named_children():
+        if name in options and isinstance(network, Encoder | Decoder):
+            with suppress(Exception):
+                made = _new(network)
+                if _shapes(made) == _shapes(network):
+                    options[name] = made
+    return type(module)(**options)
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def _another(made: list[Part]) -> str | None:
