@@ -81,7 +81,7 @@ def test_a_density_integrates_to_one(name, latent):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_can_dream(name):
     """Reweighted wake-sleep draws from the prior within the step."""
-    part = made(name, 2).float()
+    part = made(name, 2).float().train()
     encoder = pvae.MLPEncoder(SHAPE, 4, [8])
     likelihood = pvae.Bernoulli(pvae.MLPDecoder(2, SHAPE, [8]), SHAPE)
     vae = pvae.VAE(part, likelihood, pvae.MeanField(encoder, 2))
@@ -511,6 +511,40 @@ def test_an_energy_is_bounded_and_its_normalizer_within_its_error(bound):
     found = part().log_normalizer.exp().item()
     exact = average(part.double(), lambda z: (-part.energy(z)).exp()).item()
     assert abs(found / exact - 1) < 0.1 * math.sinh(bound) / 2**8
+
+
+def step(bound, at):
+    """An energy that falls from b to -b at a point far out: few draws of the normal have most of the weight."""
+    part = priors.Energy(1, (1,), bound=bound).eval()
+    inner, _, outer = part.network
+    with torch.no_grad():
+        for parameter, value in ((inner.weight, 3.0), (inner.bias, -3.0 * at), (outer.weight, -4 * bound)):
+            parameter.fill_(value)
+        outer.bias.zero_()
+    return part
+
+
+@pytest.mark.parametrize(("bound", "at"), [(3.0, 2.6), (6.0, 3.0)])
+def test_an_energy_draws_exactly_where_few_draws_have_the_weight(bound, at):
+    """Kolmogorov-Smirnov against the distribution function by quadrature."""
+    part = step(bound, at)
+    z, cell = grid(1, half=8.0, n=4001)
+    with torch.no_grad():
+        weight = (pvae.Normal(1)().log_prob(z) - part.energy(z.float())).double().exp() * cell
+        x = part().expand([2, 1000]).sample()
+    assert x.shape == (2, 1000, 1)
+    cdf = ((weight.cumsum(0) - weight / 2) / weight.sum()).numpy()
+    found = scipy.stats.kstest(x.flatten().numpy(), lambda at: np.interp(at, z.squeeze(-1).numpy(), cdf))
+    assert found.pvalue > 1e-3
+
+
+def test_an_energy_says_where_its_draws_are_approximate():
+    part = step(20.0, 4.0)
+    with pytest.warns(
+        UserWarning, match=r"prior energy: rejection would take exp\(11\.\d\) draws of N\(0, I\) for one"
+    ):
+        assert part().expand([3]).sample().shape == (3, 1)
+    assert part.train()().expand([3]).sample().shape == (3, 1)  # all steps are alike, and it is not said
 
 
 @pytest.mark.parametrize("kind", [priors.Resampled, priors.Energy])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
@@ -20,7 +21,9 @@ from .prior import Prior
 TRAINING, EVALUATION = 1024, 2**16
 """How many points of N(0, I) an expectation is estimated by."""
 CANDIDATES = 256
-"""How many draws of N(0, I) one draw from an energy is chosen from."""
+"""How many draws of N(0, I) one draw from an energy is chosen from, where it is not by rejection."""
+TRIES = 10_000
+"""How many draws of N(0, I) rejection may take for one, on average."""
 
 
 class Tilted(Prior):
@@ -122,9 +125,11 @@ class Energy(Tilted, name="energy"):
     Z is not known but estimated: by 1,024 new draws at each call in training, by the same 65,536 points of a scrambled
     Sobol sequence at every call in evaluation. There log p(z) is off by one constant: 0.0002 nats of a network fitted
     to digits (20 dimensions), where as many draws have 0.0012. No bound on it is of use in many dimensions; that of
-    draws would be sinh(b) / sqrt(65,536) at most, 0.04 nats for b = 3. A bound is a bound up to that. Draws are
-    approximate, each resampled from 256 of N(0, I) by its weight: annealing that starts from them, and bidirectional
-    Monte Carlo, which take them for exact, are off where the weights are uneven; start annealing from the guide.
+    draws would be sinh(b) / sqrt(65,536) at most, 0.04 nats for b = 3. A bound is a bound up to that.
+
+    Draws are exact in evaluation: those of the normal that are accepted, with the probability exp(-f(z) - b), Z exp(-b)
+    of them on average and exp(-2 b) at least. Where they would be less than one in 10,000, and in training, whose steps
+    are to be alike, draws are approximate, each resampled from 256 of N(0, I) by its weight; the former with a warning.
 
     Args:
         latent: size of the latent.
@@ -150,7 +155,7 @@ class Energy(Tilted, name="energy"):
     def forward(self, y: Tensor | None = None) -> dist.Distribution:
         """p(z): batch shape (), event shape (latent,)."""
         log_normalizer = self.normalizer(lambda draws: (-self.energy(draws)).logsumexp(0) - math.log(len(draws)))
-        return NormalByEnergy(self.energy, log_normalizer, self.latent)
+        return NormalByEnergy(self.energy, log_normalizer, self.latent, None if self.training else self.bound)
 
 
 class NormalByEnergy(Unexpanded):
@@ -160,20 +165,44 @@ class NormalByEnergy(Unexpanded):
         energy: f(z) of z (..., D): (...).
         log_normalizer: log Z, ().
         size: D.
+        bound: b, which |f| does not exceed, for exact draws by rejection; None for approximate ones, in one pass.
     """
 
     support = dist.constraints.real_vector
 
-    def __init__(self, energy: Callable[[Tensor], Tensor], log_normalizer: Tensor, size: int) -> None:
-        self.energy, self.log_normalizer = energy, log_normalizer
+    def __init__(
+        self, energy: Callable[[Tensor], Tensor], log_normalizer: Tensor, size: int, bound: float | None = None
+    ) -> None:
+        self.energy, self.log_normalizer, self.bound = energy, log_normalizer, bound
         super().__init__(torch.Size(), torch.Size([size]))
 
     def density(self, value: Tensor) -> Tensor:  # noqa: D102
         return _log_normal(value) - self.energy(value) - self.log_normalizer
 
     def draw(self, shape: torch.Size) -> Tensor:  # noqa: D102
+        if self.bound is not None:
+            log_tries = self.bound - self.log_normalizer.item()
+            if log_tries <= math.log(TRIES):
+                return self._accepted(shape.numel(), self.bound, math.exp(log_tries)).reshape(shape + self.event_shape)
+            warnings.warn(
+                f"prior energy: rejection would take exp({log_tries:.1f}) draws of N(0, I) for one, expected at most"
+                f" {TRIES:,}: draws are approximate, chosen from {CANDIDATES}: start annealing from the guide, or fit"
+                " with a smaller bound",
+                stacklevel=2,
+            )
         tried = _normal_draws(self.log_normalizer, *shape, CANDIDATES, *self.event_shape)
         return pick(tried, choose(-self.energy(tried)))
+
+    def _accepted(self, n: int, bound: float, tries: float) -> Tensor:
+        """The first n draws of N(0, I) that are accepted, (n, D), each after so many on average."""
+        found, left = [_normal_draws(self.log_normalizer, 0, *self.event_shape)], n
+        while left > 0:
+            count = min(EVALUATION, math.ceil(1.1 * left * tries) + 64)
+            tried = _normal_draws(self.log_normalizer, count, *self.event_shape)
+            energy = self.energy(tried).double()  # as are the uniform numbers: float32 has few that are small
+            found.append(tried[torch.rand_like(energy).log() < -bound - energy])
+            left -= len(found[-1])
+        return torch.cat(found)[:n]
 
 
 def _even_points(count: int, size: int) -> Tensor:
