@@ -538,6 +538,18 @@ def test_an_energy_draws_exactly_where_few_draws_have_the_weight(bound, at):
     assert found.pvalue > 1e-3
 
 
+def test_in_training_an_energy_is_normalized_as_closely_as_it_says():
+    part = step(3.0, 2.6).train()
+    z, cell = grid(1, half=8.0, n=4001)
+    with torch.no_grad():
+        log_w, mass = -part.energy(z.float()).double(), pvae.Normal(1)().log_prob(z).exp() * cell
+        z_exact, square = (mass * log_w.exp()).sum(), (mass * (2 * log_w).exp()).sum()
+        off = z_exact.log() - torch.stack([part().log_normalizer for _ in range(3000)]).double()
+    expected = (square / z_exact**2 - 1) / 2048
+    assert 0.02 < expected < math.sinh(3) ** 2 / 2048
+    assert abs(off.mean() - expected) < 4 * off.std() / 3000**0.5
+
+
 def test_an_energy_says_where_its_draws_are_approximate():
     part = step(20.0, 4.0)
     with pytest.warns(
