@@ -58,6 +58,14 @@ def _seeded():
     pyro.clear_param_store()  # examples in docstrings know no fixtures, and may come next
 
 
+@pytest.fixture(autouse=True)
+def _validated():
+    """Distributions are validated after a test as before it: `torch.compile` turns that off, and importing zuko."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
 @pytest.fixture
 def real_data():
     """The folder of real data: MNIST and Frey Faces."""
