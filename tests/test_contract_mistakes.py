@@ -472,6 +472,14 @@ def test_right_ones_that_look_odd(prior):
     assert set(pvae.testing.check_prior(prior(2), skip=skip).skipped) == set(skip)
 
 
+@pytest.mark.parametrize(("latent", "seed"), [(2, 0), (2, 5), (2, 25), (3, 0), (3, 11)])
+def test_a_right_density_that_bends_much_passes(latent, seed):
+    """Its integral, and its finite differences, are as close as a lattice and a step of theirs can be."""
+    torch.manual_seed(seed)
+    part = pvae.priors.Spline(latent)
+    pvae.testing.check_prior(part, seed=seed, skip=[name for name in CLAUSES if name not in LOOKED])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("member", "options"), [v for f in ("prior", "guide") for v in variants(f)])
 def test_members_pass_whatever_the_seed(member, options):

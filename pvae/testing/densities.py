@@ -95,7 +95,7 @@ def _total(s: Subject, p: Any, draws: Tensor | None) -> Any:
     if _few(s, draws) and not isinstance(found := joint.mass(p, draws), str):
         return found
     if (found := _separated(s, p, draws)) is not None:
-        return float(found.total.exp()), 0.0, separable.TOLERANCE * (found.size + 1)
+        return float(found.total.exp()), found.error, separable.TOLERANCE * (found.size + 1)
     if s.part.family == "likelihood":
         return "its pixels depend on one another"
     if isinstance(points := _weighted(s, p, draws), str):

@@ -208,18 +208,29 @@ def _differs(function: Callable[[int], Tensor], parameters: list[Tensor]) -> tup
     """
     off = []
     for i in range(DIRECTIONS if parameters else 0):
-        directions = [torch.randn_like(parameter) for parameter in parameters]
-        high, low = (_shifted(lambda i=i: function(i), parameters, directions, step) for step in (STEP, -STEP))
-        out = function(i)
-        known = (high - low).isfinite()  # not where a step leads out of a support
-        out, change = out[known], (high - low)[known] / (2 * STEP)
-        weight = torch.randn_like(change)
-        found = _along((weight * out).sum(), parameters, directions)
-        expected = float((weight * change).sum())
-        error = TOLERANCE * float((weight * change).norm()) + ROUNDING / STEP * float((weight * out).detach().norm())
+        found, expected, error = _slopes(lambda i=i: function(i), parameters)
         if not abs(found - expected) <= error:
             off.append((found, expected))
     return off[0] if len(off) > DIRECTIONS / 2 else None
+
+
+def _slopes(function: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[float, float, float]:
+    """Along a random direction, of a random sum of a function's numbers: derivative, finite difference, its error."""
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+
+    def change(step: float) -> Tensor:
+        high, low = (_shifted(function, parameters, directions, way) for way in (step, -step))
+        return (high - low) / (2 * step)
+
+    step, each, out = STEP, change(STEP), function()
+    known = each.isfinite()  # not where a step leads out of a support
+    weight = torch.randn_like(out[known])
+    out, each = weight * out[known], weight * each[known]
+    found, size, slope = _along(out.sum(), parameters, directions), float(out.detach().norm()), float(each.norm())
+    if (flat := max(size, float(weight.norm()))) < slope:  # over such a step it may bend: a shorter one
+        step = STEP * flat / slope
+        each = weight * change(step)[known]
+    return found, float(each.sum()), TOLERANCE * float(each.norm()) + ROUNDING / step * size
 
 
 def _shifted(function: Callable[[], Tensor], parameters: list[Tensor], directions: list[Tensor], step: float) -> Tensor:

@@ -16,7 +16,7 @@ from ..distributions.sphere import log_area
 from .separable import tested
 from .spaces import Space, space_of
 
-SIDE = {1: 10_001, 2: 250}
+SIDE = {1: 10_000, 2: 250}
 """Points of a quadrature along each number."""
 KERNELS, POINTS, FREEDOM = 500, 8000, 3.0
 LEAST = 100.0
@@ -27,7 +27,7 @@ class Weighted:
     """Points u (N, free) with the weight p / q of each, and whether they were drawn at random."""
 
     def __init__(self, p: Any, space: Space, u: Tensor, log_q: Tensor, random: bool) -> None:
-        self.z, self.random = space.from_real(u), random
+        self.z, self.free, self.random = space.from_real(u), space.free, random
         log_p = p.log_prob(self.z.to(torch.get_default_dtype())).double()
         log_w = log_p + space.log_jacobian(u) - log_q
         self.w = log_w.nan_to_num(-torch.inf, posinf=torch.inf).exp()
@@ -39,8 +39,12 @@ class Weighted:
 
     @property
     def error(self) -> float:
-        """Of the mean weight."""
-        return float(self.w.std() / len(self.w) ** 0.5) if self.random else 0.0
+        """Of the mean weight; of a lattice, as the means differ of those that every second point of a number makes."""
+        w = self.w
+        if not self.random:
+            halves = w.reshape(*[SIDE[self.free] // 2, 2] * self.free)
+            w = halves.mean(list(range(0, halves.dim(), 2)))
+        return float(w.std() / w.numel() ** 0.5)
 
 
 def moments(found: Weighted, draws: Tensor) -> tuple[Tensor, Tensor]:

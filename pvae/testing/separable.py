@@ -33,6 +33,8 @@ class Separated(NamedTuple):
 
     total: Tensor
     """The logarithm of its integral."""
+    error: float
+    """How far that is another by way of another draw, as where its numbers are not quite independent."""
     value: Tensor
     """Values of each number, (G, d)."""
     mass: Tensor
@@ -56,7 +58,7 @@ def separate(p: Any, draws: Tensor, support: str) -> Separated | None:
         apart = bool(found.isfinite()) and max(totals) - min(totals) <= TOLERANCE * grid.value.shape[1]
         if not apart or bool((alone & moving).any()):
             return None
-    return Separated(totals[0], grid.value, log_mass.softmax(0))
+    return Separated(totals[0], float(max(totals) - min(totals)), grid.value, log_mass.softmax(0))
 
 
 def moments(p: Separated, draws: Tensor) -> tuple[Tensor, Tensor]:
