@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from .. import unset
 from ..base import Part
@@ -42,9 +42,8 @@ def made_anew(part: Part) -> list[Part]:
     """The same part, made a few times, each with random numbers of its own; none where it cannot be."""
     made = []
     known, numpys = random.getstate(), np.random.get_state()
-    with suppress(Exception):  # what it was made with may not be what it holds
-        with unset.marked():
-            made = [_new(part) for _ in range(TIMES)]
+    with suppress(Exception), unset.marked():  # what it was made with may not be what it holds
+        made = [_new(part) for _ in range(TIMES)]
     random.setstate(known)
     np.random.set_state(numpys)
     return made
@@ -63,7 +62,7 @@ def _new(module: Any) -> Any:
     return type(module)(**options)
 
 
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+def _shapes(module: nn.Module) -> dict[str, Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
