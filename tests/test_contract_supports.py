@@ -13,6 +13,7 @@ import pvae
 from pvae.testing import ContractError, check_guide, check_likelihood, check_prior
 from pvae.testing.contract import CLAUSES
 from pvae.testing.separable import separate
+from pvae.testing.setting import make
 
 SKIP = ("fast", "state", "copies")
 
@@ -386,6 +387,14 @@ def test_probabilities_of_few_values_do_not_pass_for_a_density():
         ContractError, match="support: found draws of few values, expected a density, as support = 'unit"
     ):
         check_likelihood(likelihood(GreyBernoulli), skip=SKIP)
+
+
+@pytest.mark.parametrize("seed", [2, 4, 7])
+def test_numbers_as_near_to_an_edge_as_single_precision_tells_apart(seed):
+    torch.manual_seed(seed)
+    skip = set(CLAUSES) - {"integrates", "samples"}
+    part = make(pvae.likelihoods.Beta, 4, (3, 2), {"precision": "decoder"})
+    assert check_likelihood(part, skip=skip, seed=seed).skipped.keys() == skip
 
 
 # Batch normalization.
