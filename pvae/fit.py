@@ -26,13 +26,14 @@ from . import build, cli, config, data, report
 from .config import FAMILIES, PARTS, Config, flag
 from .errors import InputError
 from .load import begin_with, read_data, run_data
-from .noise import forked
+from .noise import forked, pythons_forked
 from .progress import Progress
 from .runs import Checkpoint, Run, check_free, load_weights
 from .start import importing
 from .svi.own import parameters
 from .svi.unsaved import unsaved
 from .train import Training, steady, svi
+from .vae import Autoencoder
 
 RESUMABLE = ("device", "eval_chunk", "epochs")
 """What may change in a resumed run: where it runs, its memory, and where it ends."""
@@ -137,12 +138,12 @@ def _check_learned(training: Training) -> None:
     settings, (x, y) = training.config, training.dataset.train
     own = {name: value for name in FAMILIES if ":" in (value := getattr(settings, name))}
     found: list[str] = []
-    with suppress(Exception), forked(x.device):  # of an error the first step says more
+    with suppress(Exception), forked(x.device), pythons_forked():  # of an error the first step says more
         if own:
-            vae, objective = copy.deepcopy(training.vae), build.objective(settings)  # a call may change them
-            few = training.prepare(x[:2], None if y is None else y[:2])
-            loss = partial(objective.differentiable_loss, vae.model, vae.guide, *few)
-            found.extend(unsaved(vae, loss, parameters(objective)))
+            objective, few = build.objective(settings), training.prepare(x[:2], None if y is None else y[:2])
+            with _to_change(training.vae) as vae:
+                loss = partial(objective.differentiable_loss, vae.model, vae.guide, *few)
+                found.extend(unsaved(vae, loss, [*parameters(objective), *training.vae.parameters()]))
     if found:
         named = " ".join(f"{flag(name)} {value}" for name, value in own.items())
         climbs = not own.keys().isdisjoint(("objective", "gradient"))
@@ -151,6 +152,20 @@ def _check_learned(training: Training) -> None:
             f"{named}: found the {found[0]} which no checkpoint would have, expected a Parameter that is made once:"
             f" make it in __init__, self.NAME = torch.nn.Parameter(...){then}"
         )
+
+
+@contextmanager
+def _to_change(vae: Autoencoder) -> Iterator[Autoencoder]:
+    """A copy of it; where it cannot be copied, itself, whose state is put back."""
+    try:
+        copied = copy.deepcopy(vae)
+    except Exception:  # of what a part holds, as a lock
+        copied = None
+    state = {} if copied else copy.deepcopy(vae.state_dict())
+    try:
+        yield copied or vae
+    finally:
+        vae.load_state_dict(state, strict=False)
 
 
 def _resume(found: Namespace, own: dict[str, str]) -> int:

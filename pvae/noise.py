@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -33,6 +34,17 @@ def forked(device: torch.device | None = None) -> AbstractContextManager:
     if device is None:
         return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else [])
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def pythons_forked() -> Iterator[None]:
+    """Within it draws of Python's and numpy's own leave the generators that others see as they are."""
+    known, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(known)
+        np.random.set_state(numpys)
 
 
 def seed(number: int, device: torch.device) -> None:

@@ -264,6 +264,23 @@ class HasRoomForWhatItComputes(Wide):
         self.register_buffer("scratch", torch.empty(1000 * latent), persistent=False)
 
 
+class WaitsForData(pvae.Prior):
+    """Right: what it is set to is saved."""
+
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.loc = nn.Parameter(torch.empty(latent))
+        self.register_buffer("shift", torch.full((latent,), torch.nan))
+
+    def initialize(self, x, y=None):
+        with torch.no_grad():
+            self.loc.fill_(x.mean())
+            self.shift.fill_(x.std())
+
+    def forward(self, y=None):
+        return dist.Normal(self.loc + self.shift, 1.0).to_event(1)
+
+
 class TakesACondition(Wide):
     def __init__(self, latent, condition=None):
         super().__init__(latent, condition=condition)
@@ -602,6 +619,9 @@ def test_right_ones_pass():
     for part in (Wide, HasAModuleOfPyro, HasAModuleOfPyroOfOtherStrides, HasRoomForWhatItComputes, DropsOut):
         assert check(part).skipped == {}
     assert check(DrawsTheSameListWhenMade).skipped == {}
+    waits = WaitsForData(4)
+    waits.initialize(torch.randn(100, 8), None)
+    assert pvae.testing.check_prior(waits).skipped == {}
     found = check(CannotBeSampled)
     assert found.skipped == {
         "independent": "it cannot be sampled",

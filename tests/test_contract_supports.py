@@ -397,6 +397,26 @@ def test_numbers_as_near_to_an_edge_as_single_precision_tells_apart(seed):
     assert check_likelihood(part, skip=skip, seed=seed).skipped.keys() == skip
 
 
+class Close(pvae.Prior):
+    """Draws near 0, and a density that is too high."""
+
+    def forward(self, y=None):
+        return TooHigh(torch.zeros(self.latent), 1e-6).to_event(1)
+
+
+class TooHigh(dist.Normal):
+    def log_prob(self, value):
+        return super().log_prob(value) + 0.1
+
+    def expand(self, batch_shape, _instance=None):
+        return TooHigh(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+def test_numbers_near_0_are_at_no_edge_where_there_are_some_below():
+    with pytest.raises(ContractError, match=r"integral of 1\.[345]"):
+        check_prior(Close(3), skip=set(CLAUSES) - {"integrates"})
+
+
 # Batch normalization.
 
 

@@ -518,15 +518,15 @@ def test_what_a_file_imports_is_of_the_run_too(here, monkeypatch):
         run.describe(dataset, torch.device("cpu"), {})
     importlib.import_module("mylab.priors.aside")
     assert run.changed_parts() == []
-    Path("../elsewhere.py").write_text("# of a library")
     for name, told in (
         *(("mylab.base", 1), ("mylab.priors.numbers", 2), ("mylab.priors.aside", 2), ("mylab.priors.mine", 3)),
-        *(("mylab.__init__", 4), ("mylab.priors.__init__", 5), ("beside", 6)),
+        *(("mylab.__init__", 4), ("mylab.priors.__init__", 5), ("beside", 6), ("../elsewhere", 7)),
     ):
-        file = Path(name.replace(".", "/") + ".py")
+        file = Path(re.sub(r"\b\.", "/", name) + ".py")
         file.write_text(file.read_text() + "# mended\n")
         assert len(run.changed_parts()) == told
-    Path("beside.py").write_text("")
+    for name in ("beside.py", "../elsewhere.py"):
+        Path(name).write_text("")
     Path("helper.py").write_text("what is no Python")
     lines = run.changed_parts()
     names = "mylab.priors.mine:Mine", "mylab.base", "helper", "mylab.priors.numbers", "mylab", "mylab.priors"
@@ -635,6 +635,21 @@ class Transposed(Named):
     def forward(self, y=None):
         return dist.Normal(self.net(torch.ones(3)), 1.0).to_event(1)
 
+class Asking(Named):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.loc = nn.Parameter(torch.zeros(latent))
+    def forward(self, y=None):
+        return dist.Normal(pyro.param("asked", self.loc), 1.0).to_event(1)
+
+class Locked(Stored):
+    def __init__(self, latent):
+        super().__init__(latent)
+        self.lock = threading.Lock()
+    def forward(self, y=None):
+        pyro.param("fixed", torch.zeros(())).requires_grad_(False)
+        return super().forward(y)
+
 class Penalized(pvae.ELBO):
     def bound(self, log_w):
         return super().bound(log_w) - pyro.param("penalty", torch.ones(()), constraint=dist.constraints.positive)
@@ -651,7 +666,7 @@ class Held(pvae.ELBO):
 @pytest.mark.parametrize("latent", ["2", "3,2"])
 def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent, monkeypatch):
     quick(monkeypatch)
-    write("import pyro\nimport pyro.nn\n" + LEARNED)
+    write("import threading\nimport pyro\nimport pyro.nn\n" + LEARNED)
     options = [*SMALL, "--likelihood=gaussian", "--latent", latent]
     for name, found in (
         ("prior mylab:Stored", "pyro.param 'loc'"),
@@ -659,6 +674,7 @@ def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent, monkeypatch
         ("prior mylab:AtStart", "pyro.param 'at_start'"),
         ("prior mylab:Training", "pyro.param 'training'"),
         ("prior mylab:Late", "Parameter 'prior.late', made by forward,"),
+        ("prior mylab:Locked", "pyro.param 'loc'"),
         ("objective mylab:Penalized", "pyro.param 'penalty'"),
     ):
         for _ in range(2):  # Pyro's store is left as it was
@@ -667,6 +683,7 @@ def test_what_is_learned_is_a_parameter_of_the_model(capsys, latent, monkeypatch
                 f"--{name}: found the {found} which no checkpoint would have, expected a Parameter that is" in message
             )
             assert message.count("asks for by pyro.param('NAME', self.NAME)") == ("objective" in name)
+    assert go(*options, "--prior=mylab:Asking") == 0
     assert go(*options, "--prior=mylab:Named", "--out=run") == 0
     assert go("run", "--particles=1", "--train=0", command="compare") == 0
     assert go(*options, "--prior=mylab:Transposed", "--objective=mylab:Held") == 0

@@ -45,7 +45,18 @@ ROOMS = {
     "objectives": {"errors", "base", "bounds", "estimators", "noise", "programs"},
     "optimizers": {"errors", "base"},
     "testing": {
-        *{"errors", "base", "conditions", "config", "data", "distributions", "exact", "likelihoods", "networks"},
+        *{
+            "errors",
+            "base",
+            "conditions",
+            "config",
+            "data",
+            "distributions",
+            "exact",
+            "likelihoods",
+            "networks",
+            "noise",
+        },
         *{"objectives", "svi", "unset", "vae"},
     },
     "build": {
@@ -71,7 +82,7 @@ ROOMS = {
     "progress": {"train"},
     "fit": {
         *{"errors", "build", "cli", "config", "data", "load", "noise", "progress", "report", "runs", "start", "svi"},
-        *{"train"},
+        *{"train", "vae"},
     },
     "sample": {"errors", "cli", "config", "data", "figures", "files", "load", "plots"},
     "gradients": {"errors", "base", "cli", "data", "files", "load", "pace", "plots", "snr", "vae"},

@@ -74,16 +74,13 @@ def environment(config_: Config, dataset: Dataset, device: torch.device) -> dict
 
 
 def own_parts(config_: Config) -> dict[str, str]:
-    """SHA-256 of the file of each class that was named by import path, and of each module of one's own it imports.
-
-    That is what lies beside it, or beside the package that it is in, and below: what is elsewhere is a library.
-    """
+    """SHA-256 of the file of each class that was named by import path, and of each module of one's own it imports."""
     named = {family: name for family in FAMILIES if ":" in (name := getattr(config_, family))}
     modules = {name: lookup(family, name).__module__ for family, name in named.items()}
     files = {name: _file_of(module) for name, module in modules.items()}
     imported: dict[str, Path] = {}
     for module in modules.values():
-        _add_imported(module, _top_of(module), imported)
+        _add_imported(module, imported)
     files |= {module: file for module, file in imported.items() if module not in modules.values()}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
@@ -93,22 +90,16 @@ def _file_of(module: str) -> Path:
     return Path(file).absolute() if file else Path()
 
 
-def _top_of(module: str) -> Path:
-    """The directory that a module, or the package that it is in, was found in."""
-    inside = hasattr(sys.modules.get(module), "__path__")
-    return Path(*_file_of(module).parts[: -1 - module.count(".") - inside])
-
-
-def _add_imported(module: str, top: Path, found: dict[str, Path]) -> None:
-    """Add a module that is loaded, its packages, and all that it imports, and these import, if they are below `top`."""
+def _add_imported(module: str, found: dict[str, Path]) -> None:
+    """Add a module that is loaded, its packages, what it imports, and these import; libraries are left out."""
     file = _file_of(module)
     library = module.partition(".")[0] in LIBRARIES or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
-    if module in found or library or file.suffix != ".py" or not file.is_file() or top not in file.parents:
+    if module in found or library or file.suffix != ".py" or not file.is_file():
         return
     found[module] = file
     parent = module.rpartition(".")[0]
     for name in (parent, *_names(file.read_bytes(), sys.modules[module].__package__)):
-        _add_imported(name, top, found)
+        _add_imported(name, found)
 
 
 @lru_cache(maxsize=10_000)

@@ -26,8 +26,6 @@ UNWATCHED = (
 
 ROUGHER = 10
 """Times as much as a loss may its gradient be off: in exp(log w) the last digits of log w are the first that count."""
-SMALL = 0.01
-"""Of the whole gradient's norm, or of 1 where that is below: a smaller parameter's may be off by as much as one's."""
 
 
 @dataclass
@@ -72,6 +70,11 @@ class Graph(Step):
         return "an argument whose values are read in Python"
 
     @property
+    def rough(self) -> float:
+        """By how much a gradient may differ from the program's, of its norm; of a small one, of that share of all."""
+        return ROUGHER * self.tolerance
+
+    @property
     def next_is_due(self) -> bool:
         """Whether the next step is to be compared with the program: the 1st, 10th, 100th, ... of this graph."""
         return math.log10(self.played + 1).is_integer()
@@ -96,7 +99,7 @@ class Graph(Step):
         if self.right:
             pairs = zip(self.right, gradients, strict=False)  # after them come rows, and the gradients of others
             norms = norms_of(self.right)
-            least = SMALL * torch.linalg.vector_norm(norms).clamp(min=1.0)
+            least = self.rough * torch.linalg.vector_norm(norms).clamp(min=1.0)
             worst = (norms_of([found - right for right, found in pairs]) / norms.maximum(least)).max(0)
             self.right, self.off = (), (worst.values.item(), int(worst.indices))
 
@@ -116,10 +119,11 @@ class Graph(Step):
                     f" that is no tensor changes between steps{doubt}. {UNWATCHED}"
                 )
         off, place = self.off
-        self.miscompiled = not off <= ROUGHER * self.tolerance
+        self.miscompiled = not off <= self.rough
         if self.miscompiled:
             name = svi._names[svi._having[place]]
-            return f"the gradient of '{name}' in step {step} is off by {off:.3g} times its norm when compiled"
+            norm = f"norm (or {self.rough:.0%} of the whole gradient's, where that is more)"
+            return f"the gradient of '{name}' in step {step} is off by {off:.3g} times its {norm} when compiled"
         return ""
 
     def heads(self, svi: SVI, block: Sequence[Call]) -> Tensor:

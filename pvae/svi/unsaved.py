@@ -27,7 +27,9 @@ def unsaved(module: nn.Module, loss: Callable[[], Tensor], others: Collection[Te
                 before, value = dict(module.named_parameters()), loss()
             after = dict(module.named_parameters())
             known = {id(each) for each in (*first.values(), *before.values(), *after.values(), *others)}
-            loose = {name: each for name, each in store.named_parameters() if id(each) not in known}
+            loose = {
+                name: each for name, each in store.named_parameters() if each.requires_grad and id(each) not in known
+            }
             if loose and value.requires_grad:
                 slopes = torch.autograd.grad(value, list(loose.values()), allow_unused=True)
                 yield from (

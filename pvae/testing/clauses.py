@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..base import Part
 from ..conditions import Label
 from ..data.supports import is_discrete, supports_to
 from ..errors import InputError, written_at
@@ -189,10 +190,10 @@ def _shaken(module: torch.nn.Module) -> None:
 
 def state(s: Subject) -> str | None:
     """`state_dict`, through a file, is all that a trained part is: a fresh one that loads it has the same density."""
-    objective = _objectives(s)[-1]
+    objective, made = _objectives(s)[-1], made_anew(s.part)
     with _where_both_are(s):
-        in_state(s, lambda one: objective.differentiable_loss(one.vae.model, one.vae.guide, *one.batch()))
-    _anew(s)
+        in_state(s, lambda one: objective.differentiable_loss(one.vae.model, one.vae.guide, *one.batch()), made)
+    _same_anew(s, made)
     trained, fresh = s.copy(), s.copy()
     with suppress(Exception):  # it may want other data to start from
         trained.part.initialize(s.data(START), s.labels(START))
@@ -213,17 +214,17 @@ def state(s: Subject) -> str | None:
     return None
 
 
-def _anew(s: Subject) -> None:
-    """One that is made anew, as by a run that is loaded, has the same density once it has the state of another."""
+def _same_anew(s: Subject, made: list[Part]) -> None:
+    """Those that are made anew, as by a run that is loaded, have the same density once they have the same state."""
     found: list[Tensor] = []
     with suppress(Exception):  # it may want more than it is made with
-        made = made_anew(s.part)
-        _shaken(made[0])
-        for one in made[1:]:
-            one.load_state_dict(made[0].state_dict())
+        state = s.copy().part
+        _shaken(state)
+        for one in made:
+            one.load_state_dict(state.state_dict())
         found = [_density(replace(s, part=one.eval())) for one in made]
     expect(
-        all(torch.allclose(found[0], other, rtol=1e-5, atol=1e-5) for other in found[1:]),
+        all(torch.allclose(found[0], other, rtol=1e-5, atol=1e-5, equal_nan=True) for other in found[1:]),
         "other draws or another log_prob of one that is made anew and loads the state_dict",
         "the same",
         "keep what __init__ draws, or reads, in buffers that are saved",

@@ -106,8 +106,8 @@ def _total(s: Subject, p: Any, draws: Tensor | None) -> Any:
 def _at_edges(draws: Tensor) -> float:
     """The share of draws as near to 0 or 1 as single precision tells apart: what lies beyond cannot be integrated."""
     flat = draws.flatten(1).double()
-    near = (flat - flat.round()).abs()
-    return float(((near > 0) & (near < 1e-6)).any(1).double().mean())
+    near = flat.minimum(1 - flat)
+    return float(((near > 0) & (near < 1e-6)).any(1).double().mean()) if bool((near >= 0).all()) else 0.0
 
 
 def _few(s: Subject, draws: Tensor | None) -> bool:

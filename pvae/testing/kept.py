@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from torch import Size, Tensor, nn
 
 from .. import unset
 from ..base import Part
 from ..networks import Decoder, Encoder
+from ..noise import pythons_forked
 from ..svi.unsaved import unsaved
 from .setting import Subject, expect
 
@@ -22,31 +21,28 @@ TIMES = 3
 """That a part is made anew: what it draws may be the same twice."""
 
 
-def in_state(s: Subject, loss: Callable[[Subject], Tensor]) -> None:
+def in_state(s: Subject, loss: Callable[[Subject], Tensor], made: list[Part]) -> None:
     """Refuse what is learned beside the part's parameters, and buffers neither saved nor the same when made anew.
 
     Args:
         s: the part; it is left as it is.
         loss: of a step, by the model that it is in.
+        made: the same part, see `made_anew`.
     """
     s = s.copy()
     for found in unsaved(s.part, lambda: loss(s), list(s.vae.parameters())):
         do = "make it in __init__, self.NAME = torch.nn.Parameter(...), and use it in forward"
         expect(False, f"the {found} which is not in the model's state", "a Parameter that is made once", do)
-    other = _another(made_anew(s.part))
+    other = _another(made)
     found = f"a buffer '{other}' of persistent=False, which no run saves, with other numbers when it is made anew"
     expect(other is None, found, "it in the state, or the same each time", "leave out persistent=False")
 
 
 def made_anew(part: Part) -> list[Part]:
     """The same part, made a few times, each with random numbers of its own; none where it cannot be."""
-    made = []
-    known, numpys = random.getstate(), np.random.get_state()
-    with suppress(Exception), unset.marked():  # what it was made with may not be what it holds
-        made = [_new(part) for _ in range(TIMES)]
-    random.setstate(known)
-    np.random.set_state(numpys)
-    return made
+    with suppress(Exception), unset.marked(), pythons_forked():  # what it was made with may not be what it holds
+        return [_new(part) for _ in range(TIMES)]
+    return []
 
 
 def _new(module: Any) -> Any:
