@@ -92,7 +92,7 @@ def _pictures(run: Run, vae: Autoencoder, test: Split) -> dict[str, Callable[[],
         if table:
             rows = sample(vae, 2000, seed, test, mean=False)
             return plots.samples(_numpy(x), _numpy(rows), names=("test data", "samples of the model"), title=BESIDE)
-        return plots.image_grid(picture(sample(vae, 100, seed, test), test), title="Samples from the prior")
+        return plots.image_grid(picture(sample(vae, 100, seed, test), test), title="Samples: means of p(x|z)")
 
     drawn: dict[str, Callable[[], Any]] = {"reconstructions": reconstructions, "samples": samples}
     if run.config.layers == (2,):

@@ -293,6 +293,12 @@ class InheritsACondition(pvae.Prior):
         return dist.Normal(torch.zeros(self.latent), 1.0).to_event(1)
 
 
+class MisusesWhatItInherits(InheritsACondition):
+    def forward(self, y=None):
+        mean = torch.zeros(self.latent) if self.condition is None else 0 * self.condition(y)[..., :1]
+        return dist.Normal(mean.expand(*mean.shape[:-1], self.latent), 1.0).to_event(1)
+
+
 class UsesWhatItInherits(InheritsACondition):
     """Right: it depends on labels where it is made so."""
 
@@ -530,7 +536,7 @@ BROKEN = [
     (IgnoresItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
     (DropsItsLabels, "labels", "found the same log_prob under other labels, expected a density that depends on"),
     (
-        InheritsACondition,
+        MisusesWhatItInherits,
         "labels",
         r"made with condition=Label\(3\), .* write an __init__\(self, latent\) that does not",
     ),
@@ -619,6 +625,7 @@ def test_right_ones_pass():
     for part in (Wide, HasAModuleOfPyro, HasAModuleOfPyroOfOtherStrides, HasRoomForWhatItComputes, DropsOut):
         assert check(part).skipped == {}
     assert check(DrawsTheSameListWhenMade).skipped == {}
+    assert check(InheritsACondition).skipped["labels"] == "it depends on no labels"
     waits = WaitsForData(4)
     waits.initialize(torch.randn(100, 8), None)
     assert pvae.testing.check_prior(waits).skipped == {}

@@ -397,6 +397,20 @@ def test_numbers_as_near_to_an_edge_as_single_precision_tells_apart(seed):
     assert check_likelihood(part, skip=skip, seed=seed).skipped.keys() == skip
 
 
+class CountsForLevels(pvae.Bernoulli):
+    """It scores 0 to 16 where levels are 0, 1/16, ..., 1."""
+
+    support = "17 levels"
+
+    def forward(self, z, y=None):
+        return dist.Binomial(16, logits=self.decode(z, y)).to_event(1)
+
+
+def test_levels_lie_between_0_and_1():
+    with pytest.raises(ContractError, match="integrates: found"):
+        check_likelihood(likelihood(CountsForLevels), skip=set(CLAUSES) - {"integrates"})
+
+
 class Close(pvae.Prior):
     """Draws near 0, and a density that is too high."""
 

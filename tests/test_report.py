@@ -133,7 +133,11 @@ def test_every_figure_has_a_title(shape, tmp_path, monkeypatch):
         "Learning curves of the run \\$5\n\\u65e5",
         "Posterior means of test data",
         "Reconstructions of test data",
-        *(["Means of p(x|z) over the latent plane", "Samples from the prior"] if len(shape) > 1 else [figures.BESIDE]),
+        *(
+            ["Means of p(x|z) over the latent plane", "Samples: means of p(x|z)"]
+            if len(shape) > 1
+            else [figures.BESIDE]
+        ),
     }
 
 

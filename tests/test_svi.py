@@ -260,6 +260,34 @@ def test_a_sum_that_overflows_is_no_sites_doing():
         svi.step(torch.full((4,), 1.5e19))
 
 
+def test_an_objective_of_ones_own_that_is_not_finite_is_named():
+    class Trimmed(pvae.ELBO):
+        def bound(self, log_w):
+            return super().bound(log_w) + torch.nan
+
+    def model(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros(4), 1.0)), 1.0), obs=data)
+
+    def guide(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0))
+
+    svi = pvae.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trimmed())
+    with pytest.raises(pvae.NonFiniteError, match=r"or what Trimmed makes of them is not finite$"):
+        svi.step(torch.ones(4))
+
+
+def test_a_support_of_many_bounds_is_named_alone():
+    def model(data):
+        pyro.sample("x", dist.Binomial(torch.full((20, 20), 9), torch.tensor(0.5)).to_event(2), obs=data)
+
+    svi = pvae.SVI(model, nothing, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(ValueError, match=r"expected IntegerInterval, as Binomial") as found:
+        svi.step(torch.full((20, 20), 0.5))
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,7 +15,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .observed import outside
+from ..errors import LIBRARIES
+from .observed import outside, shortened
 
 
 class NonFiniteError(ArithmeticError, ValueError):
@@ -87,7 +88,7 @@ def _inner(constraint: str) -> str:
     """A constraint without what says how many dimensions are one event."""
     while found := re.fullmatch(r"IndependentConstraint\((.*), \d+\)", constraint):
         constraint = found[1]
-    return constraint
+    return shortened(constraint)
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -141,7 +142,9 @@ def blame(
     for parameter, name in parameters.items():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of '{name}' is not finite, though every site's value and log_prob are"
-    return "each site's value and log_prob, each parameter and gradient is finite: their sum or norm overflows"
+    own = elbo is not None and type(elbo).__module__.partition(".")[0] not in LIBRARIES
+    of = f", or what {type(elbo).__name__} makes of them is not finite" if own else ""
+    return f"each site's value and log_prob, each parameter and gradient is finite: their sum or norm overflows{of}"
 
 
 def _given(args: tuple, kwargs: dict) -> str:

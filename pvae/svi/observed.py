@@ -13,6 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
+LONG = 100
+"""Characters of a support that are not shown: it may print all of its bounds."""
 BY_ELEMENT = (
     constraints.greater_than,
     constraints.greater_than_eq,
@@ -85,7 +87,17 @@ def outside(site: dict[str, Any], masked: bool = True) -> str:
     at = (~inside).nonzero()[0].tolist()
     found = f"{value[tuple(at)].item():.7g}" if inside.shape == value.shape else "a value outside"
     scores = type(inner(fn)).__name__
-    return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {support}, as {scores} scores"
+    expected = shortened(str(support))
+    return f"found {found} at {at}, of shape {tuple(value.shape)}, expected {expected}, as {scores} scores"
+
+
+def shortened(support: str) -> str:
+    """What torch prints of a support, without its bounds where they are many numbers.
+
+    >>> shortened(f"IntegerInterval(lower_bound=0, upper_bound={torch.ones(100)})")
+    'IntegerInterval'
+    """
+    return support if len(support) < LONG else support.partition("(")[0]
 
 
 def counted_inside(site: dict[str, Any], support: constraints.Constraint | None = None) -> Tensor:

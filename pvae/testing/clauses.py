@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..base import Part
 from ..conditions import Label
 from ..data.supports import is_discrete, supports_to
-from ..errors import InputError, written_at
+from ..errors import LIBRARIES, InputError, written_at
 from ..objectives import ELBO, IWAE, Objective
 from ..svi import SVI, NonFiniteError
 from .densities import scores_anything
@@ -103,9 +103,14 @@ def _with_condition(s: Subject) -> str | None:
     except (TypeError, ValueError, AttributeError):
         return "it was made without a condition, and is not made with one by its defaults: check one that has it"
     _shaken(made)
+    asked: list[bool] = []
+    if (condition := getattr(made, "condition", None)) is not None:
+        condition.register_forward_pre_hook(lambda *_: asked.append(True))
     try:
         return _depends(Subject(made, vae.eval(), s.latent, s.shape), (8,))
     except Broken as error:
+        if not asked and type(s.part).__init__.__module__.partition(".")[0] in LIBRARIES:  # which no one wrote for it
+            return "it depends on no labels"
         raise Broken(
             f"made with condition=Label(3), which its __init__ takes: {error}; if it has no labels to depend on, write"
             " an __init__(self, latent) that does not take one"

@@ -177,7 +177,7 @@ def _levels(flat: Tensor, known: Tensor, support: str) -> Grid:
     step = 1 / (1 / step).round() if step < 1 else step.round()
     span = float(every.max() - every.min()) + 50 * float(step)
     low, high = float(every.min()) - span, float(every.max()) + 2 * span
-    if support in UNIT or (float(step) < 1 and every.min() >= 0 and every.max() <= 1):
+    if support in UNIT or has_levels(support) or (float(step) < 1 and every.min() >= 0 and every.max() <= 1):
         low, high = 0.0, 1.0
     low = max(low, 0.0) if every.min() >= 0 else low
     count = min(int((high - low) / float(step) + 1.5), 20_000)
