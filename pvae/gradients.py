@@ -134,7 +134,8 @@ def table(results: Found, ks: Sequence[int], title: str) -> str:
     end += f"; no signal: an SNR of {_floor(results):.3g}"
     lacking = [name for name, by_k in results.items() if len(by_k) < len(ks)]
     lines += ["", f"-: too few particles for {', '.join(lacking)}"] if lacking else [""]
-    return "\n".join([*lines, end])
+    notes = [f"{name}: {beside}" for name in results if (beside := getattr(lookup("gradient", name), "beside", ""))]
+    return "\n".join([*lines, end, *notes])
 
 
 def _values(by_k: dict[int, dict[str, Signal]], ks: Sequence[int], group: str, number: str) -> list[float]:

@@ -56,6 +56,11 @@ def test_the_toy(capsys):
     out = capsys.readouterr().out
     assert out.startswith("the Gaussian toy, iwae, 10 gradients each\n")
     assert out.count("\nreparam  ") == 6  # three numbers of two groups
+    assert "biased" not in out
+    assert go("--toy", "--particles", "1,4", "--gradient", "dreg,stl,rws", "--samples", 10, command="gradients") == 0
+    stl, rws = capsys.readouterr().out.splitlines()[-2:]
+    assert stl.startswith("stl: biased for a bound that weighs its draws")
+    assert rws == "rws: the guide's is of another objective"
 
 
 class Closed(io.StringIO):

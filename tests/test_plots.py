@@ -219,6 +219,13 @@ def test_khat_that_could_not_be_fitted_is_counted_and_not_drawn():
     assert names[:2] == ["some\n25% above\n25% no tail\n2 not fitted", "none\n3 not fitted"]
 
 
+def test_a_histogram_says_how_many_are_far_out():
+    table = np.random.default_rng(0).poisson(3.0, (400, 3)).astype(np.float32)
+    table[7, 1] = 400
+    titles = [panel.get_title() for panel in plots.samples(table, table[:9]).axes]
+    assert titles == ["column 1", "column 2, 2 far out", "column 3"]
+
+
 def test_samples_of_a_table_are_histograms_beside_the_data():
     figure = plots.samples(PROFILES[:, :3], PROFILES[:5, :3] + 9, names=("here", "there"), title="both")
     assert (figure.get_suptitle(), figure.get_supylabel()) == ("both", "density")

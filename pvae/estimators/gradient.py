@@ -56,6 +56,8 @@ class Gradient(Member, family="gradient"):
     """Whether it takes the path through the draws, for which every site has to be reparameterized."""
     scores: ClassVar[bool] = True
     """Whether it rests on the gradient of log q, for which every site has to have a density: a point mass has none."""
+    beside: ClassVar[str] = ""
+    """Where its mean is not the gradient of the bound: a signal of it is one of something else."""
 
     @classmethod
     def misfit(cls, objective: Bounded) -> str:

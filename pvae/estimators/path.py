@@ -45,6 +45,7 @@ class StickingTheLanding(Gradient, name="stl"):
 
     reparameterized = True
     scores = False
+    beside = "biased for a bound that weighs its draws, as iwae of K > 1"
 
     def coefficients(self, objective: Bounded, log_w: Tensor, beta: float | Tensor) -> Coefficients:
         """The slopes, and nothing for the score."""

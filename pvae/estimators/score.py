@@ -105,6 +105,8 @@ class ReweightedWakeSleep(Gradient, name="rws"):
         phase: the guide's: wake, sleep or both.
     """
 
+    beside = "the guide's is of another objective"
+
     def __init__(self, phase: Literal["wake", "sleep", "both"] = "wake") -> None:
         self.wake = _choice("phase", phase, {"wake": 1.0, "sleep": 0.0, "both": 0.5})
 

@@ -58,7 +58,8 @@ def histograms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
             heights = counts / max(counts.sum(), 1) / np.diff(bins)  # of one datum, which is far out, there may be none
             look = {"fill": True, "color": FAINT, "alpha": 0.5} if not i else {"color": LINES[1], "lw": 1.1}
             panel.stairs(heights, bins, label=name, **look)
-        panel.set_title(f"column {column + 1}", size=8)
+        far = int((abs(values - (bins[0] + bins[-1]) / 2) > bins[-1] - bins[0]).sum())  # half the axis beyond its ends
+        panel.set_title(f"column {column + 1}" + (f", {far} far out" if far else ""), size=8)
         panel.set_yticks([])
     _name(figure, sets, title)
     figure.supylabel("density")
