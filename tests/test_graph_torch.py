@@ -343,6 +343,15 @@ def test_a_small_gradient_may_be_rounding_where_products_are_rough(monkeypatch, 
     assert kinds(found[-1]) == [kind]
 
 
+@pytest.mark.parametrize(("factor", "name", "why"), [(0.5, "graph", ""), (1.5, "graph", "twice"), (2.5, "full", "")])
+def test_a_step_is_compiled_where_that_saves_twice_what_it_takes(monkeypatch, factor, name, why):
+    monkeypatch.setattr(compiling, "saved_by_fusion", lambda graph: (100, 0))
+    steps = factor * compiling.building(100, "cpu") / (100 * compiling.LAUNCH["cpu"])
+    found, said = compiling.choose(None, "cpu", round(steps))
+    assert found == name
+    assert ("; it is done where it saves twice as much as it takes" in said) == bool(why)
+
+
 def parts(x, m):
     """Of it, as it is, inductor makes another number: a result lies in a part of what has been given to others."""
     several = [torch.mm(x, m + i).tanh() for i in range(10)]

@@ -132,8 +132,8 @@ class Energy(Tilted, name="energy"):
     Draws are exact in evaluation: those of the normal that are accepted, with the probability exp(-f(z) - b), Z exp(-b)
     of them on average and exp(-2 b) at least. Where they would be less than one in 10,000, at which one draw takes some
     milliseconds, and in training, whose steps are to be alike, draws are approximate, each resampled from 256 of
-    N(0, I) by its weight; the former with a warning. A step of `pvae.SVI` that draws from a prior in evaluation mode
-    is not replayed: how many are tried is chance.
+    N(0, I) by its weight; the former with a warning. A step of `pvae.SVI` that draws from it in evaluation mode is
+    not replayed: how many are tried is chance.
 
     Args:
         latent: size of the latent.

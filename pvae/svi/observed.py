@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
 LONG = 100
-"""Characters of a support that are not shown: it may print all of its bounds."""
+"""Characters of a support from which on its bounds are not shown: it may print a page of them."""
 BY_ELEMENT = (
     constraints.greater_than,
     constraints.greater_than_eq,
